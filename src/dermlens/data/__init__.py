@@ -1,0 +1,1 @@
+"""Data sets: download, prepare, split, explore, draw and feed to a model."""

@@ -1,0 +1,132 @@
+"""The manifest: one row per image of a prepared data set.
+
+A prepared data set is a folder::
+
+    DATA/manifest.csv      image_id, path, mask_path, lesion_id, dx, dx_type, age, sex,
+                           localization, split   (paths relative to DATA; missing stays empty)
+    DATA/dataset.json      counts, fingerprint, where it came from
+    DATA/images.csv        image_id, width, height, bytes, crc32, perceptual_hash
+    DATA/images/           <image_id>.jpg
+    DATA/masks/            <image_id>_segmentation.png          (where known)
+    DATA/structures/       <image_id>_structure.png             (synthetic data only)
+    DATA/cache/            decoded pixels at training sizes, made on demand
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermlens.diagnoses import CODES
+from dermlens.errors import DataError
+from dermlens.files import write_csv
+
+COLUMNS: tuple[str, ...] = (
+    "image_id",
+    "path",
+    "mask_path",
+    "lesion_id",
+    "dx",
+    "dx_type",
+    "age",
+    "sex",
+    "localization",
+    "split",
+)
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+_TEXT_COLUMNS = tuple(column for column in COLUMNS if column != "age")
+
+
+def read_manifest(data: Path) -> pd.DataFrame:
+    """Read the manifest of a prepared data set.
+
+    Args:
+        data: Folder written by ``data prepare`` or ``data synthetic``.
+
+    Returns:
+        One row per image with the columns in ``COLUMNS``; ``age`` in years as float,
+        the others text; missing values are NaN. ``split`` is NaN before ``data split``.
+
+    Raises:
+        DataError: If the folder holds no manifest, a column is missing, an image is
+            listed twice, or a diagnosis is unknown.
+    """
+    path = Path(data) / "manifest.csv"
+    if not path.is_file():
+        raise DataError(
+            f"{data} is not a prepared data set: it holds no manifest.csv. Make one with "
+            "'dermlens data prepare SOURCE --out DATA' or 'dermlens data synthetic --out DATA'."
+        )
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "object"))
+    check_manifest(table, str(path))
+    return table
+
+
+def check_manifest(table: pd.DataFrame, name: str = "manifest.csv") -> None:
+    """Raise DataError unless the table is a usable manifest."""
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise DataError(f"{name} lacks the column {missing[0]!r}. Prepare the data set again.")
+    if table.empty:
+        raise DataError(f"{name} lists no image. Prepare the data set again.")
+    twice = table.loc[table.image_id.duplicated(), "image_id"]
+    if len(twice):
+        raise DataError(f"{name} lists image {twice.iloc[0]} twice. Prepare the data set again.")
+    unknown = sorted(set(table.dx.dropna()) - set(CODES))
+    if unknown or table.dx.isna().any():
+        raise DataError(
+            f"{name} holds the diagnosis {unknown[0] if unknown else '(empty)'!r}, which is none "
+            f"of {', '.join(CODES)}. Correct the metadata and prepare the data set again."
+        )
+
+
+def write_manifest(data: Path, table: pd.DataFrame) -> Path:
+    """Check the table and write it as ``DATA/manifest.csv``, sorted by image_id."""
+    check_manifest(table)
+    ordered = table.loc[:, list(COLUMNS)].sort_values("image_id", kind="stable")
+    return write_csv(Path(data) / "manifest.csv", ordered)
+
+
+def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Return the rows of one split, with a fresh index.
+
+    Raises:
+        DataError: If the data set has not been split, or the split is unknown or empty.
+    """
+    if split == "all":
+        return table.reset_index(drop=True)
+    if split not in SPLITS:
+        raise DataError(f"Unknown split {split!r}. Use one of: {', '.join(SPLITS)}, all.")
+    if table.split.isna().any():
+        raise DataError("The data set is not split yet. Run 'dermlens data split DATA' first.")
+    rows = table[table.split == split]
+    if rows.empty:
+        raise DataError(f"The split {split!r} holds no image. Run 'dermlens data split DATA'.")
+    return rows.reset_index(drop=True)
+
+
+def class_counts(table: pd.DataFrame) -> dict[str, int]:
+    """Return the number of images per diagnosis, in class order, zeros included."""
+    counts = table.dx.value_counts()
+    return {code: int(counts.get(code, 0)) for code in CODES}
+
+
+def class_indices(table: pd.DataFrame) -> np.ndarray:
+    """Return the class of each row as int32 positions in ``diagnoses.CODES``, shape (N,)."""
+    return np.asarray([CODES.index(code) for code in table.dx], dtype=np.int32)
+
+
+def fingerprint(table: pd.DataFrame, checks: pd.DataFrame) -> str:
+    """Return a SHA-256 over ids, labels and pixel checksums, independent of row order and split.
+
+    Args:
+        table: Manifest.
+        checks: Columns ``image_id`` and ``crc32`` (the content of ``images.csv``).
+    """
+    crc = dict(zip(checks.image_id, checks.crc32, strict=True))
+    lines = sorted(
+        f"{row.image_id},{row.lesion_id},{row.dx},{int(crc[row.image_id]):08x}"
+        for row in table.itertuples()
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

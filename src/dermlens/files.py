@@ -1,0 +1,102 @@
+"""Writing files so that nothing half-written ever stands under a final name."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.errors import DataError
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to ``path`` on success.
+
+    The temporary name keeps the suffix, so writers that look at it still work.
+    On an exception the temporary file is removed and ``path`` is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; rename it to ``path`` on success, replacing what stood there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy scalars and arrays and NaN into what JSON can hold (NaN becomes null)."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON atomically, numpy values included; NaN and infinity become null."""
+    with written_beside(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+    return Path(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Check the path, or make the file again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}). Make it again.") from error
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table atomically, without index, floats at full precision."""
+    with written_beside(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return Path(path)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Classifiers: build, train, calibrate, evaluate, save and load."""

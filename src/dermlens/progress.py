@@ -1,0 +1,104 @@
+"""Progress of long work: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Advance = Callable[..., None]
+"""Called as ``advance(steps=1, note="")`` after each piece of work."""
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str = "") -> None:
+    """Print one line to standard output at once."""
+    print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for people.
+
+    Example:
+        >>> duration(75), duration(4.2), duration(7200)
+        ('1 min 15 s', '4 s', '2 h 00 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """Show progress of ``total`` steps on standard error and yield ``advance(steps, note)``."""
+    if sys.stderr.isatty():
+        with _bar(title, total) as advance:
+            yield advance
+    else:
+        with _lines(title, total) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance
+
+
+@contextmanager
+def _lines(title: str, total: int) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        remaining = (now - start) / max(done, 1) * max(total - done, 0)
+        print(
+            f"{title}: {done}/{total}, ETA {duration(remaining)} {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+    yield advance
+
+
+def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+    """Iterate over ``items`` while showing progress."""
+    with progress(title, total) as advance:
+        for item in items:
+            yield item
+            advance()
