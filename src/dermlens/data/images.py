@@ -1,0 +1,199 @@
+"""Reading image files: decoding, checking, fitting to the size a model takes."""
+
+import io
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from dermlens.errors import DataError
+
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000
+_HASH_SIDE = 64
+_HASH_KEPT = 16
+
+
+class ImageChecks(TypedDict):
+    """What ``images.csv`` holds about one image file."""
+
+    width: int
+    height: int
+    bytes: int
+    crc32: int
+    perceptual_hash: str
+
+
+def open_rgb(content: bytes, name: str) -> Any:
+    """Decode an image file completely into an upright RGB PIL image.
+
+    EXIF orientation is applied; palette, gray, CMYK and 16-bit images become RGB; an alpha
+    channel is laid over white.
+
+    Args:
+        content: The bytes of the file.
+        name: Name for the error message.
+
+    Raises:
+        DataError: If the bytes are no image, are cut off, or hold more than ``MAX_PIXELS``.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(
+                f"{name} has {image.width}x{image.height} pixels, more than the "
+                f"{MAX_PIXELS:,} allowed. Scale it down first."
+            )
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name} cannot be decoded as an image ({error}). Replace or remove the file."
+        ) from error
+
+
+def _to_rgb(image: Any) -> Any:
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        return Image.fromarray(np.uint8(np.clip(values / top, 0, 1) * 255 + 0.5)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        upper = image.convert("RGBA")
+        white = Image.new("RGBA", upper.size, "white")
+        return Image.alpha_composite(white, upper).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit_image(image: Any, size: tuple[int, int]) -> np.ndarray:
+    """Scale and center-crop an RGB PIL image to a model's input size, aspect ratio kept.
+
+    The one geometry used for training, evaluation and serving. Cameras' 4:3 frames fill a
+    3:4 input without loss; a landscape frame is never rotated, only its longer side trimmed.
+
+    Args:
+        image: RGB PIL image of any size.
+        size: (height, width) in pixels.
+
+    Returns:
+        uint8 array (height, width, 3), antialiased.
+    """
+    from PIL import Image
+
+    box = fit_box(image.height, image.width, size)
+    fitted = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(fitted, dtype=np.uint8)
+
+
+def fit_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the (left, top, right, bottom) part of an image that fills ``size`` undistorted.
+
+    Example:
+        >>> fit_box(300, 400, (192, 256))
+        (0.0, 0.0, 400.0, 300.0)
+        >>> fit_box(300, 400, (100, 100))
+        (50.0, 0.0, 350.0, 300.0)
+    """
+    scale = min(height / size[0], width / size[1])
+    kept_height, kept_width = size[0] * scale, size[1] * scale
+    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    return (left, top, left + kept_width, top + kept_height)
+
+
+def fit_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """Bring a mask PIL image to a model's input size with the geometry of ``fit_image``.
+
+    Returns:
+        bool array (height, width).
+    """
+    from PIL import Image
+
+    gray = mask.convert("L")
+    box = fit_box(gray.height, gray.width, size)
+    fitted = gray.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(fitted) >= 128
+
+
+def load_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read an image file as uint8 RGB, (H, W, 3), fitted to ``size`` if given.
+
+    Raises:
+        DataError: If the file is missing or cannot be decoded.
+    """
+    image = open_rgb(read_bytes(path), str(path))
+    return np.asarray(image, dtype=np.uint8) if size is None else fit_image(image, size)
+
+
+def load_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask file as bool, (H, W), fitted to ``size`` if given.
+
+    Raises:
+        DataError: If the file is missing or cannot be decoded.
+    """
+    mask = open_rgb(read_bytes(path), str(path))
+    return np.asarray(mask.convert("L")) >= 128 if size is None else fit_mask(mask, size)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, or raise DataError with a sentence."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Check the path.") from error
+
+
+def inspect_image(path: Path) -> ImageChecks:
+    """Decode an image file completely and return its checks.
+
+    Raises:
+        DataError: If the file is missing or cannot be decoded.
+    """
+    return inspect_bytes(read_bytes(path), str(path))
+
+
+def inspect_bytes(content: bytes, name: str) -> ImageChecks:
+    """Decode the bytes of an image file completely and return its checks."""
+    image = open_rgb(content, name)
+    return ImageChecks(
+        width=image.width,
+        height=image.height,
+        bytes=len(content),
+        crc32=zlib.crc32(content),
+        perceptual_hash=perceptual_hash(image),
+    )
+
+
+@cache
+def _cosines() -> np.ndarray:
+    """First rows of the orthonormal DCT-II matrix, (kept, side)."""
+    row = np.arange(_HASH_KEPT)[:, None]
+    column = np.arange(_HASH_SIDE)[None, :]
+    matrix = np.cos(np.pi * row * (2 * column + 1) / (2 * _HASH_SIDE))
+    matrix[0] /= np.sqrt(2)
+    return matrix * np.sqrt(2 / _HASH_SIDE)
+
+
+def perceptual_hash(image: Any) -> str:
+    """Return a 256-bit perceptual hash as 64 hexadecimal digits.
+
+    The signs, relative to their median, of the lowest 16x16 DCT coefficients of the 64x64
+    gray image (Zauner, "Implementation and benchmarking of perceptual image hash functions",
+    2010). Small Hamming distances mean near-duplicates, whatever the file format and scale.
+    """
+    from PIL import Image
+
+    side = (_HASH_SIDE, _HASH_SIDE)
+    gray = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX), dtype=np.float64)
+    low = (_cosines() @ gray @ _cosines().T).ravel()
+    bits = low > np.median(low[1:])
+    return np.packbits(bits).tobytes().hex()
