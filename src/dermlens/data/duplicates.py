@@ -1,0 +1,107 @@
+"""Near-duplicate photographs filed under different lesions.
+
+A handful of HAM10000's images show the same lesion under two lesion ids (recolored or
+re-photographed copies). Left apart, they leak from training into test. Perceptual hashes
+propose pairs; the correlation of their fine detail confirms them, because small lesions in the
+same dark frame have alike hashes without being the same photograph.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.images import load_image
+
+MAX_HASH_DISTANCE = 72
+MIN_DETAIL_CORRELATION = 0.6
+_THUMBNAIL = (72, 96)
+
+
+def near_duplicates(data: Path, table: pd.DataFrame, checks: pd.DataFrame) -> pd.DataFrame:
+    """Find pairs of near-duplicate images that carry different lesion ids.
+
+    Args:
+        data: Prepared data set.
+        table: Manifest.
+        checks: ``images.csv``, with ``image_id`` and ``perceptual_hash``.
+
+    Returns:
+        Columns image_a, image_b, hash_distance (bits of 256), detail_correlation (-1..1),
+        sorted by image_a and image_b.
+    """
+    hashes = dict(zip(checks.image_id, checks.perceptual_hash, strict=True))
+    lesions = table.lesion_id.to_numpy()
+    first, second, distance = hash_pairs([hashes[i] for i in table.image_id], MAX_HASH_DISTANCE)
+    apart = lesions[first] != lesions[second]
+    first, second, distance = first[apart], second[apart], distance[apart]
+    involved = np.unique(np.concatenate([first, second])) if len(first) else np.zeros(0, int)
+    paths = table.path.to_numpy()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        details = pool.map(lambda i: _detail(data / paths[i]), involved)
+        detail_of = dict(zip(involved.tolist(), details, strict=True))
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    correlation = np.array([float(detail_of[a] @ detail_of[b]) for a, b in pairs])
+    sure = np.flatnonzero(correlation >= MIN_DETAIL_CORRELATION) if len(first) else []
+    ids = table.image_id.to_numpy()
+    found = [
+        (*sorted((ids[first[k]], ids[second[k]])), int(distance[k]), round(correlation[k], 4))
+        for k in sure
+    ]
+    columns = ["image_a", "image_b", "hash_distance", "detail_correlation"]
+    return pd.DataFrame(sorted(found), columns=columns)
+
+
+def hash_pairs(
+    hashes: list[str], max_distance: int, block: int = 1024
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return all pairs of hashes within a Hamming distance, by matrix products of signs.
+
+    Args:
+        hashes: Hexadecimal hashes of equal length.
+        max_distance: Largest distance in bits, inclusive.
+        block: Rows compared at a time; bounds memory.
+
+    Returns:
+        first, second, distance: int arrays with first < second.
+
+    Example:
+        >>> first, second, distance = hash_pairs(["00", "01", "ff"], 1)
+        >>> first.tolist(), second.tolist(), distance.tolist()
+        ([0], [1], [1])
+    """
+    packed = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in hashes])
+    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+    bits = signs.shape[1]
+    firsts, seconds, distances = [], [], []
+    for start in range(0, len(signs), block):
+        distance = (bits - signs[start : start + block] @ signs.T) / 2
+        row, column = np.nonzero(distance <= max_distance)
+        upper = row + start < column
+        row, column = row[upper], column[upper]
+        firsts.append(row + start)
+        seconds.append(column)
+        distances.append(distance[row, column])
+    return (
+        np.concatenate(firsts),
+        np.concatenate(seconds),
+        np.concatenate(distances).astype(int),
+    )
+
+
+def _detail(path: Path) -> np.ndarray:
+    """Fine structure of the central part of an image as a unit vector.
+
+    Color cast, vignette and smooth shading, which unrelated photographs share, are removed by
+    subtracting a local mean.
+    """
+    from scipy.ndimage import uniform_filter
+
+    gray = load_image(path, _THUMBNAIL).mean(axis=2)
+    fine = gray - uniform_filter(gray, 13, mode="nearest")
+    center = fine[8:-8, 12:-12].ravel()
+    center = center - center.mean()
+    norm = np.linalg.norm(center)
+    return center / norm if norm > 0 else center

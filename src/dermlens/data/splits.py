@@ -1,0 +1,225 @@
+"""Lesion-grouped, stratified splits, and the audit that proves they do not leak."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.duplicates import near_duplicates
+from dermlens.data.manifest import SPLITS, class_counts, read_manifest, write_manifest
+from dermlens.diagnoses import CODES
+from dermlens.errors import DataError
+from dermlens.files import read_json, write_csv, write_json
+
+FRACTIONS: dict[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
+
+
+def split_data_set(
+    data: Path, *, seed: int = 0, fractions: Mapping[str, float] = FRACTIONS
+) -> pd.DataFrame:
+    """Assign every image of a prepared data set to train, validation or test, and store it.
+
+    Images of one lesion, and near-duplicate images of different lesions, stay together; each
+    diagnosis is divided in the same proportions. The same seed gives the same split on every
+    machine.
+
+    Returns:
+        The manifest with its ``split`` column filled.
+
+    Raises:
+        DataError: If a diagnosis has fewer lesions than there are splits.
+    """
+    data = Path(data)
+    table = read_manifest(data)
+    pairs = near_duplicates(data, table, read_checks(data))
+    groups = connected_groups(table, zip(pairs.image_a, pairs.image_b, strict=True))
+    table["split"] = assign(table, groups, seed=seed, fractions=fractions)
+    write_csv(data / "near_duplicates.csv", pairs)
+    write_manifest(data, table)
+    summary = read_json(data / "dataset.json")
+    summary["split"] = {
+        "seed": seed,
+        "fractions": dict(fractions),
+        "near_duplicate_pairs": len(pairs),
+        "images": {s: int((table.split == s).sum()) for s in SPLITS},
+        "per_class": {s: class_counts(table[table.split == s]) for s in SPLITS},
+    }
+    write_json(data / "dataset.json", summary)
+    return table
+
+
+def read_checks(data: Path) -> pd.DataFrame:
+    """Read ``images.csv`` of a prepared data set.
+
+    Raises:
+        DataError: If it is missing.
+    """
+    path = Path(data) / "images.csv"
+    if not path.is_file():
+        raise DataError(f"{path} is missing. Prepare the data set again.")
+    return pd.read_csv(path, dtype={"image_id": str, "perceptual_hash": str})
+
+
+def connected_groups(table: pd.DataFrame, pairs: Iterable[tuple[str, str]] = ()) -> np.ndarray:
+    """Return a group name per row: images linked by lesion or by a near-duplicate pair share it.
+
+    Args:
+        table: Manifest.
+        pairs: Pairs of image ids that must stay together.
+
+    Returns:
+        Object array (N,): the alphabetically first lesion id of each row's group.
+    """
+    parent = {lesion: lesion for lesion in table.lesion_id}
+    lesion_of = dict(zip(table.image_id, table.lesion_id, strict=True))
+
+    def root(lesion: str) -> str:
+        while parent[lesion] != lesion:
+            parent[lesion] = parent[parent[lesion]]
+            lesion = parent[lesion]
+        return lesion
+
+    for first, second in pairs:
+        a, b = sorted((root(lesion_of[first]), root(lesion_of[second])))
+        parent[b] = a
+    return np.array([root(lesion) for lesion in table.lesion_id], dtype=object)
+
+
+def assign(
+    table: pd.DataFrame,
+    groups: np.ndarray,
+    *,
+    seed: int = 0,
+    fractions: Mapping[str, float] = FRACTIONS,
+) -> np.ndarray:
+    """Assign groups to splits, diagnosis by diagnosis, always to the split that lacks most.
+
+    Groups come in the order of a hash of seed and name, so the result depends neither on row
+    order nor on any library's random generator.
+
+    Returns:
+        Object array (N,) of split names.
+
+    Raises:
+        DataError: If a diagnosis has fewer groups than there are splits.
+    """
+    frame = pd.DataFrame({"group": groups, "dx": table.dx.to_numpy()})
+    sizes = frame.groupby("group").size()
+    main_dx = frame.groupby("group").dx.agg(lambda values: values.value_counts().idxmax())
+    chosen: dict[str, str] = {}
+    for code in CODES:
+        names = [str(name) for name in main_dx.index[main_dx == code]]
+        if 0 < len(names) < len(fractions):
+            raise DataError(
+                f"The diagnosis {code} has only {len(names)} lesion(s); {len(fractions)} are needed "
+                "so that no split lacks the class. Add images of it."
+            )
+        names.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        chosen.update(_fill(names, sizes, fractions))
+    return np.array([chosen[group] for group in groups], dtype=object)
+
+
+def _fill(
+    names: list[str], sizes: "pd.Series[int]", fractions: Mapping[str, float]
+) -> dict[str, str]:
+    total = int(sum(sizes[name] for name in names))
+    lack = {split: share * total for split, share in fractions.items()}
+    empty = list(fractions)
+    chosen = {}
+    for position, name in enumerate(names):
+        must_fill = len(names) - position <= len(empty)
+        candidates = empty if must_fill else list(fractions)
+        split = max(candidates, key=lambda s: (lack[s] / fractions[s], fractions[s]))
+        chosen[name] = split
+        lack[split] -= int(sizes[name])
+        if split in empty:
+            empty.remove(split)
+    return chosen
+
+
+def audit(data: Path, *, trials: int = 100, seed: int = 0) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Measure leakage: what an image-level split would leak, and what this split leaks.
+
+    Args:
+        data: Prepared data set with a split.
+        trials: Random image-level splits averaged.
+        seed: Seed of those splits.
+
+    Returns:
+        A table with one row per diagnosis and ``all``: images, lesions, images sharing their
+        lesion with another image, percentage of test images whose lesion would also be in
+        train under an image-level split of the same proportions, the same for this split. And
+        counts for this split: ``lesions_in_two_splits``, ``near_duplicates_in_two_splits``,
+        ``images_in_two_splits`` (identical file content).
+
+    Raises:
+        DataError: If the data set is not split.
+    """
+    data = Path(data)
+    table = read_manifest(data)
+    if table.split.isna().any():
+        raise DataError(f"{data} is not split yet. Run 'dermlens data split {data}' first.")
+    checks = read_checks(data)
+    pairs = near_duplicates(data, table, checks)
+    leaks = _leaks(table, checks, pairs)
+    generator = np.random.default_rng(seed)
+    hypothetical = np.mean(
+        [_leaked_share(table, _image_level(table, generator)) for _ in range(trials)], axis=0
+    )
+    actual = _leaked_share(table, table.split.to_numpy())
+    sharing = table.lesion_id.map(table.lesion_id.value_counts()) > 1
+    rows = []
+    for k, code in enumerate([*CODES, "all"]):
+        part = (table.dx == code) | (code == "all")
+        rows.append(
+            {
+                "dx": code,
+                "images": int(part.sum()),
+                "lesions": int(table.lesion_id[part].nunique()),
+                "images_sharing_a_lesion": int((part & sharing).sum()),
+                "leaking_under_image_level_split_percent": round(float(hypothetical[k]) * 100, 1),
+                "leaking_here_percent": round(float(actual[k]) * 100, 1),
+            }
+        )
+    return pd.DataFrame(rows), leaks
+
+
+def _leaks(table: pd.DataFrame, checks: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, int]:
+    split_of = dict(zip(table.image_id, table.split, strict=True))
+    content = checks.set_index("image_id").crc32.reindex(table.image_id).to_numpy()
+    by_content = pd.DataFrame({"crc": content, "split": table.split.to_numpy()})
+    crossing = [
+        split_of[a] != split_of[b] for a, b in zip(pairs.image_a, pairs.image_b, strict=True)
+    ]
+    return {
+        "lesions_in_two_splits": int((table.groupby("lesion_id").split.nunique() > 1).sum()),
+        "near_duplicates_in_two_splits": int(sum(crossing)),
+        "images_in_two_splits": int((by_content.groupby("crc").split.nunique() > 1).sum()),
+    }
+
+
+def _image_level(table: pd.DataFrame, generator: np.random.Generator) -> np.ndarray:
+    """A split by image, stratified by diagnosis: what others do."""
+    edges = np.cumsum([FRACTIONS[s] for s in SPLITS])
+    split = np.empty(len(table), dtype=object)
+    dx = table.dx.to_numpy()
+    for code in CODES:
+        rows = generator.permutation(np.flatnonzero(dx == code))
+        position = (np.arange(len(rows)) + 0.5) / max(len(rows), 1)
+        split[rows] = np.array(SPLITS, dtype=object)[np.searchsorted(edges[:-1], position)]
+    return split
+
+
+def _leaked_share(table: pd.DataFrame, split: np.ndarray) -> np.ndarray:
+    """Share of test images whose lesion is also in train, per diagnosis and for all."""
+    lesions = table.lesion_id.to_numpy()
+    dx = table.dx.to_numpy()
+    leaked = np.isin(lesions, np.unique(lesions[split == "train"])) & (split == "test")
+    test = split == "test"
+    shares = []
+    for code in [*CODES, "all"]:
+        part = test & ((dx == code) | (code == "all"))
+        shares.append(leaked[part].mean() if part.any() else 0.0)
+    return np.array(shares)
