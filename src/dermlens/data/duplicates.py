@@ -16,8 +16,10 @@ import pandas as pd
 from dermlens.data.images import load_image
 
 MAX_HASH_DISTANCE = 72
-MIN_DETAIL_CORRELATION = 0.6
-_THUMBNAIL = (72, 96)
+MIN_DETAIL_CORRELATION = 0.2
+_THUMBNAIL = (120, 160)
+_DETAIL_SHAPE = (_THUMBNAIL[0] - 16, _THUMBNAIL[1] - 24)
+_MAX_SHIFT = 6
 
 
 def near_duplicates(data: Path, table: pd.DataFrame, checks: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def near_duplicates(data: Path, table: pd.DataFrame, checks: pd.DataFrame) -> pd
         details = pool.map(lambda i: _detail(data / paths[i]), involved)
         detail_of = dict(zip(involved.tolist(), details, strict=True))
     pairs = zip(first.tolist(), second.tolist(), strict=True)
-    correlation = np.array([float(detail_of[a] @ detail_of[b]) for a, b in pairs])
+    correlation = np.array([_detail_correlation(detail_of[a], detail_of[b]) for a, b in pairs])
     sure = np.flatnonzero(correlation >= MIN_DETAIL_CORRELATION) if len(first) else []
     ids = table.image_id.to_numpy()
     found = [
@@ -92,16 +94,24 @@ def hash_pairs(
 
 
 def _detail(path: Path) -> np.ndarray:
-    """Fine structure of the central part of an image as a unit vector.
+    """Spectrum of an image's fine structure with local contrast evened out, unit energy.
 
-    Color cast, vignette and smooth shading, which unrelated photographs share, are removed by
-    subtracting a local mean.
+    Color cast, vignette, shading and the outline of a small dark blob, which unrelated
+    photographs share, count for little; hairs, network and skin marks count.
     """
     from scipy.ndimage import uniform_filter
 
     gray = load_image(path, _THUMBNAIL).mean(axis=2)
-    fine = gray - uniform_filter(gray, 13, mode="nearest")
-    center = fine[8:-8, 12:-12].ravel()
-    center = center - center.mean()
-    norm = np.linalg.norm(center)
-    return center / norm if norm > 0 else center
+    fine = gray - uniform_filter(gray, 9, mode="nearest")
+    contrast = np.sqrt(uniform_filter(fine**2, 15, mode="nearest"))
+    even = (fine / (contrast + 2.0))[8:-8, 12:-12]
+    even = even - even.mean()
+    norm = np.linalg.norm(even)
+    return np.fft.rfft2(even / norm if norm > 0 else even)
+
+
+def _detail_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Largest correlation of two fine structures over shifts of up to ``_MAX_SHIFT`` pixels."""
+    surface = np.fft.irfft2(first * np.conj(second), s=_DETAIL_SHAPE)
+    near = np.roll(surface, (_MAX_SHIFT, _MAX_SHIFT), axis=(0, 1))
+    return float(near[: 2 * _MAX_SHIFT + 1, : 2 * _MAX_SHIFT + 1].max())
