@@ -52,9 +52,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
         "Harmless: age warts, sun spots and similar growths.",
         "#56B4E9",
     ),
-    Diagnosis(
-        "df", "Dermatofibroma", False, "Harmless firm nodule, often on the legs.", "#009E73"
-    ),
+    Diagnosis("df", "Dermatofibroma", False, "Harmless firm nodule, often on the legs.", "#009E73"),
     Diagnosis(
         "mel",
         "Melanoma",
@@ -90,9 +88,7 @@ def by_code(code: str) -> Diagnosis:
     try:
         return _BY_CODE[code]
     except KeyError:
-        raise UsageError(
-            f"Unknown diagnosis {code!r}. Use one of: {', '.join(CODES)}."
-        ) from None
+        raise UsageError(f"Unknown diagnosis {code!r}. Use one of: {', '.join(CODES)}.") from None
 
 
 def class_index(target: str | int, classes: Sequence[str] = CODES) -> int:

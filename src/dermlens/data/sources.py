@@ -183,7 +183,9 @@ def read_metadata(path: Path) -> pd.DataFrame:
 
         table = pd.read_csv(StringIO(text), sep="\t" if "\t" in header else ",", dtype=object)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path} cannot be read as a table ({error}). Download it again.") from error
+        raise DataError(
+            f"{path} cannot be read as a table ({error}). Download it again."
+        ) from error
     table.columns = [str(column).strip().lower() for column in table.columns]
     for column in METADATA_COLUMNS:
         if column not in table.columns:

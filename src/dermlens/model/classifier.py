@@ -79,6 +79,7 @@ def build_classifier(
     precision: str = "float32",
     seed: int = 0,
     imagenet: bool = False,
+    any_size: bool = False,
 ) -> Any:
     """Build a flat classifier.
 
@@ -88,6 +89,8 @@ def build_classifier(
             logits stay float32).
         seed: Seed of the random initialization.
         imagenet: Download complete ImageNet weights for the backbone (needs the internet).
+        any_size: Take images of any size instead of the architecture's (for training at
+            several sizes).
 
     Returns:
         ``keras.Model``: input (N, height, width, 3), RGB 0..255, float32; output logits
@@ -110,7 +113,7 @@ def build_classifier(
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(precision)
     try:
-        return _build(architecture, imagenet)
+        return _build(architecture, imagenet, any_size)
     finally:
         keras.config.set_dtype_policy(before)
 
@@ -129,11 +132,12 @@ def _check(architecture: Architecture, precision: str) -> None:
         )
 
 
-def _build(architecture: Architecture, imagenet: bool) -> Any:
+def _build(architecture: Architecture, imagenet: bool, any_size: bool) -> Any:
     import keras
 
     application, preprocessing = BACKBONES[architecture.backbone]
-    pixels = keras.Input((*architecture.input_size, 3), name="image")
+    size = (None, None) if any_size else architecture.input_size
+    pixels = keras.Input((*size, 3), name="image")
     backbone = getattr(keras.applications, application)
     options: dict[str, Any] = {"include_top": False, "weights": None}
     try:

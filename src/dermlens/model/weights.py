@@ -1,4 +1,8 @@
-"""Loading pretrained weights by layer name, saying what was and was not covered."""
+"""Weights files: by layer name in HDF5, the form that ``keras.applications`` uses.
+
+One format for pretrained weights and for our own bundles, so that a bundle's weights can start
+another training, and any HDF5 tool can read them. Nothing is ever unpickled.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import ModelError
-from dermlens.model.classifier import backbone_layers
+from dermlens.files import written_beside
+from dermlens.model.classifier import backbone_layers, head_layers
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,34 @@ def full_coverage(model: Any) -> Coverage:
     return Coverage(tuple(layer.name for layer in backbone_layers(model)), ())
 
 
+def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
+    """Write all weights of a model by layer name, atomically.
+
+    Args:
+        model: From ``build_classifier``.
+        path: ``.h5`` file to write.
+        dtype: ``"float32"``, or ``"float16"`` to halve the file.
+    """
+    import h5py
+
+    with written_beside(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        layers = [layer for layer in model.layers if layer.weights]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        file.attrs["backend"] = b"tensorflow"
+        for layer in layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group.create_dataset(name, data=np.asarray(value, dtype=dtype), compression="gzip")
+    return Path(path)
+
+
 def load_by_name(model: Any, path: Path) -> Coverage:
     """Copy weights from a by-name HDF5 file (the form ``keras.applications`` uses).
 
     Layers are matched by name; a file may hold only part of the network; float16 storage is
-    widened. Nothing is copied unless everything that matches by name also matches in shape.
+    widened. The last layer is copied too if the file has it. Nothing is copied unless everything that matches by name also matches in shape.
 
     Args:
         model: From ``build_classifier``.
@@ -67,16 +95,29 @@ def load_by_name(model: Any, path: Path) -> Coverage:
             f"(such as {next(iter(stored), 'none')!r}) is in {model.name}. Choose the backbone "
             "the file was made for."
         )
-    for layer in layers:
-        if layer.name in stored:
-            _check_shapes(layer, stored[layer.name], path)
-    for layer in layers:
-        if layer.name in stored:
-            layer.set_weights([np.asarray(w, dtype=np.float32) for w in stored[layer.name]])
+    matching = [layer for layer in [*layers, *head_layers(model)] if layer.name in stored]
+    for layer in matching:
+        _check_shapes(layer, stored[layer.name], path)
+    for layer in matching:
+        layer.set_weights([np.asarray(w, dtype=np.float32) for w in stored[layer.name]])
     return Coverage(
         tuple(layer.name for layer in layers if layer.name in stored),
         tuple(layer.name for layer in layers if layer.name not in stored),
     )
+
+
+def load_all_by_name(model: Any, path: Path) -> None:
+    """Copy every weight of a model from a file that ``save_by_name`` wrote.
+
+    Raises:
+        ModelError: If the file lacks a layer of the model or has it in another shape.
+    """
+    stored = _read(Path(path))
+    for layer in (layer for layer in model.layers if layer.weights):
+        if layer.name not in stored:
+            raise ModelError(f"{path} lacks layer {layer.name!r} of {model.name}. Copy it again.")
+        _check_shapes(layer, stored[layer.name], path)
+        layer.set_weights([np.asarray(w, dtype=np.float32) for w in stored[layer.name]])
 
 
 def _read(path: Path) -> dict[str, list[np.ndarray]]:

@@ -1,0 +1,143 @@
+"""Everything a training run depends on, as one value that is stored with its result."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from dermlens.data.augmentation import Augmentation
+from dermlens.data.pipeline import ImbalanceHandling
+from dermlens.errors import UsageError
+from dermlens.model.classifier import PRECISIONS, Architecture
+
+
+@dataclass(frozen=True)
+class TrainingConfiguration:
+    """How to train.
+
+    Attributes:
+        architecture: Network and input size.
+        weights: ``"none"``, ``"imagenet"`` (download) or the path of an ``.h5`` file.
+        seed: Sets initialization, order, augmentation and dropout.
+        precision: ``"float32"`` or ``"mixed_bfloat16"``.
+        batch_size: Images per step.
+        head_epochs: Epochs of the first phase (the last layer on cached features); skipped
+            where the backbone is not wholly pretrained, since its features mean nothing then.
+        head_rate: Peak learning rate of the first phase.
+        epochs: Epochs of the second phase (fine-tuning).
+        train_from: First backbone stage to fine-tune, a prefix of layer names; ``"all"`` or
+            ``"none"``. Layers without pretrained weights are always trained.
+        pretrained_rate: Peak learning rate of pretrained layers.
+        fresh_rate: Peak learning rate of layers that start at their initializer.
+        weight_decay: Of AdamW; biases and normalization are left out.
+        warmup_epochs: Epochs of linear warm-up before the cosine.
+        clip_norm: Largest global gradient norm.
+        average_decay: Of the exponential moving average of weights; 0 for none.
+        label_smoothing: Share of the target spread over all classes, 0..1.
+        focal_gamma: Exponent of the focal loss; 0 for cross-entropy.
+        imbalance: Handling of rare classes.
+        augmentation: Strength of online augmentation.
+        patience: Epochs without a better validation balanced accuracy before stopping; 0: never.
+        early_size: Smaller (height, width) for the first ``early_epochs`` epochs, or None.
+        early_epochs: Epochs at ``early_size``.
+    """
+
+    architecture: Architecture = field(default_factory=Architecture)
+    weights: str = "none"
+    seed: int = 0
+    precision: str = "float32"
+    batch_size: int = 32
+    head_epochs: int = 10
+    head_rate: float = 3e-3
+    epochs: int = 20
+    train_from: str = "conv4"
+    pretrained_rate: float = 1.2e-4
+    fresh_rate: float = 8e-4
+    weight_decay: float = 0.02
+    warmup_epochs: float = 1.0
+    clip_norm: float = 1.0
+    average_decay: float = 0.998
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    imbalance: ImbalanceHandling = field(default_factory=ImbalanceHandling)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    patience: int = 0
+    early_size: tuple[int, int] | None = None
+    early_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"Unknown precision {self.precision!r}. Use one of: {', '.join(PRECISIONS)}."
+            )
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("label_smoothing", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} must lie in 0..1, not {getattr(self, name)}.")
+
+        if self.early_size is not None and self.early_epochs >= self.epochs:
+            raise UsageError("early_epochs must leave at least one epoch at the full size.")
+
+    def size_at(self, epoch: int) -> tuple[int, int]:
+        """Return the training size of an epoch (0 is the first)."""
+        if self.early_size is not None and epoch < self.early_epochs:
+            return self.early_size
+        return self.architecture.input_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "TrainingConfiguration":
+        """Build from what ``to_json`` returned."""
+        fields = dict(content)
+        fields["architecture"] = Architecture.from_json(fields["architecture"])
+        fields["imbalance"] = ImbalanceHandling(**fields["imbalance"])
+        fields["augmentation"] = Augmentation(**fields["augmentation"])
+        early = fields.get("early_size")
+        fields["early_size"] = None if early is None else (int(early[0]), int(early[1]))
+        return cls(**fields)
+
+    def differences(self, other: "TrainingConfiguration") -> list[str]:
+        """Name the fields in which two configurations differ."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [name for name in mine if _tuples(mine[name]) != _tuples(theirs[name])]
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+DEMO = TrainingConfiguration(
+    architecture=Architecture("resnet50", (96, 128), dropout=0.1),
+    weights="none",
+    train_from="all",
+    epochs=8,
+    fresh_rate=1e-3,
+    average_decay=0.98,
+)
+"""Small and from scratch: minutes on two cores, on the embedded data set."""
+
+HAM10000 = TrainingConfiguration(
+    weights="imagenet",
+    epochs=20,
+    train_from="conv4",
+    label_smoothing=0.05,
+)
+"""The recipe for real images."""
+
+PRESETS: dict[str, TrainingConfiguration] = {"demo": DEMO, "ham10000": HAM10000}
+
+
+def preset(name: str, **changes: Any) -> TrainingConfiguration:
+    """Return a preset with some fields changed.
+
+    Raises:
+        UsageError: If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"Unknown preset {name!r}. Use one of: {', '.join(PRESETS)}.")
+    return replace(PRESETS[name], **changes)

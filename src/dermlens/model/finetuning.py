@@ -1,0 +1,246 @@
+"""Phase two: fine-tuning the network itself."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermlens.data.pipeline import epoch_order, training_batches
+from dermlens.model.checkpoint import read_facts, restore_state, save_state
+from dermlens.model.classifier import backbone_layers, head_layers, stage_start
+from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.history import History
+from dermlens.model.optimization import (
+    RunningAverage,
+    TwoRateOptimizer,
+    classification_loss,
+    learning_rate_factor,
+)
+from dermlens.model.prediction import Predictor
+from dermlens.model.training_data import TrainingData, training_set
+from dermlens.model.weights import Coverage
+from dermlens.progress import progress, say
+
+
+def choose_trainable(
+    model: Any, coverage: Coverage, train_from: str
+) -> tuple[list[Any], list[Any]]:
+    """Freeze what stays, and return the variables to train: (pretrained, fresh).
+
+    Layers before ``train_from`` stay as they are, except those without pretrained weights.
+    Pretrained batch normalization runs in inference mode (its statistics are better than those
+    of small batches); fresh batch normalization learns.
+    """
+    import keras
+
+    start = stage_start(model, train_from)
+    covered = set(coverage.covered)
+    pretrained, fresh = [], []
+    for position, layer in enumerate(backbone_layers(model)):
+        known = layer.name in covered
+        frozen = known and (position < start or isinstance(layer, keras.layers.BatchNormalization))
+        layer.trainable = not frozen
+        (pretrained if known else fresh).extend(layer.trainable_variables)
+    for layer in head_layers(model):
+        fresh.extend(layer.trainable_variables)
+    return pretrained, fresh
+
+
+class Finetuning:
+    """The second phase of a run; picks up where a stored state left off.
+
+    Args:
+        model: Network for training, taking images of any size.
+        coverage: Which layers came with pretrained weights.
+        configuration: How to train.
+        data: What to train on.
+        out: Folder of the run.
+        history: Record to add to.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        coverage: Coverage,
+        configuration: TrainingConfiguration,
+        data: TrainingData,
+        out: Path,
+        history: History,
+    ) -> None:
+        self._model = model
+        self._configuration = configuration
+        self._data = data
+        self._history = history
+        self._state_path = Path(out) / "checkpoint" / "state.npz"
+        self._best_path = Path(out) / "checkpoint" / "best.npz"
+        pretrained, fresh = choose_trainable(model, coverage, configuration.train_from)
+        self._optimizer = TwoRateOptimizer(
+            pretrained,
+            fresh,
+            pretrained_rate=configuration.pretrained_rate,
+            fresh_rate=configuration.fresh_rate,
+            weight_decay=configuration.weight_decay,
+            clip_norm=configuration.clip_norm,
+        )
+        statistics = [
+            v
+            for layer in model.layers
+            if layer.trainable and layer.weights
+            for v in layer.non_trainable_weights
+        ]
+        self._average = RunningAverage(
+            [*self._optimizer.trained, *statistics], configuration.average_decay
+        )
+        self._best = -1.0
+        self._best_epoch = -1
+        self._step = self._make_step()
+        self._predictor = Predictor(model, batch_size=configuration.batch_size)
+
+    def _make_step(self) -> Any:
+        import tensorflow as tf
+
+        model, optimizer, average = self._model, self._optimizer, self._average
+        smoothing = self._configuration.label_smoothing
+        gamma = self._configuration.focal_gamma
+        sources = [variable.value for variable in optimizer.trained]
+
+        @tf.function(reduce_retracing=True)
+        def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
+            with tf.GradientTape() as tape:
+                logits = model(images, training=True)
+                loss = classification_loss(
+                    labels, logits, weights, smoothing=smoothing, focal_gamma=gamma
+                )
+            optimizer.apply(tape.gradient(loss, sources))
+            average.update(number)
+            right = tf.argmax(logits, 1, output_type=labels.dtype) == labels
+            return loss, tf.reduce_mean(tf.cast(right, tf.float32))
+
+        return step
+
+    def run(self) -> None:
+        """Train the remaining epochs, storing the state after each."""
+        first = self._restore()
+        epochs = self._configuration.epochs
+        for epoch in range(first, epochs):
+            if self._stale(epoch):
+                say(f"Stopping early: no better validation result for {epoch - self._best_epoch}.")
+                break
+            self._epoch(epoch)
+
+    def _stale(self, epoch: int) -> bool:
+        patience = self._configuration.patience
+        return patience > 0 and self._best_epoch >= 0 and epoch - self._best_epoch > patience
+
+    def _steps_per_epoch(self) -> int:
+        return len(self._data.rows["train"]) // self._configuration.batch_size
+
+    def _epoch(self, epoch: int) -> None:
+        started = time.monotonic()
+        configuration = self._configuration
+        size = configuration.size_at(epoch)
+        training = training_set(self._data, configuration, size)
+        classes = len(configuration.architecture.classes)
+        order = epoch_order(
+            training.labels, configuration.imbalance, classes, configuration.seed, epoch
+        )
+        batches = training_batches(
+            training,
+            order,
+            batch_size=configuration.batch_size,
+            augmentation=configuration.augmentation,
+            seed=configuration.seed,
+            epoch=epoch,
+        )
+        figures = self._steps(batches, epoch)
+        logits = self._validation_logits(size)
+        figures["seconds"] = time.monotonic() - started
+        row = self._history.add("finetuning", epoch, figures, logits)
+        # Small images are a warm-up: their scores do not compete for the best epoch.
+        if size == configuration.architecture.input_size:
+            self._keep_best(float(row["validation_balanced_accuracy"]), epoch)
+        self._store(epoch)
+
+    def _steps(self, batches: Any, epoch: int) -> dict[str, float]:
+        import tensorflow as tf
+
+        per_epoch = self._steps_per_epoch()
+        warmup = max(round(self._configuration.warmup_epochs * per_epoch), 1)
+        total = self._configuration.epochs * per_epoch
+        sums = np.zeros(2)
+        title = f"Epoch {epoch + 1}/{self._configuration.epochs}"
+        with progress(title, per_epoch) as advance:
+            for index, (images, labels, weights) in enumerate(batches):
+                number = epoch * per_epoch + index
+                self._optimizer.scale_rates(learning_rate_factor(number, warmup, total))
+                outcome = self._step(images, labels, weights, tf.constant(number, tf.int32))
+                sums += [float(value) for value in outcome]
+                advance(1, f"loss {sums[0] / (index + 1):.3f}")
+        return {
+            "step": float((epoch + 1) * per_epoch),
+            "learning_rate": self._optimizer.rate,
+            "train_loss": sums[0] / per_epoch,
+            "train_accuracy": sums[1] / per_epoch,
+        }
+
+    def _validation_logits(self, size: tuple[int, int]) -> np.ndarray:
+        rows = self._data.rows["validation"]
+        self._swap()
+        try:
+            return self._predictor.logits(self._data.images(size), rows)
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        if self._configuration.average_decay > 0:
+            self._average.swap()
+
+    def _keep_best(self, score: float, epoch: int) -> None:
+        if score <= self._best:
+            return
+        self._best, self._best_epoch = score, epoch
+        self._swap()
+        try:
+            save_state(self._best_path, {"weights": self._model.get_weights()}, {"epoch": epoch})
+        finally:
+            self._swap()
+
+    def _groups(self) -> dict[str, list[Any]]:
+        # model.variables holds the dropout's random state too, which weights leave out.
+        return {
+            "model": list(self._model.variables),
+            "optimizer": self._optimizer.variables,
+            "average": self._average.averages,
+        }
+
+    def _store(self, epoch: int) -> None:
+        facts = {
+            "next_epoch": epoch + 1,
+            "best": self._best,
+            "best_epoch": self._best_epoch,
+            "history": [
+                {k: (None if v != v else v) for k, v in row.items()} for row in self._history.rows
+            ],
+        }
+        save_state(self._state_path, self._groups(), facts)
+
+    def _restore(self) -> int:
+        facts = read_facts(self._state_path)
+        if facts is None:
+            return 0
+        restore_state(self._state_path, self._groups())
+        self._best = float(facts["best"])
+        self._best_epoch = int(facts["best_epoch"])
+        self._history.rows = [
+            {k: (float("nan") if v is None else v) for k, v in row.items()}
+            for row in facts["history"]
+        ]
+        say(f"Resuming after epoch {facts['next_epoch']} of {self._configuration.epochs}.")
+        return int(facts["next_epoch"])
+
+    def best_weights(self) -> list[np.ndarray]:
+        """Return the averaged weights of the best epoch, in the model's order."""
+        with np.load(self._best_path, allow_pickle=False) as stored:
+            names = sorted(name for name in stored.files if name.startswith("weights/"))
+            return [stored[name] for name in names]

@@ -1,0 +1,113 @@
+"""The record of a training run: CSV, TensorBoard, and one line per epoch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.files import read_json, write_csv
+from dermlens.model.training_data import TrainingData
+from dermlens.progress import duration, say
+
+COLUMNS: tuple[str, ...] = (
+    "phase",
+    "epoch",
+    "step",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_balanced_accuracy",
+    "validation_macro_auc",
+    "seconds",
+)
+
+
+class History:
+    """Collects one row per epoch.
+
+    Args:
+        out: Folder of the run.
+        data: Gives the validation labels.
+        keep: Go on from the rows stored in ``out``.
+    """
+
+    def __init__(self, out: Path, data: TrainingData, keep: bool) -> None:
+        self._path = Path(out) / "history.csv"
+        self._logs = Path(out) / "logs"
+        self._data = data
+        self._truth = data.labels[data.rows["validation"]]
+        self._writer: Any = None
+        self.rows: list[dict[str, Any]] = []
+        if keep and self._path.is_file():
+            self.rows = pd.read_csv(self._path).to_dict("records")
+
+    def add(
+        self, phase: str, epoch: int, figures: dict[str, float], logits: np.ndarray
+    ) -> dict[str, Any]:
+        """Add an epoch (0 is the first) with its validation logits; return the whole row."""
+        row: dict[str, Any] = dict.fromkeys(COLUMNS, float("nan"))
+        row |= {"phase": phase, "epoch": epoch + 1, **figures, **_validation(logits, self._truth)}
+        self.rows = [r for r in self.rows if (r["phase"], r["epoch"]) != (phase, epoch + 1)]
+        self.rows.append(row)
+        write_csv(self._path, self.table())
+        self._log(row)
+        seconds = row["seconds"]
+        took = f", {duration(seconds)}" if np.isfinite(seconds) else ""
+        say(
+            f"{phase} {epoch + 1}: train loss {row['train_loss']:.3f}, accuracy "
+            f"{row['train_accuracy']:.3f}; validation loss {row['validation_loss']:.3f}, "
+            f"accuracy {row['validation_accuracy']:.3f}, balanced accuracy "
+            f"{row['validation_balanced_accuracy']:.3f}, AUC {row['validation_macro_auc']:.3f}{took}"
+        )
+        return row
+
+    def _log(self, row: dict[str, Any]) -> None:
+        import tensorflow as tf
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self._logs))
+        epochs = {"head": 0, "finetuning": sum(r["phase"] == "head" for r in self.rows)}
+        with self._writer.as_default(step=epochs[row["phase"]] + row["epoch"]):
+            for name, value in row.items():
+                if isinstance(value, float) and np.isfinite(value):
+                    tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def table(self) -> pd.DataFrame:
+        """Return all rows."""
+        return pd.DataFrame(self.rows, columns=list(COLUMNS))
+
+    def best_epoch(self) -> int:
+        """Return the fine-tuning epoch (1 is the first) with the best validation score."""
+        table = self.table()
+        table = table[table.phase == "finetuning"].reset_index(drop=True)
+        return int(table.epoch[int(table.validation_balanced_accuracy.argmax())])
+
+    def data_facts(self) -> dict[str, Any]:
+        """Return name, size and counts of the data set, for the bundle."""
+        summary = read_json(self._data.folder / "dataset.json")
+        kept = ("name", "source", "synthetic", "license", "n_images", "n_lesions", "per_class")
+        return {key: summary[key] for key in (*kept, "split") if key in summary}
+
+
+def _validation(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Figures of the uncalibrated model at argmax."""
+    from scipy.special import log_softmax, softmax
+    from sklearn.metrics import roc_auc_score
+
+    predicted = logits.argmax(axis=1)
+    present = np.unique(truth)
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    probability = softmax(logits.astype(np.float64), axis=1)
+    areas = [roc_auc_score(truth == c, probability[:, c]) for c in present if len(present) > 1]
+    return {
+        "validation_loss": float(-log_p[np.arange(len(truth)), truth].mean()),
+        "validation_accuracy": float((predicted == truth).mean()),
+        "validation_balanced_accuracy": float(
+            np.mean([(predicted[truth == c] == c).mean() for c in present])
+        ),
+        "validation_macro_auc": float(np.mean(areas)) if areas else float("nan"),
+    }

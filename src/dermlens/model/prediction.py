@@ -1,0 +1,111 @@
+"""Logits of many images, with test-time augmentation on request."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import ModelError
+
+VIEWS: tuple[int, ...] = (1, 4, 8)
+"""Views of test-time augmentation: none; mirrored both ways; the whole dihedral group."""
+
+
+class Predictor:
+    """Runs a model over images in batches of one fixed size, so that it is traced once.
+
+    Args:
+        model: Keras model, images (B, H, W, 3) to logits (B, C).
+        transposed: Builds the same network for (W, H) images, for 8 views; not needed where
+            the model takes squares or any size.
+        batch_size: Images per pass; bounds memory.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        transposed: Callable[[], Any] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        self._model = model
+        self._make_transposed = transposed
+        self._batch_size = batch_size
+        self._functions: dict[bool, Any] = {}
+
+    def _function(self, turned: bool) -> Any:
+        import tensorflow as tf
+
+        if turned not in self._functions:
+            model = self._model
+            height, width = model.input_shape[1:3]
+            if turned and height != width:
+                if self._make_transposed is None:
+                    raise ModelError(
+                        "8 views turn the image by 90 degrees, which this model's input size "
+                        "does not allow. Use 1 or 4 views."
+                    )
+                model = self._make_transposed()
+            self._functions[turned] = tf.function(
+                lambda images: tf.cast(
+                    model(tf.cast(images, tf.float32), training=False), "float32"
+                )
+            )
+        return self._functions[turned]
+
+    def logits(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray | None = None,
+        *,
+        views: int = 1,
+        advance: Callable[..., None] | None = None,
+    ) -> np.ndarray:
+        """Return the logits of images, averaged over views.
+
+        Args:
+            images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
+            rows: int (N,): which images, in which order; default all.
+            views: 1, 4 (identity, both mirrors, half turn) or 8 (and their transposes).
+            advance: Called with the number of images done.
+
+        Returns:
+            float32 (N, C).
+
+        Raises:
+            ModelError: If ``views`` is none of 1, 4, 8 or the model cannot take turned images.
+        """
+        if views not in VIEWS:
+            raise ModelError(f"{views} views are not possible. Use 1, 4 or 8.")
+        rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+        results = []
+        for start in range(0, len(rows), self._batch_size):
+            chosen = rows[start : start + self._batch_size]
+            batch = np.asarray(images[chosen])
+            results.append(self._views(_padded(batch, self._batch_size), views)[: len(batch)])
+            if advance is not None:
+                advance(len(batch))
+        if not results:
+            return np.zeros((0, self._model.output_shape[-1]), np.float32)
+        return np.concatenate(results)
+
+    def _views(self, batch: np.ndarray, views: int) -> np.ndarray:
+        total = self._function(False)(batch).numpy()
+        for turned, mirror_y, mirror_x in _dihedral(views)[1:]:
+            view = batch.transpose(0, 2, 1, 3) if turned else batch
+            view = view[:, :: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
+            total = total + self._function(turned)(np.ascontiguousarray(view)).numpy()
+        return total / np.float32(views)
+
+
+def _dihedral(views: int) -> list[tuple[bool, bool, bool]]:
+    mirrors = [(y, x) for y in (False, True) for x in (False, True)]
+    turns = {1: [False], 4: [False], 8: [False, True]}[views]
+    return [(turned, y, x) for turned in turns for y, x in mirrors][:views]
+
+
+def _padded(batch: np.ndarray, size: int) -> np.ndarray:
+    if len(batch) == size:
+        return batch
+    filler = np.repeat(batch[-1:], size - len(batch), axis=0)
+    return np.concatenate([batch, filler])

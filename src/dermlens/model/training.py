@@ -1,0 +1,182 @@
+"""Training in two phases, resumable after every epoch, ending in a bundle."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermlens.data.manifest import class_counts, select_split
+from dermlens.errors import ModelError
+from dermlens.files import read_json, write_csv, write_json
+from dermlens.model.bundle import Bundle, load_bundle, save_bundle
+from dermlens.model.calibration import fit_calibration
+from dermlens.model.checkpoint import read_facts
+from dermlens.model.classifier import build_classifier
+from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.finetuning import Finetuning
+from dermlens.model.head import cached_features, train_head
+from dermlens.model.history import History
+from dermlens.model.prediction import Predictor
+from dermlens.model.training_data import TrainingData, load_training_data
+from dermlens.model.weights import Coverage, full_coverage, load_by_name, no_coverage
+from dermlens.progress import duration, progress, say
+
+
+def train(
+    data: Path, out: Path, configuration: TrainingConfiguration, *, resume: bool = False
+) -> Bundle:
+    """Train a classifier and write ``OUT/bundle``.
+
+    Phase one trains the last layer on cached features (only where the whole backbone is
+    pretrained); phase two fine-tunes. State is stored after every epoch, so that a killed run
+    continues with ``resume=True`` and ends where the uninterrupted run ends.
+
+    Args:
+        data: Prepared and split data set.
+        out: Folder of the run: ``bundle/``, ``history.csv``, ``logs/`` (TensorBoard),
+            ``checkpoint/``, ``configuration.json``.
+        configuration: How to train.
+        resume: Continue an interrupted run in ``out`` with the configuration stored there.
+
+    Returns:
+        The loaded bundle.
+
+    Raises:
+        DataError: If the data set cannot be used.
+        ModelError: If weights do not fit, or ``out`` holds another run.
+    """
+    out = Path(out)
+    training_data = load_training_data(data)
+    _claim(out, configuration, training_data, resume)
+    if resume and (out / "bundle").is_dir():
+        say(f"The run in {out} is finished; nothing to resume.")
+        return load_bundle(out / "bundle")
+    started = time.monotonic()
+    model, coverage = _build(configuration)
+    say(coverage.sentence())
+    history = History(out, training_data, keep=resume)
+    if configuration.head_epochs and not coverage.complete:
+        say("Skipping phase one: features of a backbone that is not wholly pretrained mean little.")
+    began = read_facts(out / "checkpoint" / "state.npz") is not None
+    if configuration.head_epochs and coverage.complete and not began:
+        _head_phase(model, training_data, configuration, out, history)
+    finetuning = Finetuning(model, coverage, configuration, training_data, out, history)
+    finetuning.run()
+    best = finetuning.best_weights()
+    bundle = _finish(out, best, coverage, configuration, training_data, history)
+    say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
+    return bundle
+
+
+def _claim(
+    out: Path, configuration: TrainingConfiguration, data: TrainingData, resume: bool
+) -> None:
+    """Make the run's folder, or check that the one there is the same run."""
+    path = out / "configuration.json"
+    mine = {"training": configuration.to_json(), "data_fingerprint": data.fingerprint}
+    if path.is_file():
+        stored = read_json(path)
+        if not resume:
+            raise ModelError(
+                f"{out} already holds a run. Use --resume to continue it, or another --out."
+            )
+        other = TrainingConfiguration.from_json(stored["training"])
+        differing = configuration.differences(other)
+        if differing:
+            raise ModelError(
+                f"The run in {out} was started with another {', '.join(differing)}. Resume it with "
+                "the same options, or use another --out."
+            )
+        if stored["data_fingerprint"] != data.fingerprint:
+            raise ModelError(
+                f"The run in {out} was started on other data. Use the same data set, or another "
+                "--out."
+            )
+        return
+    write_json(path, mine)
+
+
+def _build(configuration: TrainingConfiguration) -> tuple[Any, Coverage]:
+    """Build the network for training (any image size) with its starting weights."""
+    imagenet = configuration.weights == "imagenet"
+    model = build_classifier(
+        configuration.architecture,
+        precision=configuration.precision,
+        seed=configuration.seed,
+        imagenet=imagenet,
+        any_size=True,
+    )
+    if imagenet:
+        return model, full_coverage(model)
+    if configuration.weights == "none":
+        return model, no_coverage(model)
+    return model, load_by_name(model, Path(configuration.weights))
+
+
+def _head_phase(
+    model: Any,
+    data: TrainingData,
+    configuration: TrainingConfiguration,
+    out: Path,
+    history: History,
+) -> None:
+    images = data.images(configuration.architecture.input_size)
+    key = f"{data.fingerprint} {configuration.architecture.to_json()} {configuration.weights}"
+    with progress("Backbone features", len(images)) as advance:
+        features = cached_features(
+            model,
+            images,
+            out / "checkpoint" / "features.npz",
+            key,
+            configuration.batch_size,
+            advance,
+        )
+
+    def report(epoch: int, figures: dict[str, float], logits: np.ndarray) -> None:
+        history.add("head", epoch, figures, logits)
+
+    train_head(model, features, data.labels, data.rows, configuration, report)
+
+
+def _finish(
+    out: Path,
+    weights: list[np.ndarray],
+    coverage: Coverage,
+    configuration: TrainingConfiguration,
+    data: TrainingData,
+    history: History,
+) -> Bundle:
+    """Build the float32 model, calibrate it on validation and save the bundle."""
+    architecture = configuration.architecture
+    model = build_classifier(architecture, seed=configuration.seed)
+    model.set_weights(weights)
+    rows = data.rows["validation"]
+    logits = Predictor(model).logits(data.images(architecture.input_size), rows)
+    counts = class_counts(select_split(data.table, "train"))
+    calibration = fit_calibration(
+        logits,
+        data.labels[rows],
+        np.array([counts[code] for code in architecture.classes]),
+        data.table.lesion_id.to_numpy()[rows],
+        seed=configuration.seed,
+    )
+    bundle = save_bundle(
+        out / "bundle",
+        model=model,
+        architecture=architecture,
+        calibration=calibration,
+        training={
+            **configuration.to_json(),
+            "weights": Path(configuration.weights).name,
+            "uncovered_layers": list(coverage.uncovered),
+            "best_epoch": history.best_epoch(),
+        },
+        data={"fingerprint": data.fingerprint, **history.data_facts()},
+        history=history.table(),
+        split=data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
+    )
+    write_csv(out / "split.csv", data.table.loc[:, ["image_id", "split"]])
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    return bundle

@@ -1,0 +1,81 @@
+"""The training split and its companions, read once and handed around."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.cache import cached_images
+from dermlens.data.manifest import (
+    SPLITS,
+    class_counts,
+    class_indices,
+    fingerprint,
+    read_manifest,
+    select_split,
+)
+from dermlens.data.pipeline import TrainingSet, sample_weights
+from dermlens.data.splits import read_checks
+from dermlens.errors import DataError
+from dermlens.model.configuration import TrainingConfiguration
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A split data set, ready for training.
+
+    Attributes:
+        folder: The prepared data set.
+        table: Its manifest.
+        labels: int32 (N,), class positions in manifest order.
+        rows: Manifest rows of each split.
+        fingerprint: Of the data set's content.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    labels: np.ndarray
+    rows: dict[str, np.ndarray]
+    fingerprint: str
+
+    def images(self, size: tuple[int, int]) -> np.ndarray:
+        """Return all images at a size: uint8 (N, H, W, 3), a memory map."""
+        return cached_images(self.folder, self.table, size)
+
+
+def load_training_data(data: Path) -> TrainingData:
+    """Read a split data set.
+
+    Raises:
+        DataError: If it is not split, or a class is missing from train or validation.
+    """
+    table = read_manifest(data)
+    for split in ("train", "validation"):
+        counts = class_counts(select_split(table, split))
+        lacking = [code for code, count in counts.items() if count == 0]
+        if lacking:
+            raise DataError(
+                f"The {split} split holds no image of {', '.join(lacking)}. Add images of it and "
+                "run 'dermlens data split DATA' again."
+            )
+    split_column = table.split.to_numpy()
+    rows = {split: np.flatnonzero(split_column == split) for split in SPLITS}
+    return TrainingData(
+        Path(data),
+        table,
+        class_indices(table),
+        rows,
+        fingerprint(table, read_checks(data)),
+    )
+
+
+def training_set(
+    data: TrainingData, configuration: TrainingConfiguration, size: tuple[int, int]
+) -> TrainingSet:
+    """Return the training split at a size, with its loss weights."""
+    rows = data.rows["train"]
+    labels = data.labels[rows]
+    classes = len(configuration.architecture.classes)
+    weights = sample_weights(labels, configuration.imbalance, classes)
+    return TrainingSet(data.images(size), rows, labels, weights)
