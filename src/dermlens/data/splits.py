@@ -113,8 +113,8 @@ def assign(
         names = [str(name) for name in main_dx.index[main_dx == code]]
         if 0 < len(names) < len(fractions):
             raise DataError(
-                f"The diagnosis {code} has only {len(names)} lesion(s); {len(fractions)} are needed "
-                "so that no split lacks the class. Add images of it."
+                f"The diagnosis {code} has only {len(names)} lesion(s); {len(fractions)} are "
+                "needed so that no split lacks the class. Add images of it."
             )
         names.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
         chosen.update(_fill(names, sizes, fractions))

@@ -60,7 +60,8 @@ class History:
             f"{phase} {epoch + 1}: train loss {row['train_loss']:.3f}, accuracy "
             f"{row['train_accuracy']:.3f}; validation loss {row['validation_loss']:.3f}, "
             f"accuracy {row['validation_accuracy']:.3f}, balanced accuracy "
-            f"{row['validation_balanced_accuracy']:.3f}, AUC {row['validation_macro_auc']:.3f}{took}"
+            f"{row['validation_balanced_accuracy']:.3f}, AUC {row['validation_macro_auc']:.3f}"
+            f"{took}"
         )
         return row
 

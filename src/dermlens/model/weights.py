@@ -77,7 +77,8 @@ def load_by_name(model: Any, path: Path) -> Coverage:
     """Copy weights from a by-name HDF5 file (the form ``keras.applications`` uses).
 
     Layers are matched by name; a file may hold only part of the network; float16 storage is
-    widened. The last layer is copied too if the file has it. Nothing is copied unless everything that matches by name also matches in shape.
+    widened. The last layer is copied too if the file has it. Nothing is copied unless everything
+    that matches by name also matches in shape.
 
     Args:
         model: From ``build_classifier``.
@@ -127,7 +128,7 @@ def _read(path: Path) -> dict[str, list[np.ndarray]]:
         raise ModelError(f"The weights file {path} is missing. Check the path.")
     try:
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
+            root = file.get("model_weights", file)
             if "layer_names" not in root.attrs:
                 raise ModelError(
                     f"{path} is not a by-name weights file (it has no layer_names). Save it with "
