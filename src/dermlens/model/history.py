@@ -66,15 +66,21 @@ class History:
         return row
 
     def _log(self, row: dict[str, Any]) -> None:
+        """Write TensorBoard scalars (with ``tf.summary.write``, which needs no TensorBoard)."""
         import tensorflow as tf
 
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self._logs))
-        epochs = {"head": 0, "finetuning": sum(r["phase"] == "head" for r in self.rows)}
-        with self._writer.as_default(step=epochs[row["phase"]] + row["epoch"]):
+        metadata = tf.compat.v1.SummaryMetadata()
+        metadata.plugin_data.plugin_name = "scalars"
+        metadata.data_class = 1
+        before = {"head": 0, "finetuning": sum(r["phase"] == "head" for r in self.rows)}
+        step = before[row["phase"]] + row["epoch"]
+        with self._writer.as_default():
             for name, value in row.items():
                 if isinstance(value, float) and np.isfinite(value):
-                    tf.summary.scalar(name, value)
+                    scalar = tf.constant(value, tf.float32)
+                    tf.summary.write(name, scalar, step=step, metadata=metadata)
         self._writer.flush()
 
     def table(self) -> pd.DataFrame:

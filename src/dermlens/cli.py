@@ -1,0 +1,259 @@
+"""The command line: parse, call, print.
+
+Every command imports what it needs when it runs, so that ``dermlens --help`` is instant.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dermlens import __version__
+from dermlens.cli_data import data_app
+from dermlens.cli_options import BatchSize, Seed, parse_size
+from dermlens.errors import DermlensError
+from dermlens.progress import say
+
+app = typer.Typer(
+    name="dermlens",
+    help="Train, explain and measure a classifier of dermatoscopic images. Research and "
+    "education only, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+
+BundlePath = Annotated[
+    Path, typer.Argument(help="Folder of a trained model, as train writes it (RUN/bundle).")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options of the program itself."""
+    if version:
+        say(f"dermlens {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Prepared and split data set.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    preset: Annotated[str, typer.Option(help="Recipe to start from: ham10000 or demo.")] = (
+        "ham10000"
+    ),
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet (download), none, or a .h5 file by layer name.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Such as resnet50, densenet169.")] = None,
+    size: Annotated[str | None, typer.Option(help="Input size HxW, such as 192x256.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Fine-tuning epochs.")] = None,
+    head_epochs: Annotated[int | None, typer.Option(help="Epochs of phase one.")] = None,
+    train_from: Annotated[
+        str | None, typer.Option(help="First stage to fine-tune, such as conv4; all; none.")
+    ] = None,
+    pretrained_rate: Annotated[float | None, typer.Option(help="Peak rate, backbone.")] = None,
+    fresh_rate: Annotated[float | None, typer.Option(help="Peak rate, fresh layers.")] = None,
+    imbalance: Annotated[str | None, typer.Option(help="none, weights or sampling.")] = None,
+    imbalance_power: Annotated[float, typer.Option(help="0..1, of imbalance handling.")] = 0.5,
+    label_smoothing: Annotated[float | None, typer.Option(help="0..1.")] = None,
+    focal_gamma: Annotated[float | None, typer.Option(help="Focal loss; 0 for none.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Early stopping; 0 for never.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
+    early_size: Annotated[
+        str | None, typer.Option(help="Smaller HxW for the first epochs (progressive resizing).")
+    ] = None,
+    early_epochs: Annotated[int | None, typer.Option(help="Epochs at --early-size.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sets everything random.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run in --out.")] = False,
+) -> None:
+    """Train a classifier; write RUN/bundle, history.csv and TensorBoard logs.
+
+    Example: dermlens train DATA --out runs/first --weights imagenet --epochs 20
+    """
+    from dataclasses import replace
+
+    from dermlens.data.pipeline import ImbalanceHandling
+    from dermlens.model.configuration import preset as preset_configuration
+    from dermlens.model.training import train as run_training
+    from dermlens.report.training_report import write_training_figures
+
+    base = preset_configuration(preset)
+    given: dict[str, Any] = {
+        "weights": weights,
+        "epochs": epochs,
+        "head_epochs": head_epochs,
+        "train_from": train_from,
+        "pretrained_rate": pretrained_rate,
+        "fresh_rate": fresh_rate,
+        "label_smoothing": label_smoothing,
+        "focal_gamma": focal_gamma,
+        "patience": patience,
+        "precision": precision,
+        "early_size": None if early_size is None else parse_size(early_size),
+        "early_epochs": early_epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "imbalance": None if imbalance is None else ImbalanceHandling(imbalance, imbalance_power),
+    }
+    network: dict[str, Any] = {
+        "backbone": backbone,
+        "input_size": None if size is None else parse_size(size),
+    }
+    architecture = replace(base.architecture, **_given(network))
+    configuration = replace(base, architecture=architecture, **_given(given))
+    run_training(data, out, configuration, resume=resume)
+    for path in write_training_figures(out, data):
+        say(f"Wrote {path}")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    data: Annotated[Path | None, typer.Argument(help="Prepared and split data set.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("evaluation"),
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    images: Annotated[Path | None, typer.Option(help="Instead of DATA: folder of images.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="With --images: ISIC one-hot columns, or image_id,dx.")
+    ] = None,
+    views: Annotated[int, typer.Option(help="Test-time views: 1, 4 or 8.")] = 1,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples over lesions.")] = 2000,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+) -> None:
+    """Measure a bundle: metrics.json, predictions.csv, submission.csv and figures.
+
+    Example: dermlens evaluate runs/first/bundle DATA --out evaluation
+    """
+    from dermlens.model.bundle import load_bundle
+    from dermlens.report.evaluation_report import write_evaluation
+    from dermlens.serve.prediction import predict_external, predict_split
+
+    if (data is None) == (images is None) or (images is None) != (labels is None):
+        raise typer.BadParameter("Give either DATA, or both --images and --labels.")
+    loaded = load_bundle(bundle)
+    if data is not None:
+        table = predict_split(loaded, data, split, views=views, batch_size=batch_size)
+    else:
+        assert images is not None and labels is not None
+        table = predict_external(loaded, images, labels, views=views, batch_size=batch_size)
+    paths = write_evaluation(table, loaded.calibration, out, resamples=resamples, seed=seed)
+    for path in paths.values():
+        say(f"Wrote {path}")
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    paths: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("predictions.csv"),
+    views: Annotated[int, typer.Option(help="Test-time views: 1, 4 or 8.")] = 1,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Predict images or folders: one row each, calibrated probabilities.
+
+    Example: dermlens predict runs/first/bundle photo.jpg folder/ --out predictions.csv
+    """
+    from dermlens.files import write_csv
+    from dermlens.model.bundle import load_bundle
+    from dermlens.serve.prediction import describe_predictions, find_images, predict_files
+
+    files = find_images(paths)
+    loaded = load_bundle(bundle)
+    table = predict_files(loaded, files, views=views, batch_size=batch_size)
+    for line in describe_predictions(table, loaded):
+        say(line)
+    say(f"Wrote {write_csv(out, table)}")
+    if (table.error != "").any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    bundle: BundlePath,
+    paths: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("explanations"),
+    methods: Annotated[
+        str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
+    ] = "grad_cam",
+    target: Annotated[
+        str | None, typer.Option(help="Diagnosis to explain; default the predicted one.")
+    ] = None,
+    score: Annotated[
+        str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")
+    ] = "logit",
+    opacity: Annotated[float, typer.Option(help="Of the overlay, 0..1.")] = 0.5,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+) -> None:
+    """Explain images: attributions.npz, overlays and explanation.json for each.
+
+    Example: dermlens explain runs/first/bundle photo.jpg --methods grad_cam,lime --target mel
+    """
+    from dermlens.model.bundle import load_bundle
+    from dermlens.report.explanation import explain_files
+    from dermlens.serve.prediction import find_images
+
+    files = find_images(paths)
+    written = explain_files(
+        load_bundle(bundle),
+        files,
+        out,
+        methods=methods,
+        target=target,
+        score=score,
+        opacity=opacity,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    for path in written:
+        say(f"Wrote {path}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
+    images: Annotated[int, typer.Option(help="Drawn images.")] = 1600,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Do everything on the embedded data set of drawn images: minutes, no download.
+
+    Example: dermlens demo --out demo
+    """
+    from dermlens.serve.demo import run_demo
+
+    page, good = run_demo(out, images=images, epochs=epochs, seed=seed)
+    say(f"Open {page}")
+    if not good:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the program; errors that a user can act on become one sentence and exit code 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except DermlensError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. 'dermlens train' continues with --resume.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

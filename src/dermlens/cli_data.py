@@ -1,0 +1,126 @@
+"""The ``dermlens data`` commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermlens.cli_options import Seed, parse_size
+from dermlens.progress import say
+
+data_app = typer.Typer(
+    help="Download, prepare, draw, split, audit and explore data sets.", no_args_is_help=True
+)
+
+Data = Annotated[Path, typer.Argument(help="Prepared data set.")]
+
+
+@data_app.command()
+def download(
+    out: Annotated[Path, typer.Option(help="Folder for the archives.")],
+    only: Annotated[
+        str, typer.Option(help="Of images, masks, metadata, test; separated by commas.")
+    ] = "images,masks,metadata",
+) -> None:
+    """Fetch the official HAM10000 archives: checksums, resume.
+
+    Example: dermlens data download --out archives --only images,metadata
+    """
+    from dermlens.data.download import download as fetch
+
+    for path in fetch(out, [part.strip() for part in only.split(",") if part.strip()]):
+        say(f"Wrote {path}")
+
+
+@data_app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder with archives or images and metadata.")],
+    out: Annotated[Path, typer.Option(help="Prepared data set to write.")],
+) -> None:
+    """Turn archives or folders into one checked data set.
+
+    Example: dermlens data prepare archives --out DATA
+    """
+    from dermlens.data.ham10000 import prepare as prepare_data
+
+    done = prepare_data(source, out)
+    summary = done.summary
+    say(
+        f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions, "
+        f"{summary['n_masks']:,} with an outline ({done.added:,} new, {done.reused:,} kept)."
+    )
+    say("Images per diagnosis: " + ", ".join(f"{k} {v}" for k, v in summary["per_class"].items()))
+    if summary["n_missing_images"]:
+        say(
+            f"{summary['n_missing_images']:,} of {summary['n_metadata_rows']:,} metadata rows have "
+            "no image here; their ids are in dataset.json. Images found are complete."
+        )
+    say(f"Wrote {done.data}. Next: dermlens data split {done.data}")
+
+
+@data_app.command()
+def synthetic(
+    out: Annotated[Path, typer.Option(help="Prepared data set to write.")],
+    images: Annotated[int, typer.Option(help="Number of images.")] = 1600,
+    size: Annotated[str, typer.Option(help="HxW in pixels.")] = "192x256",
+    seed: Seed = 0,
+) -> None:
+    """Draw the embedded data set: synthetic images with lesion and structure masks.
+
+    Example: dermlens data synthetic --out DATA --images 700
+    """
+    from dermlens.data.synthetic import make_synthetic
+
+    table = make_synthetic(out, images=images, size=parse_size(size), seed=seed)
+    say(f"Drew {len(table):,} synthetic images of {table.lesion_id.nunique():,} lesions: {out}")
+
+
+@data_app.command()
+def split(data: Data, seed: Seed = 0) -> None:
+    """Assign images to train, validation and test, lesion by lesion.
+
+    Example: dermlens data split DATA --seed 0
+    """
+    import pandas as pd
+
+    from dermlens.data.manifest import SPLITS
+    from dermlens.data.splits import split_data_set
+
+    table = split_data_set(data, seed=seed)
+    counts = pd.crosstab(table.dx, table.split, margins=True).loc[:, [*SPLITS, "All"]]
+    say(counts.to_string())
+    say(f"Wrote {data / 'manifest.csv'}")
+
+
+@data_app.command()
+def audit(data: Data) -> None:
+    """Say what an image-level split would leak, and prove that this one does not.
+
+    Example: dermlens data audit DATA
+    """
+    from dermlens.data.splits import audit as audit_split
+    from dermlens.files import write_csv
+
+    table, leaks = audit_split(data)
+    say(table.to_string(index=False))
+    for name, count in leaks.items():
+        say(f"{name.replace('_', ' ')}: {count}")
+    say(f"Wrote {write_csv(data / 'audit.csv', table)}")
+    if any(leaks.values()):
+        say("This split leaks. Run 'dermlens data split' again.")
+        raise typer.Exit(1)
+    say("No lesion, near-duplicate or identical image stands in two splits.")
+
+
+@data_app.command()
+def explore(
+    data: Data, out: Annotated[Path, typer.Option(help="Folder for figures, tables and page.")]
+) -> None:
+    """Draw figures and tables of a data set, and one HTML page.
+
+    Example: dermlens data explore DATA --out exploration
+    """
+    from dermlens.report.exploration import explore as explore_data
+
+    page = explore_data(data, out)
+    say(f"Wrote {page}")

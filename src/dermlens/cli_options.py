@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from dermlens.errors import UsageError
+
+Seed = Annotated[int, typer.Option(help="Sets everything random.")]
+BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Turn ``"192x256"`` (height x width) into ``(192, 256)``.
+
+    Raises:
+        UsageError: If the text has another form.
+
+    Example:
+        >>> parse_size("192x256")
+        (192, 256)
+    """
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no size. Write height x width, such as 192x256.")
+    return int(match[1]), int(match[2])
