@@ -1,0 +1,308 @@
+"""From logits to honest probabilities, a decision rule and operating points.
+
+All are chosen on the validation split and stored with the bundle.
+
+* Temperature: Guo et al., "On calibration of modern neural networks", ICML 2017.
+* Decision rule: the class with the largest calibrated logit minus tau times the log of its
+  frequency in training (logit adjustment; Menon et al., "Long-tail learning via logit
+  adjustment", ICLR 2021). tau = 0 is the plain argmax; tau = 1 aims at balanced accuracy for
+  perfectly calibrated logits. Probabilities are left untouched by it.
+* Operating points: thresholds on the summed probability of malignant diagnoses and on that of
+  melanoma, independent of the decision rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import CODES, MALIGNANT_CODES
+from dermlens.errors import ModelError
+
+DEFAULT_SENSITIVITY: dict[str, float] = {"malignant": 0.95, "melanoma": 0.95}
+_TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
+_RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold on a score, and what it reached on validation.
+
+    Attributes:
+        name: ``"malignant"`` or ``"melanoma"``.
+        codes: Diagnoses whose probabilities are summed; they are the positives.
+        threshold: Flagged where the sum is at least this.
+        target_sensitivity: What was asked for.
+        sensitivity: Reached on validation; NaN without positives.
+        specificity: Reached on validation; NaN without negatives.
+        positives: Positive images in validation.
+        negatives: Negative images in validation.
+    """
+
+    name: str
+    codes: tuple[str, ...]
+    threshold: float
+    target_sensitivity: float
+    sensitivity: float
+    specificity: float
+    positives: int
+    negatives: int
+
+    def score(self, probabilities: np.ndarray, classes: Sequence[str] = CODES) -> np.ndarray:
+        """Return the summed probability of the positives, (N,), from (N, C)."""
+        return probabilities[:, [list(classes).index(code) for code in self.codes]].sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns logits into probabilities, decisions and flags.
+
+    Attributes:
+        temperature: Divides the logits; above 1 softens.
+        tau: Strength of the prior correction in the decision, 0 or more.
+        log_prior: Log frequency of each class in training, in class order.
+        operating_points: By name.
+        classes: Codes in the order of the logits.
+    """
+
+    temperature: float = 1.0
+    tau: float = 0.0
+    log_prior: tuple[float, ...] = tuple(float(-np.log(len(CODES))) for _ in CODES)
+    operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
+    classes: tuple[str, ...] = CODES
+
+    @property
+    def rule(self) -> str:
+        """The decision rule in words."""
+        return f"argmax(logit / {self.temperature:.4g} - {self.tau:.4g} * log prior)"
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities, float64 (N, C), rows summing to 1."""
+        return softmax(np.asarray(logits, np.float64) / self.temperature)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Return the class positions chosen by the stored rule, int (N,)."""
+        adjusted = np.asarray(logits, np.float64) / self.temperature
+        return (adjusted - self.tau * np.asarray(self.log_prior)).argmax(axis=1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {
+            "temperature": self.temperature,
+            "decision_rule": {
+                "kind": "prior_adjusted",
+                "tau": self.tau,
+                "log_prior": list(self.log_prior),
+                "text": self.rule,
+            },
+            "operating_points": {
+                name: {**vars(point), "codes": list(point.codes)}
+                for name, point in self.operating_points.items()
+            },
+            "classes": list(self.classes),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Calibration":
+        """Build from what ``to_json`` returned.
+
+        Raises:
+            ModelError: If a field is missing.
+        """
+        try:
+            points = {
+                name: OperatingPoint(**{**fields, "codes": tuple(fields["codes"])})
+                for name, fields in content["operating_points"].items()
+            }
+            return cls(
+                temperature=float(content["temperature"]),
+                tau=float(content["decision_rule"]["tau"]),
+                log_prior=tuple(float(v) for v in content["decision_rule"]["log_prior"]),
+                operating_points=points,
+                classes=tuple(content["classes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"The calibration stored in the bundle is incomplete ({error}). Train or save the "
+                "bundle again."
+            ) from error
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax over the last axis in float64.
+
+    Example:
+        >>> softmax(np.array([[0.0, 0.0]])).tolist()
+        [[0.5, 0.5]]
+    """
+    shifted = np.asarray(logits, np.float64)
+    exponent = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the log of the softmax over the last axis in float64, without overflow."""
+    shifted = np.asarray(logits, np.float64)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of class positions (N,) under logits (N, C)."""
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature that minimizes the negative log-likelihood.
+
+    Args:
+        logits: (N, C).
+        labels: int (N,), class positions.
+
+    Returns:
+        Between 0.05 and 20.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = np.asarray(logits, np.float64)
+    found = minimize_scalar(
+        lambda log_t: negative_log_likelihood(logits / np.exp(log_t), labels),
+        bounds=(np.log(0.05), np.log(20.0)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def choose_tau(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    log_prior: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int = 0,
+) -> float:
+    """Choose the strength of the prior correction for the best balanced accuracy.
+
+    Rare classes have few validation images, so the best value on them alone is noisy: balanced
+    accuracy is averaged over bootstrap resamples of lesions and smoothed over neighboring values.
+
+    Args:
+        logits: Calibrated logits (N, C).
+        labels: int (N,), class positions.
+        log_prior: (C,).
+        groups: Lesion of each image, (N,).
+        seed: Seed of the resampling.
+
+    Returns:
+        One of 0, 0.05, …, 1.5.
+    """
+    _, lesion = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    count = lesion.max() + 1
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)[:, lesion]
+    classes = logits.shape[1]
+    truth = np.eye(classes)[labels]
+    support = weights @ truth
+    scores = []
+    for tau in _TAUS:
+        right = (logits - tau * log_prior).argmax(axis=1) == labels
+        hits = weights @ (truth * right[:, None])
+        with np.errstate(invalid="ignore"):
+            recalls = np.where(support > 0, hits / support, np.nan)
+        scores.append(np.nanmean(np.nanmean(recalls, axis=1)))
+    kernel = np.array([0.25, 0.5, 0.25])
+    smooth = np.convolve(np.pad(scores, 1, mode="edge"), kernel, mode="valid")
+    return float(_TAUS[int(smooth.argmax())])
+
+
+def choose_operating_point(
+    name: str,
+    codes: Sequence[str],
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    sensitivity: float,
+    classes: Sequence[str] = CODES,
+) -> OperatingPoint:
+    """Choose the highest threshold that reaches a sensitivity on validation.
+
+    Args:
+        name: Name of the point.
+        codes: Positive diagnoses.
+        probabilities: Calibrated, (N, C).
+        labels: int (N,), class positions.
+        sensitivity: Wanted share of positives flagged, 0..1.
+        classes: Codes in the order of ``probabilities``.
+
+    Returns:
+        The point; without positives the threshold is 0 (flag everything).
+    """
+    positions = [list(classes).index(code) for code in codes]
+    score = probabilities[:, positions].sum(axis=1)
+    positive = np.isin(labels, positions)
+    threshold = 0.0
+    if positive.any():
+        ranked = np.sort(score[positive])[::-1]
+        needed = int(np.ceil(sensitivity * len(ranked) - 1e-9))
+        threshold = float(ranked[max(needed, 1) - 1])
+    flagged = score >= threshold
+    return OperatingPoint(
+        name=name,
+        codes=tuple(codes),
+        threshold=threshold,
+        target_sensitivity=sensitivity,
+        sensitivity=float(flagged[positive].mean()) if positive.any() else float("nan"),
+        specificity=float((~flagged[~positive]).mean()) if (~positive).any() else float("nan"),
+        positives=int(positive.sum()),
+        negatives=int((~positive).sum()),
+    )
+
+
+def fit_calibration(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    training_counts: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int = 0,
+    sensitivity: dict[str, float] | None = None,
+    classes: Sequence[str] = CODES,
+) -> Calibration:
+    """Fit temperature, decision rule and operating points on validation logits.
+
+    Args:
+        logits: Of the validation images, (N, C).
+        labels: int (N,), class positions.
+        training_counts: Images per class in training, (C,).
+        groups: Lesion of each validation image, (N,).
+        seed: Seed of the resampling behind the decision rule.
+        sensitivity: Wanted sensitivity of ``malignant`` and ``melanoma``.
+        classes: Codes in the order of the logits.
+
+    Raises:
+        ModelError: If there is no validation image, or a logit is not finite.
+    """
+    if len(labels) == 0 or not np.isfinite(logits).all():
+        raise ModelError(
+            "Calibration needs validation images with finite logits. Lower the learning rate if "
+            "training diverged."
+        )
+    wanted = {**DEFAULT_SENSITIVITY, **(sensitivity or {})}
+    temperature = fit_temperature(logits, labels)
+    counts = np.maximum(np.asarray(training_counts, np.float64), 1.0)
+    log_prior = np.log(counts / counts.sum())
+    scaled = np.asarray(logits, np.float64) / temperature
+    tau = choose_tau(scaled, labels, log_prior, groups, seed=seed)
+    probabilities = softmax(scaled)
+    kinds = {"malignant": MALIGNANT_CODES, "melanoma": ("mel",)}
+    points = {
+        name: choose_operating_point(
+            name, codes, probabilities, labels, sensitivity=wanted[name], classes=classes
+        )
+        for name, codes in kinds.items()
+    }
+    return Calibration(
+        temperature, tau, tuple(float(v) for v in log_prior), points, tuple(classes)
+    )
