@@ -303,6 +303,4 @@ def fit_calibration(
         )
         for name, codes in kinds.items()
     }
-    return Calibration(
-        temperature, tau, tuple(float(v) for v in log_prior), points, tuple(classes)
-    )
+    return Calibration(temperature, tau, tuple(float(v) for v in log_prior), points, tuple(classes))

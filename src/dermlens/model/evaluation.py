@@ -1,0 +1,323 @@
+"""Evaluation from a predictions table alone: no model, no images, no randomness but the seed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.diagnoses import CODES, MALIGNANT_CODES
+from dermlens.errors import DataError
+from dermlens.model import metrics
+from dermlens.model.calibration import Calibration, softmax
+
+RESAMPLES = 2000
+SMALL_GROUP = 30
+_AGE_BANDS = ((0, 30, "0-29"), (30, 45, "30-44"), (45, 60, "45-59"), (60, 75, "60-74"))
+_DESCRIPTION = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
+_SCALARS = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "macro_auc",
+    "ece",
+    "brier",
+    "nll",
+)
+_LABEL_SCALARS = _SCALARS[:5]
+_PER_CLASS = ("precision", "recall", "specificity", "f1", "auc", "average_precision")
+_ISIC_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+
+
+def predictions_table(
+    rows: pd.DataFrame, logits: np.ndarray, calibration: Calibration
+) -> pd.DataFrame:
+    """Put predictions beside what is known about the images.
+
+    Args:
+        rows: Manifest rows, or any table with at least image_id; (N).
+        logits: (N, C).
+        calibration: Of the bundle.
+
+    Returns:
+        Columns image_id, lesion_id, dx, dx_type, age, sex, localization, then ``logit_<dx>`` and
+        ``probability_<dx>`` per class, ``p_malignant``, ``predicted`` (stored decision rule) and
+        ``predicted_argmax``. A missing lesion_id becomes the image_id.
+    """
+    table = pd.DataFrame({name: rows.get(name) for name in _DESCRIPTION}, index=rows.index)
+    table["lesion_id"] = table.lesion_id.where(table.lesion_id.notna(), table.image_id)
+    logits = np.asarray(logits, np.float64)
+    probabilities = calibration.probabilities(logits)
+    codes = np.array(calibration.classes, dtype=object)
+    malignant = [list(codes).index(code) for code in MALIGNANT_CODES]
+    added = {f"logit_{code}": logits[:, k] for k, code in enumerate(codes)}
+    added |= {f"probability_{code}": probabilities[:, k] for k, code in enumerate(codes)}
+    added["p_malignant"] = probabilities[:, malignant].sum(axis=1)
+    added["predicted"] = codes[calibration.decide(logits)]
+    added["predicted_argmax"] = codes[logits.argmax(axis=1)]
+    return pd.concat([table, pd.DataFrame(added, index=rows.index)], axis=1).reset_index(drop=True)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read ``predictions.csv``.
+
+    Raises:
+        DataError: If it is missing or lacks a column.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{path} is missing. Run 'dermlens evaluate' first.")
+    text = dict.fromkeys((*_DESCRIPTION[:4], "sex", "localization"), "object")
+    table = pd.read_csv(path, dtype=text, float_precision="round_trip")
+    needed = ("image_id", "lesion_id", "dx", "predicted", *(f"logit_{c}" for c in CODES))
+    lacking = [name for name in needed if name not in table.columns]
+    if lacking:
+        raise DataError(f"{path} lacks the column {lacking[0]!r}. Run 'dermlens evaluate' again.")
+    return table
+
+
+def _arrays(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    position = {code: k for k, code in enumerate(classes)}
+    return {
+        "labels": np.array([position[code] for code in table.dx]),
+        "logits": table[[f"logit_{c}" for c in classes]].to_numpy(np.float64),
+        "probabilities": table[[f"probability_{c}" for c in classes]].to_numpy(np.float64),
+        "predicted": np.array([position[code] for code in table.predicted]),
+        "argmax": np.array([position[code] for code in table.predicted_argmax]),
+    }
+
+
+def metrics_from_predictions(
+    table: pd.DataFrame,
+    calibration: Calibration,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute everything in ``metrics.json`` from a predictions table.
+
+    Figures at the top level use the stored decision rule; those under ``argmax`` the plain one.
+    Confidence intervals are 95 % percentile intervals over resampled lesions.
+
+    Args:
+        table: As ``predictions_table`` makes it, with ``dx`` known for every row.
+        calibration: Of the bundle.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        A dictionary of JSON types; undefined figures are NaN.
+
+    Raises:
+        DataError: If the table is empty or a diagnosis is unknown.
+    """
+    if table.empty:
+        raise DataError("There is no prediction to evaluate.")
+    unknown = sorted(set(table.dx.astype(str)) - set(calibration.classes))
+    if unknown:
+        raise DataError(f"The diagnosis {unknown[0]!r} is none of {', '.join(calibration.classes)}")
+    classes = calibration.classes
+    data = _arrays(table, classes)
+    one = np.ones((1, len(table)))
+    drawn = metrics.lesion_resamples(table.lesion_id.to_numpy(), resamples, seed)
+    point, spread = _figures(data, one, len(classes)), _figures(data, drawn, len(classes))
+    support = np.bincount(data["labels"], minlength=len(classes))
+    result: dict[str, Any] = {name: float(point[name][0]) for name in _SCALARS}
+    result["decision_rule"] = calibration.rule
+    result["temperature"] = calibration.temperature
+    result["per_class"] = {
+        code: {name: float(point[name][0, k]) for name in _PER_CLASS} | {"support": int(support[k])}
+        for k, code in enumerate(classes)
+    }
+    result["confusion_matrix"] = {
+        "classes": list(classes),
+        "counts": metrics.confusion_matrices(data["labels"], data["predicted"], len(classes), one)[
+            0
+        ].astype(int),
+    }
+    result["argmax"] = _argmax_block(data, one, drawn, classes)
+    result["operating_points"] = _operating_points(data, calibration, one, drawn)
+    result["confidence_intervals"] = {
+        "level": 0.95,
+        "resampled": "lesions",
+        "resamples": resamples,
+        **{name: metrics.interval(spread[name]) for name in _SCALARS},
+        "per_class": {
+            code: {name: metrics.interval(spread[name][:, k]) for name in _PER_CLASS}
+            for k, code in enumerate(classes)
+        },
+    }
+    result["uncalibrated"] = _uncalibrated(data, one)
+    result["per_lesion"] = _per_lesion(table, data, calibration)
+    result["subgroups"] = _subgroups(table, data, calibration)
+    result["n_images"] = len(table)
+    result["n_lesions"] = int(table.lesion_id.nunique())
+    return result
+
+
+def _figures(
+    data: dict[str, np.ndarray], weights: np.ndarray, classes: int, decision: str = "predicted"
+) -> dict[str, np.ndarray]:
+    confusion = metrics.confusion_matrices(data["labels"], data[decision], classes, weights)
+    return metrics.label_metrics(confusion) | metrics.probability_metrics(
+        data["probabilities"], data["labels"], weights
+    )
+
+
+def _argmax_block(
+    data: dict[str, np.ndarray], one: np.ndarray, drawn: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The decision figures at the plain argmax, with intervals."""
+
+    def at(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return metrics.label_metrics(
+            metrics.confusion_matrices(data["labels"], data["argmax"], len(classes), weights)
+        )
+
+    point, spread = at(one), at(drawn)
+    block: dict[str, Any] = {name: float(point[name][0]) for name in _LABEL_SCALARS}
+    block["per_class"] = {
+        code: {name: float(point[name][0, k]) for name in _PER_CLASS[:4]}
+        for k, code in enumerate(classes)
+    }
+    block["confidence_intervals"] = {
+        **{name: metrics.interval(spread[name]) for name in _LABEL_SCALARS},
+        "per_class": {
+            code: {"recall": metrics.interval(spread["recall"][:, k])}
+            for k, code in enumerate(classes)
+        },
+    }
+    return block
+
+
+def _operating_points(
+    data: dict[str, np.ndarray], calibration: Calibration, one: np.ndarray, drawn: np.ndarray
+) -> dict[str, Any]:
+    points = {}
+    for name, point in calibration.operating_points.items():
+        positions = [calibration.classes.index(code) for code in point.codes]
+        scores = point.score(data["probabilities"], calibration.classes)
+        positive = np.isin(data["labels"], positions)
+        here = metrics.flag_metrics(scores, positive, point.threshold, one)
+        spread = metrics.flag_metrics(scores, positive, point.threshold, drawn)
+        points[name] = {
+            "codes": list(point.codes),
+            "threshold": point.threshold,
+            "chosen_on": "validation",
+            "validation_sensitivity": point.sensitivity,
+            "validation_specificity": point.specificity,
+            "auc": float(metrics.roc_auc(scores, positive, one)[0]),
+            **{key: float(value[0]) for key, value in here.items()},
+            "confidence_intervals": {k: metrics.interval(v) for k, v in spread.items()},
+            "positives": int(positive.sum()),
+            "negatives": int((~positive).sum()),
+        }
+    return points
+
+
+def _uncalibrated(data: dict[str, np.ndarray], one: np.ndarray) -> dict[str, float]:
+    raw = metrics.probability_metrics(softmax(data["logits"]), data["labels"], one)
+    return {name: float(raw[name][0]) for name in ("ece", "brier", "nll")}
+
+
+def _per_lesion(
+    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
+) -> dict[str, Any]:
+    """Figures with one vote per lesion: the mean log-probability over its photographs."""
+    classes = calibration.classes
+    lesions, lesion = np.unique(table.lesion_id.astype(str), return_inverse=True)
+    count = np.bincount(lesion)
+    logits = np.stack(
+        [np.bincount(lesion, data["logits"][:, k]) / count for k in range(len(classes))], axis=1
+    )
+    first = np.zeros(len(lesions), dtype=int)
+    first[lesion[::-1]] = data["labels"][::-1]
+    merged = {
+        "labels": first,
+        "probabilities": calibration.probabilities(logits),
+        "predicted": calibration.decide(logits),
+    }
+    figures = _figures(merged, np.ones((1, len(lesions))), len(classes))
+    return {name: float(figures[name][0]) for name in _SCALARS} | {"n_lesions": len(lesions)}
+
+
+def age_band(age: float) -> str:
+    """Return the band of an age in years.
+
+    Example:
+        >>> age_band(50.0), age_band(85.0), age_band(float("nan"))
+        ('45-59', '75+', 'missing')
+    """
+    if not np.isfinite(age):
+        return "missing"
+    return next((name for low, high, name in _AGE_BANDS if low <= age < high), "75+")
+
+
+def _subgroups(
+    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
+) -> dict[str, Any]:
+    ages = pd.to_numeric(table.age, errors="coerce").astype(float)
+    columns = {
+        "sex": table.sex,
+        "age_band": ages.map(age_band),
+        "localization": table.localization,
+        "dx_type": table.dx_type,
+    }
+    point = calibration.operating_points.get("malignant")
+    result: dict[str, Any] = {}
+    for name, values in columns.items():
+        groups = values.astype(object).where(values.notna(), "missing").astype(str).to_numpy()
+        result[name] = {
+            group: _subgroup({k: v[groups == group] for k, v in data.items()}, calibration, point)
+            for group in sorted(set(groups))
+        }
+    return result
+
+
+def _subgroup(data: dict[str, np.ndarray], calibration: Calibration, point: Any) -> dict[str, Any]:
+    one = np.ones((1, len(data["labels"])))
+    figures = _figures(data, one, len(calibration.classes))
+    names = ("accuracy", "balanced_accuracy", "macro_auc", "ece")
+    block: dict[str, Any] = {name: float(figures[name][0]) for name in names}
+    if point is not None:
+        positions = [calibration.classes.index(code) for code in point.codes]
+        scores = point.score(data["probabilities"], calibration.classes)
+        positive = np.isin(data["labels"], positions)
+        flags = metrics.flag_metrics(scores, positive, point.threshold, one)
+        block["malignant_sensitivity"] = float(flags["sensitivity"][0])
+        block["malignant_specificity"] = float(flags["specificity"][0])
+    present = np.unique(data["labels"])
+    return {
+        "n_images": len(data["labels"]),
+        "n_classes": len(present),
+        "small": len(data["labels"]) < SMALL_GROUP,
+        **block,
+    }
+
+
+def isic_submission(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the official ISIC 2018 Task 3 submission: image, then one column per class.
+
+    The scorer takes the largest column as the decision, so rows hold the calibrated probability
+    of each class, and the order of columns is the challenge's, not the alphabetical one.
+    """
+    columns = {name: table[f"probability_{name.lower()}"] for name in _ISIC_COLUMNS}
+    return pd.DataFrame({"image": table.image_id, **columns})
+
+
+def isic_balanced_accuracy(submission: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """Return the challenge's figure: mean recall over the classes that have images.
+
+    Args:
+        submission: image and the seven columns of the challenge.
+        truth: The same columns with one 1 per row. Rows without a prediction (the official test
+            table lists ISIC_0035068, which has no image) are left out, as the scorer does.
+    """
+    columns = list(_ISIC_COLUMNS)
+    joined = truth.merge(submission, on="image", suffixes=("_truth", "_prediction"))
+    actual = joined[[f"{c}_truth" for c in columns]].to_numpy().argmax(axis=1)
+    predicted = joined[[f"{c}_prediction" for c in columns]].to_numpy().argmax(axis=1)
+    recalls = [(predicted[actual == c] == c).mean() for c in np.unique(actual)]
+    return float(np.mean(recalls))

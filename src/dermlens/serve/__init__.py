@@ -1,0 +1,1 @@
+"""Serving: predictions on files, export, the web interface, the demo."""

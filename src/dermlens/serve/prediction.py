@@ -1,0 +1,158 @@
+"""Predictions on data sets, labelled folders and single files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.cache import cached_images
+from dermlens.data.images import IMAGE_SUFFIXES, load_image
+from dermlens.data.labels import read_labels
+from dermlens.data.manifest import read_manifest, select_split
+from dermlens.diagnoses import by_code
+from dermlens.errors import DataError
+from dermlens.model.bundle import Bundle
+from dermlens.model.evaluation import predictions_table
+from dermlens.progress import progress, say
+
+_CHUNK = 256
+
+
+def predict_split(
+    bundle: Bundle, data: Path, split: str, *, views: int = 1, batch_size: int = 32
+) -> pd.DataFrame:
+    """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
+
+    Raises:
+        DataError: If the data set is not split or the split is empty.
+    """
+    table = read_manifest(data)
+    chosen = select_split(table, split)
+    rows = np.flatnonzero(table.image_id.isin(chosen.image_id))
+    images = cached_images(data, table, bundle.input_size)
+    with progress("Predicting", len(rows)) as advance:
+        logits = bundle.predictor(batch_size).logits(images, rows, views=views, advance=advance)
+    return predictions_table(table.iloc[rows], logits, bundle.calibration)
+
+
+def predict_external(
+    bundle: Bundle, images: Path, labels: Path, *, views: int = 1, batch_size: int = 32
+) -> pd.DataFrame:
+    """Predict a labelled folder; rows without an image are reported and left out.
+
+    Raises:
+        DataError: If no labelled image is found or one is damaged.
+    """
+    known = read_labels(labels)
+    files = {path.stem: path for path in find_images([images])}
+    here = known[known.image_id.isin(list(files))].reset_index(drop=True)
+    if here.empty:
+        raise DataError(f"None of the {len(known)} labelled images of {labels} is in {images}.")
+    if len(here) < len(known):
+        absent = sorted(set(known.image_id) - set(files))
+        say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
+    logits = _logits(bundle, [files[i] for i in here.image_id], views, batch_size)
+    return predictions_table(here, logits, bundle.calibration)
+
+
+def _logits(bundle: Bundle, files: Sequence[Path], views: int, batch_size: int) -> np.ndarray:
+    predictor = bundle.predictor(batch_size)
+    results = []
+    with progress("Predicting", len(files)) as advance:
+        for start in range(0, len(files), _CHUNK):
+            chunk = [load_image(path, bundle.input_size) for path in files[start : start + _CHUNK]]
+            results.append(predictor.logits(np.stack(chunk), views=views, advance=advance))
+    return np.concatenate(results)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the image files among files and folders (searched through), in order.
+
+    Raises:
+        DataError: If a path does not exist or no image is found.
+    """
+    files = list(_image_files(paths))
+    if not files:
+        raise DataError(f"No image found in {', '.join(str(p) for p in paths)}.")
+    return files
+
+
+def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"{path} does not exist. Check the path.")
+
+
+def predict_files(
+    bundle: Bundle, files: Sequence[Path], *, views: int = 1, batch_size: int = 32
+) -> pd.DataFrame:
+    """Predict files; a damaged file gets a row that says so, and the rest goes on.
+
+    Returns:
+        One row per file: path, image_id, predictions, ``flag_<point>`` for each operating point,
+        ``error`` (empty where all went well).
+    """
+    predictor = bundle.predictor(batch_size)
+    parts = []
+    with progress("Predicting", len(files)) as advance:
+        for start in range(0, len(files), _CHUNK):
+            parts.append(_predict_chunk(bundle, predictor, files[start : start + _CHUNK], views))
+            advance(len(parts[-1]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _predict_chunk(
+    bundle: Bundle, predictor: object, files: Sequence[Path], views: int
+) -> pd.DataFrame:
+    from dermlens.model.prediction import Predictor
+
+    assert isinstance(predictor, Predictor)
+    images, errors = [], []
+    for path in files:
+        try:
+            images.append(load_image(path, bundle.input_size))
+            errors.append("")
+        except DataError as error:
+            errors.append(str(error))
+    rows = pd.DataFrame({"path": [str(p) for p in files], "image_id": [p.stem for p in files]})
+    rows["error"] = errors
+    good = np.array([error == "" for error in errors])
+    logits = np.full((len(files), len(bundle.classes)), np.nan)
+    if images:
+        logits[good] = predictor.logits(np.stack(images), views=views)
+    calibration = bundle.calibration
+    table = predictions_table(rows, np.nan_to_num(logits), calibration)
+    table = table.drop(columns=["lesion_id", "dx", "dx_type", "age", "sex", "localization"])
+    probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
+    for name, point in calibration.operating_points.items():
+        table[f"flag_{name}"] = point.score(probabilities, bundle.classes) >= point.threshold
+    filled = [c for c in table.columns if c != "image_id"]
+    table[filled] = table[filled].astype(object).where(good[:, None], None)
+    return pd.concat([rows[["path"]], table, rows[["error"]]], axis=1)
+
+
+def describe_predictions(table: pd.DataFrame, bundle: Bundle, limit: int = 20) -> list[str]:
+    """Return one line per file, and a reminder of what this is."""
+    lines = []
+    for row in table.head(limit).to_dict("records"):
+        if row["error"]:
+            lines.append(row["error"])
+            continue
+        code = str(row["predicted"])
+        line = f"{row['path']}: {by_code(code).name} ({code}), p = {row[f'probability_{code}']:.2f}"
+        if row.get("flag_melanoma") and code != "mel":
+            line += f"; melanoma not excluded (p = {row['probability_mel']:.2f})"
+        lines.append(line)
+    if len(table) > limit:
+        lines.append(f"… and {len(table) - limit} more in the file.")
+    if bundle.synthetic:
+        lines.append(
+            "This bundle was trained on drawn images only; real images mean nothing to it."
+        )
+    lines.append("Research and education only, not a medical device.")
+    return lines
