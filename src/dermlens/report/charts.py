@@ -1,0 +1,279 @@
+"""Figures about training and classification; each returns a matplotlib Figure."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.diagnoses import CODES, by_code
+from dermlens.model import metrics
+from dermlens.model.calibration import softmax
+from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def training_curves(history: pd.DataFrame) -> "Figure":
+    """Draw loss, accuracy and balanced accuracy over epochs, and mark the best epoch.
+
+    Args:
+        history: As ``history.csv`` holds it.
+    """
+    with style():
+        figure = new_figure(10, 3.4)
+        left, right = figure.subplots(1, 2)
+        epochs = np.arange(1, len(history) + 1)
+        left.plot(epochs, history.train_loss, color=MUTED, label="training (augmented)")
+        left.plot(epochs, history.validation_loss, color=ACCENT, label="validation")
+        left.set(title="Loss", xlabel="epoch", ylabel="mean loss", ylim=(0, None))
+        left.legend()
+        lines = (
+            ("validation_balanced_accuracy", ACCENT, "balanced accuracy"),
+            ("validation_accuracy", INK, "accuracy"),
+            ("validation_macro_auc", "#009E73", "macro AUC"),
+        )
+        for column, color, label in lines:
+            right.plot(epochs, history[column], color=color, label=label)
+        fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
+        if len(fine):
+            scores = history.validation_balanced_accuracy.to_numpy()[fine]
+            best = fine[int(np.argmax(scores))]
+            right.plot(epochs[best], scores.max(), "o", color=ACCENT)
+            right.annotate(
+                f"{scores.max():.3f}",
+                (epochs[best], scores.max()),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                color=ACCENT,
+            )
+        if 0 < len(fine) < len(history):
+            for axes in (left, right):
+                axes.axvline(epochs[fine[0]] - 0.5, color=MUTED, linestyle=":")
+                axes.annotate(
+                    "fine-tuning",
+                    (epochs[fine[0]] - 0.4, 1),
+                    xycoords=("data", "axes fraction"),
+                    color=MUTED,
+                    va="top",
+                )
+        right.set(title="Validation", xlabel="epoch", ylabel="share", ylim=(0, 1.02))
+        right.legend(loc="lower right")
+        for axes in (left, right):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        return figure
+
+
+def _columns(table: pd.DataFrame, prefix: str) -> np.ndarray:
+    return table[[f"{prefix}_{code}" for code in CODES]].to_numpy(np.float64)
+
+
+def _labels(table: pd.DataFrame, column: str = "dx") -> np.ndarray:
+    return np.array([CODES.index(code) for code in table[column]])
+
+
+def reliability_diagram(table: pd.DataFrame) -> "Figure":
+    """Draw accuracy against confidence, before and after temperature, over a histogram.
+
+    Args:
+        table: Predictions table.
+    """
+    labels = _labels(table)
+    one = np.ones((1, len(labels)))
+    with style():
+        figure = new_figure(9, 4.6)
+        axes = figure.subplots(2, 2, height_ratios=(4, 1), sharex=True)
+        versions = (
+            ("Before temperature", softmax(_columns(table, "logit")), MUTED),
+            ("Calibrated", _columns(table, "probability"), ACCENT),
+        )
+        for column, (title, probabilities, color) in enumerate(versions):
+            confidence, accuracy, count = metrics.calibration_bins(probabilities, labels)
+            error = metrics.expected_calibration_error(probabilities, labels, one)[0]
+            upper, lower = axes[0, column], axes[1, column]
+            upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
+            full = count > 0
+            area = 20 + 180 * count[full] / count.max()
+            upper.scatter(confidence[full], accuracy[full], area, color=color, alpha=0.85)
+            upper.plot(confidence[full], accuracy[full], color=color, linewidth=1)
+            upper.set(title=f"{title}: ECE {error:.3f}", xlim=(0, 1), ylim=(0, 1.05))
+            edges = np.linspace(0, 1, len(count) + 1)
+            lower.bar(edges[:-1], count, np.diff(edges), align="edge", color=color, alpha=0.6)
+            lower.set_xlabel("confidence (top probability)")
+        axes[0, 0].set_ylabel("share correct")
+        axes[1, 0].set_ylabel("images")
+        return figure
+
+
+def confusion_matrix(table: pd.DataFrame, column: str = "predicted") -> "Figure":
+    """Draw the confusion matrix as counts and normalized by row.
+
+    Args:
+        table: Predictions table.
+        column: ``"predicted"`` (stored rule) or ``"predicted_argmax"``.
+    """
+    counts = metrics.confusion_matrices(
+        _labels(table), _labels(table, column), len(CODES), np.ones((1, len(table)))
+    )[0]
+    with np.errstate(invalid="ignore"):
+        shares = counts / counts.sum(axis=1, keepdims=True)
+    with style():
+        figure = new_figure(10.5, 4.8)
+        left, right = figure.subplots(1, 2)
+        _matrix(left, shares, [[f"{int(v)}" for v in row] for row in counts])
+        left.set_title("Images")
+        text = [["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in shares]
+        _matrix(right, shares, text)
+        right.set_title("Share of each row (diagonal: recall)")
+        return figure
+
+
+def _matrix(axes: "Axes", shade: np.ndarray, text: list[list[str]]) -> None:
+    axes.imshow(np.nan_to_num(shade), cmap="Blues", vmin=0, vmax=1)
+    places = range(len(CODES))
+    axes.set_xticks(places, CODES)
+    axes.set_yticks(places, CODES)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.spines[:].set_visible(False)
+    for row in places:
+        for column in places:
+            dark = np.nan_to_num(shade[row, column]) > 0.55
+            axes.text(
+                column,
+                row,
+                text[row][column],
+                ha="center",
+                va="center",
+                color="white" if dark else INK,
+                fontsize=9,
+            )
+
+
+def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
+    """Draw one-against-the-rest ROC and precision-recall curves of every class."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    labels, probabilities = _labels(table), _columns(table, "probability")
+    one = np.ones((1, len(labels)))
+    with style():
+        figure = new_figure(10.5, 4.6)
+        left, right = figure.subplots(1, 2)
+        for k, code in enumerate(CODES):
+            positive = labels == k
+            if not positive.any() or positive.all():
+                continue
+            color = by_code(code).color
+            false_rate, true_rate, _ = roc_curve(positive, probabilities[:, k])
+            area = metrics.roc_auc(probabilities[:, k], positive, one)[0]
+            left.plot(false_rate, true_rate, color=color, label=f"{code}  {area:.3f}")
+            precision, recall, _ = precision_recall_curve(positive, probabilities[:, k])
+            average = metrics.average_precision(probabilities[:, k], positive, one)[0]
+            right.plot(
+                recall,
+                precision,
+                color=color,
+                drawstyle="steps-post",
+                label=f"{code}  {average:.3f}",
+            )
+        left.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
+        left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
+        left.legend(title="AUC", loc="lower right")
+        right.set(title="Precision-recall", xlabel="recall", ylabel="precision")
+        right.legend(title="average precision", loc="lower left")
+        for axes in (left, right):
+            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+        return figure
+
+
+def operating_points(table: pd.DataFrame, points: dict[str, Any]) -> "Figure":
+    """Draw the score distribution of positives and negatives with each point's threshold.
+
+    Args:
+        table: Predictions table.
+        points: ``operating_points`` of ``metrics.json``.
+    """
+    with style():
+        figure = new_figure(10, 3.4)
+        axes = figure.subplots(1, max(len(points), 1), squeeze=False)[0]
+        for part, (name, point) in zip(axes, points.items(), strict=False):
+            score = table[[f"probability_{code}" for code in point["codes"]]].sum(axis=1)
+            positive = table.dx.isin(point["codes"])
+            bins = np.linspace(0, 1, 31)
+            part.hist(score[~positive], bins, density=True, color=MUTED, alpha=0.6, label="others")
+            part.hist(
+                score[positive],
+                bins,
+                density=True,
+                color=WARNING,
+                alpha=0.6,
+                label=", ".join(point["codes"]),
+            )
+            part.axvline(point["threshold"], color=INK, linestyle="--")
+            part.set(
+                title=f"{name}: sensitivity {point['sensitivity']:.3f}, "
+                f"specificity {point['specificity']:.3f}",
+                xlabel=f"summed probability (threshold {point['threshold']:.3f})",
+                ylabel="density",
+            )
+            part.legend()
+        return figure
+
+
+def per_class_recall(result: dict[str, Any]) -> "Figure":
+    """Draw recall per class under both decision rules, with 95 % lesion-level intervals.
+
+    Args:
+        result: Content of ``metrics.json``.
+    """
+    with style():
+        figure = new_figure(8, 3.6)
+        axes = figure.subplots()
+        places = np.arange(len(CODES))
+        versions = (
+            ("stored rule", result, -0.18, ACCENT),
+            ("argmax", result["argmax"], 0.18, MUTED),
+        )
+        for label, block, shift, color in versions:
+            values = np.array([block["per_class"][c]["recall"] for c in CODES], float)
+            ranges = [block["confidence_intervals"]["per_class"][c]["recall"] for c in CODES]
+            low, high = np.array(ranges, float).T
+            error = np.clip(np.stack([values - low, high - values]), 0, None)
+            axes.bar(places + shift, values, 0.34, color=color, alpha=0.85, label=label)
+            axes.errorbar(
+                places + shift, values, np.nan_to_num(error), fmt="none", color=INK, capsize=2
+            )
+        names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in CODES]
+        axes.set_xticks(places, names)
+        axes.set(title="Recall per diagnosis", ylabel="recall", ylim=(0, 1.08))
+        axes.legend(ncols=2, loc="upper right")
+        return figure
+
+
+def subgroups(result: dict[str, Any]) -> "Figure":
+    """Draw balanced accuracy and macro AUC of every subgroup.
+
+    Args:
+        result: Content of ``metrics.json``.
+    """
+    rows = [
+        (f"{kind.replace('_', ' ')}: {group}  (n = {block['n_images']})", block)
+        for kind, groups in result["subgroups"].items()
+        for group, block in groups.items()
+    ]
+    with style():
+        figure = new_figure(8.5, 1.2 + 0.24 * len(rows))
+        axes = figure.subplots()
+        places = np.arange(len(rows))[::-1]
+        for name, color, marker in (
+            ("balanced_accuracy", ACCENT, "o"),
+            ("macro_auc", "#009E73", "D"),
+        ):
+            values = [block[name] for _, block in rows]
+            axes.plot(values, places, marker, color=color, label=name.replace("_", " "))
+            axes.axvline(result[name], color=color, linewidth=1, linestyle=":")
+        axes.set_yticks(places, [label for label, _ in rows], fontsize=8)
+        axes.set(title="Subgroups (dotted: all images)", xlim=(0, 1.02), ylim=(-1, len(rows)))
+        axes.legend(loc="lower left")
+        return figure

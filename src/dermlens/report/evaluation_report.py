@@ -1,0 +1,82 @@
+"""Writing an evaluation: tables, metrics and figures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from dermlens.files import written_beside, write_csv, write_json
+from dermlens.model.calibration import Calibration
+from dermlens.model.evaluation import RESAMPLES, isic_submission, metrics_from_predictions
+from dermlens.progress import say
+from dermlens.report import charts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_figure(path: Path, figure: "Figure") -> Path:
+    """Write a figure as PNG, atomically."""
+    with written_beside(path) as temporary:
+        figure.savefig(temporary)
+    return Path(path)
+
+
+def evaluation_figures(
+    table: pd.DataFrame, result: dict[str, Any]
+) -> dict[str, Callable[[], "Figure"]]:
+    """Return the figures of an evaluation by file name, each drawn when called."""
+    return {
+        "confusion_matrix": lambda: charts.confusion_matrix(table),
+        "roc_and_pr_curves": lambda: charts.roc_and_pr_curves(table),
+        "reliability_diagram": lambda: charts.reliability_diagram(table),
+        "operating_points": lambda: charts.operating_points(table, result["operating_points"]),
+        "per_class_recall": lambda: charts.per_class_recall(result),
+        "subgroups": lambda: charts.subgroups(result),
+    }
+
+
+def write_evaluation(
+    table: pd.DataFrame,
+    calibration: Calibration,
+    out: Path,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Path]:
+    """Write ``metrics.json``, ``predictions.csv``, ``submission.csv`` and the figures.
+
+    Args:
+        table: Predictions table with known diagnoses.
+        calibration: Of the bundle.
+        out: Folder to write.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Paths by name.
+    """
+    out = Path(out)
+    result = metrics_from_predictions(table, calibration, resamples=resamples, seed=seed)
+    paths = {
+        "predictions": write_csv(out / "predictions.csv", table),
+        "submission": write_csv(out / "submission.csv", isic_submission(table)),
+        "calibration": write_json(out / "calibration.json", calibration.to_json()),
+        "metrics": write_json(out / "metrics.json", result),
+    }
+    for name, draw in evaluation_figures(table, result).items():
+        paths[name] = write_figure(out / f"{name}.png", draw())
+    say(summary_line(result))
+    return paths
+
+
+def summary_line(result: dict[str, Any]) -> str:
+    """Return the main figures in one line."""
+    low, high = result["confidence_intervals"]["balanced_accuracy"]
+    return (
+        f"{result['n_images']:,} images: balanced accuracy {result['balanced_accuracy']:.3f} "
+        f"({low:.3f} to {high:.3f}; argmax {result['argmax']['balanced_accuracy']:.3f}), "
+        f"accuracy {result['accuracy']:.3f}, macro AUC {result['macro_auc']:.3f}, "
+        f"ECE {result['ece']:.3f}"
+    )
