@@ -104,8 +104,12 @@ def fit_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, floa
         >>> fit_box(300, 400, (100, 100))
         (50.0, 0.0, 350.0, 300.0)
     """
-    scale = min(height / size[0], width / size[1])
-    kept_height, kept_width = size[0] * scale, size[1] * scale
+    # One side is kept exactly: rounding must not push the box past the image's edge.
+    kept_height, kept_width = float(height), float(width)
+    if height * size[1] <= width * size[0]:
+        kept_width = height * size[1] / size[0]
+    else:
+        kept_height = width * size[0] / size[1]
     left, top = (width - kept_width) / 2, (height - kept_height) / 2
     return (left, top, left + kept_width, top + kept_height)
 

@@ -69,8 +69,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise DataError(f"{path} is missing. Run 'dermlens evaluate' first.")
-    text = dict.fromkeys((*_DESCRIPTION[:4], "sex", "localization"), "object")
-    table = pd.read_csv(path, dtype=text, float_precision="round_trip")
+    table = pd.read_csv(path, dtype=object)
+    numbers = [c for c in table if c.startswith(("logit_", "probability_", "p_")) or c == "age"]
+    for column in numbers:
+        # Python's float reads exactly what was written; pandas' default parser need not.
+        table[column] = [float("nan") if pd.isna(v) else float(v) for v in table[column]]
     needed = ("image_id", "lesion_id", "dx", "predicted", *(f"logit_{c}" for c in CODES))
     lacking = [name for name in needed if name not in table.columns]
     if lacking:
