@@ -20,6 +20,9 @@ from dermlens.model.evaluation import (
 from dermlens.report.evaluation_report import write_evaluation
 
 
+ISIC = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+
+
 def case(images: int = 300, seed: int = 0) -> tuple[pd.DataFrame, Calibration]:
     generator = np.random.default_rng(seed)
     labels = generator.choice(7, images, p=[0.06, 0.06, 0.12, 0.06, 0.12, 0.5, 0.08])
@@ -88,9 +91,10 @@ def test_file_alone_gives_every_figure_again(written):
 def test_names_of_the_contract(written):
     stored = json.loads((written[0] / "metrics.json").read_text())
     wanted = (
-        "accuracy balanced_accuracy macro_precision macro_recall macro_f1 macro_auc ece brier nll "
-        "per_class operating_points confidence_intervals subgroups n_images n_lesions"
-    ).split()
+        *("accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1"),
+        *("macro_auc", "ece", "brier", "nll", "per_class", "operating_points"),
+        *("confidence_intervals", "subgroups", "n_images", "n_lesions"),
+    )
     assert set(wanted) <= set(stored)
     for code in CODES:
         assert set(stored["per_class"][code]) == {
@@ -142,25 +146,30 @@ def test_lesion_vote_uses_all_photographs():
     assert result["per_lesion"]["n_lesions"] == 1
 
 
-def test_submission_has_the_challenge_order():
-    table, _ = case(20)
-    submission = isic_submission(table)
-    assert list(submission.columns) == "image MEL NV BCC AKIEC BKL DF VASC".split()
-    assert np.array_equal(submission.MEL, table.probability_mel)
-    assert np.array_equal(submission.AKIEC, table.probability_akiec)
+def test_submission_has_the_challenge_order_and_scores_the_stored_rule():
+    table, calibration = case(200)
+    submission = isic_submission(table, calibration)
+    assert list(submission.columns) == ["image", *ISIC]
+    assert np.allclose(submission[ISIC].sum(axis=1), 1)
+    decided = submission[ISIC].idxmax(axis=1).str.lower()
+    assert (decided == table.predicted).all()
+    assert (table.predicted != table.predicted_argmax).any()
+    truth = pd.DataFrame({code: (table.dx == code.lower()) * 1.0 for code in ISIC})
+    score = isic_balanced_accuracy(submission, truth.assign(image=table.image_id))
+    result = metrics_from_predictions(table, calibration, resamples=5)
+    assert score == pytest.approx(result["balanced_accuracy"], abs=1e-12)
 
 
 def hand_case() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two of three mel right, one of two nv right, bcc right; one truth row has no image."""
-    columns = "MEL NV BCC AKIEC BKL DF VASC".split()
     truth = ["MEL", "MEL", "MEL", "NV", "NV", "BCC", "NV"]
     called = ["MEL", "MEL", "NV", "NV", "MEL", "BCC"]
     names = [f"ISIC_{k}" for k in range(6)]
     return (
-        pd.DataFrame([[float(c == p) for c in columns] for p in called], columns=columns).assign(
+        pd.DataFrame([[float(c == p) for c in ISIC] for p in called], columns=ISIC).assign(
             image=names
         ),
-        pd.DataFrame([[float(c == t) for c in columns] for t in truth], columns=columns).assign(
+        pd.DataFrame([[float(c == t) for c in ISIC] for t in truth], columns=ISIC).assign(
             image=[*names, "ISIC_0035068"]
         ),
     )

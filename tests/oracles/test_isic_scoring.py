@@ -6,7 +6,7 @@ import pytest
 
 from dermlens.model.evaluation import isic_balanced_accuracy
 
-COLUMNS = "MEL NV BCC AKIEC BKL DF VASC".split()
+COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
 
 def test_official_scorer_agrees(tmp_path, monkeypatch):
@@ -21,8 +21,8 @@ def test_official_scorer_agrees(tmp_path, monkeypatch):
         table.insert(0, "image", names)
         table.to_csv(tmp_path / name, index=False)
     score = scoring.ClassificationScore.from_file(
-        tmp_path / "submission.csv",
         tmp_path / "truth.csv",
+        tmp_path / "submission.csv",
         scoring.ClassificationMetric.BALANCED_ACCURACY,
     )
     assert isic_balanced_accuracy(submission, truth) == pytest.approx(score.overall, abs=1e-12)

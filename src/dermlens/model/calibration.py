@@ -81,10 +81,14 @@ class Calibration:
         """Return calibrated probabilities, float64 (N, C), rows summing to 1."""
         return softmax(np.asarray(logits, np.float64) / self.temperature)
 
+    def adjusted(self, logits: np.ndarray) -> np.ndarray:
+        """Return the calibrated logits minus tau times the log prior, float64 (N, C)."""
+        scaled = np.asarray(logits, np.float64) / self.temperature
+        return scaled - self.tau * np.asarray(self.log_prior)
+
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """Return the class positions chosen by the stored rule, int (N,)."""
-        adjusted = np.asarray(logits, np.float64) / self.temperature
-        return (adjusted - self.tau * np.asarray(self.log_prior)).argmax(axis=1)
+        return self.adjusted(logits).argmax(axis=1)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""

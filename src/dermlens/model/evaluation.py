@@ -300,13 +300,17 @@ def _subgroup(data: dict[str, np.ndarray], calibration: Calibration, point: Any)
     }
 
 
-def isic_submission(table: pd.DataFrame) -> pd.DataFrame:
+def isic_submission(table: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     """Return the official ISIC 2018 Task 3 submission: image, then one column per class.
 
-    The scorer takes the largest column as the decision, so rows hold the calibrated probability
-    of each class, and the order of columns is the challenge's, not the alphabetical one.
+    The scorer takes a row's largest column as the decision. So that it scores the stored decision
+    rule, a row holds the softmax of the adjusted logits; the calibrated probabilities stand in
+    ``predictions.csv``. Columns are in the challenge's order, not the alphabetical one.
     """
-    columns = {name: table[f"probability_{name.lower()}"] for name in _ISIC_COLUMNS}
+    logits = table[[f"logit_{code}" for code in calibration.classes]].to_numpy(np.float64)
+    shares = softmax(calibration.adjusted(logits))
+    position = {code.upper(): k for k, code in enumerate(calibration.classes)}
+    columns = {name: shares[:, position[name]] for name in _ISIC_COLUMNS}
     return pd.DataFrame({"image": table.image_id, **columns})
 
 

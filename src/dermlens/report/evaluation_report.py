@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dermlens.files import written_beside, write_csv, write_json
+from dermlens.files import write_csv, write_json, written_beside
 from dermlens.model.calibration import Calibration
 from dermlens.model.evaluation import RESAMPLES, isic_submission, metrics_from_predictions
 from dermlens.progress import say
@@ -61,7 +61,7 @@ def write_evaluation(
     result = metrics_from_predictions(table, calibration, resamples=resamples, seed=seed)
     paths = {
         "predictions": write_csv(out / "predictions.csv", table),
-        "submission": write_csv(out / "submission.csv", isic_submission(table)),
+        "submission": write_csv(out / "submission.csv", isic_submission(table, calibration)),
         "calibration": write_json(out / "calibration.json", calibration.to_json()),
         "metrics": write_json(out / "metrics.json", result),
     }
