@@ -1,0 +1,213 @@
+"""Self-contained HTML pages: styles, figures and tables in one file that opens anywhere."""
+
+import base64
+import io
+import numbers
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from dermlens import __version__
+from dermlens.errors import UsageError
+from dermlens.files import written_beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTICE = "Research and education only, not a medical device."
+_DOTS_PER_INCH = 130
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass
+class _Section:
+    title: str
+    anchor: str
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Page:
+    """A page that grows from top to bottom: sections with paragraphs, figures and tables.
+
+    Everything put in is text, never markup: it is escaped. The page loads nothing from
+    elsewhere, adapts to light and dark settings and to phones, and always says that it is for
+    research and education only.
+
+    Args:
+        title: Heading and title of the page.
+        subtitle: One line below it.
+
+    Example:
+        >>> page = Page("Lesions", "Counted twice")
+        >>> _ = page.section("Counts", "By class.").table(
+        ...     pd.DataFrame({"dx": ["nv"], "images": [6705]}), "Images per class."
+        ... )
+        >>> "6,705" in page.html()
+        True
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self._title = title
+        self._subtitle = subtitle
+        self._sections: list[_Section] = []
+
+    def section(self, title: str, text: str = "") -> Self:
+        """Start a section; what is added next belongs to it."""
+        anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        taken = {section.anchor for section in self._sections}
+        unique, count = anchor, 2
+        while unique in taken:
+            unique, count = f"{anchor}-{count}", count + 1
+        self._sections.append(_Section(title, unique))
+        return self.paragraph(text) if text else self
+
+    def paragraph(self, text: str) -> Self:
+        """Add a paragraph of plain text."""
+        return self._add(kind="paragraph", text=text)
+
+    def figure(
+        self, picture: "Figure | bytes | np.ndarray", caption: str, alt: str | None = None
+    ) -> Self:
+        """Add a picture with its caption.
+
+        Args:
+            picture: matplotlib figure, the bytes of a PNG file, or an image: uint8, or float
+                from 0 to 1, of shape (H, W) or (H, W, 3).
+            caption: Text below the picture.
+            alt: Text for those who cannot see it; the caption if left out.
+
+        Raises:
+            UsageError: If the picture is none of these.
+        """
+        content = png_bytes(picture)
+        width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
+        return self._add(
+            kind="figure",
+            png=base64.b64encode(content).decode("ascii"),
+            caption=caption,
+            alt=caption if alt is None else alt,
+            width=width,
+            height=height,
+        )
+
+    def table(self, table: pd.DataFrame, caption: str) -> Self:
+        """Add a table with its caption; the index is left out, missing values show as a dash."""
+        numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table.columns]
+        head = [
+            {"text": str(column), "number": number}
+            for column, number in zip(table.columns, numeric, strict=True)
+        ]
+        rows = [
+            [
+                {"text": format_cell(value), "number": number}
+                for value, number in zip(row, numeric, strict=True)
+            ]
+            for row in table.itertuples(index=False, name=None)
+        ]
+        return self._add(kind="table", head=head, rows=rows, caption=caption)
+
+    def html(self) -> str:
+        """Return the page as HTML text."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("dermlens.report"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("page.html.j2").render(
+            title=self._title,
+            subtitle=self._subtitle,
+            sections=self._sections,
+            notice=NOTICE,
+            version=__version__,
+        )
+
+    def write(self, path: Path) -> Path:
+        """Write the page as one HTML file and return its path."""
+        with written_beside(Path(path)) as temporary:
+            temporary.write_text(self.html(), encoding="utf-8")
+        return Path(path)
+
+    def _add(self, **block: Any) -> Self:
+        if not self._sections:
+            self._sections.append(_Section("", "top"))
+        self._sections[-1].blocks.append(block)
+        return self
+
+
+def png_bytes(picture: "Figure | bytes | np.ndarray") -> bytes:
+    """Return a picture as the bytes of a PNG file.
+
+    Args:
+        picture: As in ``Page.figure``.
+
+    Raises:
+        UsageError: If the picture is of another kind.
+    """
+    if isinstance(picture, bytes):
+        if not picture.startswith(_PNG_SIGNATURE):
+            raise UsageError("The bytes given as a picture are not a PNG file. Encode it as PNG.")
+        return picture
+    buffer = io.BytesIO()
+    if isinstance(picture, np.ndarray):
+        from PIL import Image
+
+        Image.fromarray(_as_bytes(picture)).save(buffer, format="PNG", optimize=True)
+    elif hasattr(picture, "savefig"):
+        picture.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
+    else:
+        raise UsageError(
+            f"A picture cannot be made of {type(picture).__name__}. "
+            "Give a matplotlib figure, PNG bytes or an image array."
+        )
+    return buffer.getvalue()
+
+
+def _as_bytes(image: np.ndarray) -> np.ndarray:
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise UsageError(
+            f"An image array must have shape (H, W) or (H, W, 3), not {image.shape}. Reshape it."
+        )
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
+        return (np.clip(np.nan_to_num(image), 0, 1) * 255 + 0.5).astype(np.uint8)
+    raise UsageError(
+        f"An image array must be uint8 or float from 0 to 1, not {image.dtype}. Convert it."
+    )
+
+
+def format_cell(value: Any) -> str:
+    """Write one table value for people.
+
+    Example:
+        >>> [format_cell(value) for value in (6705, 0.91847, 1234.5, float("nan"), True, "nv")]
+        ['6,705', '0.918', '1,234.5', '–', 'yes', 'nv']
+    """
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
+        return "–"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}"
+    if isinstance(value, numbers.Real):
+        return _format_real(float(value))
+    return str(value)
+
+
+def _format_real(value: float) -> str:
+    if not np.isfinite(value):
+        return "∞" if value > 0 else "-∞"
+    size = abs(value)
+    if value == 0 or 1e-3 <= size < 100:
+        return f"{value:.3f}"
+    if size >= 100:
+        return f"{value:,.1f}"
+    return f"{value:.2e}"
