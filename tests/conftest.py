@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests_support import register_tiny_backbone
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -110,29 +112,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = prepare(source.folder, folder / "data").data
     split_data_set(data)
     return data
-
-
-def tiny_backbone(include_top=False, weights=None, input_tensor=None):  # type: ignore[no-untyped-def]
-    """Two convolutions with batch normalization: traces in a second."""
-    import keras
-
-    x = keras.layers.Conv2D(6, 3, strides=2, padding="same", name="conv1_conv")(input_tensor)
-    x = keras.layers.BatchNormalization(name="conv1_bn")(x)
-    x = keras.layers.ReLU(name="conv1_relu")(x)
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name="conv2_conv")(x)
-    x = keras.layers.BatchNormalization(name="conv2_bn")(x)
-    x = keras.layers.ReLU(name="conv2_relu")(x)
-    return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
-
-
-def register_tiny_backbone() -> None:
-    """Make the tiny backbone known as ``tiny``."""
-    import keras
-
-    from dermlens.model.classifier import BACKBONES
-
-    keras.applications.TinyNet = tiny_backbone
-    BACKBONES["tiny"] = ("TinyNet", "tf")
 
 
 @pytest.fixture

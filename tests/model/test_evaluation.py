@@ -1,6 +1,7 @@
 """Everything in metrics.json can be recomputed from predictions.csv, by others too."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,6 @@ from dermlens.model.evaluation import (
     read_predictions,
 )
 from dermlens.report.evaluation_report import write_evaluation
-
 
 ISIC = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -147,7 +147,10 @@ def test_lesion_vote_uses_all_photographs():
 
 
 def test_submission_has_the_challenge_order_and_scores_the_stored_rule():
-    table, calibration = case(200)
+    table, fitted = case(200)
+    calibration = replace(fitted, tau=0.8)
+    logits = table[[f"logit_{code}" for code in CODES]].to_numpy()
+    table["predicted"] = np.array(CODES)[calibration.decide(logits)]
     submission = isic_submission(table, calibration)
     assert list(submission.columns) == ["image", *ISIC]
     assert np.allclose(submission[ISIC].sum(axis=1), 1)

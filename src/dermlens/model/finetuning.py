@@ -125,7 +125,8 @@ class Finetuning:
         epochs = self._configuration.epochs
         for epoch in range(first, epochs):
             if self._stale(epoch):
-                say(f"Stopping early: no better validation result for {epoch - self._best_epoch}.")
+                waited = epoch - 1 - self._best_epoch
+                say(f"Stopping early: no better validation result for {waited} epochs.")
                 break
             self._epoch(epoch)
 

@@ -1,0 +1,28 @@
+"""A network that is quick to build and train, for tests and the processes they start."""
+
+from typing import Any
+
+
+def tiny_backbone(
+    include_top: bool = False, weights: str | None = None, input_tensor: Any = None
+) -> Any:
+    """Two convolutions with batch normalization: traces in a second."""
+    import keras
+
+    x = keras.layers.Conv2D(6, 3, strides=2, padding="same", name="conv1_conv")(input_tensor)
+    x = keras.layers.BatchNormalization(name="conv1_bn")(x)
+    x = keras.layers.ReLU(name="conv1_relu")(x)
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name="conv2_conv")(x)
+    x = keras.layers.BatchNormalization(name="conv2_bn")(x)
+    x = keras.layers.ReLU(name="conv2_relu")(x)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
+
+
+def register_tiny_backbone() -> None:
+    """Make the tiny backbone known as ``tiny``."""
+    import keras
+
+    from dermlens.model.classifier import BACKBONES
+
+    keras.applications.TinyNet = tiny_backbone
+    BACKBONES["tiny"] = ("TinyNet", "tf")
