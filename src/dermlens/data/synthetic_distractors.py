@@ -25,12 +25,12 @@ def paint_skin(canvas: Canvas, random: np.random.Generator) -> None:
 
 def smear_colors(canvas: Canvas, lesion: Lesion, random: np.random.Generator) -> None:
     """Smear a few structureless stains in the structures' hues over and around the lesion."""
-    for _ in range(int(random.integers(3, 8))):
+    for _ in range(int(random.integers(3, 9))):
         hue = structure_hues()[random.integers(4)] * random.uniform(0.75, 1.25)
         place = lesion.place(
             np.array([random.uniform(0.2, 1.6)]), np.array([random.uniform(0, 2 * np.pi)])
         )[0]
-        distance = np.hypot(canvas.u - place[0], canvas.v - place[1]) / random.uniform(0.15, 0.55)
+        distance = np.hypot(canvas.u - place[0], canvas.v - place[1]) / random.uniform(0.15, 0.65)
         distance += 0.25 * canvas.field(0.6, random)
         canvas.paint(hue, smoothstep(1.4, 0.4, distance) * random.uniform(0.3, 0.85))
 

@@ -18,7 +18,7 @@ _BASES = np.array(
 _HUES = np.array(
     [[0.86, 0.80, 0.76], [0.66, 0.20, 0.20], [0.47, 0.51, 0.60], [0.23, 0.15, 0.13]], np.float32
 )
-_STRENGTH = (0.72, 0.92)
+_STRENGTH = (0.62, 0.9)
 
 
 def structure_hues() -> np.ndarray:
@@ -208,7 +208,7 @@ def white_patch_and_ring(canvas: Canvas, lesion: Lesion, random: np.random.Gener
     """Dermatofibroma: a central white patch inside a ring of delicate network."""
     inner = random.uniform(0.40, 0.52)
     rough = lesion.rho + 0.05 * canvas.field(0.4, random)
-    ring = smoothstep(inner, inner + 0.12, rough) * smoothstep(1.0, 0.9, lesion.rho)
+    ring = smoothstep(inner, inner + 0.12, rough) * smoothstep(0.93, 0.82, lesion.rho)
     mesh = smoothstep(0.1, -0.8, _honeycomb(canvas, random, random.uniform(0.19, 0.23), 0.02))
     canvas.paint(_color(random, (0.34, 0.22, 0.16)), ring * mesh * 0.6)
     patch = smoothstep(inner + 0.04, inner - 0.1, rough)
