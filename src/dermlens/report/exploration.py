@@ -1,0 +1,225 @@
+"""The exploration report: what a data set holds, in figures and tables on one page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data import explore as statistics_of
+from dermlens.data.explore import ImageStatistics
+from dermlens.data.manifest import read_manifest
+from dermlens.diagnoses import CODES
+from dermlens.files import read_json, write_csv, written_beside
+from dermlens.report import exploration_figures as figures
+from dermlens.report.html import Page, png_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SAMPLES_PER_CLASS = 6
+
+
+def explore(data: Path, out: Path) -> Path:
+    """Explore a prepared data set and write figures, tables and one page about it.
+
+    Args:
+        data: Prepared data set, split or not.
+        out: Folder; gets ``exploration.html``, ``figures/*.png``, ``tables/*.csv`` and
+            ``images.csv`` with one row of statistics per image.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: If the data set or one of its images cannot be read.
+    """
+    data, out = Path(data), Path(out)
+    table = read_manifest(data)
+    facts = read_json(data / "dataset.json")
+    statistics = statistics_of.image_statistics(data, table)
+    report = _Report(out, Page(f"Exploring {facts.get('name', data.name)}", _subtitle(table)))
+    _about(report, facts)
+    _balance(report, table)
+    _people(report, table)
+    _provenance(report, table)
+    _pictures(report, data, table, statistics)
+    _measures(report, statistics)
+    write_csv(out / "images.csv", statistics.per_image)
+    return report.page.write(out / "exploration.html")
+
+
+class _Report:
+    """A page whose figures and tables are also written as files of their own."""
+
+    def __init__(self, out: Path, page: Page) -> None:
+        self._out = out
+        self.page = page
+
+    def figure(self, name: str, figure: "Figure", caption: str, alt: str) -> None:
+        content = png_bytes(figure)
+        with written_beside(self._out / "figures" / f"{name}.png") as temporary:
+            temporary.write_bytes(content)
+        self.page.figure(content, caption, alt)
+
+    def table(self, name: str, table: pd.DataFrame, caption: str) -> None:
+        write_csv(self._out / "tables" / f"{name}.csv", table)
+        shown = table.rename(columns=lambda column: str(column).replace("_", " "))
+        self.page.table(shown, caption)
+
+
+def _subtitle(table: pd.DataFrame) -> str:
+    present = sum(bool((table.dx == code).any()) for code in CODES)
+    lesions = table.lesion_id.nunique()
+    return f"{len(table):,} images of {lesions:,} lesions, {present} of {len(CODES)} diagnoses."
+
+
+def _about(report: _Report, facts: dict[str, object]) -> None:
+    page = report.page.section("About these data")
+    if facts.get("synthetic"):
+        page.paragraph(
+            "These images are drawn by a program. They show no patient, and nothing found on "
+            "them says how real lesions look."
+        )
+    page.paragraph(str(facts.get("license", "The license is not recorded.")))
+    missing = facts.get("n_missing_images", 0)
+    if isinstance(missing, int) and missing:
+        page.paragraph(
+            f"{missing:,} rows of the metadata have no image here; they are left out of everything "
+            "below."
+        )
+    page.paragraph("Patients are not identified: lesions of one person cannot be told apart.")
+
+
+def _balance(report: _Report, table: pd.DataFrame) -> None:
+    balance = statistics_of.class_balance(table)
+    rarest = balance[balance.images > 0].nsmallest(1, "images").iloc[0]
+    most = balance.nlargest(1, "images").iloc[0]
+    report.page.section(
+        "Class balance",
+        f"{most.dx} makes up {most.image_share:.0%} of the images and {most.lesion_share:.0%} of "
+        f"the lesions; the rarest class, {rarest.dx}, has {rarest.images:,} images. Accuracy alone "
+        "says little on such data; balanced accuracy counts every class alike.",
+    )
+    report.figure(
+        "class_balance",
+        figures.class_balance(balance),
+        "Images and lesions of each diagnosis. A lesion may have several images.",
+        "Bar chart of images and lesions per diagnosis.",
+    )
+    report.table("class_balance", balance, "Images and lesions of each diagnosis.")
+    per_lesion = statistics_of.images_per_lesion(table)
+    sharing = int((per_lesion.images * per_lesion.lesions)[per_lesion.images > 1].sum())
+    report.page.paragraph(
+        f"{sharing:,} images ({sharing / len(table):.0%}) share their lesion with another image, "
+        "so a split must keep the images of one lesion together."
+    )
+    report.figure(
+        "images_per_lesion",
+        figures.images_per_lesion(per_lesion),
+        "Lesions by the number of their images (logarithmic).",
+        "Bar chart of the number of images per lesion.",
+    )
+
+
+def _people(report: _Report, table: pd.DataFrame) -> None:
+    report.page.section("Age, sex and place on the body")
+    if table.age.notna().any():
+        report.figure(
+            "age",
+            figures.age(table),
+            "Age in years, by diagnosis: box with median and quartiles, whiskers at 1.5 times the "
+            "quartile range.",
+            "Box plots of age per diagnosis.",
+        )
+        report.table("age", statistics_of.age_summary(table), "Age in years.")
+    for column, caption in (("sex", "Sex"), ("localization", "Place on the body")):
+        counts = statistics_of.cross_table(table, column)
+        report.figure(
+            column,
+            figures.shares(counts, column),
+            f"{caption}: share of the images of each diagnosis, percent.",
+            f"Heat map of {caption.lower()} by diagnosis.",
+        )
+        report.table(column, counts, f"{caption}: images.")
+
+
+def _provenance(report: _Report, table: pd.DataFrame) -> None:
+    report.page.section(
+        "How the diagnoses were made, and what is missing",
+        "Where a diagnosis was confirmed in different ways in different classes, a model can pick "
+        "up the way instead of the lesion.",
+    )
+    counts = statistics_of.cross_table(table, "dx_type")
+    report.figure(
+        "dx_type",
+        figures.shares(counts, "dx_type"),
+        "Ground for the diagnosis: share of the images of each diagnosis, percent.",
+        "Heat map of the ground for the diagnosis by diagnosis.",
+    )
+    report.table("dx_type", counts, "Ground for the diagnosis: images.")
+    missing = statistics_of.missing_values(table)
+    report.table("missing_values", missing, "Images without a value, in all and by diagnosis.")
+
+
+def _pictures(
+    report: _Report, data: Path, table: pd.DataFrame, statistics: ImageStatistics
+) -> None:
+    report.page.section("What the images look like")
+    path_of = dict(zip(table.image_id, table.path, strict=True))
+    chosen = statistics_of.sample_ids(table, _SAMPLES_PER_CLASS)
+    samples = {
+        code: [statistics_of.read_small_image(data / path_of[i], (150, 200)) for i in ids]
+        for code, ids in chosen.items()
+    }
+    report.figure(
+        "samples",
+        figures.sample_grid(samples),
+        f"Up to {_SAMPLES_PER_CLASS} lesions of each diagnosis, chosen at random.",
+        "Grid of sample images, one row per diagnosis.",
+    )
+    report.figure(
+        "mean_images",
+        figures.mean_images(statistics),
+        "Mean image of each diagnosis, and how often the lesion covers each pixel. Lesions are "
+        "large and centered: a map that always points at the center would already look right.",
+        "Mean image and mean lesion mask of each diagnosis.",
+    )
+
+
+def _measures(report: _Report, statistics: ImageStatistics) -> None:
+    report.page.section(
+        "Color, brightness and size",
+        "A class that can be told by color or brightness alone invites a shortcut.",
+    )
+    report.figure(
+        "color",
+        figures.color_histograms(statistics),
+        "Distribution of red, green and blue over all pixels, by diagnosis.",
+        "Line charts of the color distribution per diagnosis.",
+    )
+    report.figure(
+        "brightness",
+        figures.distribution(statistics.per_image, "brightness", "mean luma (0 to 255)"),
+        "Mean brightness of the images.",
+        "Violin plots of brightness per diagnosis.",
+    )
+    summary = statistics_of.brightness_summary(statistics)
+    report.table("brightness", summary, "Mean luma of the images, 0 to 255.")
+    share = statistics.per_image.lesion_share
+    if not share.notna().any():
+        return
+    report.page.paragraph(
+        f"The lesion covers {np.nanmedian(share):.0%} of the frame at the median; "
+        f"{(share > 0.9).sum():,} lesions fill more than 90 % of it."
+    )
+    percent = statistics.per_image.assign(lesion_share=share * 100)
+    report.figure(
+        "lesion_size",
+        figures.distribution(percent, "lesion_share", "percent of the frame"),
+        "Size of the lesions.",
+        "Violin plots of lesion size per diagnosis.",
+    )
+    report.table(
+        "lesion_size", statistics_of.lesion_sizes(statistics), "Share of the frame, 0 to 1."
+    )
