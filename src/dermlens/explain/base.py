@@ -1,0 +1,253 @@
+"""What every explanation method shares: arguments, batching, cost, result."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from dermlens.diagnoses import CODES, class_index
+from dermlens.errors import ExplanationError
+from dermlens.explain.score import Logit, Score
+
+Targets = None | str | int | Sequence[str | int]
+"""None: the predicted class; a code or position; one per image; or ``"all"``."""
+Progress = Callable[[int], None]
+"""Called with the number of images finished since the last call."""
+
+ALL = "all"
+
+
+@dataclass
+class Cost:
+    """What was paid for a whole call.
+
+    Attributes:
+        forward: Images sent through the network.
+        backward: Images whose gradient was taken.
+        seconds: Wall-clock time.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Attribution:
+    """What a method returns; rendering is separate (``report.figures``).
+
+    Attributes:
+        maps: float32 (N, H, W) at the input's size, or (N, C, H, W) for all classes. Raw values:
+            not normalized.
+        method: Name in the registry.
+        targets: int (N,): explained classes; empty for all classes.
+        scores: float32 (N,) or (N, C): value of the score on the unchanged images.
+        score: Name of the score.
+        signed: True if negative values speak against the target.
+        cost: What was paid.
+        details: More per image, such as ``completeness_gap``, ``r2``, ``segments``,
+            ``segment_weights``.
+    """
+
+    maps: np.ndarray
+    method: str
+    targets: np.ndarray
+    scores: np.ndarray
+    score: str
+    signed: bool
+    cost: Cost
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Network:
+    """A Keras model called through one traced function per batch shape, with counted passes.
+
+    Args:
+        model: Images (N, H, W, 3), RGB 0..255, to logits (N, C).
+        cost: Counter to add to.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import tensorflow as tf
+
+        self.model = model
+        self.cost = Cost()
+        self.traces = 0
+
+        def forward(images: Any) -> Any:
+            self.traces += 1
+            return call(model, images)
+
+        self._forward = tf.function(forward)
+
+    def logits(self, images: Any, counted: int | None = None) -> Any:
+        """Return float32 logits as a tensor; ``counted`` images are added to the cost."""
+        self.cost.forward += len(images) if counted is None else counted
+        return self._forward(images)
+
+
+def call(model: Any, images: Any) -> Any:
+    """Call a model in inference mode: float32 pixels in, float32 logits out."""
+    import tensorflow as tf
+
+    return tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
+
+
+class Explainer(ABC):
+    """Base of every method.
+
+    Args:
+        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        classes: Codes in the order of the logits.
+    """
+
+    name: str = ""
+    signed: bool = True
+
+    def __init__(self, model: Any, *, classes: Sequence[str] = CODES) -> None:
+        self.model = model
+        self.network = Network(model)
+        outputs = int(model.output_shape[-1])
+        self.classes = (
+            tuple(classes) if len(classes) == outputs else tuple(map(str, range(outputs)))
+        )
+
+    def attribute(
+        self,
+        images: np.ndarray,
+        targets: Targets = None,
+        *,
+        score: Score | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Attribution:
+        """Explain images.
+
+        Args:
+            images: uint8 or float (N, H, W, 3), RGB 0..255, at the model's input size.
+            targets: Class to explain: None for the predicted one, a code or position, one per
+                image, or ``"all"``.
+            score: What is explained; default the logit.
+            batch_size: Images per pass; bounds memory. Results do not depend on it.
+            seed: Sets everything random. What is drawn for an image depends on the seed and the
+                image alone, not on its neighbors.
+            progress: Called with the number of images finished.
+
+        Returns:
+            The attribution, with maps in the order of ``images``.
+
+        Raises:
+            ExplanationError: If the images have another shape than the model takes, or the
+                method cannot explain this model.
+            UsageError: If a target is unknown.
+        """
+        images = self._checked(images)
+        score = Logit() if score is None else score
+        before = Cost(self.network.cost.forward, self.network.cost.backward)
+        start = time.perf_counter()
+        result = self._attribute(images, targets, score, batch_size, seed, progress)
+        spent = self.network.cost
+        result.cost = Cost(
+            spent.forward - before.forward,
+            spent.backward - before.backward,
+            time.perf_counter() - start,
+        )
+        return result
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        height, width = self.model.input_shape[1:3]
+        fits = images.ndim == 4 and images.shape[-1] == 3 and len(images) > 0
+        for have, want in zip(images.shape[1:3], (height, width), strict=False):
+            fits = fits and want in (None, have)
+        if not fits:
+            raise ExplanationError(
+                f"Images of shape {images.shape} do not fit the model, which takes (N, {height}, "
+                f"{width}, 3) with at least one image. Scale them first (data.images.fit_image)."
+            )
+        return images if images.dtype == np.uint8 else images.astype(np.float32)
+
+    def resolve(self, targets: Targets, logits: np.ndarray, offset: int = 0) -> np.ndarray:
+        """Return the class position of each image of a batch, int32 (n,).
+
+        Args:
+            targets: As given to ``attribute`` (not ``"all"``).
+            logits: float (n, C) of the batch.
+            offset: Position of the batch's first image in the call.
+        """
+        count = len(logits)
+        if targets is None:
+            return logits.argmax(axis=1).astype(np.int32)
+        if isinstance(targets, str | int | np.integer):
+            chosen = class_index(cast("str | int", targets), self.classes)
+            return np.full(count, chosen, np.int32)
+        listed = list(targets)[offset : offset + count]
+        if len(listed) != count:
+            raise ExplanationError(
+                f"{len(list(targets))} targets were given for more images. Give one per image."
+            )
+        return np.array([class_index(t, self.classes) for t in listed], np.int32)
+
+    @abstractmethod
+    def _attribute(
+        self,
+        images: np.ndarray,
+        targets: Targets,
+        score: Score,
+        batch_size: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> Attribution:
+        """Explain checked images; the cost is filled in by the caller."""
+
+    def result(
+        self,
+        maps: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        scores: Sequence[np.ndarray],
+        score: Score,
+        **details: Any,
+    ) -> Attribution:
+        """Put batches together."""
+        return Attribution(
+            np.concatenate(maps).astype(np.float32, copy=False),
+            self.name,
+            np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
+            np.concatenate(scores).astype(np.float32, copy=False),
+            score.name,
+            self.signed,
+            Cost(),
+            details,
+        )
+
+
+def is_all(targets: Targets) -> bool:
+    """Tell whether all classes are asked for."""
+    return isinstance(targets, str) and targets == ALL
+
+
+def batches(count: int, size: int) -> list[slice]:
+    """Return the slices that cover ``count`` items in batches."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def padded(batch: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last item until the batch has ``size`` items, so that shapes stay fixed."""
+    if len(batch) >= size:
+        return batch
+    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+
+
+def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:
+    """Return a random generator set by the seed and the image's content alone."""
+    import zlib
+
+    content = zlib.crc32(np.ascontiguousarray(image, dtype=np.float32).tobytes())
+    return np.random.default_rng([seed, content])
+
+
+Family = Literal["activation", "gradient", "perturbation"]

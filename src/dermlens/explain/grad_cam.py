@@ -1,0 +1,324 @@
+"""Class activation maps: Grad-CAM, Grad-CAM++, Layer-CAM and HiRes-CAM.
+
+* Grad-CAM: Selvaraju et al., ICCV 2017.
+* Grad-CAM++: Chattopadhay et al., WACV 2018, in the closed form of the paper.
+* Layer-CAM: Jiang et al., IEEE TIP 2021.
+* HiRes-CAM: Draelos & Carin, 2020, arXiv:2011.08891.
+
+Where the head is global average pooling and one Dense layer, the gradient of a logit with respect
+to the feature maps is known without a backward pass: it is W[k, c] / (h * w) everywhere. One
+forward pass then gives the maps of all classes (closed form). Any other head, layer or score takes
+the gradient (tape form); both agree where both apply.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import CODES
+from dermlens.errors import ExplanationError, UsageError
+from dermlens.explain.base import (
+    Attribution,
+    Explainer,
+    Progress,
+    Targets,
+    batches,
+    is_all,
+    padded,
+)
+from dermlens.explain.layers import find_features
+from dermlens.explain.score import Score
+
+FORMS = ("auto", "closed", "tape")
+
+
+class ClassActivationMap(Explainer):
+    """Base of the family: activations times weights from gradients, rectified, scaled up.
+
+    Args:
+        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        layer: Layer whose feature maps are used; default the last.
+        form: ``"auto"``: closed where possible; ``"closed"`` or ``"tape"`` to insist.
+        classes: Codes in the order of the logits.
+
+    Raises:
+        ExplanationError: If the model has no feature maps, or ``form="closed"`` is not possible.
+    """
+
+    signed = False
+
+    def __init__(
+        self,
+        model: Any,
+        layer: str | None = None,
+        *,
+        form: str = "auto",
+        classes: Sequence[str] = CODES,
+    ) -> None:
+        super().__init__(model, classes=classes)
+        if form not in FORMS:
+            raise UsageError(f"Unknown form {form!r}. Use one of: {', '.join(FORMS)}.")
+        self.features = find_features(model, layer)
+        self.form = form
+        if form == "closed" and self.features.dense is None:
+            raise ExplanationError(
+                "The closed form needs global average pooling and one Dense layer above the "
+                f"layer {self.features.layer!r}. Use form='tape'."
+            )
+        self._functions: dict[tuple[str, bool], Any] = {}
+        self.traces = 0
+
+    @abstractmethod
+    def _combine(self, activations: Any, gradients: Any) -> Any:
+        """Return maps (n, T, h, w) from activations (n, h, w, K), gradients (n, T, h, w, K)."""
+
+    @abstractmethod
+    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
+        """The same where gradients (n, T, K) are equal at every place."""
+
+    def closed(self, score: Score) -> bool:
+        """Tell whether the closed form is used for a score."""
+        possible = self.features.dense is not None and score.linear
+        if self.form == "closed" and not possible:
+            raise ExplanationError(f"The closed form cannot explain a {score.name}. Use 'tape'.")
+        return possible and self.form != "tape"
+
+    def _attribute(
+        self,
+        images: np.ndarray,
+        targets: Targets,
+        score: Score,
+        batch_size: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> Attribution:
+        every, closed = is_all(targets), self.closed(score)
+        maps, chosen, scores = [], [], []
+        size = min(batch_size, len(images)) if len(images) <= batch_size else batch_size
+        for part in batches(len(images), size):
+            count = part.stop - part.start
+            batch = padded(images[part], size)
+            if closed:
+                index = self._wanted(targets, batch, part.start, count, size, every)
+                logits, drawn = self._function(score, closed, every)(batch, index)
+                self.network.cost.forward += count
+            else:
+                logits, drawn = self._taped(batch, targets, score, part.start, count, size, every)
+            logits = np.asarray(logits)[:count]
+            values = np.asarray(score.values(logits))
+            maps.append(np.asarray(drawn)[:count])
+            if every:
+                scores.append(values)
+            else:
+                index = self.resolve(targets, logits, part.start)
+                chosen.append(index)
+                scores.append(values[np.arange(count), index])
+            if progress is not None:
+                progress(count)
+        result = self.result(maps, chosen, scores, score, layer=self.features.layer)
+        if not every:
+            result.maps = result.maps[:, 0]
+        return result
+
+    def _wanted(
+        self, targets: Targets, batch: np.ndarray, start: int, count: int, size: int, every: bool
+    ) -> np.ndarray:
+        """Return the targets of a padded batch; -1 stands for the predicted class."""
+        if every or targets is None:
+            return np.full(size, -1, np.int32)
+        unknown = np.zeros((count, len(self.classes)), np.float32)
+        return padded(self.resolve(targets, unknown, start), size)
+
+    def _taped(
+        self,
+        batch: np.ndarray,
+        targets: Targets,
+        score: Score,
+        start: int,
+        count: int,
+        size: int,
+        every: bool,
+    ) -> tuple[Any, Any]:
+        function = self._function(score, False, every)
+        index = self._wanted(targets, batch, start, count, size, every)
+        classes = range(len(self.classes)) if every else [None]
+        drawn, logits = [], None
+        for position in classes:
+            goal = index if position is None else np.full(size, position, np.int32)
+            logits, part = function(batch, goal)
+            drawn.append(part)
+            self.network.cost.forward += count
+            self.network.cost.backward += count
+        return logits, np.concatenate([np.asarray(d) for d in drawn], axis=1)
+
+    def _function(self, score: Score, closed: bool, every: bool) -> Any:
+        import tensorflow as tf
+
+        key = (repr(score), closed and every, closed)
+        if key not in self._functions:
+            body = self._closed_body(score, every) if closed else self._tape_body(score)
+
+            def traced(images: Any, index: Any) -> Any:
+                self.traces += 1
+                return body(tf.cast(images, tf.float32), index)
+
+            self._functions[key] = tf.function(traced)
+        return self._functions[key]
+
+    def _scaled_up(self, maps: Any, images: Any) -> Any:
+        """Rectify (n, T, h, w) and scale bilinearly about half-pixel centers to the images."""
+        import tensorflow as tf
+
+        maps = tf.nn.relu(maps)
+        shape = tf.shape(maps)
+        flat = tf.reshape(maps, (shape[0] * shape[1], shape[2], shape[3], 1))
+        size = tf.shape(images)[1:3]
+        large = tf.image.resize(flat, size, method="bilinear")
+        return tf.reshape(large, (shape[0], shape[1], size[0], size[1]))
+
+    def _closed_body(self, score: Score, every: bool) -> Any:
+        import tensorflow as tf
+
+        dense = self.features.dense
+        mixing = tf.constant(score.weights(len(self.classes)))
+
+        def body(images: Any, index: Any) -> Any:
+            activations, logits = self.features.run(images)
+            activations = tf.cast(activations, tf.float32)
+            kernel = tf.cast(dense.kernel.value, tf.float32)
+            places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
+            weights = tf.transpose(tf.matmul(kernel, mixing)) / places
+            if every:
+                shape = (tf.shape(images)[0], *weights.shape)
+                gradients = tf.broadcast_to(weights[None], shape)
+            else:
+                goal = _goal(index, logits)
+                gradients = tf.gather(weights, goal)[:, None]
+            maps = self._combine_uniform(activations, gradients)
+            return logits, self._scaled_up(maps, images)
+
+        return body
+
+    def _tape_body(self, score: Score) -> Any:
+        import tensorflow as tf
+
+        def body(images: Any, index: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                activations, logits = self.features.run(images, tape.watch)
+                goal = _goal(index, logits)
+                value = tf.gather(score.values(logits), goal, axis=1, batch_dims=1)
+            gradients = tf.cast(tape.gradient(value, activations), tf.float32)
+            maps = self._combine(tf.cast(activations, tf.float32), gradients[:, None])
+            return logits, self._scaled_up(maps, images)
+
+        return body
+
+
+def _goal(index: Any, logits: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.where(index < 0, tf.argmax(logits, axis=1, output_type=tf.int32), index)
+
+
+class GradCAM(ClassActivationMap):
+    """Grad-CAM: feature maps weighted by the mean gradient of the score.
+
+    Example:
+        >>> from dermlens.model.classifier import Architecture, build_classifier
+        >>> model = build_classifier(Architecture("mobilenetv3small", (64, 96)))
+        >>> result = GradCAM(model).attribute(np.zeros((2, 64, 96, 3)), targets="mel")
+        >>> result.maps.shape, result.cost.forward, result.cost.backward
+        ((2, 64, 96), 2, 0)
+    """
+
+    name = "grad_cam"
+
+    def _combine(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        return self._combine_uniform(activations, tf.reduce_mean(gradients, axis=(2, 3)))
+
+    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.einsum("nhwk,ntk->nthw", activations, gradients)
+
+
+class GradCAMPlusPlus(ClassActivationMap):
+    """Grad-CAM++: positive gradients, weighted so that every instance of a feature counts.
+
+    alpha = g^2 / (2 g^2 + sum(A) g^3), weight = sum over places of alpha * relu(g). The paper's
+    alpha depends on the scale of the logits, which is arbitrary; gradients are therefore divided
+    by their largest value per image first, so that scaling the head changes nothing. Feature maps
+    below zero (activations other than ReLU) count as absent in the sum.
+    """
+
+    name = "grad_cam_plus_plus"
+
+    def _combine(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        positive = _unit_scale(gradients, (2, 3, 4))
+        total = tf.reduce_sum(tf.nn.relu(activations), axis=(1, 2))[:, None, None, None]
+        weights = tf.reduce_sum(_alpha(positive, total) * positive, axis=(2, 3))
+        return tf.einsum("nhwk,ntk->nthw", activations, weights)
+
+    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        positive = _unit_scale(gradients, (2,))
+        places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
+        total = tf.reduce_sum(tf.nn.relu(activations), axis=(1, 2))[:, None]
+        weights = places * _alpha(positive, total) * positive
+        return tf.einsum("nhwk,ntk->nthw", activations, weights)
+
+
+def _unit_scale(gradients: Any, axes: tuple[int, ...]) -> Any:
+    """Return positive gradients divided by the largest of each image and target."""
+    import tensorflow as tf
+
+    positive = tf.nn.relu(gradients)
+    largest = tf.reduce_max(positive, axis=axes, keepdims=True)
+    return tf.math.divide_no_nan(positive, largest)
+
+
+def _alpha(gradients: Any, total: Any) -> Any:
+    """Return g^2 / (2 g^2 + total g^3), zero where the gradient is zero."""
+    import tensorflow as tf
+
+    square = gradients**2
+    return tf.math.divide_no_nan(square, 2 * square + total * gradients * square)
+
+
+class LayerCAM(ClassActivationMap):
+    """Layer-CAM: every place weighted by its own positive gradient; sharp at shallow layers."""
+
+    name = "layer_cam"
+
+    def _combine(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.einsum("nhwk,nthwk->nthw", activations, tf.nn.relu(gradients))
+
+    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.einsum("nhwk,ntk->nthw", activations, tf.nn.relu(gradients))
+
+
+class HiResCAM(ClassActivationMap):
+    """HiRes-CAM: activation times gradient, place by place; faithful to the score's gradient."""
+
+    name = "hires_cam"
+
+    def _combine(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.einsum("nhwk,nthwk->nthw", activations, gradients)
+
+    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.einsum("nhwk,ntk->nthw", activations, gradients)

@@ -1,0 +1,220 @@
+"""Finding, in any Keras model, the feature maps to explain and the head above them.
+
+The model's graph is run operation by operation, nested models opened on the way, and the wanted
+feature maps are caught as they pass. Nothing is rebuilt, so shared layers, nested backbones and
+mixed precision need no special treatment.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import ExplanationError
+
+
+@dataclass
+class _Step:
+    """One operation as it ran: its path, what it read and wrote (by identity), output shape."""
+
+    operation: Any
+    path: str
+    reads: list[int]
+    writes: int
+    shape: tuple[int | None, ...]
+    output: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature maps a class activation map is drawn from.
+
+    Attributes:
+        model: The whole model.
+        layer: Path of the operation that produces the maps, ``outer/inner`` where nested.
+        step: Its position in the order in which operations run.
+        dense: The last layer, where the head is global average pooling and one linear Dense
+            layer (dropout between is allowed); else None.
+    """
+
+    model: Any
+    layer: str
+    step: int
+    dense: Any | None
+
+    def run(self, images: Any, watch: Callable[[Any], None] | None = None) -> tuple[Any, Any]:
+        """Run the model in inference mode.
+
+        Args:
+            images: Float32 tensor (n, H, W, 3).
+            watch: Called with the feature maps when they appear, such as ``tape.watch``.
+
+        Returns:
+            Feature maps (n, h, w, K) in the model's precision, and float32 logits (n, C).
+        """
+        import tensorflow as tf
+
+        caught: list[Any] = []
+        counter = 0
+
+        def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
+            nonlocal counter
+            output = _apply(operation, args, kwargs)
+            if counter == self.step:
+                output = tf.identity(output)
+                if watch is not None:
+                    watch(output)
+                caught.append(output)
+            counter += 1
+            return output
+
+        logits = _run(self.model, images, each)
+        return caught[0], tf.cast(logits, tf.float32)
+
+
+def find_features(model: Any, layer: str | None = None) -> Features:
+    """Find the last feature maps of a model, or those of a named layer.
+
+    The last are those that the head pools or flattens: after the last activation, where the class
+    evidence is gathered. Without such a head, the last four-dimensional output.
+
+    Args:
+        model: Keras functional or sequential model.
+        layer: Name of a layer, ``outer/inner`` inside a nested model.
+
+    Raises:
+        ExplanationError: If there is no such layer or no feature map.
+    """
+    steps = _record(model)
+    position = _last(steps, model) if layer is None else _named(steps, layer, model)
+    return Features(model, steps[position].path, position, _pool_dense(steps, position))
+
+
+def _apply(operation: Any, args: Any, kwargs: Any) -> Any:
+    if getattr(operation, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}
+    return operation(*args, **kwargs)
+
+
+def _run(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "") -> Any:
+    """Run a model's graph, calling ``each`` for every operation that is not a model itself."""
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        value = inputs
+        for part in model.layers:
+            value = _one(part, prefix, (value,), {}, each)
+        return value
+    return model._run_through_graph(
+        inputs,
+        operation_fn=lambda operation: (
+            lambda *args, **kwargs: _one(operation, prefix, args, kwargs, each)
+        ),
+    )
+
+
+def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[..., Any]) -> Any:
+    import keras
+
+    path = f"{prefix}{operation.name}"
+    if isinstance(operation, keras.Sequential) or hasattr(operation, "_run_through_graph"):
+        return _run(operation, args[0], each, f"{path}/")
+    return each(operation, path, args, kwargs)
+
+
+def _record(model: Any) -> list[_Step]:
+    """Run the graph on symbols and note every step."""
+    import keras
+    import tensorflow as tf
+
+    steps: list[_Step] = []
+
+    def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
+        output = _apply(operation, args, kwargs)
+        read = [id(v) for v in tf.nest.flatten((args, kwargs)) if tf.is_tensor(v)]
+        shape = tuple(output.shape) if tf.is_tensor(output) else ()
+        steps.append(_Step(operation, path, read, id(output), shape, output))
+        return output
+
+    if not (isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")):
+        raise ExplanationError(
+            f"The model {getattr(model, 'name', model)!r} is no functional Keras model, so its "
+            "layers cannot be found. Rebuild it with keras.Model(inputs, outputs)."
+        )
+    # Traced, not run: values are symbols and nothing is computed.
+    shape = (1, *(side or 64 for side in model.input_shape[1:]))
+    tf.function(lambda images: _run(model, images, each), autograph=False).get_concrete_function(
+        tf.TensorSpec(shape, tf.float32)
+    )
+    return steps
+
+
+def _last(steps: list[_Step], model: Any) -> int:
+    import keras
+
+    producer = {step.writes: position for position, step in enumerate(steps)}
+    gathering = (
+        keras.layers.GlobalAveragePooling2D,
+        keras.layers.GlobalMaxPooling2D,
+        keras.layers.Flatten,
+    )
+    for step in reversed(steps):
+        if isinstance(step.operation, gathering) and step.reads:
+            before = producer.get(step.reads[0])
+            if before is not None and len(steps[before].shape) == 4:
+                return before
+    spatial = [p for p, step in enumerate(steps) if len(step.shape) == 4]
+    convolved = [p for p in spatial if _is_convolution(steps[p].operation)]
+    if not convolved:
+        raise ExplanationError(
+            f"The model {model.name!r} has no convolutional feature maps, so a class activation "
+            "map cannot be drawn. Use integrated_gradients, occlusion, lime, shap or rise."
+        )
+    return spatial[-1]
+
+
+def _is_convolution(operation: Any) -> bool:
+    return "Conv" in type(operation).__name__
+
+
+def _named(steps: list[_Step], layer: str, model: Any) -> int:
+    found = [p for p, step in enumerate(steps) if layer in (step.path, step.operation.name)]
+    if not found:
+        spatial = [step.path for step in steps if len(step.shape) == 4]
+        raise ExplanationError(
+            f"The model {model.name!r} has no layer {layer!r}. Its last layers with feature maps "
+            f"are {', '.join(spatial[-6:])}."
+        )
+    shape = steps[found[-1]].shape
+    if len(shape) != 4:
+        raise ExplanationError(f"Layer {layer!r} gives {shape}, not feature maps (N, h, w, K).")
+    return found[-1]
+
+
+def _pool_dense(steps: list[_Step], position: int) -> Any | None:
+    """Return the last layer if only pooling, dropout and it stand above the feature maps."""
+    import keras
+
+    above = [
+        step.operation
+        for step in steps[position + 1 :]
+        if not isinstance(step.operation, keras.layers.Dropout)
+    ]
+    if len(above) != 2:
+        return None
+    pool, dense = above
+    if not isinstance(pool, keras.layers.GlobalAveragePooling2D):
+        return None
+    linear = isinstance(dense, keras.layers.Dense) and dense.activation is keras.activations.linear
+    reads_features = steps[position].writes in steps[position + 1].reads
+    return dense if linear and reads_features else None
+
+
+def layer_paths(model: Any) -> list[tuple[str, tuple[int, int]]]:
+    """Return path and (height, width) of every operation that gives feature maps, in order."""
+    return [
+        (step.path, (int(np.asarray(step.shape[1])), int(np.asarray(step.shape[2]))))
+        for step in _record(model)
+        if len(step.shape) == 4 and step.shape[1] is not None and step.shape[2] is not None
+    ]

@@ -1,0 +1,132 @@
+"""The methods by name: what they answer, what they cost, how to build them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dermlens.diagnoses import CODES
+from dermlens.errors import UsageError
+from dermlens.explain.base import Explainer, Family
+
+
+@dataclass(frozen=True)
+class Method:
+    """One explanation method.
+
+    Attributes:
+        name: Name on the command line, in files and in tables.
+        title: Name for people.
+        family: ``"activation"``, ``"gradient"`` or ``"perturbation"``.
+        cost: Passes through the network per image at default settings.
+        question: The question it answers, in one plain sentence.
+        build: Makes the explainer from a model.
+    """
+
+    name: str
+    title: str
+    family: Family
+    cost: str
+    question: str
+    build: Callable[..., Explainer]
+
+
+def _cam(kind: str) -> Callable[..., Explainer]:
+    def build(model: Any, **options: Any) -> Explainer:
+        from dermlens.explain import grad_cam
+
+        return getattr(grad_cam, kind)(model, **options)
+
+    return build
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "grad_cam",
+            "Grad-CAM",
+            "activation",
+            "1 forward",
+            "Which coarse regions hold the features that raise the score of this diagnosis?",
+            _cam("GradCAM"),
+        ),
+        Method(
+            "grad_cam_plus_plus",
+            "Grad-CAM++",
+            "activation",
+            "1 forward",
+            "The same, counting every occurrence of a helpful feature, not only the strongest.",
+            _cam("GradCAMPlusPlus"),
+        ),
+        Method(
+            "layer_cam",
+            "Layer-CAM",
+            "activation",
+            "1 forward",
+            "Which places, each by its own gradient, hold features that raise the score?",
+            _cam("LayerCAM"),
+        ),
+        Method(
+            "hires_cam",
+            "HiRes-CAM",
+            "activation",
+            "1 forward",
+            "Which places does the score provably draw on in the last feature maps?",
+            _cam("HiResCAM"),
+        ),
+    )
+}
+
+
+def method(name: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        UsageError: If there is no such method.
+    """
+    if name not in METHODS:
+        raise UsageError(f"Unknown method {name!r}. Use some of: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def parse_methods(text: str) -> list[str]:
+    """Turn ``"grad_cam,lime"``, ``"six"`` or ``"all"`` into names.
+
+    Raises:
+        UsageError: If a name is unknown or none is given.
+    """
+    if text == "all":
+        return list(METHODS)
+    if text == "six":
+        return [name for name in SIX if name in METHODS]
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError(f"No method given. Use some of: {', '.join(METHODS)}; or six; or all.")
+    return [method(name).name for name in dict.fromkeys(names)]
+
+
+SIX: tuple[str, ...] = (
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "integrated_gradients",
+    "occlusion",
+    "lime",
+    "shap",
+)
+"""The six methods the project is about."""
+
+
+def create(name: str, model: Any, *, classes: Sequence[str] = CODES, **options: Any) -> Explainer:
+    """Build an explainer by name.
+
+    Args:
+        name: Key of ``METHODS``.
+        model: Keras model from raw RGB 0..255 to logits.
+        classes: Codes in the order of the logits.
+        **options: Arguments of the method's class.
+
+    Raises:
+        UsageError: If there is no such method.
+        ExplanationError: If the method cannot explain this model.
+    """
+    return method(name).build(model, classes=classes, **options)

@@ -1,0 +1,107 @@
+"""The scalar that is explained, as an object of its own, apart from any method."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dermlens.diagnoses import CODES, class_index
+from dermlens.errors import ExplanationError, UsageError
+
+
+class Score(Protocol):
+    """Turns logits into one number per image and target.
+
+    Implementations work on float32 logits, whatever the precision of the model.
+    """
+
+    name: str
+
+    def values(self, logits: Any) -> Any:
+        """Return the score of every class, (N, C), from logits (N, C), as TensorFlow tensors."""
+
+    @property
+    def linear(self) -> bool:
+        """True if the score is a linear function of the logits."""
+
+    def weights(self, classes: int) -> np.ndarray:
+        """Return the linear map from logits to scores, (C logits, C targets); linear only."""
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The logit of the target: the default, since it does not saturate."""
+
+    name: str = "logit"
+    linear: bool = True
+
+    def values(self, logits: Any) -> Any:
+        """Return the logits."""
+        return logits
+
+    def weights(self, classes: int) -> np.ndarray:
+        """Return the identity."""
+        return np.eye(classes, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Probability:
+    """The softmax probability of the target; its gradient also holds the other classes."""
+
+    name: str = "probability"
+    linear: bool = False
+
+    def values(self, logits: Any) -> Any:
+        """Return the softmax over classes."""
+        import tensorflow as tf
+
+        return tf.nn.softmax(logits)
+
+    def weights(self, classes: int) -> np.ndarray:
+        """Raise ExplanationError: a probability is not linear in the logits."""
+        raise ExplanationError("A probability is not a linear function of the logits.")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The logit of the target minus that of another class: why this and not that?
+
+    Args:
+        other: Position of the other class.
+    """
+
+    other: int
+    name: str = "contrast"
+    linear: bool = True
+
+    def values(self, logits: Any) -> Any:
+        """Return logits minus the other class's logit."""
+        return logits - logits[:, self.other : self.other + 1]
+
+    def weights(self, classes: int) -> np.ndarray:
+        """Return the identity minus the other class's unit vector."""
+        matrix = np.eye(classes, dtype=np.float32)
+        matrix[self.other] -= 1.0
+        return matrix
+
+
+def parse_score(text: str, classes: tuple[str, ...] = CODES) -> Score:
+    """Turn ``"logit"``, ``"probability"`` or ``"contrast:nv"`` into a score.
+
+    Raises:
+        UsageError: If the text has another form or the class is unknown.
+
+    Example:
+        >>> parse_score("contrast:nv")
+        Contrast(other=5, name='contrast', linear=True)
+    """
+    kind, _, other = text.partition(":")
+    if kind == "logit" and not other:
+        return Logit()
+    if kind == "probability" and not other:
+        return Probability()
+    if kind == "contrast" and other:
+        return Contrast(class_index(other, classes))
+    raise UsageError(
+        f"Unknown score {text!r}. Use logit, probability, or contrast:CODE such as contrast:nv."
+    )
