@@ -23,6 +23,12 @@ from dermlens.model.weights import Coverage
 from dermlens.progress import progress, say
 
 
+FRESH_MOMENTUM = 0.9
+"""Of moving statistics that start from nothing: Keras' 0.99 would still remember its
+initialization after the few hundred steps of a short training. The running average of weights
+smooths what a shorter memory leaves noisy."""
+
+
 def choose_trainable(
     model: Any, coverage: Coverage, train_from: str
 ) -> tuple[list[Any], list[Any]]:
@@ -30,7 +36,7 @@ def choose_trainable(
 
     Layers before ``train_from`` stay as they are, except those without pretrained weights.
     Pretrained batch normalization runs in inference mode (its statistics are better than those
-    of small batches); fresh batch normalization learns.
+    of small batches); fresh batch normalization learns, with a shorter memory.
     """
     import keras
 
@@ -41,6 +47,8 @@ def choose_trainable(
         known = layer.name in covered
         frozen = known and (position < start or isinstance(layer, keras.layers.BatchNormalization))
         layer.trainable = not frozen
+        if not known and isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = FRESH_MOMENTUM
         (pretrained if known else fresh).extend(layer.trainable_variables)
     for layer in head_layers(model):
         fresh.extend(layer.trainable_variables)

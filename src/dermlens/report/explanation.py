@@ -1,0 +1,144 @@
+"""Explaining image files: attributions, overlays and a description for each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermlens.data.images import load_image
+from dermlens.diagnoses import class_index
+from dermlens.explain.base import Attribution
+from dermlens.explain.registry import create, method, parse_methods
+from dermlens.explain.score import parse_score
+from dermlens.files import folder_beside, write_json
+from dermlens.model.bundle import Bundle
+from dermlens.progress import progress
+from dermlens.report.evaluation_report import write_figure
+from dermlens.report.figures import Panel, attribution_figure, overlay
+
+
+def explain_files(
+    bundle: Bundle,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    methods: str = "grad_cam",
+    target: str | None = None,
+    score: str = "logit",
+    opacity: float = 0.5,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[Path]:
+    """Explain image files and write one folder for each.
+
+    Args:
+        bundle: Trained model.
+        files: Images.
+        out: Folder to write ``<image_id>/`` into: ``attributions.npz`` (one array per method,
+            float32 (H, W)), ``<method>.png``, ``all_methods.png``, ``explanation.json``.
+        methods: Names separated by commas, ``"six"`` or ``"all"``.
+        target: Diagnosis to explain; None for the one the bundle decides on.
+        score: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
+        opacity: Of the overlays, 0..1.
+        batch_size: Images per pass.
+        seed: Sets everything random.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        UsageError: If a method, target or score is unknown.
+        DataError: If a file cannot be read; nothing is written for it.
+    """
+    names = parse_methods(methods)
+    explained = parse_score(score, bundle.classes)
+    chosen = None if target is None else class_index(target, bundle.classes)
+    explainers = {name: create(name, bundle.model, classes=bundle.classes) for name in names}
+    written = []
+    with progress("Explaining", len(files) * len(names)) as advance:
+        for path in files:
+            image = load_image(path, bundle.input_size)
+            logits = bundle.logits(image[None])
+            goal = int(bundle.calibration.decide(logits)[0]) if chosen is None else chosen
+            results = {}
+            for name, explainer in explainers.items():
+                results[name] = explainer.attribute(
+                    image[None], goal, score=explained, batch_size=batch_size, seed=seed
+                )
+                advance(1, name)
+            folder = Path(out) / path.stem
+            _write(folder, bundle, path, image, logits, goal, results, opacity)
+            written.append(folder)
+    return written
+
+
+def _write(
+    folder: Path,
+    bundle: Bundle,
+    path: Path,
+    image: np.ndarray,
+    logits: np.ndarray,
+    goal: int,
+    results: dict[str, Attribution],
+    opacity: float,
+) -> None:
+    probabilities = bundle.calibration.probabilities(logits)[0]
+    code = bundle.classes[goal]
+    panels = [
+        Panel(method(name).title, result.maps[0], result.signed, method(name).cost)
+        for name, result in results.items()
+    ]
+    title = f"{path.stem}: {code}, p = {probabilities[goal]:.2f}"
+    with folder_beside(folder) as building:
+        maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
+        np.savez_compressed(building / "attributions.npz", **maps)
+        for name, result in results.items():
+            _save_png(
+                building / f"{name}.png",
+                overlay(image, result.maps[0], opacity=opacity, signed=result.signed),
+            )
+        figure = attribution_figure(image, panels, opacity=opacity, title=title)
+        write_figure(building / "all_methods.png", figure)
+        write_json(
+            building / "explanation.json",
+            {
+                "image": path.name,
+                "target": code,
+                "decision": bundle.classes[int(bundle.calibration.decide(logits)[0])],
+                "decision_rule": bundle.calibration.rule,
+                "probabilities": dict(zip(bundle.classes, probabilities, strict=True)),
+                "logits": dict(zip(bundle.classes, logits[0], strict=True)),
+                "input_size": list(bundle.input_size),
+                "methods": {name: describe(result) for name, result in results.items()},
+                "note": "Research and education only, not a medical device.",
+            },
+        )
+
+
+def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
+    """Return what is known about one image's attribution, as JSON types."""
+    facts = {
+        name: value[position]
+        for name, value in result.details.items()
+        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
+    }
+    kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
+    return {
+        "question": method(result.method).question,
+        "family": method(result.method).family,
+        "score": result.score,
+        "score_value": float(np.ravel(result.scores[position])[0]),
+        "signed": result.signed,
+        "forward_passes": result.cost.forward,
+        "backward_passes": result.cost.backward,
+        "seconds": round(result.cost.seconds, 3),
+        **kept,
+        **facts,
+    }
+
+
+def _save_png(path: Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(image).save(path)
