@@ -9,6 +9,8 @@ model is on patients.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -94,7 +96,7 @@ def draw_view(
     """
     by_code(dx)
     of_lesion, of_view = np.random.default_rng(lesion_seed), np.random.default_rng(view_seed)
-    canvas = Canvas(_view(of_view, size), SmoothNoise(of_lesion))
+    canvas = Canvas(camera_view(of_view, size), SmoothNoise(of_lesion))
     paint_skin(canvas, of_lesion)
     lesion = Lesion(canvas, of_lesion)
     lesion.fill(canvas, of_lesion)
@@ -107,7 +109,8 @@ def draw_view(
     return image, (lesion.rho < 1) | structure, structure
 
 
-def _view(random: np.random.Generator, size: tuple[int, int]) -> View:
+def camera_view(random: np.random.Generator, size: tuple[int, int]) -> View:
+    """Return a random view: the lesion near the middle, turned and zoomed at will."""
     height, width = size
     return View(
         size=size,
@@ -259,12 +262,18 @@ def _draw_all(tasks: list[_Task], workers: int | None) -> list[dict[str, Any]]:
 
 
 def _results(tasks: list[_Task], processes: int) -> Iterator[dict[str, Any]]:
-    if processes == 1:
-        yield from map(_draw_and_write, tasks)
-        return
-    # A fresh interpreter per worker: a fork would copy the locks of TensorFlow's threads.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_draw_and_write, tasks, chunksize=_IMAGES_PER_TASK)
+    done = 0
+    if processes > 1:
+        # A fresh interpreter per worker: a fork would copy the locks of TensorFlow's threads.
+        with (
+            suppress(BrokenProcessPool),
+            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        ):
+            for row in pool.map(_draw_and_write, tasks, chunksize=_IMAGES_PER_TASK):
+                done += 1
+                yield row
+    # Workers cannot start from a script read from standard input or without a main guard.
+    yield from map(_draw_and_write, tasks[done:])
 
 
 def _draw_and_write(task: _Task) -> dict[str, Any]:
