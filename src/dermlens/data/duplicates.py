@@ -46,7 +46,7 @@ def near_duplicates(data: Path, table: pd.DataFrame, checks: pd.DataFrame) -> pd
         detail_of = dict(zip(involved.tolist(), details, strict=True))
     pairs = zip(first.tolist(), second.tolist(), strict=True)
     correlation = np.array([_detail_correlation(detail_of[a], detail_of[b]) for a, b in pairs])
-    sure = np.flatnonzero(correlation >= MIN_DETAIL_CORRELATION) if len(first) else []
+    sure: np.ndarray = np.flatnonzero(correlation >= MIN_DETAIL_CORRELATION)
     ids = table.image_id.to_numpy()
     found = [
         (*sorted((ids[first[k]], ids[second[k]])), int(distance[k]), round(correlation[k], 4))

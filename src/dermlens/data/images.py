@@ -42,7 +42,7 @@ def open_rgb(content: bytes, name: str) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        image = Image.open(io.BytesIO(content))
+        image: Any = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise DataError(
                 f"{name} has {image.width}x{image.height} pixels, more than the "

@@ -107,7 +107,8 @@ def assign(
     """
     frame = pd.DataFrame({"group": groups, "dx": table.dx.to_numpy()})
     sizes = frame.groupby("group").size()
-    main_dx = frame.groupby("group").dx.agg(lambda values: values.value_counts().idxmax())
+    # The commonest diagnosis of a group, the first in class order where two are equally common.
+    main_dx = pd.crosstab(frame.group, frame.dx).idxmax(axis=1)
     chosen: dict[str, str] = {}
     for code in CODES:
         names = [str(name) for name in main_dx.index[main_dx == code]]

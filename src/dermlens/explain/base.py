@@ -146,10 +146,10 @@ class Explainer(ABC):
             UsageError: If a target is unknown.
         """
         images = self._checked(images)
-        score = Logit() if score is None else score
+        explained: Score = Logit() if score is None else score
         before = Cost(self.network.cost.forward, self.network.cost.backward)
         start = time.perf_counter()
-        result = self._attribute(images, targets, score, batch_size, seed, progress)
+        result = self._attribute(images, targets, explained, batch_size, seed, progress)
         spent = self.network.cost
         result.cost = Cost(
             spent.forward - before.forward,

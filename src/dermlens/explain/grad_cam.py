@@ -67,7 +67,7 @@ class ClassActivationMap(Explainer):
                 "The closed form needs global average pooling and one Dense layer above the "
                 f"layer {self.features.layer!r}. Use form='tape'."
             )
-        self._functions: dict[tuple[str, bool], Any] = {}
+        self._functions: dict[tuple[str, bool, bool], Any] = {}
         self.traces = 0
 
     @abstractmethod
@@ -181,7 +181,7 @@ class ClassActivationMap(Explainer):
     def _closed_body(self, score: Score, every: bool) -> Any:
         import tensorflow as tf
 
-        dense = self.features.dense
+        dense: Any = self.features.dense
         mixing = tf.constant(score.weights(len(self.classes)))
 
         def body(images: Any, index: Any) -> Any:

@@ -15,7 +15,9 @@ class Score(Protocol):
     Implementations work on float32 logits, whatever the precision of the model.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name in results and files."""
 
     def values(self, logits: Any) -> Any:
         """Return the score of every class, (N, C), from logits (N, C), as TensorFlow tensors."""

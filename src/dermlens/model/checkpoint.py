@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from dermlens.errors import ModelError
 from dermlens.files import written_beside
 
 
-def save_state(path: Path, groups: dict[str, Sequence[Any]], facts: dict[str, Any]) -> None:
+def save_state(path: Path, groups: Mapping[str, Sequence[Any]], facts: dict[str, Any]) -> None:
     """Write variables and facts as one ``.npz``, atomically.
 
     Args:
@@ -52,7 +52,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def restore_state(path: Path, groups: dict[str, Sequence[Any]]) -> None:
+def restore_state(path: Path, groups: Mapping[str, Sequence[Any]]) -> None:
     """Assign the stored values to variables.
 
     Raises:

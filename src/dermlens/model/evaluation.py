@@ -70,7 +70,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if not Path(path).is_file():
         raise DataError(f"{path} is missing. Run 'dermlens evaluate' first.")
     table = pd.read_csv(path, dtype=object)
-    numbers = [c for c in table if c.startswith(("logit_", "probability_", "p_")) or c == "age"]
+    numbers = [str(c) for c in table.columns]
+    numbers = [c for c in numbers if c.startswith(("logit_", "probability_", "p_")) or c == "age"]
     for column in numbers:
         # Python's float reads exactly what was written; pandas' default parser need not.
         table[column] = [float("nan") if pd.isna(v) else float(v) for v in table[column]]

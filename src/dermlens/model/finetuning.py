@@ -22,7 +22,6 @@ from dermlens.model.training_data import TrainingData, training_set
 from dermlens.model.weights import Coverage
 from dermlens.progress import progress, say
 
-
 FRESH_MOMENTUM = 0.9
 """Of moving statistics that start from nothing: Keras' 0.99 would still remember its
 initialization after the few hundred steps of a short training. The running average of weights
@@ -42,7 +41,8 @@ def choose_trainable(
 
     start = stage_start(model, train_from)
     covered = set(coverage.covered)
-    pretrained, fresh = [], []
+    pretrained: list[Any] = []
+    fresh: list[Any] = []
     for position, layer in enumerate(backbone_layers(model)):
         known = layer.name in covered
         frozen = known and (position < start or isinstance(layer, keras.layers.BatchNormalization))

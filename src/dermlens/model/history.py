@@ -42,7 +42,8 @@ class History:
         self._writer: Any = None
         self.rows: list[dict[str, Any]] = []
         if keep and self._path.is_file():
-            self.rows = pd.read_csv(self._path).to_dict("records")
+            stored = pd.read_csv(self._path).to_dict("records")
+            self.rows = [{str(k): v for k, v in row.items()} for row in stored]
 
     def add(
         self, phase: str, epoch: int, figures: dict[str, float], logits: np.ndarray

@@ -200,7 +200,7 @@ def flag_metrics(
     }
 
 
-def lesion_resamples(groups: Sequence[Any], resamples: int, seed: int) -> np.ndarray:
+def lesion_resamples(groups: Sequence[Any] | np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Return bootstrap weights per image when whole lesions are drawn with replacement.
 
     Args:

@@ -155,8 +155,10 @@ def color_histograms(statistics: ImageStatistics) -> "Figure":
                 bins = histogram.shape[1]
                 value = (np.arange(bins) + 0.5) * 256 / bins
                 ax.plot(value, 100 * histogram[channel], color=_COLORS[code], label=code, lw=1.6)
-            ax.set(title=name.capitalize(), xlabel="value", xlim=(0, 255), ylim=(0, None))
+            ax.set(title=name.capitalize(), xlabel="value", xlim=(0, 255))
         axes[0].set_ylabel("percent of pixels")
+        # Set last: a limit set earlier would stop the shared axis from growing.
+        axes[0].set_ylim(0, None)
         axes[0].legend(fontsize=9, handlelength=1.4)
         return figure
 

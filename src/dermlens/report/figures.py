@@ -68,7 +68,7 @@ def colorize(
 
     colors = mpl.colormaps[color_map or (SIGNED_MAP if signed else UNSIGNED_MAP)]
     place = (values + 1) / 2 if signed else values
-    return np.uint8(np.round(colors(np.clip(place, 0, 1))[..., :3] * 255))
+    return np.round(colors(np.clip(place, 0, 1))[..., :3] * 255).astype(np.uint8)
 
 
 def overlay(
@@ -100,7 +100,7 @@ def overlay(
         raise UsageError(f"The opacity {opacity} is outside 0..1.")
     colors = colorize(normalize(values, signed=signed), signed=signed, color_map=color_map)
     mixed = (1 - opacity) * image.astype(np.float32) + opacity * colors
-    return np.uint8(np.clip(np.round(mixed), 0, 255))
+    return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
 
 
 def outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:

@@ -33,7 +33,8 @@ def style() -> Iterator[None]:
     """Apply the common look inside a ``with`` block, without touching global settings."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_SETTINGS):
+    settings: Any = _SETTINGS
+    with mpl.rc_context(settings):
         yield
 
 
