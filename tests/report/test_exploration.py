@@ -97,3 +97,10 @@ def test_sample_grid_leaves_places_empty_where_samples_lack() -> None:
     figure = figures.sample_grid({"mel": [image, image], "nv": [image]})
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
     assert [ax.get_ylabel() for ax in figure.axes] == ["mel", "", "nv", ""]
+
+
+def test_color_histograms_are_not_cut_off(data: Path) -> None:
+    statistics = tables.image_statistics(data, read_manifest(data))
+    figure = figures.color_histograms(statistics)
+    highest = 100 * max(histogram.max() for histogram in statistics.histograms.values())
+    assert all(ax.get_ylim()[0] == 0 and ax.get_ylim()[1] >= highest for ax in figure.axes)

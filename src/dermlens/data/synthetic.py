@@ -115,8 +115,8 @@ def camera_view(random: np.random.Generator, size: tuple[int, int]) -> View:
     return View(
         size=size,
         center=(
-            width * (0.5 + random.uniform(-0.06, 0.06)),
-            height * (0.5 + random.uniform(-0.06, 0.06)),
+            width * (0.5 + random.uniform(-0.13, 0.13)),
+            height * (0.5 + random.uniform(-0.08, 0.08)),
         ),
         scale=height * random.uniform(0.29, 0.40),
         angle=float(random.uniform(0, 2 * np.pi)),

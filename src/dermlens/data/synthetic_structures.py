@@ -149,7 +149,7 @@ def veil_and_streaks(canvas: Canvas, lesion: Lesion, random: np.random.Generator
     )
     paths, widths, tips = [], [], []
     for angle in angles:
-        low, high = random.uniform(0.62, 0.8), random.uniform(1.06, 1.3)
+        low, high = random.uniform(0.62, 0.8), random.uniform(1.03, 1.22)
         bend = random.uniform(-0.12, 0.12)
         steps = np.linspace(0, 1, 5)
         paths.append(lesion.place(low + (high - low) * steps, angle + bend * steps**2))
