@@ -1,0 +1,191 @@
+"""Gradient methods that average over random draws: SmoothGrad and GradientSHAP.
+
+* SmoothGrad: Smilkov et al., 2017, arXiv:1706.03825.
+* GradientSHAP: Lundberg & Lee, NIPS 2017 (``GradientExplainer``); Erion et al., "Improving
+  performance of deep learning models with axiomatic attribution priors and expected gradients",
+  Nature Machine Intelligence 2021.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import CODES
+from dermlens.errors import UsageError
+from dermlens.explain.base import (
+    Attribution,
+    Explainer,
+    Progress,
+    Targets,
+    batches,
+    image_generator,
+    is_all,
+    padded,
+)
+from dermlens.explain.fills import Fill, fill_image
+from dermlens.explain.gradients import GradientEngine
+from dermlens.explain.score import Score
+
+
+class _SampledGradients(Explainer):
+    """Averages something made of gradients at randomly drawn points."""
+
+    def __init__(self, model: Any, *, samples: int, classes: Sequence[str]) -> None:
+        super().__init__(model, classes=classes)
+        if samples < 1:
+            raise UsageError(f"At least one sample is needed, not {samples}.")
+        self.samples = samples
+        self._engines: dict[tuple[str, int], GradientEngine] = {}
+
+    @property
+    def traces(self) -> int:
+        """How often the gradient function was traced."""
+        return sum(engine.traces for engine in self._engines.values())
+
+    @abstractmethod
+    def _draw(
+        self, image: np.ndarray, generator: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return starts, ends (count, H, W, 3), positions (count,) and factors for gradients.
+
+        Factors multiply the gradients before channels are combined: (count, H, W, 3).
+        """
+
+    @abstractmethod
+    def _channels(self, mean: np.ndarray) -> np.ndarray:
+        """Turn the mean of factor times gradient, (H, W, 3), into a map (H, W)."""
+
+    def _attribute(
+        self,
+        images: np.ndarray,
+        targets: Targets,
+        score: Score,
+        batch_size: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> Attribution:
+        key = (repr(score), batch_size)
+        if key not in self._engines:
+            self._engines[key] = GradientEngine(self.model, score, batch_size, self.network.cost)
+        engine, every = self._engines[key], is_all(targets)
+        maps, chosen, scores = [], [], []
+        for part in batches(len(images), batch_size):
+            pixels = images[part].astype(np.float32)
+            logits = self.network.logits(padded(pixels, batch_size), len(pixels))[: len(pixels)]
+            values, logits = np.asarray(score.values(logits)), np.asarray(logits)
+            if every:
+                goals = np.tile(np.arange(len(self.classes)), (len(pixels), 1))
+            else:
+                goals = self.resolve(targets, logits, part.start)[:, None]
+                chosen.append(goals[:, 0].astype(np.int32))
+            taken = np.take_along_axis(values, goals, axis=1)
+            scores.append(taken if every else taken[:, 0])
+            for row, image in enumerate(pixels):
+                drawn = np.stack([self._one(image, int(g), engine, seed) for g in goals[row]])
+                maps.append(drawn[None] if every else drawn)
+                if progress is not None:
+                    progress(1)
+        return self.result(maps, chosen, scores, score)
+
+    def _one(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
+        # The stream of draws is consumed in fixed blocks, so that batches do not matter.
+        generator = image_generator(seed, image)
+        total = np.zeros(image.shape, np.float64)
+        waiting: list[tuple[np.ndarray, ...]] = []
+        for _ in range(self.samples):
+            waiting.append(self._draw(image, generator, 1))
+            if len(waiting) == engine.batch_size:
+                total += self._sum(waiting, goal, engine)
+                waiting = []
+        if waiting:
+            total += self._sum(waiting, goal, engine)
+        return self._channels((total / self.samples).astype(np.float32))
+
+    def _sum(
+        self, drawn: list[tuple[np.ndarray, ...]], goal: int, engine: GradientEngine
+    ) -> np.ndarray:
+        starts, ends, positions, factors = (
+            np.concatenate(parts) for parts in zip(*drawn, strict=True)
+        )
+        goals = np.full(len(starts), goal, np.int32)
+        gradients, _ = engine.at(starts, ends, positions, goals)
+        return (gradients.astype(np.float64) * factors).sum(axis=0)
+
+
+class SmoothGrad(_SampledGradients):
+    """SmoothGrad: the gradient averaged over noisy copies; the size per pixel is shown.
+
+    Args:
+        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        samples: Noisy copies per image.
+        noise: Standard deviation of the noise as a share of the image's range of values.
+        classes: Codes in the order of the logits.
+    """
+
+    name = "smooth_grad"
+    signed = False
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        samples: int = 25,
+        noise: float = 0.1,
+        classes: Sequence[str] = CODES,
+    ) -> None:
+        super().__init__(model, samples=samples, classes=classes)
+        self.noise = noise
+
+    def _draw(
+        self, image: np.ndarray, generator: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        spread = self.noise * float(image.max() - image.min())
+        noise = generator.standard_normal((count, *image.shape), dtype=np.float32) * spread
+        points = image[None] + noise
+        return points, points, np.zeros(count), np.ones((count, 1, 1, 1))
+
+    def _channels(self, mean: np.ndarray) -> np.ndarray:
+        return np.abs(mean).max(axis=-1)
+
+
+class GradientSHAP(_SampledGradients):
+    """GradientSHAP: expected gradients at random places between noisy baselines and the image.
+
+    Args:
+        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        samples: Draws per image.
+        baselines: Background: any of ``"mean_skin"``, ``"blur"``, ``"black"``, colors or images.
+        noise: Standard deviation of the noise on the image, in pixel values.
+        classes: Codes in the order of the logits.
+    """
+
+    name = "gradient_shap"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        samples: int = 50,
+        baselines: Sequence[Fill] = ("mean_skin", "blur", "black"),
+        noise: float = 5.0,
+        classes: Sequence[str] = CODES,
+    ) -> None:
+        super().__init__(model, samples=samples, classes=classes)
+        self.baselines, self.noise = list(baselines), noise
+        if not self.baselines:
+            raise UsageError("GradientSHAP needs at least one baseline.")
+
+    def _draw(
+        self, image: np.ndarray, generator: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        which = generator.integers(len(self.baselines), size=count)
+        positions = generator.random(count)
+        noise = generator.standard_normal((count, *image.shape), dtype=np.float32) * self.noise
+        starts = np.stack([fill_image(image, self.baselines[k]) for k in which])
+        ends = image[None] + noise
+        return starts, ends, positions, ends - starts
+
+    def _channels(self, mean: np.ndarray) -> np.ndarray:
+        return mean.sum(axis=-1)
