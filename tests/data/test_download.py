@@ -3,6 +3,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,8 +226,16 @@ def test_files_without_checksum_are_checked_by_their_kind(
     page = b"<!DOCTYPE html><p>Sign in first</p>"
     server.contents = {"/1": page, "/2": buffer.getvalue(), "/3?format=original": b"image,MEL\n"}
     server.contents["/4"] = page
-    assert "it is no zip archive" in fetch(RemoteFile("t.zip", 1, "test", None, 1)).error
+    assert "it is no intact zip archive" in fetch(RemoteFile("t.zip", 1, "test", None, 1)).error
     assert "it is no table" in fetch(RemoteFile("u.csv", 4, "test", None, 1)).error
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        broken = io.BytesIO()
+        with zipfile.ZipFile(broken, "w", compression) as archive:
+            archive.writestr("a.txt", "0123456789" * 400)
+        content = bytearray(broken.getvalue())
+        content[40:50] = b"xxxxxxxxxx"
+        server.contents["/5"] = bytes(content)
+        assert "no intact zip" in fetch(RemoteFile("v.zip", 5, "test", None, 1)).error
     assert fetch(RemoteFile("t.zip", 2, "test", None, 1)).error is None
     table = fetch(RemoteFile("t.csv", 3, "test", None, 1, "?format=original"))
     assert table.paths[0].read_bytes() == b"image,MEL\n"
@@ -262,6 +271,58 @@ def test_lack_of_space_is_noticed_before_the_start(
     assert "0.1 GB free" in fetch().error and server.asked == []
     (tmp_path / "part_1.zip.part").write_bytes(bytes(600_000))
     assert "GB free" not in str(fetch(attempts=1).error)
+
+
+def test_stated_length_is_held_against_free_space(
+    server: Server, fetch: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "part_1.zip.part").write_bytes(CONTENT[:1000])
+    for spare, fits in ((-1, False), (0, True)):
+        free = [10**12, len(CONTENT) - 1000 + spare]
+        usage = lambda _: SimpleNamespace(free=free.pop(0))  # noqa: B023, E731
+        monkeypatch.setattr(module.shutil, "disk_usage", usage)
+        error = fetch().error
+        assert error is None if fits else "needs 0.00 GB, but only" in error
+        assert (tmp_path / "part_1.zip.part").exists() is not fits
+
+
+def test_starting_over_for_ever_is_no_progress(server: Server, fetch: Callable) -> None:
+    """A part that shrinks and grows again below its furthest point does not reset the count."""
+    server.script = ["break", 503, "wrong_part", "break", "wrong_part", "break"]
+    result = fetch(attempts=5)
+    assert "could not be fetched" in result.error and result.waited == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_progress_counts_every_megabyte_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(4_000_000)
+    server.contents = {"/1": content}
+    file = RemoteFile("big.zip", 1, "images", hashlib.md5(content).hexdigest(), 4)
+    position, seen = 0, []
+
+    @contextmanager
+    def recorded(title: str, total: int) -> Iterator[Callable[..., None]]:
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal position
+            position += steps
+            seen.append(position)
+
+        assert (title, total) == ("big.zip", 4)
+        yield advance
+
+    monkeypatch.setattr(module, "progress", recorded)
+    server.script = ["break", "break", "ignore"]
+    download(tmp_path, ["images"], base_url=server.url, files=[file], sleep=lambda _: None)
+    # Half arrives, then half of the rest, then all of it anew.
+    assert position == 4 and max(seen) == 4
+    assert seen.index(3) < seen.index(0) < seen.index(4)
+
+
+def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").write_text("a file")
+    with pytest.raises(UsageError, match="cannot be made a folder"):
+        download(tmp_path / "d", ["images"])
 
 
 def test_full_disk_ends_the_download_with_a_sentence(

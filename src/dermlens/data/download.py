@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def download(
         Paths of the files, in the order of ``files``.
 
     Raises:
-        UsageError: If a group is unknown.
+        UsageError: If a group is unknown, or ``out`` cannot be a folder.
         DownloadError: If the disk lacks space, the server refuses a file or cannot be reached,
             or a file arrives corrupt twice.
     """
@@ -129,7 +130,12 @@ def download(
             f"{', '.join(GROUPS)}."
         )
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{out} cannot be made a folder ({error.strerror}). Choose another for --out."
+        ) from error
     wanted = [file for file in files if file.group in only]
     pending = [file for file in wanted if not _is_complete(out / file.name, file)]
     _require_space(out, pending)
@@ -157,17 +163,25 @@ def _is_right(path: Path, file: RemoteFile) -> bool:
     if file.md5 is not None:
         return md5_of_file(path) == file.md5
     if file.name.endswith(".zip"):
-        return zipfile.is_zipfile(path)
+        return _is_intact_archive(path)
     with open(path, "rb") as stream:
         head = stream.read(64).lstrip()
     return bool(head) and not head.startswith(b"<")
 
 
+def _is_intact_archive(path: Path) -> bool:
+    """Whether every member of the archive meets its CRC."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError):
+        return False
+
+
 def _require_space(out: Path, pending: Sequence[RemoteFile]) -> None:
     needed = 0
     for file in pending:
-        part = _part(out / file.name)
-        there = part.stat().st_size if part.exists() else 0
+        there = _size(_part(out / file.name))
         needed += max(file.megabytes * 1_000_000 - there, 0)
     free = shutil.disk_usage(out).free
     if pending and free < needed + _SPARE_BYTES:
@@ -195,38 +209,41 @@ def _fetch_verified(path: Path, file: RemoteFile, server: _Server) -> None:
 def _expectation(file: RemoteFile) -> str:
     if file.md5 is not None:
         return f"its MD5 checksum is not {file.md5}"
-    return "it is no zip archive" if file.name.endswith(".zip") else "it is no table"
+    return "it is no intact zip archive" if file.name.endswith(".zip") else "it is no table"
 
 
 def _fetch(part: Path, file: RemoteFile, server: _Server) -> None:
     """Bring the part file to its full length, over as many attempts as make progress."""
-    failures = 0
+    failures, furthest = 0, _size(part)
     with progress(file.name, max(file.megabytes, 1)) as advance:
+        meter = _Meter(advance)
         while True:
-            before = part.stat().st_size if part.exists() else 0
             try:
-                _transfer(part, server.address(file), file.name, advance)
+                _transfer(part, server.address(file), file.name, meter)
                 return
             except _Interrupted as error:
-                after = part.stat().st_size if part.exists() else 0
-                failures = 1 if after > before else failures + 1
+                # A server that starts over every time makes no progress, whatever it sends.
+                failures = 1 if _size(part) > furthest else failures + 1
+                furthest = max(furthest, _size(part))
                 if failures >= server.attempts:
                     raise DownloadError(
                         f"{file.name} could not be fetched from {server.address(file)}: {error}. "
                         "Check the connection and run the command again; it goes on where it "
                         "stopped."
                     ) from error
-                server.sleep(min(2.0 ** (failures - 1), _LONGEST_WAIT_SECONDS))
+                wait = min(2.0 ** (failures - 1), _LONGEST_WAIT_SECONDS)
+                say(f"{file.name}: {error}. Trying again in {duration(wait)}.")
+                server.sleep(wait)
 
 
-def _transfer(part: Path, address: str, name: str, advance: Advance) -> None:
+def _transfer(part: Path, address: str, name: str, meter: "_Meter") -> None:
     """Append what is missing from the part file, in one request.
 
     Raises:
         _Interrupted: If it may work another time.
         DownloadError: If it will not.
     """
-    there = part.stat().st_size if part.exists() else 0
+    there = _size(part)
     with _open(address, part, name) as response:
         if response is None:
             return
@@ -234,18 +251,29 @@ def _transfer(part: Path, address: str, name: str, advance: Advance) -> None:
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {there}-"):
             part.unlink()
             raise _Interrupted("the server sent another part of the file than was asked for")
-        total = _total(response, there if resumed else 0)
-        meter = _Meter(advance)
-        meter.add(there if resumed else 0)
+        arrived = there if resumed else 0
+        total = _total(response, arrived)
+        _require_space_for(part, there, total)
+        meter.reach(arrived)
         with _writing(part, "ab" if resumed else "wb") as write:
             for block in _blocks(response):
                 write(block)
-                meter.add(len(block))
-    arrived = part.stat().st_size
+                arrived += len(block)
+                meter.reach(arrived)
     if total is not None and arrived != total:
         if arrived > total:
             part.unlink()
         raise _Interrupted(f"the connection broke after {arrived:,} of {total:,} bytes")
+
+
+def _require_space_for(part: Path, there: int, total: int | None) -> None:
+    """Refuse a file that turns out larger than what is free, before writing any of it."""
+    free = shutil.disk_usage(part.parent).free + there
+    if total is not None and total > free:
+        raise DownloadError(
+            f"{part} needs {total / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free. "
+            "Free some space or choose another folder."
+        )
 
 
 @contextmanager
@@ -283,16 +311,18 @@ class _Meter:
         self._advance = advance
         self._bytes = 0
 
-    def add(self, count: int) -> None:
-        before = self._bytes // 1_000_000
-        self._bytes += count
-        self._advance(self._bytes // 1_000_000 - before, "MB")
+    def reach(self, position: int) -> None:
+        """Say how much of the file is here; less than before where it is read anew."""
+        steps = position // 1_000_000 - self._bytes // 1_000_000
+        self._bytes = position
+        if steps:
+            self._advance(steps, "MB")
 
 
 @contextmanager
 def _open(address: str, part: Path, name: str) -> Iterator[http.client.HTTPResponse | None]:
     """Request what is missing from the part file; None means that all of it is there already."""
-    start = part.stat().st_size if part.exists() else 0
+    start = _size(part)
     headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -332,6 +362,10 @@ def _total(response: http.client.HTTPResponse, start: int) -> int | None:
 
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def md5_of_file(path: Path) -> str:
