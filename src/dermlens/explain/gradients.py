@@ -87,6 +87,16 @@ class GradientEngine:
         return gradients.numpy()[:count], values.numpy()[:count]
 
 
+def even_batch(total: int, largest: int) -> int:
+    """Return the batch size up to ``largest`` that covers ``total`` with the least padding.
+
+    Example:
+        >>> even_batch(20, 16), even_batch(32, 16), even_batch(5, 16)
+        (10, 16, 5)
+    """
+    return -(-total // -(-total // largest))
+
+
 def _filled(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
     """Pad every array to ``size`` rows by repeating its last."""
     return [

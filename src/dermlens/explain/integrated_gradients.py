@@ -15,7 +15,7 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Explainer, Progress, Targets, batches, is_all, padded
 from dermlens.explain.fills import Fill, fill_image
-from dermlens.explain.gradients import GradientEngine
+from dermlens.explain.gradients import GradientEngine, even_batch
 from dermlens.explain.score import Score
 
 RULES = ("gauss_legendre", "trapezoid")
@@ -81,7 +81,7 @@ class IntegratedGradients(Explainer):
         self,
         model: Any,
         *,
-        points: int = 20,
+        points: int = 16,
         rule: str = "gauss_legendre",
         baselines: Fill | Sequence[Fill] = "mean_skin",
         tolerance: float | None = None,
@@ -120,7 +120,7 @@ class IntegratedGradients(Explainer):
         progress: Progress | None,
     ) -> Attribution:
         every = is_all(targets)
-        engine = self.engine(score, batch_size)
+        engine = self.engine(score, even_batch(self.points, batch_size))
         maps, chosen, scores = [], [], []
         details: dict[str, list[Any]] = {"completeness_gap": [], "baseline_score": [], "points": []}
         for part in batches(len(images), batch_size):

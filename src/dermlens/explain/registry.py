@@ -30,11 +30,12 @@ class Method:
     build: Callable[..., Explainer]
 
 
-def _cam(kind: str) -> Callable[..., Explainer]:
+def _class(module: str, kind: str) -> Callable[..., Explainer]:
     def build(model: Any, **options: Any) -> Explainer:
-        from dermlens.explain import grad_cam
+        from importlib import import_module
 
-        return getattr(grad_cam, kind)(model, **options)
+        explainer: type[Explainer] = getattr(import_module(f"dermlens.explain.{module}"), kind)
+        return explainer(model, **options)
 
     return build
 
@@ -48,7 +49,7 @@ METHODS: dict[str, Method] = {
             "activation",
             "1 forward",
             "Which coarse regions hold the features that raise the score of this diagnosis?",
-            _cam("GradCAM"),
+            _class("grad_cam", "GradCAM"),
         ),
         Method(
             "grad_cam_plus_plus",
@@ -56,7 +57,15 @@ METHODS: dict[str, Method] = {
             "activation",
             "1 forward",
             "The same, counting every occurrence of a helpful feature, not only the strongest.",
-            _cam("GradCAMPlusPlus"),
+            _class("grad_cam", "GradCAMPlusPlus"),
+        ),
+        Method(
+            "integrated_gradients",
+            "Integrated Gradients",
+            "gradient",
+            "16 forward and backward",
+            "How much does each pixel add to the score on the way from plain skin to this image?",
+            _class("integrated_gradients", "IntegratedGradients"),
         ),
         Method(
             "layer_cam",
@@ -64,7 +73,7 @@ METHODS: dict[str, Method] = {
             "activation",
             "1 forward",
             "Which places, each by its own gradient, hold features that raise the score?",
-            _cam("LayerCAM"),
+            _class("grad_cam", "LayerCAM"),
         ),
         Method(
             "hires_cam",
@@ -72,7 +81,23 @@ METHODS: dict[str, Method] = {
             "activation",
             "1 forward",
             "Which places does the score provably draw on in the last feature maps?",
-            _cam("HiResCAM"),
+            _class("grad_cam", "HiResCAM"),
+        ),
+        Method(
+            "smooth_grad",
+            "SmoothGrad",
+            "gradient",
+            "25 forward and backward",
+            "Which pixels would change the score most if they changed a little?",
+            _class("sampled_gradients", "SmoothGrad"),
+        ),
+        Method(
+            "gradient_shap",
+            "GradientSHAP",
+            "gradient",
+            "50 forward and backward",
+            "How much does each pixel add to the score, averaged over several plain backgrounds?",
+            _class("sampled_gradients", "GradientSHAP"),
         ),
     )
 }

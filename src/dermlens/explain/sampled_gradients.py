@@ -25,7 +25,7 @@ from dermlens.explain.base import (
     padded,
 )
 from dermlens.explain.fills import Fill, fill_image
-from dermlens.explain.gradients import GradientEngine
+from dermlens.explain.gradients import GradientEngine, even_batch
 from dermlens.explain.score import Score
 
 
@@ -46,12 +46,13 @@ class _SampledGradients(Explainer):
 
     @abstractmethod
     def _draw(
-        self, image: np.ndarray, generator: np.random.Generator, count: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return starts, ends (count, H, W, 3), positions (count,) and factors for gradients.
+        self, image: np.ndarray, fills: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+        """Return start, end (H, W, 3), position 0..1, and the factor for the gradient there."""
 
-        Factors multiply the gradients before channels are combined: (count, H, W, 3).
-        """
+    def _fills(self, image: np.ndarray) -> np.ndarray:
+        """Return the baselines of an image, (B, H, W, 3)."""
+        return np.zeros((0, *image.shape), np.float32)
 
     @abstractmethod
     def _channels(self, mean: np.ndarray) -> np.ndarray:
@@ -66,9 +67,10 @@ class _SampledGradients(Explainer):
         seed: int,
         progress: Progress | None,
     ) -> Attribution:
-        key = (repr(score), batch_size)
+        size = even_batch(self.samples, batch_size)
+        key = (repr(score), size)
         if key not in self._engines:
-            self._engines[key] = GradientEngine(self.model, score, batch_size, self.network.cost)
+            self._engines[key] = GradientEngine(self.model, score, size, self.network.cost)
         engine, every = self._engines[key], is_all(targets)
         maps, chosen, scores = [], [], []
         for part in batches(len(images), batch_size):
@@ -90,28 +92,18 @@ class _SampledGradients(Explainer):
         return self.result(maps, chosen, scores, score)
 
     def _one(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
-        # The stream of draws is consumed in fixed blocks, so that batches do not matter.
-        generator = image_generator(seed, image)
+        """Explain one image; draws come one by one, so that batches change nothing."""
+        generator, fills = image_generator(seed, image), self._fills(image)
         total = np.zeros(image.shape, np.float64)
-        waiting: list[tuple[np.ndarray, ...]] = []
-        for _ in range(self.samples):
-            waiting.append(self._draw(image, generator, 1))
-            if len(waiting) == engine.batch_size:
-                total += self._sum(waiting, goal, engine)
-                waiting = []
-        if waiting:
-            total += self._sum(waiting, goal, engine)
+        for part in batches(self.samples, engine.batch_size):
+            drawn = [self._draw(image, fills, generator) for _ in range(part.stop - part.start)]
+            starts, ends, positions, factors = (
+                np.stack(values) for values in zip(*drawn, strict=True)
+            )
+            goals = np.full(len(drawn), goal, np.int32)
+            gradients, _ = engine.at(starts, ends, positions, goals)
+            total += (gradients * factors).sum(axis=0, dtype=np.float64)
         return self._channels((total / self.samples).astype(np.float32))
-
-    def _sum(
-        self, drawn: list[tuple[np.ndarray, ...]], goal: int, engine: GradientEngine
-    ) -> np.ndarray:
-        starts, ends, positions, factors = (
-            np.concatenate(parts) for parts in zip(*drawn, strict=True)
-        )
-        goals = np.full(len(starts), goal, np.int32)
-        gradients, _ = engine.at(starts, ends, positions, goals)
-        return (gradients.astype(np.float64) * factors).sum(axis=0)
 
 
 class SmoothGrad(_SampledGradients):
@@ -139,12 +131,11 @@ class SmoothGrad(_SampledGradients):
         self.noise = noise
 
     def _draw(
-        self, image: np.ndarray, generator: np.random.Generator, count: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        spread = self.noise * float(image.max() - image.min())
-        noise = generator.standard_normal((count, *image.shape), dtype=np.float32) * spread
-        points = image[None] + noise
-        return points, points, np.zeros(count), np.ones((count, 1, 1, 1))
+        self, image: np.ndarray, fills: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+        spread = np.float32(self.noise * float(image.max() - image.min()))
+        point = image + generator.standard_normal(image.shape, dtype=np.float32) * spread
+        return point, point, 0.0, np.ones((1, 1, 1), np.float32)
 
     def _channels(self, mean: np.ndarray) -> np.ndarray:
         return np.abs(mean).max(axis=-1)
@@ -177,15 +168,17 @@ class GradientSHAP(_SampledGradients):
         if not self.baselines:
             raise UsageError("GradientSHAP needs at least one baseline.")
 
+    def _fills(self, image: np.ndarray) -> np.ndarray:
+        return np.stack([fill_image(image, baseline) for baseline in self.baselines])
+
     def _draw(
-        self, image: np.ndarray, generator: np.random.Generator, count: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        which = generator.integers(len(self.baselines), size=count)
-        positions = generator.random(count)
-        noise = generator.standard_normal((count, *image.shape), dtype=np.float32) * self.noise
-        starts = np.stack([fill_image(image, self.baselines[k]) for k in which])
-        ends = image[None] + noise
-        return starts, ends, positions, ends - starts
+        self, image: np.ndarray, fills: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+        start = fills[generator.integers(len(fills))]
+        position = float(generator.random())
+        noise = generator.standard_normal(image.shape, dtype=np.float32) * np.float32(self.noise)
+        end = image + noise
+        return start, end, position, end - start
 
     def _channels(self, mean: np.ndarray) -> np.ndarray:
         return mean.sum(axis=-1)
