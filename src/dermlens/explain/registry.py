@@ -68,6 +68,30 @@ METHODS: dict[str, Method] = {
             _class("integrated_gradients", "IntegratedGradients"),
         ),
         Method(
+            "occlusion",
+            "Occlusion",
+            "perturbation",
+            "166 forward at 3:4",
+            "How much does the score drop when a patch of the image is covered with skin color?",
+            _class("occlusion", "Occlusion"),
+        ),
+        Method(
+            "lime",
+            "LIME",
+            "perturbation",
+            "500 forward",
+            "Which pieces of the image, kept or removed at random, does the score follow most?",
+            _class("lime", "LIME"),
+        ),
+        Method(
+            "shap",
+            "Kernel SHAP",
+            "perturbation",
+            "500 forward",
+            "What is each piece's fair share of the score, over all orders of adding pieces?",
+            _class("shap", "KernelSHAP"),
+        ),
+        Method(
             "layer_cam",
             "Layer-CAM",
             "activation",
@@ -99,6 +123,14 @@ METHODS: dict[str, Method] = {
             "How much does each pixel add to the score, averaged over several plain backgrounds?",
             _class("sampled_gradients", "GradientSHAP"),
         ),
+        Method(
+            "rise",
+            "RISE",
+            "perturbation",
+            "1001 forward",
+            "How much higher is the score on average when a place is visible?",
+            _class("rise", "RISE"),
+        ),
     )
 }
 
@@ -123,7 +155,7 @@ def parse_methods(text: str) -> list[str]:
     if text == "all":
         return list(METHODS)
     if text == "six":
-        return [name for name in SIX if name in METHODS]
+        return list(SIX)
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
         raise UsageError(f"No method given. Use some of: {', '.join(METHODS)}; or six; or all.")

@@ -1,0 +1,202 @@
+"""Which superpixels are kept in each evaluation, and what each evaluation then counts.
+
+LIME and Kernel SHAP both fit a weighted linear model to scores of masked images, and both weight
+a mask by its *size* (how many pieces it keeps) alone. So one set of masks can serve both: a mask
+of size s, drawn with a known probability, stands for all masks of that size. Sizes with few masks
+are evaluated completely; the others are sampled in pairs of a mask and its complement.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import comb, gammaln
+
+from dermlens.errors import UsageError
+
+DESIGNS = ("lime", "shap", "both")
+MOST_PIECES_ENUMERATED = 20
+
+
+def shapley_mass(pieces: int) -> np.ndarray:
+    """Return the Shapley kernel summed over all masks of each size 1..M-1: float64 (M + 1,).
+
+    Lundberg & Lee, NIPS 2017, theorem 2. Sizes 0 and M have infinite weight there, which the
+    additivity constraint stands for; here they are 0.
+
+    Example:
+        >>> shapley_mass(4).tolist()
+        [0.0, 1.0, 0.75, 1.0, 0.0]
+    """
+    sizes = np.arange(1, pieces)
+    mass = np.zeros(pieces + 1)
+    mass[1:-1] = (pieces - 1) / (sizes * (pieces - sizes))
+    return mass
+
+
+def binomial_mass(pieces: int) -> np.ndarray:
+    """Return how likely each size is if every piece is kept with probability 1/2: (M + 1,)."""
+    sizes = np.arange(pieces + 1)
+    ways = gammaln(pieces + 1) - gammaln(sizes + 1) - gammaln(pieces - sizes + 1)
+    return np.exp(ways - pieces * np.log(2.0))
+
+
+@dataclass(frozen=True)
+class Coalitions:
+    """A set of masks with all that is needed to weight them.
+
+    Attributes:
+        masks: bool (n, M), True where a piece is kept. The first keeps all, the second none.
+        complete: bool (M + 1,): sizes of which every mask is here.
+        chances: float64 (M + 1,): probability of each size among the sampled masks.
+        pairs: int (n,): equal for masks drawn together; -1 for masks that were not drawn.
+    """
+
+    masks: np.ndarray
+    complete: np.ndarray
+    chances: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def pieces(self) -> int:
+        """Number of pieces, M."""
+        return self.masks.shape[1]
+
+    @property
+    def enumerated(self) -> int:
+        """How many masks come first that were not drawn."""
+        return int((self.pairs < 0).sum())
+
+    @property
+    def exhaustive(self) -> bool:
+        """True if all 2^M masks are here."""
+        return bool(self.complete.all())
+
+    def first(self, count: int) -> "Coalitions":
+        """Return the first ``count`` masks; at least those that were not drawn."""
+        count = max(count, self.enumerated)
+        return Coalitions(self.masks[:count], self.complete, self.chances, self.pairs[:count])
+
+    def weights(self, mass: np.ndarray) -> np.ndarray:
+        """Return the weight of each mask: float64 (n,).
+
+        Args:
+            mass: (M + 1,): weight of all masks of each size together. Sums over the set then
+                estimate, without bias, sums over all masks.
+        """
+        sizes = self.masks.sum(axis=1)
+        each = mass / comb(self.pieces, np.arange(self.pieces + 1))
+        drawn = self.pairs >= 0
+        weights = np.where(drawn, 0.0, each[sizes])
+        if drawn.any():
+            weights[drawn] = mass[sizes[drawn]] / (drawn.sum() * self.chances[sizes[drawn]])
+        return weights
+
+
+def coalitions(
+    pieces: int, samples: int, design: str, generator: np.random.Generator
+) -> Coalitions:
+    """Choose the masks to evaluate.
+
+    Args:
+        pieces: Number of superpixels, at least 2.
+        samples: Largest number of masks, at least 4.
+        design: ``"shap"``: sizes after the Shapley kernel, the extreme sizes completely;
+            ``"lime"``: every piece kept with probability 1/2; ``"both"``: half of each.
+        generator: Source of randomness.
+
+    Returns:
+        At most ``samples`` masks; all 2^M where that is no more than ``samples``.
+
+    Raises:
+        UsageError: If there are too few pieces or samples, or the design is unknown.
+    """
+    if design not in DESIGNS:
+        raise UsageError(f"Unknown design {design!r}. Use one of: {', '.join(DESIGNS)}.")
+    if pieces < 2 or samples < 4:
+        raise UsageError(
+            f"{samples} samples of {pieces} superpixels explain nothing. Use at least 4 samples "
+            "and 2 superpixels."
+        )
+    if pieces <= MOST_PIECES_ENUMERATED and 2**pieces <= samples:
+        return _all(pieces)
+    complete = np.zeros(pieces + 1, bool)
+    complete[[0, pieces]] = True
+    blocks = [np.ones((1, pieces), bool), np.zeros((1, pieces), bool)]
+    left = samples - 2
+    shapley = shapley_mass(pieces)
+    if design != "lime":
+        for size in _worth_enumerating(pieces, left if design == "shap" else left // 2, shapley):
+            blocks.append(_masks_of_size(pieces, size))
+            complete[size] = True
+            left -= len(blocks[-1])
+    chances = _chances(pieces, design, shapley, complete)
+    drawn, pairs = _draw(pieces, left, chances, generator)
+    known = np.concatenate(blocks)
+    return Coalitions(
+        np.concatenate([known, drawn]),
+        complete,
+        chances,
+        np.concatenate([np.full(len(known), -1), pairs]),
+    )
+
+
+def _all(pieces: int) -> Coalitions:
+    codes = np.arange(2**pieces)
+    masks = (codes[:, None] >> np.arange(pieces)) & 1 == 1
+    others = masks[1:-1]
+    ordered = np.concatenate([masks[-1:], masks[:1], others])
+    everything = np.ones(pieces + 1, bool)
+    return Coalitions(ordered, everything, np.zeros(pieces + 1), np.full(len(codes), -1))
+
+
+def _worth_enumerating(pieces: int, budget: int, mass: np.ndarray) -> list[int]:
+    """Return sizes (each with its complement) that sampling would evaluate completely anyway."""
+    chosen: list[int] = []
+    remaining = mass.copy()
+    for size in range(1, pieces // 2 + 1):
+        both = sorted({size, pieces - size})
+        count = sum(comb(pieces, s, exact=True) for s in both)
+        share = remaining[both].sum() / remaining.sum()
+        if budget * share < count:
+            break
+        chosen += both
+        remaining[both] = 0.0
+        budget -= count
+        if remaining.sum() <= 0:
+            break
+    return chosen
+
+
+def _masks_of_size(pieces: int, size: int) -> np.ndarray:
+    from itertools import combinations
+
+    kept = list(combinations(range(pieces), size))
+    masks = np.zeros((len(kept), pieces), bool)
+    masks[np.arange(len(kept))[:, None], np.array(kept)] = True
+    return masks
+
+
+def _chances(pieces: int, design: str, shapley: np.ndarray, complete: np.ndarray) -> np.ndarray:
+    """Return the probability of each size among drawn masks; symmetric under complement."""
+    parts = {"shap": (1.0, 0.0), "lime": (0.0, 1.0), "both": (0.5, 0.5)}[design]
+    chances = np.zeros(pieces + 1)
+    for share, mass in zip(parts, (shapley, binomial_mass(pieces)), strict=True):
+        open_mass = np.where(complete, 0.0, mass)
+        if share and open_mass.sum() > 0:
+            chances += share * open_mass / open_mass.sum()
+    return chances / chances.sum() if chances.sum() > 0 else chances
+
+
+def _draw(
+    pieces: int, count: int, chances: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw masks, each followed by its complement."""
+    if count <= 0 or chances.sum() <= 0:
+        return np.zeros((0, pieces), bool), np.zeros(0, int)
+    couples = -(-count // 2)
+    sizes = generator.choice(pieces + 1, size=couples, p=chances)
+    order = generator.random((couples, pieces)).argsort(axis=1)
+    rank = order.argsort(axis=1)
+    masks = rank < sizes[:, None]
+    both = np.stack([masks, ~masks], axis=1).reshape(2 * couples, pieces)
+    return both[:count], np.repeat(np.arange(couples), 2)[:count]

@@ -1,0 +1,152 @@
+"""What methods share that only look at scores of changed images."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dermlens.explain.base import Attribution, Cost, Explainer, Progress, Targets, call, is_all
+from dermlens.explain.score import Score
+
+
+class MaskedModel:
+    """A model evaluated on one image with parts replaced, masks being made inside the graph.
+
+    What crosses into the graph for each evaluation is a handful of numbers (which pieces are
+    kept, where a patch lies), never an image. One traced function serves every image.
+
+    Args:
+        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        build: Makes masks (B, H, W) in 0..1, 1 keeping the image, from ``shared`` and one batch
+            of ``parameters``.
+        batch_size: Evaluations per pass; bounds memory.
+        cost: Counter to add to.
+    """
+
+    def __init__(self, model: Any, build: Callable[..., Any], batch_size: int, cost: Cost) -> None:
+        import tensorflow as tf
+
+        self.batch_size, self.cost, self.traces = batch_size, cost, 0
+
+        def evaluate(image: Any, fill: Any, shared: Any, parameters: Any) -> Any:
+            self.traces += 1
+            keep = build(shared, parameters)[..., None]
+            return call(model, keep * image + (1.0 - keep) * fill)
+
+        self._evaluate = tf.function(evaluate, autograph=False, reduce_retracing=True)
+
+    def logits(
+        self, image: np.ndarray, fill: np.ndarray, shared: np.ndarray, parameters: np.ndarray
+    ) -> np.ndarray:
+        """Return float32 logits (n, C).
+
+        Args:
+            image: float32 RGB 0..255, (H, W, 3).
+            fill: What stands where the mask is 0, like ``image``.
+            shared: Passed to ``build`` with every batch, such as superpixel labels (H, W).
+            parameters: (n, ...), one row per evaluation.
+        """
+        import tensorflow as tf
+
+        constant = [tf.constant(a) for a in (image, fill, shared)]
+        results = []
+        for start in range(0, len(parameters), self.batch_size):
+            part = parameters[start : start + self.batch_size]
+            missing = self.batch_size - len(part)
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            results.append(self._evaluate(*constant, tf.constant(filled)).numpy()[: len(part)])
+            self.cost.forward += len(part)
+        return np.concatenate(results)
+
+
+@dataclass
+class Explained:
+    """One image's result for T targets.
+
+    Attributes:
+        maps: float32 (T, H, W).
+        goals: int (T,): class positions.
+        values: float32 (T,): score of the unchanged image.
+        facts: More, by name: arrays whose first axis is T, or anything under ``"once"`` names.
+        once: Facts that do not depend on the target.
+    """
+
+    maps: np.ndarray
+    goals: np.ndarray
+    values: np.ndarray
+    facts: dict[str, np.ndarray] = field(default_factory=dict)
+    once: dict[str, Any] = field(default_factory=dict)
+
+
+Choose = Callable[[np.ndarray], np.ndarray]
+"""Given the logits of the unchanged image, (1, C), returns the classes to explain, (T,)."""
+
+
+class PerturbationExplainer(Explainer):
+    """Explains image by image; every evaluation gives the scores of all classes."""
+
+    @abstractmethod
+    def _one(
+        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
+    ) -> Explained:
+        """Explain one float32 image (H, W, 3)."""
+
+    def _attribute(
+        self,
+        images: np.ndarray,
+        targets: Targets,
+        score: Score,
+        batch_size: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> Attribution:
+        every = is_all(targets)
+        done: list[Explained] = []
+        for position, image in enumerate(images):
+
+            def choose(logits: np.ndarray, position: int = position) -> np.ndarray:
+                if every:
+                    return np.arange(len(self.classes), dtype=np.int32)
+                return self.resolve(targets, logits, position)
+
+            done.append(self._one(image.astype(np.float32), choose, score, batch_size, seed))
+            if progress is not None:
+                progress(1)
+        result = self.result(
+            [one.maps[None] if every else one.maps for one in done],
+            [] if every else [one.goals for one in done],
+            [one.values[None] if every else one.values for one in done],
+            score,
+        )
+        for name in done[0].facts:
+            rows = [one.facts[name] if every else one.facts[name][0] for one in done]
+            result.details[name] = _stacked(rows)
+        for name in done[0].once:
+            result.details[name] = _stacked([one.once[name] for one in done])
+        return result
+
+
+def _stacked(rows: Sequence[Any]) -> np.ndarray:
+    """Stack arrays that may differ in their last axis; what is missing becomes NaN."""
+    arrays = [np.asarray(row) for row in rows]
+    if len({a.shape for a in arrays}) == 1:
+        return np.stack(arrays)
+    width = max(a.shape[-1] for a in arrays)
+    padded = [
+        np.pad(
+            a.astype(np.float32),
+            [(0, 0)] * (a.ndim - 1) + [(0, width - a.shape[-1])],
+            constant_values=np.nan,
+        )
+        for a in arrays
+    ]
+    return np.stack(padded)
+
+
+def score_values(score: Score, logits: np.ndarray) -> np.ndarray:
+    """Return the score of every class, float64 (n, C), from logits (n, C)."""
+    import tensorflow as tf
+
+    return np.asarray(score.values(tf.constant(logits, tf.float32)), np.float64)

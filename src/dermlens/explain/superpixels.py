@@ -1,0 +1,70 @@
+"""Superpixels: the pieces of an image that LIME and Kernel SHAP switch on and off.
+
+SLIC: Achanta et al., "SLIC superpixels compared to state-of-the-art superpixel methods", TPAMI
+2012. Chosen because it cuts smooth skin into pieces of like size, where methods that follow edges
+only (quickshift, Felzenszwalb) return two pieces: skin and lesion.
+"""
+
+import numpy as np
+
+from dermlens.errors import UsageError
+
+SMOOTHING_SHARE = 0.006
+
+
+def superpixels(image: np.ndarray, segments: int = 50, *, compactness: float = 8.0) -> np.ndarray:
+    """Cut an image into connected pieces of similar color and size.
+
+    SLIC starts from a regular grid, so nothing is random: the same image always gives the same
+    pieces.
+
+    Args:
+        image: uint8 or float RGB 0..255, (H, W, 3).
+        segments: About how many pieces; at most half the number of pixels.
+        compactness: Weight of nearness against color; larger gives squarer pieces.
+
+    Returns:
+        int32 (H, W): piece of each pixel, numbered 0..M-1 without gaps.
+
+    Raises:
+        UsageError: If fewer than 2 pieces are asked for.
+
+    Example:
+        >>> smooth = np.full((48, 64, 3), 190, np.uint8)
+        >>> labels = superpixels(smooth, 12)
+        >>> labels.shape, int(labels.max()) + 1
+        ((48, 64), 12)
+    """
+    from skimage.segmentation import slic
+
+    if segments < 2:
+        raise UsageError(f"An image is cut into at least 2 superpixels, not {segments}.")
+    image = np.asarray(image, np.float32)
+    height, width = image.shape[:2]
+    segments = min(segments, max(2, height * width // 2))
+    labels = slic(
+        np.clip(image, 0, 255) / 255.0,
+        n_segments=segments,
+        compactness=compactness,
+        sigma=SMOOTHING_SHARE * min(height, width),
+        start_label=0,
+        enforce_connectivity=True,
+        channel_axis=-1,
+    )
+    if labels.max() < 1:
+        labels = grid_cells(height, width, segments)
+    return np.unique(labels, return_inverse=True)[1].reshape(height, width).astype(np.int32)
+
+
+def grid_cells(height: int, width: int, segments: int) -> np.ndarray:
+    """Cut a rectangle into about ``segments`` cells, as square as possible: int32 (H, W)."""
+    rows = min(height, max(1, round(np.sqrt(segments * height / width))))
+    columns = min(width, max(1, -(-segments // rows)))
+    row = np.arange(height) * rows // height
+    column = np.arange(width) * columns // width
+    return (row[:, None] * columns + column[None]).astype(np.int32)
+
+
+def painted(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Give every pixel the value of its piece: (T, M) and (H, W) to float32 (T, H, W)."""
+    return np.asarray(values, np.float32)[:, labels]
