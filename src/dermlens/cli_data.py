@@ -19,7 +19,11 @@ Data = Annotated[Path, typer.Argument(help="Prepared data set.")]
 def download(
     out: Annotated[Path, typer.Option(help="Folder for the archives.")],
     only: Annotated[
-        str, typer.Option(help="Of images, masks, metadata, test; separated by commas.")
+        str,
+        typer.Option(
+            help="Of images, masks, metadata, test; separated by commas. test (the ISIC 2018 test "
+            "set) needs a folder of its own."
+        ),
     ] = "images,masks,metadata",
 ) -> None:
     """Fetch the official HAM10000 archives: checksums, resume.
