@@ -131,8 +131,10 @@ def _predict_chunk(
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, point in calibration.operating_points.items():
         table[f"flag_{name}"] = point.score(probabilities, bundle.classes) >= point.threshold
-    filled = [c for c in table.columns if c != "image_id"]
-    table[filled] = table[filled].astype(object).where(good[:, None], None)
+    if not good.all():
+        filled = [c for c in table.columns if c != "image_id"]
+        table[filled] = table[filled].astype(object)
+        table.loc[~good, filled] = None
     return pd.concat([rows[["path"]], table, rows[["error"]]], axis=1)
 
 
