@@ -13,7 +13,7 @@ from dermlens.files import read_json, write_csv, write_json
 from dermlens.model.bundle import Bundle, load_bundle, save_bundle
 from dermlens.model.calibration import fit_calibration
 from dermlens.model.checkpoint import read_facts
-from dermlens.model.classifier import build_classifier
+from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.head import cached_features, train_head
@@ -49,12 +49,16 @@ def train(
     """
     out = Path(out)
     training_data = load_training_data(data)
-    _claim(out, configuration, training_data, resume)
+    _refuse_other_run(out, configuration, training_data, resume)
     if resume and (out / "bundle").is_dir():
         say(f"The run in {out} is finished; nothing to resume.")
         return load_bundle(out / "bundle")
     started = time.monotonic()
     model, coverage = _build(configuration)
+    stage_start(model, configuration.train_from)
+    training_data.images(configuration.architecture.input_size)
+    # All that was given has proved usable; only now does the run get its folder.
+    _claim(out, configuration, training_data)
     say(coverage.sentence())
     history = History(out, training_data, keep=resume)
     if configuration.head_epochs and not coverage.complete:
@@ -70,32 +74,37 @@ def train(
     return bundle
 
 
-def _claim(
+def _refuse_other_run(
     out: Path, configuration: TrainingConfiguration, data: TrainingData, resume: bool
 ) -> None:
-    """Make the run's folder, or check that the one there is the same run."""
+    """Raise ModelError if the folder holds a run that this one does not continue."""
     path = out / "configuration.json"
-    mine = {"training": configuration.to_json(), "data_fingerprint": data.fingerprint}
-    if path.is_file():
-        stored = read_json(path)
-        if not resume:
-            raise ModelError(
-                f"{out} already holds a run. Use --resume to continue it, or another --out."
-            )
-        other = TrainingConfiguration.from_json(stored["training"])
-        differing = configuration.differences(other)
-        if differing:
-            raise ModelError(
-                f"The run in {out} was started with another {', '.join(differing)}. Resume it with "
-                "the same options, or use another --out."
-            )
-        if stored["data_fingerprint"] != data.fingerprint:
-            raise ModelError(
-                f"The run in {out} was started on other data. Use the same data set, or another "
-                "--out."
-            )
+    if not path.is_file():
         return
-    write_json(path, mine)
+    stored = read_json(path)
+    if not resume:
+        raise ModelError(
+            f"{out} already holds a run. Use --resume to continue it, or another --out."
+        )
+    other = TrainingConfiguration.from_json(stored["training"])
+    differing = configuration.differences(other)
+    if differing:
+        raise ModelError(
+            f"The run in {out} was started with another {', '.join(differing)}. Resume it with "
+            "the same options, or use another --out."
+        )
+    if stored["data_fingerprint"] != data.fingerprint:
+        raise ModelError(
+            f"The run in {out} was started on other data. Use the same data set, or another --out."
+        )
+
+
+def _claim(out: Path, configuration: TrainingConfiguration, data: TrainingData) -> None:
+    """Make the run's folder unless it is there."""
+    path = out / "configuration.json"
+    if not path.is_file():
+        mine = {"training": configuration.to_json(), "data_fingerprint": data.fingerprint}
+        write_json(path, mine)
 
 
 def _build(configuration: TrainingConfiguration) -> tuple[Any, Coverage]:
