@@ -67,7 +67,8 @@ def _to_rgb(image: Any) -> Any:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
         top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray(np.uint8(np.clip(values / top, 0, 1) * 255 + 0.5)).convert("RGB")
+        scaled = (np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         upper = image.convert("RGBA")
         white = Image.new("RGBA", upper.size, "white")

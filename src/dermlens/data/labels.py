@@ -1,5 +1,6 @@
 """Labels of any folder of images: ISIC one-hot columns, or image_id and dx."""
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,7 @@ def read_labels(path: Path) -> pd.DataFrame:
     """
     try:
         table = pd.read_csv(path, sep=None, engine="python", dtype=object)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+    except (OSError, ValueError, csv.Error, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read as a table of labels ({error}).") from error
     table.columns = [str(name).strip().lower() for name in table.columns]
     if "image_id" not in table.columns and "image" in table.columns:

@@ -149,7 +149,7 @@ def make_synthetic(
 
     Raises:
         DataError: If ``out`` exists and is not a synthetic data set.
-        UsageError: If ``images`` or ``size`` is too small to draw.
+        UsageError: If ``images`` or ``size`` is too small to draw, or the seed is negative.
     """
     out = Path(out)
     if images < 1 or min(size) < 32:
@@ -157,6 +157,8 @@ def make_synthetic(
             f"Cannot draw {images} image(s) of {size[0]}x{size[1]} pixels. "
             "Ask for at least one image of at least 32x32 pixels."
         )
+    if seed < 0:
+        raise UsageError(f"The seed must not be negative, but is {seed}.")
     request = {"images": images, "size": list(size), "seed": seed}
     if _holds(out, request):
         return read_manifest(out)

@@ -12,7 +12,7 @@ from dermlens.diagnoses import CODES, class_index
 from dermlens.errors import ExplanationError
 from dermlens.explain.score import Logit, Score
 
-Targets = None | str | int | Sequence[str | int]
+Targets = None | str | int | Sequence[str | int] | np.ndarray
 """None: the predicted class; a code or position; one per image; or ``"all"``."""
 Progress = Callable[[int], None]
 """Called with the number of images finished since the last call."""
@@ -63,11 +63,10 @@ class Attribution:
 
 
 class Network:
-    """A Keras model called through one traced function per batch shape, with counted passes.
+    """A Keras model called through one traced function for any batch, with counted passes.
 
     Args:
         model: Images (N, H, W, 3), RGB 0..255, to logits (N, C).
-        cost: Counter to add to.
     """
 
     def __init__(self, model: Any) -> None:
@@ -81,11 +80,12 @@ class Network:
             self.traces += 1
             return call(model, images)
 
-        self._forward = tf.function(forward)
+        shape = (None, *model.input_shape[1:])
+        self._forward = tf.function(forward, input_signature=[tf.TensorSpec(shape, tf.float32)])
 
-    def logits(self, images: Any, counted: int | None = None) -> Any:
-        """Return float32 logits as a tensor; ``counted`` images are added to the cost."""
-        self.cost.forward += len(images) if counted is None else counted
+    def logits(self, images: np.ndarray) -> Any:
+        """Return float32 logits of float32 images as a tensor; adds to the cost."""
+        self.cost.forward += len(images)
         return self._forward(images)
 
 
@@ -233,13 +233,6 @@ def is_all(targets: Targets) -> bool:
 def batches(count: int, size: int) -> list[slice]:
     """Return the slices that cover ``count`` items in batches."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def padded(batch: np.ndarray, size: int) -> np.ndarray:
-    """Repeat the last item until the batch has ``size`` items, so that shapes stay fixed."""
-    if len(batch) >= size:
-        return batch
-    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 
 def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:

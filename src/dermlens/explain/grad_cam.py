@@ -26,7 +26,6 @@ from dermlens.explain.base import (
     Targets,
     batches,
     is_all,
-    padded,
 )
 from dermlens.explain.layers import find_features
 from dermlens.explain.score import Score
@@ -96,19 +95,18 @@ class ClassActivationMap(Explainer):
     ) -> Attribution:
         every, closed = is_all(targets), self.closed(score)
         maps, chosen, scores = [], [], []
-        size = min(batch_size, len(images)) if len(images) <= batch_size else batch_size
-        for part in batches(len(images), size):
-            count = part.stop - part.start
-            batch = padded(images[part], size)
+        for part in batches(len(images), batch_size):
+            batch = images[part].astype(np.float32)
+            count = len(batch)
+            index = self._wanted(targets, part.start, count, every)
             if closed:
-                index = self._wanted(targets, batch, part.start, count, size, every)
                 logits, drawn = self._function(score, closed, every)(batch, index)
                 self.network.cost.forward += count
             else:
-                logits, drawn = self._taped(batch, targets, score, part.start, count, size, every)
-            logits = np.asarray(logits)[:count]
+                logits, drawn = self._taped(batch, index, score, every)
+            logits = np.asarray(logits)
             values = np.asarray(score.values(logits))
-            maps.append(np.asarray(drawn)[:count])
+            maps.append(np.asarray(drawn))
             if every:
                 scores.append(values)
             else:
@@ -122,36 +120,26 @@ class ClassActivationMap(Explainer):
             result.maps = result.maps[:, 0]
         return result
 
-    def _wanted(
-        self, targets: Targets, batch: np.ndarray, start: int, count: int, size: int, every: bool
-    ) -> np.ndarray:
-        """Return the targets of a padded batch; -1 stands for the predicted class."""
+    def _wanted(self, targets: Targets, start: int, count: int, every: bool) -> np.ndarray:
+        """Return the targets of a batch; -1 stands for the predicted class."""
         if every or targets is None:
-            return np.full(size, -1, np.int32)
+            return np.full(count, -1, np.int32)
         unknown = np.zeros((count, len(self.classes)), np.float32)
-        return padded(self.resolve(targets, unknown, start), size)
+        return self.resolve(targets, unknown, start)
 
     def _taped(
-        self,
-        batch: np.ndarray,
-        targets: Targets,
-        score: Score,
-        start: int,
-        count: int,
-        size: int,
-        every: bool,
-    ) -> tuple[Any, Any]:
+        self, batch: np.ndarray, index: np.ndarray, score: Score, every: bool
+    ) -> tuple[Any, np.ndarray]:
         function = self._function(score, False, every)
-        index = self._wanted(targets, batch, start, count, size, every)
-        classes = range(len(self.classes)) if every else [None]
+        goals = range(len(self.classes)) if every else [None]
         drawn, logits = [], None
-        for position in classes:
-            goal = index if position is None else np.full(size, position, np.int32)
-            logits, part = function(batch, goal)
-            drawn.append(part)
-            self.network.cost.forward += count
-            self.network.cost.backward += count
-        return logits, np.concatenate([np.asarray(d) for d in drawn], axis=1)
+        for goal in goals:
+            chosen = index if goal is None else np.full(len(batch), goal, np.int32)
+            logits, part = function(batch, chosen)
+            drawn.append(np.asarray(part))
+            self.network.cost.forward += len(batch)
+            self.network.cost.backward += len(batch)
+        return logits, np.concatenate(drawn, axis=1)
 
     def _function(self, score: Score, closed: bool, every: bool) -> Any:
         import tensorflow as tf
@@ -162,9 +150,15 @@ class ClassActivationMap(Explainer):
 
             def traced(images: Any, index: Any) -> Any:
                 self.traces += 1
-                return body(tf.cast(images, tf.float32), index)
+                return body(images, index)
 
-            self._functions[key] = tf.function(traced)
+            self._functions[key] = tf.function(
+                traced,
+                input_signature=[
+                    tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32),
+                    tf.TensorSpec((None,), tf.int32),
+                ],
+            )
         return self._functions[key]
 
     def _scaled_up(self, maps: Any, images: Any) -> Any:

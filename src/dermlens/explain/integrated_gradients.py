@@ -13,7 +13,7 @@ import numpy as np
 
 from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution, Explainer, Progress, Targets, batches, is_all, padded
+from dermlens.explain.base import Attribution, Explainer, Progress, Targets, batches, is_all
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import GradientEngine, even_batch
 from dermlens.explain.score import Score
@@ -125,7 +125,7 @@ class IntegratedGradients(Explainer):
         details: dict[str, list[Any]] = {"completeness_gap": [], "baseline_score": [], "points": []}
         for part in batches(len(images), batch_size):
             pixels = images[part].astype(np.float32)
-            values, logits = self._scores(pixels, score, batch_size)
+            values, logits = self._scores(pixels, score)
             count = len(pixels)
             goals = (
                 np.tile(np.arange(len(self.classes)), (count, 1))
@@ -146,11 +146,8 @@ class IntegratedGradients(Explainer):
         arrays = {name: np.array(value) for name, value in details.items()}
         return self.result(maps, chosen, scores, score, rule=self.rule, **arrays)
 
-    def _scores(
-        self, pixels: np.ndarray, score: Score, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        count = len(pixels)
-        logits = self.network.logits(padded(pixels, batch_size), count)[:count]
+    def _scores(self, pixels: np.ndarray, score: Score) -> tuple[np.ndarray, np.ndarray]:
+        logits = self.network.logits(pixels)
         return np.asarray(score.values(logits)), np.asarray(logits)
 
     def _one(
@@ -164,9 +161,7 @@ class IntegratedGradients(Explainer):
         """Explain one image for several targets: maps (T, H, W) and facts (T,)."""
         fills = np.stack([fill_image(image, baseline) for baseline in self.baselines])
         parts = batches(len(fills), batch_size)
-        reference = np.concatenate(
-            [self._scores(fills[part], engine.score, batch_size)[0] for part in parts]
-        )
+        reference = np.concatenate([self._scores(fills[part], engine.score)[0] for part in parts])
         starts = np.repeat(fills, len(goals), axis=0)
         ends = np.repeat(image[None], len(starts), axis=0)
         path_goals = np.tile(goals, len(fills)).astype(np.int32)

@@ -26,16 +26,28 @@ class MaskedModel:
     """
 
     def __init__(self, model: Any, build: Callable[..., Any], batch_size: int, cost: Cost) -> None:
-        import tensorflow as tf
-
+        self.model, self.build = model, build
         self.batch_size, self.cost, self.traces = batch_size, cost, 0
+        self._evaluate: Any = None
+
+    def _traced(self, shared: np.ndarray, parameters: np.ndarray) -> Any:
+        """Return the compiled function; the number of pieces may differ from image to image."""
+        import tensorflow as tf
 
         def evaluate(image: Any, fill: Any, shared: Any, parameters: Any) -> Any:
             self.traces += 1
-            keep = build(shared, parameters)[..., None]
-            return call(model, keep * image + (1.0 - keep) * fill)
+            keep = self.build(shared, parameters)[..., None]
+            return call(self.model, keep * image + (1.0 - keep) * fill)
 
-        self._evaluate = tf.function(evaluate, autograph=False, reduce_retracing=True)
+        pixels = tf.TensorSpec(self.model.input_shape[1:], tf.float32)
+        free = [None] * (parameters.ndim - 1)
+        signature = [
+            pixels,
+            pixels,
+            tf.TensorSpec([None] * shared.ndim, shared.dtype),
+            tf.TensorSpec([self.batch_size, *free], parameters.dtype),
+        ]
+        return tf.function(evaluate, autograph=False, input_signature=signature)
 
     def logits(
         self, image: np.ndarray, fill: np.ndarray, shared: np.ndarray, parameters: np.ndarray
@@ -50,6 +62,8 @@ class MaskedModel:
         """
         import tensorflow as tf
 
+        if self._evaluate is None:
+            self._evaluate = self._traced(shared, parameters)
         constant = [tf.constant(a) for a in (image, fill, shared)]
         results = []
         for start in range(0, len(parameters), self.batch_size):

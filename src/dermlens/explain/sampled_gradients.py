@@ -22,7 +22,6 @@ from dermlens.explain.base import (
     batches,
     image_generator,
     is_all,
-    padded,
 )
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import GradientEngine, even_batch
@@ -75,7 +74,7 @@ class _SampledGradients(Explainer):
         maps, chosen, scores = [], [], []
         for part in batches(len(images), batch_size):
             pixels = images[part].astype(np.float32)
-            logits = self.network.logits(padded(pixels, batch_size), len(pixels))[: len(pixels)]
+            logits = self.network.logits(pixels)
             values, logits = np.asarray(score.values(logits)), np.asarray(logits)
             if every:
                 goals = np.tile(np.arange(len(self.classes)), (len(pixels), 1))

@@ -1,5 +1,6 @@
 """One set of masked evaluations of an image, for LIME, Kernel SHAP and all classes."""
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,7 @@ class SegmentBank:
             raise UsageError(f"At least 4 samples are needed, not {samples}.")
         self.model, self.segments, self.samples = model, segments, samples
         self.fill, self.design, self.keep = fill, design, keep
-        self._kept: OrderedDict[tuple[int, bytes], Evaluations] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int, int], Evaluations] = OrderedDict()
         self._models: dict[int, MaskedModel] = {}
 
     @property
@@ -98,9 +99,8 @@ class SegmentBank:
 
     def evaluations(self, image: np.ndarray, seed: int) -> Evaluations:
         """Return the evaluations of a float32 image (H, W, 3), begun if they are not there."""
-        from hashlib import sha256
-
-        key = (seed, sha256(np.ascontiguousarray(image).tobytes()).digest())
+        # The weights are part of the key: after training or randomization nothing stale is used.
+        key = (seed, _weights_checksum(self.model), zlib.crc32(np.ascontiguousarray(image).data))
         if key not in self._kept:
             labels = self._labels(image)
             generator = image_generator(seed, image)
@@ -122,6 +122,13 @@ class SegmentBank:
                 f"{image.shape[:2]}."
             )
         return np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
+
+
+def _weights_checksum(model: Any) -> int:
+    checksum = 0
+    for weight in model.get_weights():
+        checksum = zlib.adler32(np.ascontiguousarray(weight).data, checksum)
+    return checksum
 
 
 def _segment_masks(labels: Any, kept: Any) -> Any:
