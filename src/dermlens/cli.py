@@ -223,6 +223,35 @@ def explain(
 
 
 @app.command()
+def export(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
+    formats: Annotated[
+        str, typer.Option(help="Separated by commas: saved_model, tflite.")
+    ] = "saved_model,tflite",
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to measure the agreement on; default drawn ones."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many of --images.")] = 200,
+) -> None:
+    """Write artifacts that predict and explain without this package, and parity.json.
+
+    Example: dermlens export runs/first/bundle --out exported --formats saved_model,tflite
+    """
+    from dermlens.data.images import load_image
+    from dermlens.model.bundle import load_bundle
+    from dermlens.serve.export import export as write_artifacts
+    from dermlens.serve.prediction import find_images
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    loaded = load_bundle(bundle)
+    compared = None if images is None else [load_image(p) for p in find_images([images])[:limit]]
+    for path in write_artifacts(loaded, out, names, compared).values():
+        say(f"Wrote {path}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
     images: Annotated[int, typer.Option(help="Drawn images.")] = 1600,

@@ -1,0 +1,257 @@
+"""The exported computation in TensorFlow operations alone: fit, decode, classify, explain.
+
+Everything here is traced into a graph, so that it runs where neither this package nor Keras is
+installed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import by_code
+from dermlens.errors import ModelError
+from dermlens.explain.layers import find_features
+from dermlens.model.bundle import Bundle
+
+
+def fit_in_graph(images: Any, size: tuple[int, int]) -> Any:
+    """Scale and center-crop images as ``data.images.fit_image`` does.
+
+    The same bicubic kernel, antialiased, the width first and rounded to whole levels between the
+    two passes, as Pillow works.
+
+    Args:
+        images: Tensor (N, any height, any width, 3), 0..255, any number type.
+        size: (height, width) in pixels.
+
+    Returns:
+        float32 tensor (N, height, width, 3) of whole numbers 0..255.
+    """
+    import tensorflow as tf
+
+    given = tf.shape(images)[1:3]
+    sides = tf.cast(given, tf.float32)
+    wanted = tf.constant(size, tf.float32)
+    scale = tf.reduce_max(wanted / sides)
+    offset = (wanted - sides * scale) / 2.0
+
+    def one_way(pixels: Any, shape: Any, scales: Any, offsets: Any) -> Any:
+        moved = tf.raw_ops.ScaleAndTranslate(
+            images=pixels,
+            size=shape,
+            scale=scales,
+            translation=offsets,
+            kernel_type="keyscubic",
+            antialias=True,
+        )
+        return tf.clip_by_value(tf.floor(moved + 0.5), 0.0, 255.0)
+
+    pixels = tf.cast(images, tf.float32)
+    across = tf.stack([given[0], size[1]])
+    pixels = one_way(pixels, across, tf.stack([1.0, scale]), tf.stack([0.0, offset[1]]))
+    fitted = one_way(pixels, tf.constant(size), tf.stack([scale, 1.0]), tf.stack([offset[0], 0.0]))
+    return tf.ensure_shape(fitted, (None, *size, 3))
+
+
+def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
+    """Decode JPEG and PNG files and fit them.
+
+    Gray and palette images become RGB and transparency is laid over white. The orientation that
+    a camera notes in EXIF is not applied: TensorFlow does not read it.
+
+    Args:
+        content: String tensor (N,), the bytes of the files.
+        size: (height, width) in pixels.
+
+    Returns:
+        float32 tensor (N, height, width, 3), 0..255.
+    """
+    import tensorflow as tf
+
+    def jpeg(data: Any) -> Any:
+        pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.cast(pixels, tf.float32)
+
+    def png(data: Any) -> Any:
+        pixels = tf.cast(tf.io.decode_png(data, channels=4), tf.float32)
+        alpha = pixels[..., 3:] / 255.0
+        return tf.floor(pixels[..., :3] * alpha + 255.0 * (1.0 - alpha) + 0.5)
+
+    def one(data: Any) -> Any:
+        pixels = tf.cond(tf.io.is_jpeg(data), lambda: jpeg(data), lambda: png(data))
+        return fit_in_graph(tf.ensure_shape(pixels, (None, None, 3))[None], size)[0]
+
+    signature = tf.TensorSpec((*size, 3), tf.float32)
+    return tf.map_fn(one, content, fn_output_signature=signature)
+
+
+class ClassifierGraph:
+    """Classification and closed-form Grad-CAM as functions of TensorFlow operations.
+
+    Args:
+        bundle: Trained model; its head is global average pooling and one Dense layer.
+
+    Raises:
+        ModelError: If the model has another head or computes in less than float32.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.features = find_features(bundle.model)
+        if self.features.dense is None:
+            raise ModelError(
+                "This model cannot be exported: its explanations need global average pooling and "
+                "one Dense layer at the end. Train it with 'dermlens train'."
+            )
+        if bundle.model.dtype_policy.compute_dtype != "float32":
+            raise ModelError(
+                "A mixed-precision model cannot be exported. Load the bundle with load_bundle, "
+                "which builds it in float32."
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.bundle.input_size
+
+    def outputs(self, fitted: Any) -> dict[str, Any]:
+        """Return logits, probabilities and decisions of fitted images (N, H, W, 3)."""
+        import tensorflow as tf
+
+        return self.decisions(tf.cast(self.bundle.model(fitted, training=False), tf.float32))
+
+    def decisions(self, logits: Any) -> dict[str, Any]:
+        """Return everything that follows from logits (N, C), by name."""
+        import tensorflow as tf
+
+        bundle, calibration = self.bundle, self.bundle.calibration
+        names = [by_code(code).name for code in bundle.classes]
+        probabilities = self.probabilities(logits)
+        prior = tf.constant(calibration.log_prior, tf.float32)
+        adjusted = logits / calibration.temperature - calibration.tau * prior
+        decision = tf.argmax(adjusted, axis=1, output_type=tf.int32)
+        count = tf.shape(logits)[0]
+        flags = {}
+        for name, point in calibration.operating_points.items():
+            positions = [bundle.classes.index(code) for code in point.codes]
+            score = tf.reduce_sum(tf.gather(probabilities, positions, axis=1), axis=1)
+            flags[f"flag_{name}"] = score >= point.threshold
+        return {
+            "logits": logits,
+            "probabilities": probabilities,
+            "classes": tf.tile(tf.constant(bundle.classes)[None], (count, 1)),
+            "class_index": decision,
+            "class_code": tf.gather(tf.constant(bundle.classes), decision),
+            "class_name": tf.gather(tf.constant(names), decision),
+            **flags,
+        }
+
+    def probabilities(self, logits: Any) -> Any:
+        """Return calibrated probabilities (N, C)."""
+        import tensorflow as tf
+
+        return tf.nn.softmax(logits / self.bundle.calibration.temperature)
+
+    def all_maps(self, fitted: Any) -> tuple[Any, Any]:
+        """Return logits (N, C) and the Grad-CAM maps of all classes (N, C, H, W).
+
+        The gradient of a logit under global average pooling is its Dense weight divided by the
+        number of places, so no backward pass is needed.
+        """
+        import tensorflow as tf
+
+        activations, logits = self.features.run(fitted)
+        kernel, places = self._head(activations)
+        maps = tf.nn.relu(tf.einsum("nhwk,kc->nhwc", activations, kernel) / places)
+        large = tf.image.resize(maps, self.size, method="bilinear")
+        return logits, tf.transpose(large, (0, 3, 1, 2))
+
+    def explain(self, fitted: Any, targets: Any) -> dict[str, Any]:
+        """Return the Grad-CAM maps of one class each.
+
+        Args:
+            fitted: float32 tensor (N, H, W, 3).
+            targets: int32 tensor (N,): class positions; -1 for the decision of the stored rule.
+        """
+        import tensorflow as tf
+
+        activations, logits = self.features.run(fitted)
+        outputs = self.decisions(logits)
+        goal = tf.where(targets < 0, outputs["class_index"], targets)
+        kernel, places = self._head(activations)
+        weights = tf.gather(tf.transpose(kernel), goal)
+        maps = tf.nn.relu(tf.einsum("nhwk,nk->nhw", activations, weights) / places)
+        large = tf.image.resize(maps[..., None], self.size, method="bilinear")[..., 0]
+        return {
+            "maps": large,
+            "score": tf.gather(logits, goal, axis=1, batch_dims=1),
+            "target": goal,
+            "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
+            "probabilities": outputs["probabilities"],
+        }
+
+    def _head(self, activations: Any) -> tuple[Any, float]:
+        dense: Any = self.features.dense
+        height, width = activations.shape[1:3]
+        return dense.kernel.value, float(np.float32(height * width))
+
+
+def serving_module(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
+    """Build the module to save and its signatures.
+
+    Returns:
+        ``tf.Module`` whose ``predict(images)`` and ``explain_grad_cam(images, targets)`` take
+        uint8 and float32 images of any size, and the named signatures.
+    """
+    import tensorflow as tf
+
+    graph = ClassifierGraph(bundle)
+    size = graph.size
+    whole = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
+    real = tf.TensorSpec((None, None, None, 3), tf.float32, name="images")
+    files = tf.TensorSpec((None,), tf.string, name="content")
+    goals = tf.TensorSpec((None,), tf.int32, name="targets")
+    module = tf.Module(name="dermlens")
+    # Keras keeps its variables in wrappers of its own; the module must own the bare ones.
+    module.weights = [variable.value for variable in bundle.model.variables]
+
+    module.predict = tf.function(lambda images: graph.outputs(fit_in_graph(images, size)))
+    module.explain_grad_cam = tf.function(
+        lambda images, targets: graph.explain(fit_in_graph(images, size), targets)
+    )
+    module.predict_bytes = tf.function(
+        lambda content: graph.outputs(decode_in_graph(content, size))
+    )
+    module.explain_bytes = tf.function(
+        lambda content, targets: graph.explain(decode_in_graph(content, size), targets)
+    )
+    signatures = {
+        "serving_default": module.predict.get_concrete_function(whole),
+        "serving_float": module.predict.get_concrete_function(real),
+        "serving_bytes": module.predict_bytes.get_concrete_function(files),
+        "explain_grad_cam": module.explain_grad_cam.get_concrete_function(whole, goals),
+        "explain_grad_cam_bytes": module.explain_bytes.get_concrete_function(files, goals),
+    }
+    module.explain_grad_cam.get_concrete_function(real, goals)
+    return module, signatures
+
+
+def frozen_mobile_function(bundle: Bundle) -> Any:
+    """Return a function without variables for one image at the model's size.
+
+    From float32 (1, H, W, 3), 0..255, to ``logits`` and ``probabilities`` (1, C) and ``maps``
+    (1, C, H, W), the Grad-CAM maps of all classes.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    graph = ClassifierGraph(bundle)
+
+    def run(image: Any) -> dict[str, Any]:
+        logits, maps = graph.all_maps(image)
+        return {"logits": logits, "probabilities": graph.probabilities(logits), "maps": maps}
+
+    image = tf.TensorSpec((1, *graph.size, 3), tf.float32, name="image")
+    return convert_variables_to_constants_v2(tf.function(run).get_concrete_function(image))
