@@ -8,6 +8,18 @@ from dermlens.data.pipeline import ImbalanceHandling
 from dermlens.errors import UsageError
 from dermlens.model.classifier import PRECISIONS, Architecture
 
+_NOT_NEGATIVE = (
+    "head_epochs",
+    "head_rate",
+    "pretrained_rate",
+    "fresh_rate",
+    "weight_decay",
+    "warmup_epochs",
+    "focal_gamma",
+    "patience",
+    "early_epochs",
+)
+
 
 @dataclass(frozen=True)
 class TrainingConfiguration:
@@ -74,7 +86,11 @@ class TrainingConfiguration:
         for name in ("label_smoothing", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must lie in 0..1, not {getattr(self, name)}.")
-
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"The seed must lie in 0..2^32-1, not {self.seed}.")
         if self.early_size is not None and self.early_epochs >= self.epochs:
             raise UsageError("early_epochs must leave at least one epoch at the full size.")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.diagnoses import CODES, MALIGNANT_CODES
-from dermlens.errors import DataError
+from dermlens.errors import DataError, UsageError
 from dermlens.model import metrics
 from dermlens.model.calibration import Calibration, softmax
 
@@ -116,7 +116,13 @@ def metrics_from_predictions(
 
     Raises:
         DataError: If the table is empty or a diagnosis is unknown.
+        UsageError: If ``resamples`` is below 1 or the seed is negative.
     """
+    if resamples < 1 or seed < 0:
+        raise UsageError(
+            f"The bootstrap takes at least 1 resample and no negative seed, not {resamples} "
+            f"resample(s) and the seed {seed}."
+        )
     if table.empty:
         raise DataError("There is no prediction to evaluate.")
     unknown = sorted(set(table.dx.astype(str)) - set(calibration.classes))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.errors import ModelError
+from dermlens.errors import ModelError, UsageError
 
 VIEWS: tuple[int, ...] = (1, 4, 8)
 """Views of test-time augmentation: none; mirrored both ways; the whole dihedral group."""
@@ -19,6 +19,9 @@ class Predictor:
         transposed: Builds the same network for (W, H) images, for 8 views; not needed where
             the model takes squares or any size.
         batch_size: Images per pass; bounds memory.
+
+    Raises:
+        UsageError: If the batch size is below 1.
     """
 
     def __init__(
@@ -28,6 +31,8 @@ class Predictor:
         transposed: Callable[[], Any] | None = None,
         batch_size: int = 32,
     ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"The batch size must be at least 1, not {batch_size}.")
         self._model = model
         self._make_transposed = transposed
         self._batch_size = batch_size
