@@ -8,6 +8,7 @@ import numpy as np
 
 from dermlens.data.images import load_image
 from dermlens.diagnoses import class_index
+from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.registry import create, method, parse_methods
 from dermlens.explain.score import parse_score
@@ -48,18 +49,22 @@ def explain_files(
         The folders written.
 
     Raises:
-        UsageError: If a method, target or score is unknown.
-        DataError: If a file cannot be read; nothing is written for it.
+        UsageError: If a method, target or score is unknown, or a number is out of its range.
+        DataError: If a file cannot be read, or two would share a folder; nothing is written then.
     """
+    _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
     explained = parse_score(score, bundle.classes)
     chosen = None if target is None else class_index(target, bundle.classes)
     explainers = {name: create(name, bundle.model, classes=bundle.classes) for name in names}
+    _check_files(files)
+    # One predictor for all images: it is traced once.
+    predictor = bundle.predictor(batch_size=1)
     written = []
     with progress("Explaining", len(files) * len(names)) as advance:
         for path in files:
             image = load_image(path, bundle.input_size)
-            logits = bundle.logits(image[None])
+            logits = predictor.logits(image[None])
             goal = int(bundle.calibration.decide(logits)[0]) if chosen is None else chosen
             results = {}
             for name, explainer in explainers.items():
@@ -71,6 +76,28 @@ def explain_files(
             _write(folder, bundle, path, image, logits, goal, results, opacity)
             written.append(folder)
     return written
+
+
+def _check_numbers(opacity: float, batch_size: int, seed: int) -> None:
+    if not 0 <= opacity <= 1:
+        raise UsageError(f"The opacity {opacity} is outside 0..1.")
+    if batch_size < 1:
+        raise UsageError(f"The batch size must be at least 1, not {batch_size}.")
+    if seed < 0:
+        raise UsageError(f"The seed must not be negative, but is {seed}.")
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Find out before the long work starts: two files of one name, or a damaged one."""
+    by_name: dict[str, Path] = {}
+    for path in files:
+        other = by_name.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(
+                f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
+                "or explain them into different folders."
+            )
+        load_image(path)
 
 
 def _write(
