@@ -16,6 +16,9 @@ from dermlens.cli_options import BatchSize, Seed, parse_size
 from dermlens.errors import DermlensError
 from dermlens.progress import say
 
+_INTERRUPTED = 130
+"""What typer exits with after Ctrl+C."""
+
 app = typer.Typer(
     name="dermlens",
     help="Train, explain and measure a classifier of dermatoscopic images. Research and "
@@ -279,9 +282,15 @@ def main() -> None:
     except DermlensError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. 'dermlens train' continues with --resume.", err=True)
-        sys.exit(130)
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        reason = error.strerror or str(error)
+        typer.echo(f"Error: {where}{reason}. Check the path, the rights and the space.", err=True)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.echo("Interrupted. 'dermlens train' continues with --resume.", err=True)
+        raise
 
 
 if __name__ == "__main__":
