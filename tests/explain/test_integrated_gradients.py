@@ -1,0 +1,146 @@
+"""Integrated and expected gradients against analysis."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dermlens.errors import UsageError
+from dermlens.explain.fills import fill_image
+from dermlens.explain.integrated_gradients import IntegratedGradients, quadrature
+from dermlens.explain.score import Contrast, Logit, Probability
+from explain_networks import function_network, linear_network, smooth_images, trained_like
+
+
+def analytic_network() -> Any:
+    """f = 5 x + y^2 + sin z, where x, y, z are the red of three pixels."""
+    import keras
+
+    def value(pixels: Any) -> Any:
+        x, y, z = (pixels[:, 0, i, 0] for i in range(3))
+        return keras.ops.stack([5 * x + y**2 + keras.ops.sin(z), x * y], axis=1)
+
+    return function_network((1, 3), value)
+
+
+def red(*values: float) -> np.ndarray:
+    image = np.zeros((1, 3, 3), np.float32)
+    image[0, :, 0] = values
+    return image
+
+
+@pytest.mark.parametrize(("rule", "points"), [("gauss_legendre", 8), ("trapezoid", 400)])
+def test_analytic_function(rule: str, points: int) -> None:
+    start, end = red(0.5, -1.0, 0.25), red(3.0, 2.0, 1.5)
+    explainer = IntegratedGradients(analytic_network(), points=points, rule=rule, baselines=start)
+    result = explainer.attribute(end[None], 0)
+    expected = [5 * 2.5, 4.0 - 1.0, np.sin(1.5) - np.sin(0.25)]
+    np.testing.assert_allclose(result.maps[0, 0], expected, rtol=1e-5)
+    assert result.details["completeness_gap"][0] < 1e-5
+    assert result.details["baseline_score"][0] == pytest.approx(5 * 0.5 + 1 + np.sin(0.25))
+    assert (result.cost.forward, result.cost.backward) == (points + 2, points)
+
+
+def test_symmetric_inputs_get_the_same() -> None:
+    explainer = IntegratedGradients(analytic_network(), points=4, baselines=red(0, 0, 0))
+    drawn = explainer.attribute(red(3.0, 3.0, 7.0)[None], 1).maps[0, 0]
+    assert drawn[0] == pytest.approx(4.5) and drawn[1] == pytest.approx(4.5)
+    assert drawn[2] == 0.0, "a pixel without influence gets nothing"
+
+
+def test_equal_functions_get_equal_maps_however_they_are_written() -> None:
+    import keras
+
+    one = function_network((1, 3), lambda p: p[:, 0, :, 0] * 2.0)
+    other = function_network(
+        (1, 3), lambda p: 2.0 * (keras.ops.relu(p[:, 0, :, 0]) - keras.ops.relu(-p[:, 0, :, 0]))
+    )
+    image = red(1.0, -2.0, 3.0)[None]
+    maps = [
+        IntegratedGradients(m, baselines="black").attribute(image, 1).maps for m in (one, other)
+    ]
+    np.testing.assert_allclose(maps[0], maps[1], rtol=1e-6)
+
+
+def test_linear_network_exactly() -> None:
+    weights = np.random.default_rng(0).normal(size=(5, 7, 3, 4))
+    images = smooth_images(3, (5, 7))
+    model = linear_network(weights, [1.0, 2.0, 3.0, 4.0])
+    for baseline in ("mean_skin", "blur", "black", (200.0, 150.0, 120.0), images[0]):
+        result = IntegratedGradients(model, points=3, baselines=baseline).attribute(images, 2)
+        fills = np.stack([fill_image(i, baseline) for i in images])
+        expected = ((images - fills) * weights[..., 2]).sum(axis=-1)
+        np.testing.assert_allclose(result.maps, expected, rtol=1e-4, atol=1e-2)
+        assert (result.details["completeness_gap"] < 1e-3).all()
+
+
+def test_channels_are_summed_so_that_each_image_is_complete() -> None:
+    """The mean over channels would give a third of the change of score."""
+    model, images = trained_like((24, 36)), smooth_images(3, (24, 36))
+    for score in (Logit(), Contrast(1), Probability()):
+        explainer = IntegratedGradients(model, points=256, baselines="black")
+        result = explainer.attribute(images, 4, score=score)
+        change = result.scores - result.details["baseline_score"]
+        sums = result.maps.sum(axis=(1, 2))
+        np.testing.assert_allclose(sums, change, rtol=0.02, atol=0.02 * np.abs(change).max())
+        gap = np.abs(sums - change) / np.abs(change)
+        np.testing.assert_allclose(result.details["completeness_gap"], gap, atol=1e-3)
+
+
+def test_expected_gradients_are_the_mean_over_baselines() -> None:
+    model, images = trained_like((20, 28)), smooth_images(2, (20, 28))
+    names = ["mean_skin", "blur", "black"]
+    together = IntegratedGradients(model, points=6, baselines=names).attribute(images, 1)
+    alone = [
+        IntegratedGradients(model, points=6, baselines=n).attribute(images, 1).maps for n in names
+    ]
+    np.testing.assert_allclose(together.maps, np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
+    assert together.cost.backward == 2 * 3 * 6
+
+
+def test_points_double_until_the_gap_is_small() -> None:
+    model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
+    loose = IntegratedGradients(model, points=2, baselines="black").attribute(images, 4)
+    tight = IntegratedGradients(model, points=2, baselines="black", tolerance=0.01).attribute(
+        images, 4
+    )
+    assert loose.details["completeness_gap"].max() > 0.01
+    assert tight.details["completeness_gap"].max() <= 0.01
+    assert (tight.details["points"] > 2).any()
+    paid = sum(2 * (2 ** (i + 1) - 1) for i in np.log2(tight.details["points"] / 2))
+    assert tight.cost.backward == paid, "every doubling is paid for and counted"
+
+
+def test_gauss_legendre_needs_fewer_points() -> None:
+    def value(pixels: Any) -> Any:
+        import keras
+
+        return keras.ops.exp(pixels[:, 0, :, 0])
+
+    model, image = function_network((1, 3), value), red(1.0, 2.0, 3.0)[None]
+    gaps = [
+        IntegratedGradients(model, points=p, rule=r, baselines="black")
+        .attribute(image, 2)
+        .details["completeness_gap"][0]
+        for r, p in (("gauss_legendre", 6), ("trapezoid", 50))
+    ]
+    assert gaps[0] < 1e-5 < gaps[1]
+
+
+def test_quadrature_weights_and_errors() -> None:
+    for rule, points in (("gauss_legendre", 1), ("gauss_legendre", 20), ("trapezoid", 2)):
+        positions, weights = quadrature(points, rule)
+        assert weights.sum() == pytest.approx(1.0)
+        assert (weights * positions).sum() == pytest.approx(0.5)
+    with pytest.raises(UsageError, match="Unknown rule 'simpson'"):
+        quadrature(4, "simpson")
+    with pytest.raises(UsageError, match="at least 2 points"):
+        quadrature(1, "trapezoid")
+    with pytest.raises(UsageError, match="at least one baseline"):
+        IntegratedGradients(analytic_network(), baselines=[])
+    with pytest.raises(UsageError, match="Unknown fill 'white'"):
+        IntegratedGradients(analytic_network(), baselines="white").attribute(red(1, 2, 3)[None], 0)
+    with pytest.raises(UsageError, match="does not fit"):
+        IntegratedGradients(analytic_network(), baselines=np.zeros((2, 2, 3))).attribute(
+            red(1, 2, 3)[None], 0
+        )
