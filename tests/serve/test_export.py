@@ -1,0 +1,255 @@
+"""Exported artifacts say what the Keras model says, without Keras."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermlens.data.images import fit_image, open_rgb
+from dermlens.diagnoses import CODES
+from dermlens.errors import ModelError, UsageError
+from dermlens.explain.grad_cam import GradCAM
+from dermlens.model.bundle import Bundle
+from dermlens.model.calibration import Calibration, OperatingPoint
+from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.serve import export as exporting
+from dermlens.serve.parity import measure
+from tests_support import register_tiny_backbone
+
+SIZE = (32, 48)
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    """A smooth random image with some noise, uint8 (height, width, 3)."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int32)
+    noisy = smooth + generator.integers(-20, 21, smooth.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def make_bundle() -> Bundle:
+    """A tiny untrained classifier whose decision rule and flags differ from the argmax."""
+    register_tiny_backbone()
+    architecture = Architecture("tiny", SIZE)
+    model = build_classifier(architecture, seed=3)
+    generator = np.random.default_rng(0)
+    model.get_layer("logits").kernel.assign(generator.normal(size=(8, 7)) * 3)
+    points = {
+        "malignant": OperatingPoint(
+            "malignant", ("akiec", "bcc", "mel"), 0.4, 0.95, 0.9, 0.5, 9, 9
+        ),
+        "melanoma": OperatingPoint("melanoma", ("mel",), 0.1, 0.95, 0.9, 0.5, 9, 9),
+    }
+    prior = tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02]))
+    calibration = Calibration(1.7, 0.8, prior, points)
+    facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}
+    return Bundle(Path("bundle"), architecture, calibration, facts, model)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return make_bundle()
+
+
+@pytest.fixture(scope="module")
+def originals() -> list[np.ndarray]:
+    return [picture(0, 60, 80), picture(1, 45, 100), picture(2, 90, 70), picture(3, *SIZE)]
+
+
+@pytest.fixture(scope="module")
+def fitted(originals: list[np.ndarray]) -> np.ndarray:
+    return np.stack([fit_image(Image.fromarray(o), SIZE) for o in originals])
+
+
+@pytest.fixture(scope="module")
+def exported(
+    bundle: Bundle, originals: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("exported")
+    exporting.export(bundle, out, images=originals)
+    return out
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> Any:
+    import tensorflow as tf
+
+    return tf.saved_model.load(str(exported / "saved_model"))
+
+
+def test_saved_model_needs_neither_keras_nor_dermlens(
+    bundle: Bundle, exported: Path, fitted: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", fitted)
+    code = (
+        "import sys, numpy as np\n"
+        "sys.modules['keras'] = sys.modules['dermlens'] = None\n"
+        "import tensorflow as tf\n"
+        f"loaded = tf.saved_model.load({str(exported / 'saved_model')!r})\n"
+        f"images = np.load({str(tmp_path / 'images.npy')!r})\n"
+        "out = loaded.signatures['serving_default'](images=tf.constant(images))\n"
+        f"np.save({str(tmp_path / 'logits.npy')!r}, out['logits'].numpy())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_allclose(logits, bundle.logits(fitted), atol=1e-5)
+
+
+def test_saved_model_outputs_follow_the_calibration(
+    bundle: Bundle, loaded: Any, fitted: np.ndarray
+) -> None:
+    out = {k: v.numpy() for k, v in loaded.signatures["serving_default"](images=fitted).items()}
+    logits = bundle.logits(fitted)
+    probabilities = bundle.calibration.probabilities(logits)
+    decisions = bundle.calibration.decide(logits)
+    assert (decisions != logits.argmax(1)).any()  # The case tells the rule from the argmax.
+    np.testing.assert_allclose(out["probabilities"], probabilities, atol=1e-6)
+    assert out["class_index"].tolist() == decisions.tolist()
+    assert [c.decode() for c in out["class_code"]] == [CODES[d] for d in decisions]
+    assert out["classes"].shape == (4, 7) and out["classes"][2, 4] == b"mel"
+    for name, point in bundle.calibration.operating_points.items():
+        expected = point.score(probabilities) >= point.threshold
+        assert out[f"flag_{name}"].tolist() == expected.tolist()
+
+
+def test_images_of_any_size_and_type_and_files_give_the_same(
+    bundle: Bundle, loaded: Any, originals: list[np.ndarray], fitted: np.ndarray
+) -> None:
+    expected = bundle.logits(fitted)
+    content = []
+    for original in originals:
+        stream = io.BytesIO()
+        Image.fromarray(original).save(stream, "PNG")
+        content.append(stream.getvalue())
+    from_files = loaded.signatures["serving_bytes"](content=np.array(content, object))
+    np.testing.assert_allclose(from_files["logits"], expected, atol=0.02)
+    for position, original in enumerate(originals):
+        for name, pixels in (
+            ("serving_default", original),
+            ("serving_float", original.astype(np.float32)),
+        ):
+            logits = loaded.signatures[name](images=pixels[None])["logits"]
+            np.testing.assert_allclose(logits[0], expected[position], atol=0.02)
+
+
+def test_explanations_are_those_of_the_package(
+    bundle: Bundle, loaded: Any, fitted: np.ndarray
+) -> None:
+    explain = loaded.signatures["explain_grad_cam"]
+    decisions = bundle.calibration.decide(bundle.logits(fitted))
+    asked = np.array([-1, 4, 0, -1], np.int32)
+    goals = np.where(asked < 0, decisions, asked)
+    out = explain(images=fitted, targets=asked)
+    expected = GradCAM(bundle.model).attribute(fitted, goals.tolist())
+    assert out["target"].numpy().tolist() == goals.tolist()
+    assert out["target_code"].numpy()[1] == b"mel"
+    assert expected.maps.max() > 0
+    np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
+    np.testing.assert_allclose(out["score"], expected.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (41, 97), (97, 41), (20, 25), (300, 301), SIZE])
+def test_fit_in_graph_is_fit_image(shape: tuple[int, int]) -> None:
+    from dermlens.serve.export_graph import fit_in_graph
+
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = fit_image(Image.fromarray(image), SIZE).astype(int)
+    difference = np.abs(fit_in_graph(image[None], SIZE).numpy()[0] - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.01
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "jpeg", "gray jpeg"])
+def test_decode_in_graph_is_open_rgb(mode: str) -> None:
+    from dermlens.serve.export_graph import decode_in_graph
+
+    image = Image.fromarray(picture(5, 40, 60))
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    converted = image.convert({"jpeg": "RGB", "gray jpeg": "L"}.get(mode, mode))
+    stream = io.BytesIO()
+    converted.save(stream, "JPEG" if "jpeg" in mode else "PNG")
+    expected = fit_image(open_rgb(stream.getvalue(), "x"), SIZE).astype(int)
+    decoded = decode_in_graph(np.array([stream.getvalue()], object), SIZE).numpy()[0]
+    assert np.abs(decoded - expected).max() <= 1
+
+
+def test_tflite_gives_probabilities_and_the_maps_of_all_classes(
+    bundle: Bundle, exported: Path, fitted: np.ndarray
+) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(exported / "model.tflite"))
+    run = interpreter.get_signature_runner()
+    expected = GradCAM(bundle.model).attribute(fitted, "all").maps
+    probabilities = bundle.calibration.probabilities(bundle.logits(fitted))
+    for position, image in enumerate(fitted):
+        out = run(image=image[None].astype(np.float32))
+        np.testing.assert_allclose(out["probabilities"][0], probabilities[position], atol=1e-5)
+        np.testing.assert_allclose(out["maps"][0], expected[position], atol=1e-3)
+    operations = {op["op_name"] for op in interpreter._get_ops_details()}
+    assert not any(name.startswith("Flex") for name in operations)
+
+
+def test_metadata_and_parity_are_written(exported: Path) -> None:
+    for path in (exported / "model.json", exported / "saved_model" / "metadata.json"):
+        facts = json.loads(path.read_text())
+        assert facts["input_size"] == list(SIZE) and facts["temperature"] == 1.7
+        assert [entry["code"] for entry in facts["classes"]] == list(CODES)
+        assert facts["classes"][4] == {"code": "mel", "name": "Melanoma", "malignant": True}
+        assert facts["decision_rule"]["tau"] == 0.8 and facts["license"] == "MIT"
+    report = json.loads((exported / "parity.json").read_text())
+    assert report["compared_on"] == "given images"
+    for name in ("saved_model", "tflite"):
+        parity = report["artifacts"][name]
+        assert parity["images"] == 4 and parity["top1_agreement"] == 1.0
+        assert parity["max_probability_difference"] < 1e-5
+    size = (exported / "model.tflite").stat().st_size
+    assert report["artifacts"]["tflite"]["bytes"] == size
+    assert sorted(p.name for p in exported.iterdir()) == [
+        "model.json",
+        "model.tflite",
+        "parity.json",
+        "saved_model",
+    ]
+
+
+@pytest.mark.parametrize("form", exporting.FORMATS)
+def test_an_artifact_that_is_not_finite_is_not_kept(form: str, tmp_path: Path) -> None:
+    broken = make_bundle()
+    broken.model.get_layer("logits").bias.assign(np.full(7, np.nan, np.float32))
+    with pytest.raises(ModelError, match="not finite"):
+        exporting.export(broken, tmp_path / "out", [form], [picture(0, *SIZE)])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_disagreement_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    def wrong_probabilities(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        probabilities = bundle.calibration.probabilities(bundle.logits(images))
+        maps = GradCAM(bundle.model).attribute(images, targets).maps
+        return probabilities + 2e-4, maps
+
+    def wrong_maps(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        probabilities, maps = wrong_probabilities(images, targets)
+        return probabilities - 2e-4, maps[:, ::-1]
+
+    for run in (wrong_probabilities, wrong_maps):
+        with pytest.raises(ModelError, match="differs from the Keras model"):
+            measure(bundle, [picture(0, 60, 80)], run, tmp_path, fits_itself=False)
+
+
+def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Unknown format 'onnx'"):
+        exporting.export(bundle, tmp_path, ["onnx"])
+    with pytest.raises(UsageError, match="No format"):
+        exporting.export(bundle, tmp_path, [])
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is no SavedModel"):
+        exporting.export_saved_model(bundle, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -1,0 +1,192 @@
+"""The standalone program on exported artifacts of a tiny network."""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermlens.data.images import IMAGE_SUFFIXES, load_image
+from dermlens.explain.grad_cam import GradCAM
+from dermlens.model.bundle import Bundle
+from dermlens.model.calibration import Calibration, OperatingPoint
+from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.report.figures import overlay
+from dermlens.serve.export import export
+from tests_support import register_tiny_backbone
+
+SCRIPT = Path(__file__).parents[1] / "inference.py"
+SIZE = (32, 48)
+
+
+def picture(seed: int, height: int = 60, width: int = 80) -> Image.Image:
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    register_tiny_backbone()
+    architecture = Architecture("tiny", SIZE)
+    model = build_classifier(architecture, seed=3)
+    weights = np.random.default_rng(0).normal(size=(8, 7)) * 3
+    model.get_layer("logits").kernel.assign(weights)
+    points = {"melanoma": OperatingPoint("melanoma", ("mel",), 0.1, 0.95, 0.9, 0.5, 9, 9)}
+    prior = tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02]))
+    calibration = Calibration(1.7, 0.8, prior, points)
+    facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}
+    return Bundle(Path("bundle"), architecture, calibration, facts, model)
+
+
+@pytest.fixture(scope="module")
+def artifacts(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifacts")
+    export(bundle, out, images=[np.asarray(picture(0))])
+    return out
+
+
+@pytest.fixture(scope="module")
+def inference() -> ModuleType:
+    found = importlib.util.spec_from_file_location("inference", SCRIPT)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def odd_images(folder: Path) -> list[Path]:
+    """Images of every mode that must come out as the package reads them."""
+    folder.mkdir()
+    base = picture(1)
+    turned = Image.Exif()
+    turned[274] = 6
+    see_through = base.copy()
+    see_through.putalpha(Image.linear_gradient("L").resize(base.size))
+    deep = np.asarray(base.convert("L")).astype(np.uint16) * 257
+    base.save(folder / "plain.jpg")
+    base.save(folder / "turned.jpg", exif=turned)
+    base.convert("L").save(folder / "gray.png")
+    base.convert("P").save(folder / "palette.png")
+    base.convert("CMYK").save(folder / "cmyk.jpg")
+    see_through.save(folder / "alpha.png")
+    Image.fromarray(deep).save(folder / "deep.png")
+    picture(2, 90, 40).save(folder / "upright.webp", lossless=True)
+    return sorted(folder.iterdir())
+
+
+def test_every_kind_of_image_is_read_as_the_package_reads_it(
+    inference: ModuleType, tmp_path: Path
+) -> None:
+    for path in odd_images(tmp_path / "images"):
+        found = inference.fit(inference.read_rgb(path), SIZE)
+        np.testing.assert_array_equal(found, load_image(path, SIZE), err_msg=path.name)
+    assert set(IMAGE_SUFFIXES) <= set(inference.IMAGE_SUFFIXES)
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "saved_model"])
+def test_artifact_agrees_with_the_bundle_in_a_process_of_its_own(
+    name: str, bundle: Bundle, artifacts: Path, tmp_path: Path
+) -> None:
+    files = odd_images(tmp_path / "images")
+    blocked = "import sys; sys.modules.update(keras=None, dermlens=None, matplotlib=None); "
+    if name == "model.tflite":
+        blocked += "sys.modules.update(tensorflow=None); "
+    code = f"{blocked} import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    outputs = ["--json", "r/out.json", "--csv", "out.csv", "--explain", "maps"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(artifacts / name), "images", *outputs],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not a medical device" in done.stdout
+    images = np.stack([load_image(path, SIZE) for path in files])
+    logits = bundle.logits(images)
+    decisions = bundle.calibration.decide(logits)
+    assert (decisions != logits.argmax(1)).any()
+    probabilities = bundle.calibration.probabilities(logits)
+    rows = json.loads((tmp_path / "r" / "out.json").read_text())["images"]
+    assert [Path(row["path"]).name for row in rows] == [path.name for path in files]
+    maps = GradCAM(bundle.model).attribute(images, decisions.tolist()).maps
+    for position, row in enumerate(rows):
+        assert row["decision"] == bundle.classes[decisions[position]]
+        found = [row["probabilities"][code] for code in bundle.classes]
+        np.testing.assert_allclose(found, probabilities[position], atol=1e-5)
+        assert row["flags"] == {"melanoma": bool(probabilities[position, 4] >= 0.1)}
+        drawn = np.asarray(Image.open(tmp_path / row["overlay"])).astype(int)
+        expected = overlay(images[position], maps[position])
+        assert np.abs(drawn - expected).max() <= 2, files[position].name
+    table = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [row["decision"] for row in table] == [row["decision"] for row in rows]
+    np.testing.assert_allclose(
+        [float(r["probability_mel"]) for r in table], probabilities[:, 4], atol=1e-5
+    )
+
+
+def test_damaged_files_are_reported_and_the_rest_goes_on(
+    inference: ModuleType, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(1).save(tmp_path / "a.jpg")
+    (tmp_path / "b_cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:700])
+    (tmp_path / "c_empty.png").write_bytes(b"")
+    (tmp_path / "d_text.jpg").write_text("not an image")
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "e_bomb.png")
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "f_moving.gif", save_all=True, append_images=frames[1:])
+    picture(2).save(tmp_path / "g.png")
+    target = tmp_path / "out.csv"
+    given = [str(artifacts / "model.tflite"), str(tmp_path), str(tmp_path / "h.jpg")]
+    assert inference.main([*given, "--csv", str(target)]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    expected = ["cannot be decoded", "is empty", "no image", "more than", "animation", "not exist"]
+    assert len(lines) == 6
+    for line, words in zip(lines, expected, strict=True):
+        assert words in line
+    rows = list(csv.DictReader(target.open()))
+    assert [Path(r["path"]).name for r in rows if not r["error"]] == ["a.jpg", "g.png"]
+    assert all(r["decision"] == "" and r["probability_mel"] == "" for r in rows if r["error"])
+
+
+def test_overlays_of_equal_names_do_not_overwrite_each_other(
+    inference: ModuleType, artifacts: Path, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        picture(1).save(tmp_path / folder / "same.png")
+    pattern = str(tmp_path / "*" / "same.png")
+    given = [str(artifacts / "model.tflite"), pattern, "--explain", str(tmp_path / "maps")]
+    assert inference.main([*given, "--target", "mel"]) == 0
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == ["same_2_grad_cam.png", "same_grad_cam.png"]
+
+
+def test_nothing_to_do_ends_with_2_and_a_sentence(
+    inference: ModuleType, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(1).save(tmp_path / "a.png")
+    image, model = str(tmp_path / "a.png"), str(artifacts / "model.tflite")
+    (tmp_path / "broken.tflite").write_bytes(b"no model")
+    (tmp_path / "broken.json").write_text((artifacts / "model.json").read_text())
+    (tmp_path / "lonely.tflite").write_bytes((artifacts / "model.tflite").read_bytes())
+    for given, words in (
+        ([str(tmp_path / "nowhere"), image], "neither a SavedModel folder nor"),
+        ([str(tmp_path / "broken.tflite"), image], "no valid .tflite file"),
+        ([str(tmp_path / "lonely.tflite"), image], "lonely.json is missing"),
+        ([model, str(tmp_path / "missing.png")], "No image found"),
+        ([model, image, "--target", "moles"], "Unknown diagnosis 'moles'"),
+    ):
+        assert inference.main(given) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("Error: ") and words in error
+    with pytest.raises(SystemExit) as ended:
+        inference.main([])
+    assert ended.value.code == 2
