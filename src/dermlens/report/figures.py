@@ -226,13 +226,13 @@ def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
 def _color_bar(figure: "Figure", axes: "Axes", signed: bool) -> None:
     import matplotlib as mpl
 
-    low = -1.0 if signed else 0.0
+    words = {-1.0: "against", 0.0: "0", 1.0: "for"} if signed else {0.0: "least", 1.0: "most"}
     scale = mpl.cm.ScalarMappable(
-        mpl.colors.Normalize(low, 1.0), mpl.colormaps[SIGNED_MAP if signed else UNSIGNED_MAP]
+        mpl.colors.Normalize(min(words), 1.0),
+        mpl.colormaps[SIGNED_MAP if signed else UNSIGNED_MAP],
     )
-    bar: Any = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.02, ticks=[low, 0.0, 1.0])
-    words = ["against", "0", "for"] if signed else ["0", "0", "most"]
-    bar.ax.set_yticklabels(words[: len(bar.get_ticks())], fontsize=7, color=INK)
+    bar: Any = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.02, ticks=list(words))
+    bar.ax.set_yticklabels(words.values(), fontsize=7, color=INK)
     bar.outline.set_visible(False)
 
 
