@@ -130,11 +130,11 @@ def contour(
 ) -> np.ndarray:
     """Draw the border of the strongest part of a map: pixels above a percentile of it.
 
-    A constant map has no strongest part, and nothing is drawn.
+    Pixels at the map's minimum never belong to it: in a map that is zero nearly everywhere the
+    rest is the strongest part, and a constant map has none.
     """
     threshold = np.percentile(values, percentile)
-    strongest = values >= threshold if values.max() > values.min() else np.zeros(values.shape, bool)
-    return outline(image, strongest, color)
+    return outline(image, (values >= threshold) & (values > values.min()), color)
 
 
 def segment_borders(
