@@ -160,6 +160,8 @@ def test_contour_surrounds_the_strongest_part():
     assert marked(drawn, (1, 2, 3)) == [".....", ".###.", ".#.#.", ".###.", "....."]
     higher = contour(np.zeros((5, 5, 3), np.uint8), values, percentile=99, color=(1, 2, 3))
     assert marked(higher, (1, 2, 3)) == [".....", ".....", "..#..", ".....", "....."]
+    sparse = contour(np.zeros((*SHAPE, 3), np.uint8), hot(2, 7), percentile=80, color=(1, 2, 3))
+    assert np.array_equal(np.argwhere(sparse.any(axis=2)), [[2, 7]])
     same = contour(np.zeros((5, 5, 3), np.uint8), np.ones((5, 5)))
     assert (same == 0).all()
 
@@ -245,6 +247,6 @@ def test_attribution_grid_outlines_only_known_lesions():
 
 
 def test_drawing_leaves_global_settings_alone():
-    before = dict(mpl.rcParams)
-    attribution_figure(picture(), [Panel("a", hot(0, 0))])
-    assert dict(mpl.rcParams) == before
+    with mpl.rc_context({"font.size": 17.0}):
+        attribution_figure(picture(), [Panel("a", hot(0, 0))])
+        assert mpl.rcParams["font.size"] == 17.0
