@@ -1,0 +1,250 @@
+"""What an explanation leaves on disk, and that it is what the explainers returned."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dermlens.data.images import load_image
+from dermlens.diagnoses import CODES
+from dermlens.errors import DataError, UsageError
+from dermlens.explain.base import Attribution, Cost
+from dermlens.explain.registry import METHODS, create
+from dermlens.explain.score import Contrast, Probability
+from dermlens.model.bundle import Bundle, save_bundle
+from dermlens.model.calibration import Calibration
+from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.report.explanation import describe, explain_files
+from dermlens.report.figures import overlay
+from tests_support import register_tiny_backbone
+
+METHOD_NAMES = ("grad_cam", "integrated_gradients")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """An untrained network whose stored rule decides otherwise than the plain argmax."""
+    register_tiny_backbone()
+    architecture = Architecture("tiny", (32, 40))
+    log_prior = tuple(np.log([0.1, 0.4, 0.1, 0.1, 0.02, 0.2, 0.08]))
+    return save_bundle(
+        tmp_path_factory.mktemp("model") / "bundle",
+        model=build_classifier(architecture, seed=5),
+        architecture=architecture,
+        calibration=Calibration(temperature=2.0, tau=1.0, log_prior=log_prior),
+        training={},
+        data={"synthetic": True},
+        history=pd.DataFrame({"epoch": [1]}),
+        split=pd.DataFrame({"image_id": ["a"]}),
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two images larger than the network's input and of another shape."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    paths = [folder / "one.png", folder / "two.png"]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def written(
+    bundle: Bundle, files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Both images explained by two methods, the decision being the target."""
+    out = tmp_path_factory.mktemp("out") / "explanations"
+    return explain_files(
+        bundle, files, out, methods=",".join(METHOD_NAMES), opacity=0.6, seed=3, batch_size=4
+    )
+
+
+def explained(bundle: Bundle, path: Path, name: str, **options: object) -> Attribution:
+    """What the explainer itself returns for a file."""
+    image = load_image(path, bundle.input_size)
+    decision = int(bundle.calibration.decide(bundle.logits(image[None]))[0])
+    arguments = {"targets": decision, "seed": 3, "batch_size": 4} | options
+    return create(name, bundle.model).attribute(image[None], **arguments)
+
+
+def test_one_complete_folder_per_image(written: list[Path]) -> None:
+    assert [path.name for path in written] == ["one", "two"]
+    assert sorted(p.name for p in written[0].parent.iterdir()) == ["one", "two"]
+    wanted = {"attributions.npz", "explanation.json", "all_methods.png"}
+    for folder in written:
+        names = {path.name for path in folder.iterdir()}
+        assert names == wanted | {f"{name}.png" for name in METHOD_NAMES}
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_arrays_are_what_the_explainers_return(
+    bundle: Bundle, files: list[Path], written: list[Path], position: int
+) -> None:
+    with np.load(written[position] / "attributions.npz") as arrays:
+        assert list(arrays) == list(METHOD_NAMES)
+        for name in METHOD_NAMES:
+            expected = explained(bundle, files[position], name).maps[0]
+            assert arrays[name].dtype == np.float32 and arrays[name].shape == (32, 40)
+            assert np.array_equal(arrays[name], expected)
+            assert np.ptp(arrays[name]) > 0
+
+
+def test_pictures_are_overlays_of_the_arrays(
+    bundle: Bundle, files: list[Path], written: list[Path]
+) -> None:
+    for path, folder in zip(files, written, strict=True):
+        image = load_image(path, bundle.input_size)
+        with np.load(folder / "attributions.npz") as arrays:
+            for name in METHOD_NAMES:
+                expected = overlay(
+                    image, arrays[name], opacity=0.6, signed=name == "integrated_gradients"
+                )
+                with Image.open(folder / f"{name}.png") as drawn:
+                    assert drawn.mode == "RGB" and np.array_equal(np.asarray(drawn), expected)
+
+
+def test_description_holds_the_decision_and_the_costs(
+    bundle: Bundle, files: list[Path], written: list[Path]
+) -> None:
+    stored = json.loads((written[0] / "explanation.json").read_text())
+    logits = bundle.logits(load_image(files[0], bundle.input_size)[None])
+    decision = bundle.calibration.decide(logits)[0]
+    # The default target is the stored rule's decision, not the largest logit.
+    assert decision != logits[0].argmax()
+    assert stored["image"] == "one.png"
+    assert stored["target"] == stored["decision"] == CODES[decision]
+    assert stored["decision_rule"] == bundle.calibration.rule
+    assert stored["input_size"] == [32, 40]
+    assert list(stored["probabilities"]) == list(stored["logits"]) == list(CODES)
+    probabilities = bundle.calibration.probabilities(logits)[0]
+    assert list(stored["probabilities"].values()) == pytest.approx(list(probabilities), abs=1e-6)
+    assert list(stored["logits"].values()) == pytest.approx(list(logits[0]), abs=1e-5)
+    assert stored["note"] == "Research and education only, not a medical device."
+    assert list(stored["methods"]) == list(METHOD_NAMES)
+    for name in METHOD_NAMES:
+        expected = explained(bundle, files[0], name)
+        facts = stored["methods"][name]
+        assert facts["question"] == METHODS[name].question
+        assert facts["family"] == METHODS[name].family
+        assert facts["score"] == "logit" and facts["signed"] == expected.signed
+        assert facts["score_value"] == pytest.approx(logits[0, decision], abs=1e-5)
+        assert facts["forward_passes"] == expected.cost.forward > 0
+        assert facts["backward_passes"] == expected.cost.backward
+        assert facts["seconds"] >= 0
+    gap = explained(bundle, files[0], "integrated_gradients").details["completeness_gap"][0]
+    assert stored["methods"]["integrated_gradients"]["completeness_gap"] == pytest.approx(gap)
+
+
+@pytest.mark.parametrize(
+    ("score", "value"),
+    [
+        ("logit", lambda logits: logits[5]),
+        ("probability", lambda logits: np.exp(logits[5]) / np.exp(logits).sum()),
+        ("contrast:mel", lambda logits: logits[5] - logits[4]),
+    ],
+)
+def test_target_and_score_are_honored(
+    bundle: Bundle, files: list[Path], tmp_path: Path, score: str, value: object
+) -> None:
+    (folder,) = explain_files(bundle, files[1:], tmp_path, target="nv", score=score)
+    stored = json.loads((folder / "explanation.json").read_text())
+    logits = bundle.logits(load_image(files[1], bundle.input_size)[None])[0]
+    assert stored["target"] == "nv" != stored["decision"]
+    facts = stored["methods"]["grad_cam"]
+    assert facts["score"] == score.partition(":")[0]
+    assert callable(value)
+    assert facts["score_value"] == pytest.approx(float(value(logits)), abs=1e-5)
+    scores = {"probability": Probability(), "contrast:mel": Contrast(CODES.index("mel"))}
+    expected = explained(bundle, files[1], "grad_cam", targets="nv", score=scores.get(score))
+    with np.load(folder / "attributions.npz") as arrays:
+        assert list(arrays) == ["grad_cam"]
+        assert np.array_equal(arrays["grad_cam"], expected.maps[0])
+
+
+def test_second_run_replaces_the_first(bundle: Bundle, files: list[Path], tmp_path: Path) -> None:
+    explain_files(bundle, files[:1], tmp_path, methods="grad_cam,hires_cam")
+    (folder,) = explain_files(bundle, files[:1], tmp_path, methods="grad_cam")
+    assert not (folder / "hires_cam.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_damaged_image_is_refused_before_anything_is_written(
+    bundle: Bundle, files: list[Path], tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(files[0].read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"damaged\.png cannot be decoded"):
+        explain_files(bundle, [files[0], damaged], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_files_of_one_name_are_refused(
+    bundle: Bundle, files: list[Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "one.png"
+    other.write_bytes(files[1].read_bytes())
+    with pytest.raises(DataError, match="both be written to the folder one"):
+        explain_files(bundle, [files[0], other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # The same file twice is harmless.
+    explain_files(bundle, [other, other], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"methods": "grad_cam,nosuch"}, "Unknown method 'nosuch'"),
+        ({"target": "scc"}, "Unknown target class 'scc'"),
+        ({"score": "loss"}, "Unknown score 'loss'"),
+        ({"opacity": 1.5}, "The opacity 1.5 is outside"),
+        ({"batch_size": 0}, "The batch size must be at least 1"),
+        ({"seed": -1}, "The seed must not be negative"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    bundle: Bundle, files: list[Path], tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        explain_files(bundle, files, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_failed_drawing_leaves_nothing(
+    bundle: Bundle, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("dermlens.report.explanation.write_figure", fail)
+    with pytest.raises(OSError, match="No space left"):
+        explain_files(bundle, files, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_description_picks_the_image_and_leaves_large_details_out() -> None:
+    result = Attribution(
+        maps=np.zeros((2, 3, 4), np.float32),
+        method="lime",
+        targets=np.array([1, 2]),
+        scores=np.array([0.5, -1.5], np.float32),
+        score="logit",
+        signed=True,
+        cost=Cost(10, 0, 1.23456),
+        details={
+            "r2": np.array([0.8, 0.9]),
+            "fill": "blur",
+            "segments": np.zeros((2, 3, 4), int),
+            "network": object(),
+        },
+    )
+    facts = describe(result, 1)
+    assert facts["r2"] == 0.9 and facts["fill"] == "blur" and facts["score_value"] == -1.5
+    assert facts["seconds"] == 1.235 and facts["forward_passes"] == 10
+    assert facts["family"] == "perturbation"
+    assert "segments" not in facts and "network" not in facts
