@@ -187,3 +187,24 @@ def create(name: str, model: Any, *, classes: Sequence[str] = CODES, **options: 
         ExplanationError: If the method cannot explain this model.
     """
     return method(name).build(model, classes=classes, **options)
+
+
+def create_several(
+    names: Sequence[str], model: Any, *, classes: Sequence[str] = CODES
+) -> dict[str, Explainer]:
+    """Build explainers that share what they can.
+
+    LIME and Kernel SHAP, where both are asked for, use one set of masked evaluations.
+
+    Args:
+        names: Keys of ``METHODS``.
+        model: Keras model from raw RGB 0..255 to logits.
+        classes: Codes in the order of the logits.
+    """
+    from dermlens.explain.segment_bank import SegmentBank
+
+    shared: dict[str, Any] = {"bank": SegmentBank(model)} if {"lime", "shap"} <= set(names) else {}
+    return {
+        name: create(name, model, classes=classes, **(shared if name in ("lime", "shap") else {}))
+        for name in names
+    }

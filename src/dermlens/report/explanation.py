@@ -10,8 +10,9 @@ from dermlens.data.images import load_image
 from dermlens.diagnoses import class_index
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
-from dermlens.explain.registry import create, method, parse_methods
+from dermlens.explain.registry import create_several, method, parse_methods
 from dermlens.explain.score import parse_score
+from dermlens.explain.segment_explainer import ranking
 from dermlens.files import folder_beside, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.progress import progress
@@ -56,7 +57,7 @@ def explain_files(
     names = parse_methods(methods)
     explained = parse_score(score, bundle.classes)
     chosen = None if target is None else class_index(target, bundle.classes)
-    explainers = {name: create(name, bundle.model, classes=bundle.classes) for name in names}
+    explainers = create_several(names, bundle.model, classes=bundle.classes)
     _check_files(files)
     # One predictor for all images: it is traced once.
     predictor = bundle.predictor(batch_size=1)
@@ -151,6 +152,8 @@ def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
         if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
     }
     kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
+    if "segment_weights" in result.details:
+        facts["strongest_segments"] = _strongest(result, position)
     return {
         "question": method(result.method).question,
         "family": method(result.method).family,
@@ -163,6 +166,15 @@ def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
         **kept,
         **facts,
     }
+
+
+def _strongest(result: Attribution, position: int, count: int = 5) -> list[dict[str, Any]]:
+    weights = result.details["segment_weights"][position]
+    half_width = result.details["interval"][position]
+    return [
+        {"segment": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
+        for i in ranking(weights)[:count]
+    ]
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

@@ -1,0 +1,86 @@
+"""Does the attribution lie where the lesion, or a known structure, is?
+
+All functions take maps (N, H, W) and masks bool (N, H, W), work on each image alone, and return
+float64 (N,). An empty mask gives NaN: there is nothing to find, and neither hit nor miss. A map
+without any preference (constant, or without positive values where only those count) gets what
+chance would give.
+
+* Pointing game: Zhang et al., IJCV 2018.
+* Relevance mass and rank accuracy: Arras, Osman & Samek, Information Fusion 2022.
+"""
+
+import numpy as np
+
+from dermlens.errors import UsageError
+
+
+def _checked(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    maps, masks = np.asarray(maps, np.float64), np.asarray(masks, bool)
+    if maps.ndim != 3 or maps.shape != masks.shape:
+        raise UsageError(
+            f"Maps {maps.shape} and masks {masks.shape} must both be (N, H, W) of the same size."
+        )
+    return maps.reshape(len(maps), -1), masks.reshape(len(masks), -1)
+
+
+def _unless_empty(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    return np.where(masks.any(axis=1), values, np.nan)
+
+
+def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return whether the highest value lies in the mask, 0..1; ties count by their share inside.
+
+    Example:
+        >>> masks = np.array([[[True, False]], [[False, False]]])
+        >>> pointing_game(np.array([[[2.0, 1.0]], [[2.0, 1.0]]]), masks).tolist()
+        [1.0, nan]
+    """
+    flat, inside = _checked(maps, masks)
+    highest = flat == flat.max(axis=1, keepdims=True)
+    return _unless_empty((highest & inside).sum(axis=1) / highest.sum(axis=1), inside)
+
+
+def relevance_mass(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the share of positive attribution inside the mask, 0..1."""
+    flat, inside = _checked(maps, masks)
+    positive = np.maximum(flat, 0)
+    positive = np.where(positive.any(axis=1, keepdims=True), positive, 1.0)
+    # Divided by the largest first, so that tiny maps lose nothing to rounding.
+    positive = positive / positive.max(axis=1, keepdims=True)
+    return _unless_empty((positive * inside).sum(axis=1) / positive.sum(axis=1), inside)
+
+
+def enrichment(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return relevance mass over the mask's share of the area: 1 is chance, more is better."""
+    _, inside = _checked(maps, masks)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return relevance_mass(maps, masks) / inside.mean(axis=1)
+
+
+def relevance_rank(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the share of the |mask| highest pixels that lie inside, 0..1; ties by chance."""
+    flat, inside = _checked(maps, masks)
+    results = np.full(len(flat), np.nan)
+    for row, (values, mask) in enumerate(zip(flat, inside, strict=True)):
+        wanted = int(mask.sum())
+        if wanted == 0:
+            continue
+        threshold = np.partition(values, -wanted)[-wanted]
+        above, tied = values > threshold, values == threshold
+        places = wanted - above.sum()
+        results[row] = ((above & mask).sum() + places * mask[tied].mean()) / wanted
+    return results
+
+
+def pixel_auc(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return how well values tell pixels inside from outside: ROC-AUC, 0.5 is chance.
+
+    NaN also where the mask is full, since there is no pixel outside.
+    """
+    from scipy.stats import rankdata
+
+    flat, inside = _checked(maps, masks)
+    ranks = rankdata(flat, axis=1)
+    hits, others = inside.sum(axis=1), (~inside).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return ((ranks * inside).sum(axis=1) - hits * (hits + 1) / 2) / (hits * others)
