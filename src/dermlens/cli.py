@@ -254,6 +254,30 @@ def export(
         say(f"Wrote {path}")
 
 
+@app.command(name="app")
+def serve_app(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle; default the newest in demo/run or runs/*."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default the first free from 7860.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Make a public address.")] = False,
+    auth: Annotated[str | None, typer.Option(help="NAME:PASSWORD that visitors give.")] = None,
+) -> None:
+    """Serve the web interface: upload, predict, explain.
+
+    Example: dermlens app demo/run/bundle
+    """
+    from dermlens.serve.app import find_bundle, launch
+
+    name, colon, password = (auth or "").partition(":")
+    if auth is not None and not (name and colon and password):
+        raise typer.BadParameter("Write --auth NAME:PASSWORD.")
+    credentials = None if auth is None else (name, password)
+    launch(find_bundle(bundle), host, port, share, credentials)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),

@@ -166,6 +166,18 @@ def test_target_and_score_are_honored(
         assert np.array_equal(arrays["grad_cam"], expected.maps[0])
 
 
+def test_seed_is_honored(bundle: Bundle, files: list[Path], tmp_path: Path) -> None:
+    maps = {}
+    for seed in (1, 2):
+        (folder,) = explain_files(
+            bundle, files[:1], tmp_path / str(seed), methods="smooth_grad", seed=seed
+        )
+        with np.load(folder / "attributions.npz") as arrays:
+            maps[seed] = arrays["smooth_grad"]
+    expected = explained(bundle, files[0], "smooth_grad", seed=2, batch_size=16)
+    assert np.array_equal(maps[2], expected.maps[0]) and not np.array_equal(maps[1], maps[2])
+
+
 def test_second_run_replaces_the_first(bundle: Bundle, files: list[Path], tmp_path: Path) -> None:
     explain_files(bundle, files[:1], tmp_path, methods="grad_cam,hires_cam")
     (folder,) = explain_files(bundle, files[:1], tmp_path, methods="grad_cam")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.cache import cached_images
-from dermlens.data.images import IMAGE_SUFFIXES, load_image
+from dermlens.data.images import IMAGE_SUFFIXES, load_image, read_bytes
 from dermlens.data.labels import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.diagnoses import by_code
@@ -42,10 +42,11 @@ def predict_external(
     """Predict a labelled folder; rows without an image are reported and left out.
 
     Raises:
-        DataError: If no labelled image is found or one is damaged.
+        DataError: If no labelled image is found, one is damaged, or two different files have the
+            name of one.
     """
     known = read_labels(labels)
-    files = {path.stem: path for path in find_images([images])}
+    files = _files_by_id(find_images([images]), set(known.image_id))
     here = known[known.image_id.isin(list(files))].reset_index(drop=True)
     if here.empty:
         raise DataError(f"None of the {len(known)} labelled images of {labels} is in {images}.")
@@ -54,6 +55,21 @@ def predict_external(
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
     logits = _logits(bundle, [files[i] for i in here.image_id], views, batch_size)
     return predictions_table(here, logits, bundle.calibration)
+
+
+def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
+    """Return the file of each wanted image; copies of one file in several folders are one."""
+    files: dict[str, Path] = {}
+    for path in paths:
+        if path.stem not in wanted:
+            continue
+        other = files.setdefault(path.stem, path)
+        if other != path and read_bytes(other) != read_bytes(path):
+            raise DataError(
+                f"{other} and {path} differ, and either could be the image {path.stem}. Remove "
+                "or rename the wrong one."
+            )
+    return files
 
 
 def _logits(bundle: Bundle, files: Sequence[Path], views: int, batch_size: int) -> np.ndarray:
@@ -67,7 +83,9 @@ def _logits(bundle: Bundle, files: Sequence[Path], views: int, batch_size: int) 
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the image files among files and folders (searched through), in order.
+    """Return the image files among files and folders, in order.
+
+    Folders are searched through, hidden files and folders in them left out.
 
     Raises:
         DataError: If a path does not exist or no image is found.
@@ -81,7 +99,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            yield from (p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES)
+            for file in sorted(path.rglob("*")):
+                # Archives made on a Mac hold a hidden companion beside each file.
+                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden:
+                    yield file
         elif path.is_file():
             yield path
         else:
