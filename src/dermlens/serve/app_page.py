@@ -44,7 +44,8 @@ CSS = """
 .dark { --dl-alarm: #ff9c92; --dl-alarm-soft: #3a1a17; --dl-bar: #6fb6d6; --dl-track: #374151;
   --dl-ink: #eef2f6; --dl-muted: #b4bfca; --dl-card: #1b222c; --dl-line: #3b4654;
   --dl-note: #33290f; --dl-note-ink: #ffe2a0; }
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important;
+  overflow: visible !important; }
 .dl-head h1 { font-size: 1.5rem; margin: 0; color: var(--dl-ink); letter-spacing: -0.01em; }
 .dl-head p { margin: 0.1rem 0 0; color: var(--dl-muted); }
 .dl-sticky { position: sticky; top: 0; z-index: 20; }
