@@ -5,6 +5,7 @@ Every command imports what it needs when it runs, so that ``dermlens --help`` is
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -278,6 +279,28 @@ def serve_app(
     launch(find_bundle(bundle), host, port, share, credentials)
 
 
+@app.command("app")
+def web(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a trained model; default the newest one made here."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: the first free from 7860.")] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Make a public address through Gradio's service.")
+    ] = False,
+    auth: Annotated[str | None, typer.Option(help="NAME:PASSWORD that visitors must give.")] = None,
+) -> None:
+    """Serve the web interface: analyze and explain images in a browser.
+
+    Example: dermlens app runs/first/bundle --port 7860
+    """
+    from dermlens.serve.app import find_bundle, launch, parse_auth
+
+    launch(find_bundle(bundle), host, port, share, parse_auth(auth))
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
@@ -297,12 +320,16 @@ def demo(
         raise typer.Exit(1)
 
 
-def main() -> None:
-    """Run the program; errors that a user can act on become one sentence and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; errors that a user can act on become one sentence and exit code 2.
+
+    Args:
+        arguments: Command and options; default those of the process.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     try:
-        app()
+        app(args=None if arguments is None else list(arguments), prog_name="dermlens")
     except DermlensError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)

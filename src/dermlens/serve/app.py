@@ -60,6 +60,24 @@ def find_bundle(given: Path | None, folder: Path = Path()) -> Path:
     return max(facts, key=lambda path: path.stat().st_mtime).parent
 
 
+def parse_auth(text: str | None) -> tuple[str, str] | None:
+    """Turn ``"name:password"`` into its parts.
+
+    Raises:
+        UsageError: If the text has another form.
+
+    Example:
+        >>> parse_auth("ann:a:b")
+        ('ann', 'a:b')
+    """
+    if text is None:
+        return None
+    name, _, password = text.partition(":")
+    if not name or not password:
+        raise UsageError("--auth needs a name and a password: --auth NAME:PASSWORD.")
+    return name, password
+
+
 def build_app(bundle: Bundle, examples: Path | None = None) -> "gr.Blocks":
     """Build the page.
 

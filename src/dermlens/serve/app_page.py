@@ -93,10 +93,10 @@ table.dl-bars td.dl-space { width: 38%; }
 .dl-card h3 { margin: 0 0 0.2rem; font-size: 1.02rem; color: var(--dl-ink); }
 .dl-card p { margin: 0.2rem 0 0.5rem; font-size: 0.88rem; color: var(--dl-muted); }
 .dl-status { color: var(--dl-ink); margin-bottom: 0.8rem; }
-.dl-busy::before { content: ""; display: inline-block; width: 0.8rem; height: 0.8rem;
-  border: 2px solid var(--dl-muted); border-top-color: transparent; border-radius: 50%;
-  margin-right: 0.5rem; vertical-align: -0.1rem; animation: dl-turn 0.9s linear infinite; }
-@keyframes dl-turn { to { transform: rotate(360deg); } }
+.dl-busy::before { content: ""; display: inline-block; width: 0.7rem; height: 0.7rem;
+  background: var(--dl-bar); border-radius: 50%; margin-right: 0.5rem;
+  animation: dl-pulse 1s ease-in-out infinite alternate; }
+@keyframes dl-pulse { from { opacity: 1; } to { opacity: 0.2; } }
 @media (prefers-reduced-motion: reduce) { .dl-busy::before { animation: none; } }
 @media (max-width: 640px) { table.dl-bars td.dl-space { display: none; } }
 """
