@@ -1,13 +1,24 @@
-"""The web interface: upload an image, see the prediction and why.
+"""Serve the web interface: the same as ``dermlens app``.
 
-Run ``python deployment_script_tf.py [BUNDLE] [--host --port --share]``; the same as
-``dermlens app``. Without a bundle, the newest one in ``demo/run`` or ``runs/*`` is served.
+    python deployment_script_tf.py [BUNDLE] [--host ADDRESS] [--port PORT] [--share]
+
+Without BUNDLE the newest model trained here is served; ``make demo`` trains one in minutes.
+Research and education only, not a medical device.
 """
 
 import sys
+from pathlib import Path
 
-from dermlens.cli import main
+# Runs from a checkout, too, where the package is not installed.
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+
+def main() -> None:
+    """Pass the arguments on."""
+    from dermlens.cli import main as dermlens
+
+    dermlens(["app", *sys.argv[1:]])
+
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["app"]
     main()
