@@ -179,9 +179,10 @@ def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
             )
         left.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
         left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
-        left.legend(title="AUC", loc="lower right")
         right.set(title="Precision-recall", xlabel="recall", ylabel="precision")
-        right.legend(title="average precision", loc="lower left")
+        if right.lines:
+            left.legend(title="AUC", loc="lower right")
+            right.legend(title="average precision", loc="lower left")
         for axes in (left, right):
             axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
         return figure
@@ -201,15 +202,13 @@ def operating_points(table: pd.DataFrame, points: dict[str, Any]) -> "Figure":
             score = table[[f"probability_{code}" for code in point["codes"]]].sum(axis=1)
             positive = table.dx.isin(point["codes"])
             bins = np.linspace(0, 1, 31)
-            part.hist(score[~positive], bins, density=True, color=MUTED, alpha=0.6, label="others")
-            part.hist(
-                score[positive],
-                bins,
-                density=True,
-                color=WARNING,
-                alpha=0.6,
-                label=", ".join(point["codes"]),
+            groups = (
+                (score[~positive], MUTED, "others"),
+                (score[positive], WARNING, ", ".join(point["codes"])),
             )
+            for values, color, label in groups:
+                if len(values):
+                    part.hist(values, bins, density=True, color=color, alpha=0.6, label=label)
             part.axvline(point["threshold"], color=INK, linestyle="--")
             part.set(
                 title=f"{name}: sensitivity {point['sensitivity']:.3f}, "
