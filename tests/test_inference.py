@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,34 +15,16 @@ from PIL import Image
 from dermlens.data.images import IMAGE_SUFFIXES, load_image
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.model.bundle import Bundle
-from dermlens.model.calibration import Calibration, OperatingPoint
-from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.report.figures import overlay
 from dermlens.serve.export import export
-from tests_support import register_tiny_backbone
+from serving_support import SIZE, picture, untrained_bundle
 
 SCRIPT = Path(__file__).parents[1] / "inference.py"
-SIZE = (32, 48)
-
-
-def picture(seed: int, height: int = 60, width: int = 80) -> Image.Image:
-    generator = np.random.default_rng(seed)
-    coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    register_tiny_backbone()
-    architecture = Architecture("tiny", SIZE)
-    model = build_classifier(architecture, seed=3)
-    weights = np.random.default_rng(0).normal(size=(8, 7)) * 3
-    model.get_layer("logits").kernel.assign(weights)
-    points = {"melanoma": OperatingPoint("melanoma", ("mel",), 0.1, 0.95, 0.9, 0.5, 9, 9)}
-    prior = tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02]))
-    calibration = Calibration(1.7, 0.8, prior, points)
-    facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}
-    return Bundle(Path("bundle"), architecture, calibration, facts, model)
+    return untrained_bundle()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +102,7 @@ def test_artifact_agrees_with_the_bundle_in_a_process_of_its_own(
         assert row["decision"] == bundle.classes[decisions[position]]
         found = [row["probabilities"][code] for code in bundle.classes]
         np.testing.assert_allclose(found, probabilities[position], atol=1e-5)
-        assert row["flags"] == {"melanoma": bool(probabilities[position, 4] >= 0.1)}
+        assert row["flags"]["melanoma"] == bool(probabilities[position, 4] >= 0.1)
         drawn = np.asarray(Image.open(tmp_path / row["overlay"])).astype(int)
         expected = overlay(images[position], maps[position])
         assert np.abs(drawn - expected).max() <= 2, files[position].name

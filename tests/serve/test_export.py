@@ -16,51 +16,24 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import ModelError, UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.model.bundle import Bundle
-from dermlens.model.calibration import Calibration, OperatingPoint
-from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.serve import export as exporting
 from dermlens.serve.parity import measure
-from tests_support import register_tiny_backbone
-
-SIZE = (32, 48)
+from serving_support import SIZE, picture, untrained_bundle
 
 
-def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """A smooth random image with some noise, uint8 (height, width, 3)."""
-    generator = np.random.default_rng(seed)
-    coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int32)
-    noisy = smooth + generator.integers(-20, 21, smooth.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-def make_bundle() -> Bundle:
-    """A tiny untrained classifier whose decision rule and flags differ from the argmax."""
-    register_tiny_backbone()
-    architecture = Architecture("tiny", SIZE)
-    model = build_classifier(architecture, seed=3)
-    generator = np.random.default_rng(0)
-    model.get_layer("logits").kernel.assign(generator.normal(size=(8, 7)) * 3)
-    points = {
-        "malignant": OperatingPoint(
-            "malignant", ("akiec", "bcc", "mel"), 0.4, 0.95, 0.9, 0.5, 9, 9
-        ),
-        "melanoma": OperatingPoint("melanoma", ("mel",), 0.1, 0.95, 0.9, 0.5, 9, 9),
-    }
-    prior = tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02]))
-    calibration = Calibration(1.7, 0.8, prior, points)
-    facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}
-    return Bundle(Path("bundle"), architecture, calibration, facts, model)
+def pixels(seed: int, height: int, width: int) -> np.ndarray:
+    return np.asarray(picture(seed, height, width))
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return make_bundle()
+    return untrained_bundle()
 
 
 @pytest.fixture(scope="module")
 def originals() -> list[np.ndarray]:
-    return [picture(0, 60, 80), picture(1, 45, 100), picture(2, 90, 70), picture(3, *SIZE)]
+    shapes = [(60, 80), (45, 100), (90, 70), SIZE]
+    return [pixels(seed, *shape) for seed, shape in enumerate(shapes)]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +142,7 @@ def test_fit_in_graph_is_fit_image(shape: tuple[int, int]) -> None:
 def test_decode_in_graph_is_open_rgb(mode: str) -> None:
     from dermlens.serve.export_graph import decode_in_graph
 
-    image = Image.fromarray(picture(5, 40, 60))
+    image = picture(5, 40, 60)
     if mode in ("RGBA", "LA"):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     converted = image.convert({"jpeg": "RGB", "gray jpeg": "L"}.get(mode, mode))
@@ -222,10 +195,10 @@ def test_metadata_and_parity_are_written(exported: Path) -> None:
 
 @pytest.mark.parametrize("form", exporting.FORMATS)
 def test_an_artifact_that_is_not_finite_is_not_kept(form: str, tmp_path: Path) -> None:
-    broken = make_bundle()
+    broken = untrained_bundle()
     broken.model.get_layer("logits").bias.assign(np.full(7, np.nan, np.float32))
     with pytest.raises(ModelError, match="not finite"):
-        exporting.export(broken, tmp_path / "out", [form], [picture(0, *SIZE)])
+        exporting.export(broken, tmp_path / "out", [form], [pixels(0, *SIZE)])
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -241,7 +214,7 @@ def test_disagreement_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
     for run in (wrong_probabilities, wrong_maps):
         with pytest.raises(ModelError, match="differs from the Keras model"):
-            measure(bundle, [picture(0, 60, 80)], run, tmp_path, fits_itself=False)
+            measure(bundle, [pixels(0, 60, 80)], run, tmp_path, fits_itself=False)
 
 
 def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""A tiny untrained classifier and pictures for the tests of export, inference and web page."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from dermlens.model.bundle import Bundle, save_bundle
+from dermlens.model.calibration import Calibration, OperatingPoint
+from dermlens.model.classifier import Architecture, build_classifier
+from tests_support import register_tiny_backbone
+
+SIZE = (32, 48)
+
+
+def picture(seed: int, height: int = 60, width: int = 80) -> Image.Image:
+    """A smooth random picture with some noise."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int32)
+    noisy = smooth + generator.integers(-20, 21, smooth.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def untrained_bundle() -> Bundle:
+    """A bundle, not on disk, whose decision rule differs from the argmax on some pictures."""
+    register_tiny_backbone()
+    architecture = Architecture("tiny", SIZE)
+    model = build_classifier(architecture, seed=3)
+    weights = np.random.default_rng(0).normal(size=(8, 7)) * 3
+    model.get_layer("logits").kernel.assign(weights)
+    codes = {"malignant": ("akiec", "bcc", "mel"), "melanoma": ("mel",)}
+    points = {
+        name: OperatingPoint(name, positives, threshold, 0.95, 0.9, 0.5, 9, 11)
+        for (name, positives), threshold in zip(codes.items(), (0.4, 0.1), strict=True)
+    }
+    prior = tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02]))
+    calibration = Calibration(1.7, 0.8, prior, points)
+    facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}
+    return Bundle(Path("bundle"), architecture, calibration, facts, model)
+
+
+def save_untrained(folder: Path) -> Path:
+    """Write the bundle to a folder and return it."""
+    bundle = untrained_bundle()
+    save_bundle(
+        folder,
+        model=bundle.model,
+        architecture=bundle.architecture,
+        calibration=bundle.calibration,
+        training={},
+        data=bundle.facts["data"],
+        history=pd.DataFrame({"epoch": [0]}),
+        split=pd.DataFrame({"image_id": ["a"], "split": ["train"]}),
+    )
+    return folder
