@@ -33,6 +33,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backbone", help="such as resnet50 (default), densenet169")
     parser.add_argument("--size", help="input size HxW, such as 192x256")
     parser.add_argument("--epochs", type=int, help="training epochs")
+    parser.add_argument("--train-from", help="first stage to train, such as conv4 (default); all")
     parser.add_argument("--images", type=int, default=1600, help="drawn images, without SOURCE")
     parser.add_argument("--seed", type=int, default=0, help="sets everything random")
     return parser.parse_args(given)
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
         base,
         architecture=replace(base.architecture, **{k: v for k, v in network.items() if v}),
         weights=options.weights or base.weights,
+        train_from=options.train_from or base.train_from,
         epochs=base.epochs if options.epochs is None else options.epochs,
     )
     resume = (out / "run" / "configuration.json").is_file()
