@@ -6,22 +6,12 @@ is a constraint of the solution, not a hope. Masks come in pairs with their comp
 Lee, AISTATS 2021); where all 2^M masks fit the budget, the values are exact.
 """
 
-from collections.abc import Sequence
 from math import factorial
-from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.coalitions import Coalitions, shapley_mass
-from dermlens.explain.fills import Fill
-from dermlens.explain.segment_bank import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEGMENTS,
-    Segmentation,
-    SegmentBank,
-)
 from dermlens.explain.segment_explainer import (
     NORMAL_95,
     Fit,
@@ -85,27 +75,6 @@ class KernelSHAP(SegmentExplainer):
 
     name = "shap"
     design = "shap"
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
-        stable_top: int = 0,
-        bank: SegmentBank | None = None,
-        classes: Sequence[str] = CODES,
-    ) -> None:
-        super().__init__(
-            model,
-            segments=segments,
-            samples=samples,
-            fill=fill,
-            stable_top=stable_top,
-            bank=bank,
-            classes=classes,
-        )
 
     def _least(self, masks: Coalitions) -> int:
         # K masks with their complements span K + 1 dimensions.
