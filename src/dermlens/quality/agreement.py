@@ -1,0 +1,279 @@
+"""Do explanation methods agree, where do they agree, and where not?
+
+Methods measure different things in different units, so their maps are compared in what they share:
+
+* **Order** (Spearman, consensus, disagreement): raw values by rank, from what speaks most against
+  the diagnosis to what speaks most for it. A rectified map's zeros are one tie.
+* **Positive evidence** (SSIM, top-20 % IoU): values above zero. A class activation map knows no
+  evidence against, so a signed map's negative values must not count against it.
+
+Spearman, American Journal of Psychology 1904; SSIM: Wang et al., IEEE TIP 2004; comparing
+explanations by both: Adebayo et al., NeurIPS 2018; that methods often disagree, and what that
+means: Krishna et al., "The disagreement problem in explainable machine learning", TMLR 2024.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from dermlens.errors import UsageError
+
+TOP_SHARE = 0.2
+_SSIM_SIGMA = 1.5
+_SSIM_CONSTANTS = (0.01**2, 0.03**2)
+_DRAWN_PERCENTILE = 99.5
+
+
+def normalized_ranks(maps: np.ndarray) -> np.ndarray:
+    """Return the rank of every pixel within its own map: float64 (N, H, W), 0 lowest, 1 highest.
+
+    Equal values share the mean of their ranks; a map that is constant everywhere is 0.5.
+
+    Args:
+        maps: float (N, H, W), finite.
+
+    Raises:
+        UsageError: If maps are not (N, H, W), or hold a value that is not finite.
+
+    Example:
+        >>> normalized_ranks(np.array([[[5.0, 7.0, 7.0, 9.0]]])).tolist()
+        [[[0.0, 0.5, 0.5, 1.0]]]
+    """
+    from scipy.stats import rankdata
+
+    flat, shape = _checked(maps)
+    if flat.shape[1] == 1:
+        return np.full(shape, 0.5)
+    return ((rankdata(flat, axis=1) - 1) / (flat.shape[1] - 1)).reshape(shape)
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation of each pair of maps: float64 (N,), -1..1.
+
+    Two constant maps agree fully (1); a constant map and another have nothing in common (0).
+
+    Args:
+        first: float (N, H, W).
+        second: float (N, H, W).
+
+    Raises:
+        UsageError: If shapes differ, or a value is not finite.
+
+    Example:
+        >>> one = np.array([[[1.0, 2.0, 3.0, 4.0]]])
+        >>> spearman(one, -one).tolist(), spearman(one, one**3).tolist()
+        ([-1.0], [1.0])
+    """
+    _same_shape(first, second)
+    ranks = [normalized_ranks(maps).reshape(len(maps), -1) - 0.5 for maps in (first, second)]
+    sizes = [(rank**2).sum(axis=1) for rank in ranks]
+    product, scale = (ranks[0] * ranks[1]).sum(axis=1), np.sqrt(sizes[0] * sizes[1])
+    both_constant = (sizes[0] == 0) & (sizes[1] == 0)
+    correlation = np.clip(product / np.where(scale > 0, scale, 1.0), -1.0, 1.0)
+    return np.where(both_constant, 1.0, correlation)
+
+
+def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the SSIM of the positive evidence of each pair of maps: float64 (N,), -1..1.
+
+    Each map's positive part is scaled to 0..1 by its 99.5th percentile, as it is drawn, so that
+    a few extreme pixels do not decide; a map without positive evidence is 0 everywhere. Gaussian
+    window with sigma 1.5 and the constants of the paper; every pixel counts, the image continuing
+    as its mirror image beyond the border, so that any size is defined.
+
+    Args:
+        first: float (N, H, W).
+        second: float (N, H, W).
+
+    Raises:
+        UsageError: If shapes differ, or a value is not finite.
+
+    Example:
+        >>> one = np.eye(8)[None]
+        >>> structural_similarity(one, 3 * one).round(6).tolist()
+        [1.0]
+    """
+    from scipy.ndimage import gaussian_filter
+
+    _same_shape(first, second)
+    x, y = _scaled_evidence(first), _scaled_evidence(second)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        smoothed: np.ndarray = gaussian_filter(values, (0, _SSIM_SIGMA, _SSIM_SIGMA), truncate=3.5)
+        return smoothed
+
+    mean_x, mean_y = mean(x), mean(y)
+    variances = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    light, contrast = _SSIM_CONSTANTS
+    local = (
+        (2 * mean_x * mean_y + light)
+        * (2 * covariance + contrast)
+        / ((mean_x**2 + mean_y**2 + light) * (variances + contrast))
+    )
+    return local.mean(axis=(1, 2))
+
+
+def top_overlap(first: np.ndarray, second: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
+    """Return the IoU of the strongest pixels of each pair of maps: float64 (N,), 0..1.
+
+    The strongest are a share of all pixels, by positive evidence. Where equal values compete for
+    the last places, each gets its share of them, so the result does not depend on their order:
+    overlap is the sum of the smaller memberships over that of the larger. A constant map belongs
+    everywhere with ``share``; with another map it reaches what chance would, 1/9 for a fifth.
+
+    Args:
+        first: float (N, H, W).
+        second: float (N, H, W).
+        share: Of the pixels that count as strongest, above 0 and below 1.
+
+    Raises:
+        UsageError: If shapes differ, a value is not finite, or the share is outside 0..1.
+
+    Example:
+        >>> one = np.arange(10.0).reshape(1, 2, 5)
+        >>> top_overlap(one, one).tolist(), top_overlap(one, one[:, ::-1, ::-1]).tolist()
+        ([1.0], [0.0])
+    """
+    _same_shape(first, second)
+    if not 0 < share < 1:
+        raise UsageError(f"The share of strongest pixels is {share}. Use a number between 0 and 1.")
+    a, b = _membership(first, share), _membership(second, share)
+    return np.minimum(a, b).sum(axis=1) / np.maximum(a, b).sum(axis=1)
+
+
+MEASURES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "spearman": spearman,
+    "ssim": structural_similarity,
+    "top_20_iou": top_overlap,
+}
+"""Every measure: two stacks of maps (N, H, W) to float64 (N,); 1 for equal maps."""
+
+
+def agreement_matrices(maps: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
+    """Return how far every two maps of one image agree, by every measure.
+
+    Args:
+        maps: M maps, float (M, H, W).
+
+    Returns:
+        For each name of ``MEASURES`` a symmetric float64 (M, M) with 1 on the diagonal.
+
+    Raises:
+        UsageError: If there is no map, shapes differ, or a value is not finite.
+    """
+    stack = _stack(maps)
+    rows, columns = np.triu_indices(len(stack), k=1)
+    matrices = {}
+    for name, measure in MEASURES.items():
+        matrix = np.eye(len(stack))
+        if len(rows):
+            values = measure(stack[rows], stack[columns])
+            matrix[rows, columns] = matrix[columns, rows] = values
+        matrices[name] = matrix
+    return matrices
+
+
+def consensus_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return where the methods together see most evidence: float64 (H, W), 0..1.
+
+    The mean over methods of the normalized rank: near 1 where all rank a place high, near 0.5
+    where they contradict each other or see nothing special.
+
+    Args:
+        maps: M maps of one image, float (M, H, W).
+
+    Example:
+        >>> consensus_map(np.array([[[0.0, 1.0, 2.0]], [[0.0, 40.0, 20.0]]])).tolist()
+        [[0.0, 0.75, 0.75]]
+    """
+    averaged: np.ndarray = normalized_ranks(_stack(maps)).mean(axis=0)
+    return averaged
+
+
+def disagreement_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Return where the methods contradict each other: float64 (H, W), 0..0.5.
+
+    The standard deviation over methods of the normalized rank: 0 where all rank a place alike,
+    0.5 where half of them rank it highest and half lowest. Unrelated maps reach about 0.29.
+
+    Args:
+        maps: M maps of one image, float (M, H, W).
+
+    Example:
+        >>> disagreement_map(np.array([[[0.0, 1.0]], [[1.0, 0.0]]])).tolist()
+        [[0.5, 0.5]]
+    """
+    spread: np.ndarray = normalized_ranks(_stack(maps)).std(axis=0)
+    return spread
+
+
+def mean_agreement(matrix: np.ndarray, groups: Sequence[str] | None = None) -> float:
+    """Return the mean agreement of all pairs of methods; NaN where there is no pair.
+
+    Args:
+        matrix: (M, M), as ``agreement_matrices`` returns it.
+        groups: Family of each method. If given, only pairs of different families count: two
+            methods of one family agree by construction, which proves little.
+
+    Example:
+        >>> matrix = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]])
+        >>> round(mean_agreement(matrix, ["cam", "cam", "gradient"]), 3)
+        0.3
+    """
+    rows, columns = np.triu_indices(len(matrix), k=1)
+    if groups is not None:
+        names = np.asarray(groups)
+        apart = names[rows] != names[columns]
+        rows, columns = rows[apart], columns[apart]
+    return float(matrix[rows, columns].mean()) if len(rows) else float("nan")
+
+
+def _checked(maps: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    maps = np.asarray(maps, np.float64)
+    if maps.ndim != 3 or maps.size == 0:
+        raise UsageError(f"Maps must be (N, H, W) and not empty, not of shape {maps.shape}.")
+    if not np.isfinite(maps).all():
+        raise UsageError("A map holds a value that is not finite. Look at the model's logits.")
+    return maps.reshape(len(maps), -1), maps.shape
+
+
+def _same_shape(first: np.ndarray, second: np.ndarray) -> None:
+    if np.shape(first) != np.shape(second):
+        raise UsageError(
+            f"Maps of shape {np.shape(first)} and {np.shape(second)} cannot be compared. Both "
+            "must be (N, H, W) of the same size."
+        )
+
+
+def _stack(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    if len({np.shape(one) for one in maps}) != 1:
+        raise UsageError("Agreement needs at least one map, and all maps of the same size.")
+    return np.stack([np.asarray(one, np.float64) for one in maps])
+
+
+def _evidence(maps: np.ndarray) -> np.ndarray:
+    """Return positive values, flat (N, H * W); the rest is zero."""
+    return np.maximum(_checked(maps)[0], 0.0)
+
+
+def _scaled_evidence(maps: np.ndarray) -> np.ndarray:
+    """Return the positive part of each map scaled to 0..1, (N, H, W)."""
+    flat = _evidence(maps)
+    top = np.percentile(flat, _DRAWN_PERCENTILE, axis=1, keepdims=True)
+    top = np.where(top > 0, top, flat.max(axis=1, keepdims=True))
+    scaled = np.clip(flat / np.where(top > 0, top, 1.0), 0.0, 1.0)
+    return scaled.reshape(np.shape(maps))
+
+
+def _membership(maps: np.ndarray, share: float) -> np.ndarray:
+    """Return how far each pixel belongs to the strongest, (N, H * W), ``share`` on average."""
+    flat = _evidence(maps)
+    places = share * flat.shape[1]
+    member = np.zeros_like(flat)
+    for row, values in enumerate(flat):
+        last = np.sort(values)[::-1][int(np.ceil(places)) - 1]
+        above, tied = values > last, values == last
+        member[row, above] = 1.0
+        member[row, tied] = (places - above.sum()) / tied.sum()
+    return member
