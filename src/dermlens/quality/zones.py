@@ -1,0 +1,100 @@
+"""Where on a lesion does an explanation look: core, border band, surrounding skin, image border?
+
+A dermatologist reads a lesion by zones: structures in its core, how abruptly it ends at its border,
+and the skin around. Evidence on the image's own border ring is none of these: dark corners, rulers
+and gel lie there. An automated proxy; it was not validated by clinicians.
+"""
+
+import numpy as np
+
+from dermlens.errors import UsageError
+
+ZONES: tuple[str, ...] = ("core", "border", "skin", "ring")
+"""Names by label: lesion core, band along its outline, surrounding skin, image border ring."""
+CORE, BORDER, SKIN, RING = range(len(ZONES))
+
+BAND_SHARE = 0.1
+"""Half width of the border band, as a share of the diameter of a disk of the lesion's area."""
+RING_SHARE = 0.05
+"""Width of the image border ring, as a share of the image's shorter side."""
+
+
+def lesion_zones(mask: np.ndarray) -> np.ndarray:
+    """Return the zone of every pixel: int8 (H, W), a position in ``ZONES``.
+
+    The band lies on both sides of the outline; where the image cuts the lesion off, the edge of
+    the image is no outline. The ring holds only what belongs to neither lesion nor band. A full
+    mask is all core; an empty one all skin and ring.
+
+    Args:
+        mask: bool (H, W), True inside the lesion.
+
+    Raises:
+        UsageError: If the mask is not two-dimensional or has no pixel.
+
+    Example:
+        >>> mask = np.zeros((60, 80), bool)
+        >>> mask[20:40, 20:60] = True
+        >>> zones = lesion_zones(mask)
+        >>> [ZONES[zones[at]] for at in ((30, 40), (20, 40), (10, 10), (0, 0))]
+        ['core', 'border', 'skin', 'ring']
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    mask = np.asarray(mask, bool)
+    if mask.ndim != 2 or mask.size == 0:
+        raise UsageError(f"A lesion mask must be (H, W), not of shape {mask.shape}.")
+    zones = np.where(border_ring(mask.shape), RING, SKIN).astype(np.int8)
+    zones[mask] = CORE
+    if mask.any() and not mask.all():
+        half_width = max(1.0, BAND_SHARE * 2 * np.sqrt(mask.sum() / np.pi))
+        distance = np.where(mask, distance_transform_edt(mask), distance_transform_edt(~mask))
+        zones[distance <= half_width] = BORDER
+    return zones
+
+
+def border_ring(size: tuple[int, ...]) -> np.ndarray:
+    """Return the image border ring: bool (H, W), at least one pixel wide.
+
+    Example:
+        >>> border_ring((3, 4)).astype(int).tolist()
+        [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
+    """
+    width = max(1, round(RING_SHARE * min(size)))
+    ring = np.ones(size, bool)
+    ring[width:-width, width:-width] = False
+    return ring
+
+
+def zone_shares(maps: np.ndarray, zones: np.ndarray) -> np.ndarray:
+    """Return the share of positive attribution in each zone: float64 (..., 4), summing to 1.
+
+    A map without positive attribution gets what a map without preference would: area shares.
+
+    Args:
+        maps: float (..., H, W).
+        zones: int (H, W), as ``lesion_zones`` returns it.
+
+    Raises:
+        UsageError: If sizes differ.
+
+    Example:
+        >>> zone_shares(np.array([[3.0, 1.0, -5.0]]), np.array([[0, 1, 2]])).tolist()
+        [0.75, 0.25, 0.0, 0.0]
+    """
+    maps, zones = np.asarray(maps, np.float64), np.asarray(zones)
+    if maps.shape[-2:] != zones.shape:
+        raise UsageError(f"Maps of {maps.shape[-2:]} do not fit zones of {zones.shape}.")
+    positive = np.maximum(maps, 0.0)
+    positive = np.where(positive.any(axis=(-2, -1), keepdims=True), positive, 1.0)
+    # Divided by the largest first, so that tiny maps lose nothing to rounding.
+    positive = positive / positive.max(axis=(-2, -1), keepdims=True)
+    sums = [(positive * (zones == zone)).sum(axis=(-2, -1)) for zone in range(len(ZONES))]
+    shares = np.stack(sums, axis=-1)
+    normalized: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
+    return normalized
+
+
+def zone_areas(zones: np.ndarray) -> np.ndarray:
+    """Return the share of the image in each zone: float64 (4,), summing to 1."""
+    return zone_shares(np.ones(np.shape(zones)), zones)
