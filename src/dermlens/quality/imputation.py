@@ -3,23 +3,15 @@
 Noisy linear imputation: Rong et al., "A consistent and efficient evaluation strategy for
 attribution methods" (ROAD), ICML 2022. A removed pixel becomes the weighted mean of its eight
 neighbors (1/6 for the four sides, 1/12 for the diagonals), themselves removed or not: a sparse
-linear system, solved exactly. A little noise hides that the result is smooth.
+linear system (``multigrid.py``). A little noise hides that the result is smooth.
 """
-
-from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import image_generator
 from dermlens.explain.fills import skin_color
-
-_NEIGHBORS = tuple(
-    (down, right, 1 / 6 if 0 in (down, right) else 1 / 12)
-    for down in (-1, 0, 1)
-    for right in (-1, 0, 1)
-    if (down, right) != (0, 0)
-)
+from dermlens.quality.multigrid import solve_removed
 
 
 def impute(
@@ -51,47 +43,14 @@ def impute(
 
 
 def _impute_one(image: np.ndarray, gone: np.ndarray, noise: float, seed: int) -> np.ndarray:
-    from scipy.sparse.linalg import splu
-
     result = image.copy()
     if not gone.any():
         return result
     if gone.all():
         filled = np.broadcast_to(skin_color(image), (int(gone.sum()), 3))
     else:
-        matrix, known = _system(image, gone)
-        filled = splu(matrix.tocsc()).solve(known)
+        filled = solve_removed(image, gone)[gone]
     generator = image_generator(seed, image)
     jitter = generator.normal(0.0, noise * 255.0, filled.shape)
     result[gone] = np.clip(filled + jitter, 0, 255)
     return result
-
-
-def _system(image: np.ndarray, gone: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return the sparse matrix over removed pixels and what known neighbors add, (R, 3)."""
-    from scipy.sparse import coo_matrix
-
-    height, width = gone.shape
-    row, column = np.nonzero(gone)
-    count = len(row)
-    number = np.full(gone.shape, -1)
-    number[row, column] = np.arange(count)
-    total = np.zeros(count)
-    known = np.zeros((count, 3))
-    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for down, right, weight in _NEIGHBORS:
-        r, c = row + down, column + right
-        here = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-        total[here] += weight
-        unknown = here.copy()
-        unknown[here] = gone[r[here], c[here]]
-        given = here & ~unknown
-        known[given] += weight * image[r[given], c[given]]
-        where = np.flatnonzero(unknown)
-        entries.append((where, number[r[unknown], c[unknown]], np.full(len(where), -weight)))
-    # At the border there are fewer neighbors; their weights are scaled to sum to one.
-    rows, columns, values = (np.concatenate(part) for part in zip(*entries, strict=True))
-    diagonal = np.arange(count)
-    rows, columns = np.concatenate([rows, diagonal]), np.concatenate([columns, diagonal])
-    matrix = coo_matrix((np.concatenate([values, total]), (rows, columns)), (count, count))
-    return matrix, known
