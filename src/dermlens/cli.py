@@ -13,6 +13,7 @@ import typer
 
 from dermlens import __version__
 from dermlens.cli_data import data_app
+from dermlens.cli_model import pack
 from dermlens.cli_options import BatchSize, Seed, parse_size
 from dermlens.errors import DermlensError
 from dermlens.progress import say
@@ -29,9 +30,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(pack)
 
 BundlePath = Annotated[
     Path, typer.Argument(help="Folder of a trained model, as train writes it (RUN/bundle).")
+]
+BundleAndImages = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[BUNDLE] IMAGE...",
+        help="Images or folders of images; before them, a bundle if it is not to be the one that "
+        "comes with dermlens.",
+    ),
 ]
 
 
@@ -124,8 +134,14 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def evaluate(
-    bundle: BundlePath,
-    data: Annotated[Path | None, typer.Argument(help="Prepared and split data set.")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[BUNDLE] [DATA]",
+            help="A bundle, if it is not to be the one that comes with dermlens, and a prepared "
+            "and split data set.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("evaluation"),
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
     images: Annotated[Path | None, typer.Option(help="Instead of DATA: folder of images.")] = None,
@@ -141,11 +157,16 @@ def evaluate(
 
     Example: dermlens evaluate runs/first/bundle DATA --out evaluation
     """
-    from dermlens.model.bundle import load_bundle
+    from dermlens.model.bundle import bundle_and_rest, load_bundle
     from dermlens.report.evaluation_report import write_evaluation
     from dermlens.serve.prediction import predict_external, predict_split
 
-    if (data is None) == (images is None) or (images is None) != (labels is None):
+    given = paths or []
+    # Of two paths the first can only be meant as a bundle, and is refused if it is none.
+    bundle, rest = (given[0], given[1:]) if len(given) == 2 else bundle_and_rest(given)
+    data = rest[0] if rest else None
+    both = data is not None and images is not None
+    if len(rest) > 1 or both or (data is None and (images is None or labels is None)):
         raise typer.BadParameter("Give either DATA, or both --images and --labels.")
     loaded = load_bundle(bundle)
     if data is not None:
@@ -153,28 +174,28 @@ def evaluate(
     else:
         assert images is not None and labels is not None
         table = predict_external(loaded, images, labels, views=views, batch_size=batch_size)
-    paths = write_evaluation(table, loaded.calibration, out, resamples=resamples, seed=seed)
-    for path in paths.values():
+    written = write_evaluation(table, loaded.calibration, out, resamples=resamples, seed=seed)
+    for path in written.values():
         say(f"Wrote {path}")
 
 
 @app.command()
 def predict(
-    bundle: BundlePath,
-    paths: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    paths: BundleAndImages,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("predictions.csv"),
     views: Annotated[int, typer.Option(help="Test-time views: 1, 4 or 8.")] = 1,
     batch_size: BatchSize = 32,
 ) -> None:
     """Predict images or folders: one row each, calibrated probabilities.
 
-    Example: dermlens predict runs/first/bundle photo.jpg folder/ --out predictions.csv
+    Example: dermlens predict photo.jpg folder/ --out predictions.csv
     """
     from dermlens.files import write_csv
-    from dermlens.model.bundle import load_bundle
+    from dermlens.model.bundle import bundle_and_rest, load_bundle
     from dermlens.serve.prediction import describe_predictions, find_images, predict_files
 
-    files = find_images(paths)
+    bundle, images = bundle_and_rest(paths)
+    files = find_images(images)
     loaded = load_bundle(bundle)
     table = predict_files(loaded, files, views=views, batch_size=batch_size)
     for line in describe_predictions(table, loaded):
@@ -186,8 +207,7 @@ def predict(
 
 @app.command()
 def explain(
-    bundle: BundlePath,
-    paths: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    paths: BundleAndImages,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("explanations"),
     methods: Annotated[
         str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
@@ -204,13 +224,14 @@ def explain(
 ) -> None:
     """Explain images: attributions.npz, overlays and explanation.json for each.
 
-    Example: dermlens explain runs/first/bundle photo.jpg --methods grad_cam,lime --target mel
+    Example: dermlens explain photo.jpg --methods grad_cam,lime --target mel
     """
-    from dermlens.model.bundle import load_bundle
+    from dermlens.model.bundle import bundle_and_rest, load_bundle
     from dermlens.report.explanation import explain_files
     from dermlens.serve.prediction import find_images
 
-    files = find_images(paths)
+    bundle, images = bundle_and_rest(paths)
+    files = find_images(images)
     written = explain_files(
         load_bundle(bundle),
         files,
@@ -255,35 +276,11 @@ def export(
         say(f"Wrote {path}")
 
 
-@app.command(name="app")
-def serve_app(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="Bundle; default the newest in demo/run or runs/*."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Default the first free from 7860.")] = None,
-    share: Annotated[bool, typer.Option("--share", help="Make a public address.")] = False,
-    auth: Annotated[str | None, typer.Option(help="NAME:PASSWORD that visitors give.")] = None,
-) -> None:
-    """Serve the web interface: upload, predict, explain.
-
-    Example: dermlens app demo/run/bundle
-    """
-    from dermlens.serve.app import find_bundle, launch
-
-    name, colon, password = (auth or "").partition(":")
-    if auth is not None and not (name and colon and password):
-        raise typer.BadParameter("Write --auth NAME:PASSWORD.")
-    credentials = None if auth is None else (name, password)
-    launch(find_bundle(bundle), host, port, share, credentials)
-
-
 @app.command("app")
 def web(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Folder of a trained model; default the newest one made here."),
+        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free from 7860.")] = None,
@@ -296,7 +293,8 @@ def web(
 
     Example: dermlens app runs/first/bundle --port 7860
     """
-    from dermlens.serve.app import find_bundle, launch, parse_auth
+    from dermlens.model.bundle import find_bundle
+    from dermlens.serve.app import launch, parse_auth
 
     launch(find_bundle(bundle), host, port, share, parse_auth(auth))
 

@@ -224,6 +224,9 @@ def test_progressive_resizing_ends_at_the_full_size(tiny, prepared, tmp_path):
     assert (prepared / "cache" / "24x32").is_dir()
     # The score at the small size does not compete.
     assert stored["training"]["early_epochs"] == 2
+    assert stored["training"]["best_epoch"] == 3
+    with pytest.raises(UsageError, match="no effect without early_size"):
+        configuration(epochs=3, early_epochs=2)
     with pytest.raises(UsageError, match="leave at least one epoch"):
         configuration(epochs=2, early_size=(24, 32), early_epochs=2)
 

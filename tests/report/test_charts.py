@@ -213,7 +213,7 @@ def history(phases: list[str], scores: list[float]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "phase": phases,
-            "epoch": np.arange(count),
+            "epoch": [phases[: k + 1].count(phase) for k, phase in enumerate(phases)],
             "train_loss": np.linspace(2, 1, count),
             "validation_loss": np.linspace(2.2, 1.1, count),
             "validation_accuracy": np.linspace(0.3, 0.6, count),
@@ -223,10 +223,10 @@ def history(phases: list[str], scores: list[float]) -> pd.DataFrame:
     )
 
 
-def test_training_curves_mark_the_best_epoch_of_fine_tuning() -> None:
-    # The head phase reached more, but the bundle holds an epoch of fine-tuning.
-    recorded = history(["head"] * 2 + ["finetuning"] * 3, [0.3, 0.9, 0.5, 0.8, 0.7])
-    left, right = charts.training_curves(recorded).axes
+def test_training_curves_mark_the_kept_epoch_of_fine_tuning() -> None:
+    # Neither the head phase nor a better epoch that did not compete is marked.
+    recorded = history(["head"] * 2 + ["finetuning"] * 3, [0.3, 0.9, 0.85, 0.8, 0.7])
+    left, right = charts.training_curves(recorded, best_epoch=2).axes
     assert (title(left), title(right)) == ("Loss", "Validation")
     for line, column in zip(left.lines, ("train_loss", "validation_loss"), strict=False):
         assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
@@ -240,8 +240,15 @@ def test_training_curves_mark_the_best_epoch_of_fine_tuning() -> None:
     assert set(left.lines[-1].get_xdata()) == {2.5}
 
 
+def test_training_curves_without_a_kept_epoch_mark_none() -> None:
+    recorded = history(["head"] * 2 + ["finetuning"], [0.3, 0.9, 0.85])
+    for best in (None, 2):
+        _, right = charts.training_curves(recorded, best).axes
+        assert [text.get_text() for text in right.texts] == ["fine-tuning"]
+
+
 def test_training_curves_of_one_phase_have_no_boundary() -> None:
-    left, right = charts.training_curves(history(["finetuning"] * 3, [0.5, 0.6, 0.4])).axes
+    left, right = charts.training_curves(history(["finetuning"] * 3, [0.5, 0.6, 0.4]), 2).axes
     assert len(left.lines) == 2 and len(right.lines) == 4
     assert [text.get_text() for text in right.texts] == ["0.600"]
 

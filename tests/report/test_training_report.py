@@ -32,6 +32,7 @@ def run_folder(folder: Path, how: Augmentation) -> Bundle:
     history = pd.DataFrame(
         {
             "phase": ["finetuning"] * 3,
+            "epoch": [1, 2, 3],
             "train_loss": [2.0, 1.5, 1.2],
             "validation_loss": [2.1, 1.6, 1.7],
             "validation_accuracy": scores,
@@ -44,7 +45,7 @@ def run_folder(folder: Path, how: Augmentation) -> Bundle:
         model=build_classifier(architecture),
         architecture=architecture,
         calibration=Calibration(),
-        training={"augmentation": how.to_json()},
+        training={"augmentation": how.to_json(), "best_epoch": 2},
         data={},
         history=history,
         split=pd.DataFrame({"image_id": ["a"]}),

@@ -1,7 +1,5 @@
 """What the web interface does and shows, and the page behind a real server."""
 
-import os
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image
 
 from dermlens.data.images import load_image
 from dermlens.diagnoses import DIAGNOSES
-from dermlens.errors import DataError, DermlensError, ModelError, UsageError
+from dermlens.errors import DataError, DermlensError, UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
 from dermlens.model.bundle import Bundle
@@ -223,19 +221,6 @@ def test_errors_become_sentences() -> None:
     assert next(running) == 1
     with pytest.raises(gr.Error, match="No"):
         next(running)
-
-
-def test_newest_bundle_is_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="make demo"):
-        serving.find_bundle(None, tmp_path)
-    now = time.time()
-    for age, name in ((30, "demo/run"), (10, "runs/second"), (20, "runs/first")):
-        folder = tmp_path / name / "bundle"
-        folder.mkdir(parents=True)
-        (folder / "bundle.json").write_text("{}")
-        os.utime(folder / "bundle.json", (now - age, now - age))
-    assert serving.find_bundle(None, tmp_path) == tmp_path / "runs/second/bundle"
-    assert serving.find_bundle(Path("mine"), tmp_path) == Path("mine")
 
 
 def test_auth_needs_name_and_password() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from dermlens.data.duplicates import near_duplicates
 from dermlens.data.manifest import SPLITS, class_counts, read_manifest, write_manifest
 from dermlens.diagnoses import CODES
-from dermlens.errors import DataError
+from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json, write_csv, write_json
 
 FRACTIONS: dict[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
@@ -30,7 +30,10 @@ def split_data_set(
 
     Raises:
         DataError: If a diagnosis has fewer lesions than there are splits.
+        UsageError: If the seed is negative.
     """
+    if seed < 0:
+        raise UsageError(f"The seed must not be negative, but is {seed}.")
     data = Path(data)
     table = read_manifest(data)
     pairs = near_duplicates(data, table, read_checks(data))

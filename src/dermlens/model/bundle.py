@@ -5,6 +5,7 @@
     BUNDLE/bundle.json    version, classes, input size, calibration, decision rule, training
                           configuration, data fingerprint, checksums of the other files
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
+    BUNDLE/outlier.npz    directions and means of the outlier detector
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, lesion_id, dx, split
 
@@ -12,6 +13,7 @@ Loading builds the network from its description and copies weights into it: noth
 and no stored code is run.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +27,16 @@ from dermlens.errors import ModelError
 from dermlens.files import folder_beside, read_json, sha256_of_file, write_csv, write_json
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
-from dermlens.model.prediction import Predictor
+from dermlens.model.outlier import OutlierDetector
+from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name
 
 if TYPE_CHECKING:
     import keras
 
 FORMAT = 1
+SHIPPED = Path(__file__).parents[1] / "pretrained" / "ham10000"
+"""The bundle that comes with the package."""
 NON_COMMERCIAL = (
     "The weights were trained on HAM10000 (CC BY-NC 4.0) and are for non-commercial use only."
 )
@@ -47,6 +52,7 @@ class Bundle:
         calibration: Temperature, decision rule and operating points.
         facts: The whole content of ``bundle.json``.
         model: Keras model, images (N, H, W, 3) RGB 0..255 to logits (N, classes).
+        outlier: Tells images apart that are unlike the training images; None in old bundles.
     """
 
     path: Path
@@ -54,6 +60,7 @@ class Bundle:
     calibration: Calibration
     facts: dict[str, Any]
     model: "keras.Model" = field(repr=False)
+    outlier: OutlierDetector | None = field(repr=False, default=None)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,6 +76,11 @@ class Bundle:
     def synthetic(self) -> bool:
         """True if the model was trained on drawn images only."""
         return bool(self.facts["data"].get("synthetic", False))
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The fine-tuning epoch (1 is the first) whose weights were kept."""
+        return self.facts["training"].get("best_epoch")
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -88,6 +100,83 @@ class Bundle:
         """Return logits, float32 (N, classes), of images uint8 or float (N, H, W, 3), 0..255."""
         return self.predictor(batch_size).logits(images, views=views)
 
+    def logits_and_outlier_scores(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray | None = None,
+        *,
+        views: int = 1,
+        batch_size: int = 32,
+        advance: Callable[..., None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return logits and outlier scores from the same forward passes.
+
+        Args:
+            images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
+            rows: int (N,): which images, in which order; default all.
+            views: Test-time views; features are averaged over them as logits are.
+            batch_size: Images per pass.
+            advance: Called with the number of images done.
+
+        Returns:
+            float32 (N, C), and float64 (N,) or None where the bundle has no detector.
+        """
+        if self.outlier is None:
+            predictor = self.predictor(batch_size)
+            return predictor.logits(images, rows, views=views, advance=advance), None
+        if batch_size not in self._joint:
+            self._joint[batch_size] = Predictor(
+                with_features(self.model),
+                transposed=lambda: with_features(self._transposed()),
+                batch_size=batch_size,
+            )
+        joined = self._joint[batch_size].logits(images, rows, views=views, advance=advance)
+        logits, features = split_features(joined, len(self.classes))
+        return logits, self.outlier.scores(features)
+
+    @cached_property
+    def _joint(self) -> dict[int, Predictor]:
+        return {}
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether a folder holds the description of a bundle."""
+    return (Path(path) / "bundle.json").is_file()
+
+
+def find_bundle(given: Path | None = None, folder: Path = Path()) -> Path:
+    """Return the bundle to use: the given one, else the shipped one, else the newest made here.
+
+    Args:
+        given: Folder of a bundle, or None.
+        folder: Where ``demo/run/bundle`` and ``runs/*/bundle`` are looked for.
+
+    Raises:
+        ModelError: If none is given and none is found.
+    """
+    if given is not None:
+        return Path(given)
+    if is_bundle(SHIPPED):
+        return SHIPPED
+    candidates = [folder / "demo" / "run" / "bundle", *folder.glob("runs/*/bundle")]
+    facts = [path / "bundle.json" for path in candidates if is_bundle(path)]
+    if not facts:
+        raise ModelError(
+            "No trained model was found in the package, demo/run/bundle or runs/*/bundle. Run "
+            "'make demo' to train one in minutes, or name a bundle."
+        )
+    return max(facts, key=lambda path: path.stat().st_mtime).parent
+
+
+def bundle_and_rest(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Split what a command was given into a bundle and the rest.
+
+    A first path that is a bundle is taken; otherwise the bundle is left out and found.
+    """
+    if paths and is_bundle(paths[0]):
+        return Path(paths[0]), list(paths[1:])
+    return find_bundle(), list(paths)
+
 
 def save_bundle(
     path: Path,
@@ -99,6 +188,7 @@ def save_bundle(
     data: dict[str, Any],
     history: pd.DataFrame,
     split: pd.DataFrame,
+    outlier: OutlierDetector | None = None,
     dtype: str = "float32",
 ) -> Bundle:
     """Write a bundle atomically and return it.
@@ -112,6 +202,7 @@ def save_bundle(
         data: Name, fingerprint and counts of the data set.
         history: Training record.
         split: Columns image_id, lesion_id, dx, split.
+        outlier: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
     """
     license_note = NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT"
@@ -119,6 +210,11 @@ def save_bundle(
         save_by_name(model, folder / "weights.h5", dtype=dtype)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "split.csv", split)
+        names = ["weights.h5", "history.csv", "split.csv"]
+        if outlier is not None:
+            arrays: dict[str, Any] = {k: v.astype(dtype) for k, v in outlier.arrays().items()}
+            np.savez(folder / "outlier.npz", **arrays)
+            names.append("outlier.npz")
         facts = {
             "format": FORMAT,
             "dermlens_version": __version__,
@@ -128,13 +224,11 @@ def save_bundle(
             "data": data,
             "license": license_note,
             "storage": dtype,
-            "sha256": {
-                name: sha256_of_file(folder / name)
-                for name in ("weights.h5", "history.csv", "split.csv")
-            },
+            "outlier": None if outlier is None else outlier.to_json(),
+            "sha256": {name: sha256_of_file(folder / name) for name in names},
         }
         write_json(folder / "bundle.json", facts)
-    return Bundle(Path(path), architecture, calibration, facts, model)
+    return Bundle(Path(path), architecture, calibration, facts, model, outlier)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -145,7 +239,7 @@ def load_bundle(path: Path) -> Bundle:
             missing or changed.
     """
     path = Path(path)
-    if not (path / "bundle.json").is_file():
+    if not is_bundle(path):
         raise ModelError(
             f"{path} is not a bundle: it holds no bundle.json. Give the folder that "
             "'dermlens train' wrote as RUN/bundle."
@@ -164,7 +258,14 @@ def load_bundle(path: Path) -> Bundle:
     load_all_by_name(model, path / "weights.h5")
     model.trainable = False
     calibration = Calibration.from_json(facts["calibration"])
-    return Bundle(path, architecture, calibration, facts, model)
+    return Bundle(path, architecture, calibration, facts, model, _load_outlier(path, facts))
+
+
+def _load_outlier(path: Path, facts: dict[str, Any]) -> OutlierDetector | None:
+    if facts.get("outlier") is None:
+        return None
+    with np.load(path / "outlier.npz", allow_pickle=False) as arrays:
+        return OutlierDetector.from_stored(facts["outlier"], arrays)
 
 
 def _check_files(path: Path, facts: dict[str, Any]) -> None:

@@ -91,6 +91,8 @@ class TrainingConfiguration:
                 raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"The seed must lie in 0..2^32-1, not {self.seed}.")
+        if self.early_epochs and self.early_size is None:
+            raise UsageError("early_epochs has no effect without early_size. Give both.")
         if self.early_size is not None and self.early_epochs >= self.epochs:
             raise UsageError("early_epochs must leave at least one epoch at the full size.")
 

@@ -33,7 +33,11 @@ _ISIC_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 
 def predictions_table(
-    rows: pd.DataFrame, logits: np.ndarray, calibration: Calibration
+    rows: pd.DataFrame,
+    logits: np.ndarray,
+    calibration: Calibration,
+    outlier_scores: np.ndarray | None = None,
+    outlier_threshold: float = np.inf,
 ) -> pd.DataFrame:
     """Put predictions beside what is known about the images.
 
@@ -41,11 +45,14 @@ def predictions_table(
         rows: Manifest rows, or any table with at least image_id; (N).
         logits: (N, C).
         calibration: Of the bundle.
+        outlier_scores: Of the bundle's outlier detector, (N,), or None.
+        outlier_threshold: Of the detector.
 
     Returns:
         Columns image_id, lesion_id, dx, dx_type, age, sex, localization, then ``logit_<dx>`` and
-        ``probability_<dx>`` per class, ``p_malignant``, ``predicted`` (stored decision rule) and
-        ``predicted_argmax``. A missing lesion_id becomes the image_id.
+        ``probability_<dx>`` per class, ``p_malignant``, ``predicted`` (stored decision rule),
+        ``predicted_argmax`` and, with a detector, ``outlier_score`` and ``abstain`` (the image
+        is unlike the training images). A missing lesion_id becomes the image_id.
     """
     table = pd.DataFrame({name: rows.get(name) for name in _DESCRIPTION}, index=rows.index)
     table["lesion_id"] = table.lesion_id.where(table.lesion_id.notna(), table.image_id)
@@ -58,6 +65,9 @@ def predictions_table(
     added["p_malignant"] = probabilities[:, malignant].sum(axis=1)
     added["predicted"] = codes[calibration.decide(logits)]
     added["predicted_argmax"] = codes[logits.argmax(axis=1)]
+    if outlier_scores is not None:
+        added["outlier_score"] = outlier_scores
+        added["abstain"] = outlier_scores > outlier_threshold
     return pd.concat([table, pd.DataFrame(added, index=rows.index)], axis=1).reset_index(drop=True)
 
 
@@ -71,10 +81,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is missing. Run 'dermlens evaluate' first.")
     table = pd.read_csv(path, dtype=object)
     numbers = [str(c) for c in table.columns]
-    numbers = [c for c in numbers if c.startswith(("logit_", "probability_", "p_")) or c == "age"]
+    plain = ("age", "outlier_score")
+    numbers = [c for c in numbers if c.startswith(("logit_", "probability_", "p_")) or c in plain]
     for column in numbers:
         # Python's float reads exactly what was written; pandas' default parser need not.
         table[column] = [float("nan") if pd.isna(v) else float(v) for v in table[column]]
+    if "abstain" in table.columns:
+        table["abstain"] = table.abstain.astype(str) == "True"
     needed = ("image_id", "lesion_id", "dx", "predicted", *(f"logit_{c}" for c in CODES))
     lacking = [name for name in needed if name not in table.columns]
     if lacking:
@@ -161,6 +174,8 @@ def metrics_from_predictions(
     }
     result["uncalibrated"] = _uncalibrated(data, one)
     result["per_lesion"] = _per_lesion(table, data, calibration)
+    if "abstain" in table.columns:
+        result["abstention"] = _abstention(table, data, calibration)
     result["subgroups"] = _subgroups(table, data, calibration)
     result["n_images"] = len(table)
     result["n_lesions"] = int(table.lesion_id.nunique())
@@ -230,6 +245,26 @@ def _operating_points(
 def _uncalibrated(data: dict[str, np.ndarray], one: np.ndarray) -> dict[str, float]:
     raw = metrics.probability_metrics(softmax(data["logits"]), data["labels"], one)
     return {name: float(raw[name][0]) for name in ("ece", "brier", "nll")}
+
+
+def _abstention(
+    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
+) -> dict[str, Any]:
+    """How many images the outlier detector turns away, and how good the rest is."""
+    away = table.abstain.to_numpy(bool)
+    kept = {name: values[~away] for name, values in data.items()}
+    accuracy = float("nan")
+    if len(kept["labels"]):
+        figures = _figures(kept, np.ones((1, len(kept["labels"]))), len(calibration.classes))
+        accuracy = float(figures["balanced_accuracy"][0])
+    return {
+        "rate": float(away.mean()),
+        "per_class": {
+            code: float(away[data["labels"] == k].mean()) if (data["labels"] == k).any() else None
+            for k, code in enumerate(calibration.classes)
+        },
+        "balanced_accuracy_of_the_rest": accuracy,
+    }
 
 
 def _per_lesion(

@@ -248,6 +248,11 @@ class Finetuning:
         say(f"Resuming after epoch {facts['next_epoch']} of {self._configuration.epochs}.")
         return int(facts["next_epoch"])
 
+    @property
+    def best_epoch(self) -> int:
+        """The kept epoch; 1 is the first."""
+        return self._best_epoch + 1
+
     def best_weights(self) -> list[np.ndarray]:
         """Return the averaged weights of the best epoch, in the model's order."""
         with np.load(self._best_path, allow_pickle=False) as stored:

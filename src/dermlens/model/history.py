@@ -88,12 +88,6 @@ class History:
         """Return all rows."""
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
 
-    def best_epoch(self) -> int:
-        """Return the fine-tuning epoch (1 is the first) with the best validation score."""
-        table = self.table()
-        table = table[table.phase == "finetuning"].reset_index(drop=True)
-        return int(table.epoch[int(table.validation_balanced_accuracy.argmax())])
-
     def data_facts(self) -> dict[str, Any]:
         """Return name, size and counts of the data set, for the bundle."""
         summary = read_json(self._data.folder / "dataset.json")

@@ -114,3 +114,24 @@ def _padded(batch: np.ndarray, size: int) -> np.ndarray:
         return batch
     filler = np.repeat(batch[-1:], size - len(batch), axis=0)
     return np.concatenate([batch, filler])
+
+
+def with_features(model: Any) -> Any:
+    """Return a classifier's network that puts its pooled features behind its logits.
+
+    Args:
+        model: From ``build_classifier``: images to logits (N, C).
+
+    Returns:
+        Keras model with the same weights, images to (N, C + D); see ``split_features``.
+    """
+    import keras
+
+    pooled = model.get_layer("pool").output
+    joined = keras.layers.Concatenate(dtype="float32")([model.output, pooled])
+    return keras.Model(model.input, joined)
+
+
+def split_features(joined: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (N, C) and pooled features (N, D) of what ``with_features`` gives."""
+    return joined[:, :classes], joined[:, classes:]

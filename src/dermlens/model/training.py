@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.manifest import class_counts, select_split
 from dermlens.errors import ModelError
 from dermlens.files import read_json, write_csv, write_json
 from dermlens.model.bundle import Bundle, load_bundle, save_bundle
-from dermlens.model.calibration import fit_calibration
 from dermlens.model.checkpoint import read_facts
 from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.finetuning import Finetuning
+from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
 from dermlens.model.history import History
-from dermlens.model.prediction import Predictor
 from dermlens.model.training_data import TrainingData, load_training_data
 from dermlens.model.weights import Coverage, full_coverage, load_by_name, no_coverage
 from dermlens.progress import duration, progress, say
@@ -68,8 +66,7 @@ def train(
         _head_phase(model, training_data, configuration, out, history)
     finetuning = Finetuning(model, coverage, configuration, training_data, out, history)
     finetuning.run()
-    best = finetuning.best_weights()
-    bundle = _finish(out, best, coverage, configuration, training_data, history)
+    bundle = _finish(out, finetuning, coverage, configuration, training_data, history)
     say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
     return bundle
 
@@ -151,7 +148,7 @@ def _head_phase(
 
 def _finish(
     out: Path,
-    weights: list[np.ndarray],
+    finetuning: Finetuning,
     coverage: Coverage,
     configuration: TrainingConfiguration,
     data: TrainingData,
@@ -160,16 +157,9 @@ def _finish(
     """Build the float32 model, calibrate it on validation and save the bundle."""
     architecture = configuration.architecture
     model = build_classifier(architecture, seed=configuration.seed)
-    model.set_weights(weights)
-    rows = data.rows["validation"]
-    logits = Predictor(model).logits(data.images(architecture.input_size), rows)
-    counts = class_counts(select_split(data.table, "train"))
-    calibration = fit_calibration(
-        logits,
-        data.labels[rows],
-        np.array([counts[code] for code in architecture.classes]),
-        data.table.lesion_id.to_numpy()[rows],
-        seed=configuration.seed,
+    model.set_weights(finetuning.best_weights())
+    calibration, outlier = fit_on_data(
+        model, architecture, data, seed=configuration.seed, batch_size=configuration.batch_size
     )
     bundle = save_bundle(
         out / "bundle",
@@ -180,11 +170,12 @@ def _finish(
             **configuration.to_json(),
             "weights": Path(configuration.weights).name,
             "uncovered_layers": list(coverage.uncovered),
-            "best_epoch": history.best_epoch(),
+            "best_epoch": finetuning.best_epoch,
         },
         data={"fingerprint": data.fingerprint, **history.data_facts()},
         history=history.table(),
         split=data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
+        outlier=outlier,
     )
     write_csv(out / "split.csv", data.table.loc[:, ["image_id", "split"]])
     shutil.rmtree(out / "checkpoint", ignore_errors=True)

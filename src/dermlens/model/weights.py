@@ -4,6 +4,7 @@ One format for pretrained weights and for our own bundles, so that a bundle's we
 another training, and any HDF5 tool can read them. Nothing is ever unpickled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
     Args:
         model: From ``build_classifier``.
         path: ``.h5`` file to write.
-        dtype: ``"float32"``, or ``"float16"`` to halve the file.
+        dtype: ``"float32"``, or ``"float16"`` to halve the file (kernels only: statistics and
+            biases are small, and variances can leave the range of float16).
     """
     import h5py
 
@@ -69,8 +71,18 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
             names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, value in zip(names, layer.get_weights(), strict=True):
-                group.create_dataset(name, data=np.asarray(value, dtype=dtype), compression="gzip")
+                stored = value.astype(_storage(value, dtype))
+                group.create_dataset(name, data=stored, compression="gzip")
     return Path(path)
+
+
+def _storage(value: np.ndarray, dtype: str) -> str:
+    return dtype if value.ndim > 1 else "float32"
+
+
+def rounded(weights: Sequence[np.ndarray], dtype: str) -> list[np.ndarray]:
+    """Return weights as they come back from a file that ``save_by_name`` wrote."""
+    return [w.astype(_storage(w, dtype)).astype(np.float32) for w in weights]
 
 
 def load_by_name(model: Any, path: Path) -> Coverage:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def training_curves(history: pd.DataFrame) -> "Figure":
-    """Draw loss, accuracy and balanced accuracy over epochs, and mark the best epoch.
+def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> "Figure":
+    """Draw loss, accuracy and balanced accuracy over epochs, and mark the kept epoch.
 
     Args:
         history: As ``history.csv`` holds it.
+        best_epoch: Fine-tuning epoch (1 is the first) whose weights were kept; epochs at a
+            smaller size do not compete, so it need not be the highest point.
     """
     with style():
         figure = new_figure(10, 3.4)
@@ -37,13 +39,13 @@ def training_curves(history: pd.DataFrame) -> "Figure":
         for column, color, label in lines:
             right.plot(epochs, history[column], color=color, label=label)
         fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
-        if len(fine):
-            scores = history.validation_balanced_accuracy.to_numpy()[fine]
-            best = fine[int(np.argmax(scores))]
-            right.plot(epochs[best], scores.max(), "o", color=ACCENT)
+        kept = fine[history.epoch.to_numpy()[fine] == best_epoch]
+        if len(kept):
+            place = (epochs[kept[0]], history.validation_balanced_accuracy.to_numpy()[kept[0]])
+            right.plot(*place, "o", color=ACCENT)
             right.annotate(
-                f"{scores.max():.3f}",
-                (epochs[best], scores.max()),
+                f"{place[1]:.3f}",
+                place,
                 (0, 7),
                 textcoords="offset points",
                 ha="center",

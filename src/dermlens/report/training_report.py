@@ -23,8 +23,9 @@ _VARIANTS = 6
 def write_training_figures(run: Path, data: Path) -> list[Path]:
     """Write ``training_curves.png`` and ``augmentation.png`` into a finished run."""
     bundle = load_bundle(Path(run) / "bundle")
+    curves = training_curves(bundle.history, bundle.best_epoch)
     return [
-        write_figure(Path(run) / "training_curves.png", training_curves(bundle.history)),
+        write_figure(Path(run) / "training_curves.png", curves),
         write_figure(Path(run) / "augmentation.png", augmentation_preview(bundle, data)),
     ]
 

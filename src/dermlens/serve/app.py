@@ -15,7 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dermlens.errors import DermlensError, ModelError, UsageError
+from dermlens.errors import DermlensError, UsageError
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.progress import say
 from dermlens.serve import app_page
@@ -36,28 +36,6 @@ EXAMPLES: tuple[tuple[str, int], ...] = (
 """Diagnosis and seed of the drawn examples."""
 _SECONDS_KEPT = 900
 _QUEUE = 64
-
-
-def find_bundle(given: Path | None, folder: Path = Path()) -> Path:
-    """Return the bundle to serve: the given one, else the newest one made in ``folder``.
-
-    Args:
-        given: Folder of a bundle, or None.
-        folder: Where ``demo/run/bundle`` and ``runs/*/bundle`` are looked for.
-
-    Raises:
-        ModelError: If none is given and none is found.
-    """
-    if given is not None:
-        return Path(given)
-    candidates = [folder / "demo" / "run" / "bundle", *folder.glob("runs/*/bundle")]
-    facts = [path / "bundle.json" for path in candidates if (path / "bundle.json").is_file()]
-    if not facts:
-        raise ModelError(
-            "No trained model was found in demo/run/bundle or runs/*/bundle. Run 'make demo' to "
-            "train one in minutes, or name a bundle: dermlens app BUNDLE."
-        )
-    return max(facts, key=lambda path: path.stat().st_mtime).parent
 
 
 def parse_auth(text: str | None) -> tuple[str, str] | None:

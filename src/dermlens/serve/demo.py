@@ -112,7 +112,8 @@ def _report(out: Path, bundle: Bundle, baseline: float) -> Path:
     )
     _data_section(page, data)
     page.section("Training", f"{bundle.history.seconds.sum():.0f} seconds of training.")
-    page.figure(charts.training_curves(bundle.history), "Loss and validation scores by epoch.")
+    curves = charts.training_curves(bundle.history, bundle.best_epoch)
+    page.figure(curves, "Loss and validation scores by epoch.")
     page.figure((out / "run" / "augmentation.png").read_bytes(), "What training images look like.")
     page.section(
         "How good is it?",

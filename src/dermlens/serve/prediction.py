@@ -32,8 +32,17 @@ def predict_split(
     rows = np.flatnonzero(table.image_id.isin(chosen.image_id))
     images = cached_images(data, table, bundle.input_size)
     with progress("Predicting", len(rows)) as advance:
-        logits = bundle.predictor(batch_size).logits(images, rows, views=views, advance=advance)
-    return predictions_table(table.iloc[rows], logits, bundle.calibration)
+        found = bundle.logits_and_outlier_scores(
+            images, rows, views=views, batch_size=batch_size, advance=advance
+        )
+    return _table(bundle, table.iloc[rows], *found)
+
+
+def _table(
+    bundle: Bundle, rows: pd.DataFrame, logits: np.ndarray, scores: np.ndarray | None
+) -> pd.DataFrame:
+    threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
+    return predictions_table(rows, logits, bundle.calibration, scores, threshold)
 
 
 def predict_external(
@@ -53,8 +62,8 @@ def predict_external(
     if len(here) < len(known):
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
-    logits = _logits(bundle, [files[i] for i in here.image_id], views, batch_size)
-    return predictions_table(here, logits, bundle.calibration)
+    found = _predicted(bundle, [files[i] for i in here.image_id], views, batch_size)
+    return _table(bundle, here, *found)
 
 
 def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
@@ -72,14 +81,20 @@ def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
     return files
 
 
-def _logits(bundle: Bundle, files: Sequence[Path], views: int, batch_size: int) -> np.ndarray:
-    predictor = bundle.predictor(batch_size)
-    results = []
+def _predicted(
+    bundle: Bundle, files: Sequence[Path], views: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    logits, scores = [], []
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
             chunk = [load_image(path, bundle.input_size) for path in files[start : start + _CHUNK]]
-            results.append(predictor.logits(np.stack(chunk), views=views, advance=advance))
-    return np.concatenate(results)
+            found = bundle.logits_and_outlier_scores(
+                np.stack(chunk), views=views, batch_size=batch_size, advance=advance
+            )
+            logits.append(found[0])
+            scores.append(found[1])
+    known = [part for part in scores if part is not None]
+    return np.concatenate(logits), np.concatenate(known) if known else None
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -119,21 +134,17 @@ def predict_files(
         One row per file: path, image_id, predictions, ``flag_<point>`` for each operating point,
         ``error`` (empty where all went well).
     """
-    predictor = bundle.predictor(batch_size)
     parts = []
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
-            parts.append(_predict_chunk(bundle, predictor, files[start : start + _CHUNK], views))
+            parts.append(_predict_chunk(bundle, files[start : start + _CHUNK], views, batch_size))
             advance(len(parts[-1]))
     return pd.concat(parts, ignore_index=True)
 
 
 def _predict_chunk(
-    bundle: Bundle, predictor: object, files: Sequence[Path], views: int
+    bundle: Bundle, files: Sequence[Path], views: int, batch_size: int
 ) -> pd.DataFrame:
-    from dermlens.model.prediction import Predictor
-
-    assert isinstance(predictor, Predictor)
     images, errors = [], []
     for path in files:
         try:
@@ -144,11 +155,17 @@ def _predict_chunk(
     rows = pd.DataFrame({"path": [str(p) for p in files], "image_id": [p.stem for p in files]})
     rows["error"] = errors
     good = np.array([error == "" for error in errors])
-    logits = np.full((len(files), len(bundle.classes)), np.nan)
+    logits = np.zeros((len(files), len(bundle.classes)))
+    scores = None if bundle.outlier is None else np.zeros(len(files))
     if images:
-        logits[good] = predictor.logits(np.stack(images), views=views)
+        found, distances = bundle.logits_and_outlier_scores(
+            np.stack(images), views=views, batch_size=batch_size
+        )
+        logits[good] = found
+        if scores is not None and distances is not None:
+            scores[good] = distances
     calibration = bundle.calibration
-    table = predictions_table(rows, np.nan_to_num(logits), calibration)
+    table = _table(bundle, rows, logits, scores)
     table = table.drop(columns=["lesion_id", "dx", "dx_type", "age", "sex", "localization"])
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, point in calibration.operating_points.items():
@@ -171,6 +188,8 @@ def describe_predictions(table: pd.DataFrame, bundle: Bundle, limit: int = 20) -
         line = f"{row['path']}: {by_code(code).name} ({code}), p = {row[f'probability_{code}']:.2f}"
         if row.get("flag_melanoma") and code != "mel":
             line += f"; melanoma not excluded (p = {row['probability_mel']:.2f})"
+        if row.get("abstain"):
+            line += "; UNLIKE THE TRAINING IMAGES, do not rely on this"
         lines.append(line)
     if len(table) > limit:
         lines.append(f"… and {len(table) - limit} more in the file.")

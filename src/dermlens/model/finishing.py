@@ -1,0 +1,110 @@
+"""From trained weights to a bundle: everything that is fitted on features and on validation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.manifest import class_counts, select_split
+from dermlens.errors import DataError, UsageError
+from dermlens.model.bundle import Bundle, load_bundle, save_bundle
+from dermlens.model.calibration import Calibration, fit_calibration
+from dermlens.model.classifier import Architecture
+from dermlens.model.outlier import OutlierDetector, fit_outlier_detector, with_threshold
+from dermlens.model.prediction import Predictor, split_features, with_features
+from dermlens.model.training_data import TrainingData, load_training_data
+from dermlens.model.weights import rounded
+from dermlens.progress import progress
+
+
+def fit_on_data(
+    model: Any,
+    architecture: Architecture,
+    data: TrainingData,
+    *,
+    seed: int,
+    batch_size: int = 32,
+    dtype: str = "float32",
+) -> tuple[Calibration, OutlierDetector]:
+    """Fit temperature, decision rule and thresholds on validation, and the outlier detector.
+
+    Args:
+        model: float32 classifier with its final weights.
+        architecture: Its description.
+        data: The data set it was trained on.
+        seed: Of the resampling behind the decision rule.
+        batch_size: Images per pass.
+        dtype: How the detector will be stored; its threshold is that of the stored one.
+    """
+    rows = np.concatenate([data.rows["train"], data.rows["validation"]])
+    images = data.images(architecture.input_size)
+    predictor = Predictor(with_features(model), batch_size=batch_size)
+    with progress("Calibrating", len(rows)) as advance:
+        joined = predictor.logits(images, rows, advance=advance)
+    logits, features = split_features(joined, len(architecture.classes))
+    known, held = slice(0, len(data.rows["train"])), slice(len(data.rows["train"]), None)
+    counts = class_counts(select_split(data.table, "train"))
+    calibration = fit_calibration(
+        logits[held],
+        data.labels[data.rows["validation"]],
+        np.array([counts[code] for code in architecture.classes]),
+        data.table.lesion_id.to_numpy()[data.rows["validation"]],
+        seed=seed,
+    )
+    detector = fit_outlier_detector(
+        features[known],
+        data.labels[data.rows["train"]],
+        features[held],
+        classes=len(architecture.classes),
+    )
+    return calibration, with_threshold(detector.stored_as(dtype), features[held])
+
+
+def _splits(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(table.image_id, table.split, strict=True))
+
+
+def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") -> Bundle:
+    """Write a bundle with smaller weights, everything fitted again to the weights as stored.
+
+    Args:
+        bundle_path: Bundle of a finished run.
+        data: The data set it was trained on, split as it was then.
+        out: Folder to write.
+        dtype: Storage of weights, ``"float16"`` or ``"float32"``.
+
+    Raises:
+        UsageError: If the storage is unknown.
+        ModelError: If the bundle cannot be loaded.
+        DataError: If the data set is not split, or not the one of the bundle.
+    """
+    if dtype not in ("float16", "float32"):
+        raise UsageError(f"Unknown storage {dtype!r}. Use float16 or float32.")
+    bundle_path = Path(bundle_path)
+    bundle = load_bundle(bundle_path)
+    training_data = load_training_data(data)
+    mine, theirs = pd.read_csv(bundle_path / "split.csv"), training_data.table
+    same_images = bundle.facts["data"].get("fingerprint") == training_data.fingerprint
+    if not same_images or _splits(mine) != _splits(theirs):
+        raise DataError(
+            f"{data} is not the data set {bundle_path} was trained on (other images or another "
+            "split). Prepare and split it as then."
+        )
+    bundle.model.set_weights(rounded(bundle.model.get_weights(), dtype))
+    seed = int(bundle.facts["training"].get("seed", 0))
+    calibration, outlier = fit_on_data(
+        bundle.model, bundle.architecture, training_data, seed=seed, dtype=dtype
+    )
+    return save_bundle(
+        out,
+        model=bundle.model,
+        architecture=bundle.architecture,
+        calibration=calibration,
+        training=bundle.facts["training"],
+        data=bundle.facts["data"],
+        history=bundle.history,
+        split=training_data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
+        outlier=outlier,
+        dtype=dtype,
+    )

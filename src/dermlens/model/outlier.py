@@ -1,0 +1,178 @@
+"""Is an image like those the model was trained on? A distance in feature space.
+
+The score is the Mahalanobis distance of the pooled features to the nearest class mean, with one
+covariance shared by all classes (Lee et al., "A simple unified framework for detecting
+out-of-distribution samples and adversarial attacks", NeurIPS 2018). The covariance is shrunk
+(Ledoit & Wolf, 2004) and stored as its strongest directions and one variance for all the others
+(probabilistic PCA; Tipping & Bishop, 1999), which keeps it small and well conditioned.
+
+The threshold is chosen on validation images, which the network was not fitted to, so that a given
+share of ordinary images is turned away; what it turns away elsewhere is measured by ``evaluate``.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import ModelError
+
+FALSE_REJECTS = 0.02
+"""Share of validation images that the threshold turns away."""
+DIRECTIONS = 64
+_ARRAYS = ("means", "basis", "variances")
+
+
+@dataclass(frozen=True)
+class OutlierDetector:
+    """Tells images apart that are unlike all training images.
+
+    Attributes:
+        means: Mean features of each class, float32 (C, D).
+        basis: Orthonormal directions of the largest variance, float32 (D, K).
+        variances: Variance along them, float32 (K,).
+        rest: Variance along every other direction.
+        threshold: Images with a larger score are unlike the training images.
+        false_rejects: Share of validation images above the threshold.
+        images: Training images the distance was fitted to.
+    """
+
+    means: np.ndarray
+    basis: np.ndarray
+    variances: np.ndarray
+    rest: float
+    threshold: float
+    false_rejects: float
+    images: int
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Return the distance to the nearest class, float64 (N,), about 1 for training images.
+
+        Args:
+            features: Pooled features, (N, D).
+        """
+        features = np.asarray(features, np.float64)
+        basis = self.basis.astype(np.float64)
+        distances = []
+        for mean in self.means.astype(np.float64):
+            difference = features - mean
+            along = difference @ basis
+            others = np.maximum((difference**2).sum(1) - (along**2).sum(1), 0.0)
+            distances.append((along**2 / self.variances).sum(1) + others / self.rest)
+        return np.sqrt(np.min(distances, axis=0) / features.shape[1])
+
+    def rejected(self, features: np.ndarray) -> np.ndarray:
+        """Return which images are unlike the training images, bool (N,)."""
+        return self.scores(features) > self.threshold
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what is stored as arrays."""
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+    def stored_as(self, dtype: str) -> "OutlierDetector":
+        """Return the detector as it comes back from arrays stored in a number type."""
+        means, basis, variances = (
+            array.astype(dtype).astype(np.float32) for array in self.arrays().values()
+        )
+        return replace(self, means=means, basis=basis, variances=variances)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is stored as JSON types."""
+        return {
+            "kind": "mahalanobis_nearest_class",
+            "rest": self.rest,
+            "threshold": self.threshold,
+            "false_rejects_on_validation": self.false_rejects,
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_stored(cls, facts: dict[str, Any], arrays: Any) -> "OutlierDetector":
+        """Build from what ``to_json`` and ``arrays`` returned.
+
+        Raises:
+            ModelError: If something is missing.
+        """
+        try:
+            return cls(
+                **{name: np.asarray(arrays[name], np.float32) for name in _ARRAYS},
+                rest=float(facts["rest"]),
+                threshold=float(facts["threshold"]),
+                false_rejects=float(facts["false_rejects_on_validation"]),
+                images=int(facts["images"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"The outlier detector stored in the bundle is incomplete ({error}). "
+                "Save the bundle again with 'dermlens pack'."
+            ) from error
+
+
+def fit_outlier_detector(
+    features: np.ndarray,
+    labels: np.ndarray,
+    validation: np.ndarray,
+    *,
+    classes: int,
+    false_rejects: float = FALSE_REJECTS,
+    directions: int = DIRECTIONS,
+) -> OutlierDetector:
+    """Fit the distance on training features and its threshold on validation features.
+
+    Args:
+        features: Pooled features of training images, (N, D).
+        labels: Their class positions, int (N,).
+        validation: Pooled features of validation images, (M, D).
+        classes: Number of classes; one without training images gets no mean.
+        false_rejects: Share of validation images to turn away, 0..1.
+        directions: Largest number of directions that keep a variance of their own.
+
+    Raises:
+        ModelError: If there are no images, or a feature is not finite.
+
+    Example:
+        >>> generator = np.random.default_rng(0)
+        >>> ordinary = generator.normal(size=(500, 8))
+        >>> detector = fit_outlier_detector(
+        ...     ordinary[:400], np.zeros(400, int), ordinary[400:], classes=1, false_rejects=0.05
+        ... )
+        >>> detector.rejected(np.full((1, 8), 9.0)).tolist(), detector.false_rejects
+        ([True], 0.05)
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    features = np.asarray(features, np.float64)
+    if len(features) < 2 or len(validation) == 0 or not np.isfinite(features).all():
+        raise ModelError(
+            "The outlier detector needs training and validation images with finite features. "
+            "Lower the learning rate if training diverged."
+        )
+    present = [c for c in range(classes) if (labels == c).any()]
+    means = np.stack([features[labels == c].mean(axis=0) for c in present])
+    within = features - means[np.searchsorted(present, labels)]
+    covariance, _ = ledoit_wolf(within, assume_centered=True)
+    values, vectors = np.linalg.eigh(covariance)
+    # A feature that never varies would make any change of it infinitely far.
+    values = np.maximum(values[::-1], 1e-6 * max(float(values.max()), 1e-12))
+    kept = min(directions, len(values) - 1)
+    detector = OutlierDetector(
+        means=means.astype(np.float32),
+        basis=vectors[:, ::-1][:, :kept].astype(np.float32),
+        variances=values[:kept].astype(np.float32),
+        rest=float(values[kept:].mean()),
+        threshold=np.inf,
+        false_rejects=0.0,
+        images=len(features),
+    )
+    return with_threshold(detector, validation, false_rejects)
+
+
+def with_threshold(
+    detector: OutlierDetector, validation: np.ndarray, false_rejects: float = FALSE_REJECTS
+) -> OutlierDetector:
+    """Return the detector with the threshold that turns away a share of validation images."""
+    scores = np.sort(detector.scores(validation))
+    allowed = int(np.floor(false_rejects * len(scores) + 1e-9))
+    threshold = float(scores[len(scores) - 1 - allowed])
+    share = float((scores > threshold).mean())
+    return replace(detector, threshold=threshold, false_rejects=share)
