@@ -12,6 +12,7 @@ from dermlens.quality.agreement import (
     disagreement_map,
     mean_agreement,
     normalized_ranks,
+    smoothed,
     spearman,
     structural_similarity,
     top_overlap,
@@ -147,6 +148,20 @@ def test_mean_agreement_across_families() -> None:
     assert mean_agreement(matrix, ["a", "a", "b"]) == pytest.approx(0.3)
     assert np.isnan(mean_agreement(matrix, ["a", "a", "a"]))
     assert np.isnan(mean_agreement(np.ones((1, 1))))
+
+
+def test_smoothing_compares_areas_and_keeps_ties() -> None:
+    area = np.zeros((1, 48, 64))
+    area[0, 12:36, 16:48] = 1.0
+    pixels = area * np.random.default_rng(1).integers(0, 2, area.shape) * 2
+    assert spearman(area, pixels)[0] < 0.7
+    assert spearman(smoothed(area), smoothed(pixels))[0] > 0.95
+    assert np.array_equal(smoothed(np.full((1, 48, 64), 0.3)), np.full((1, 48, 64), 0.3))
+    soft = smoothed(area)
+    assert soft[0, 0, 0] == 0 and soft[0, 24, 32] == 1  # far from the edge nothing changes
+    assert smoothed(1e6 * area) == pytest.approx(1e6 * soft)
+    both = smoothed(np.concatenate([area, 5 * pixels]))
+    assert np.array_equal(both[:1], soft)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -19,9 +19,38 @@ import numpy as np
 from dermlens.errors import UsageError
 
 TOP_SHARE = 0.2
+COMMON_DETAIL = 1 / 24
+"""Of ``smoothed``: the Gaussian is then half as wide as a patch, a piece or a cell."""
+_TIE_DECIMALS = 9
 _SSIM_SIGMA = 1.5
 _SSIM_CONSTANTS = (0.01**2, 0.03**2)
 _DRAWN_PERCENTILE = 99.5
+
+
+def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
+    """Return maps brought to a common resolution: float64 (N, H, W).
+
+    Gradients give every pixel its own value, the other methods give values to patches, pieces and
+    cells, each about a sixth of the image's shorter side wide. Compared pixel by pixel, a gradient
+    map would agree with nothing; smoothed by a Gaussian, areas are compared. Equal neighbors stay
+    exactly equal, so ties survive.
+
+    Args:
+        maps: float (N, H, W).
+        share: Standard deviation of the Gaussian as a share of the shorter side.
+
+    Raises:
+        UsageError: If maps are not (N, H, W), or hold a value that is not finite.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    flat, shape = _checked(maps)
+    largest = np.abs(flat).max(axis=1)[:, None, None]
+    scale = np.where(largest > 0, largest, 1.0)
+    sigma = share * min(shape[1:])
+    blurred = gaussian_filter(flat.reshape(shape) / scale, (0, sigma, sigma), mode="nearest")
+    # Without rounding, what was one tie would be ordered by rounding errors.
+    return np.round(blurred, _TIE_DECIMALS) * scale
 
 
 def normalized_ranks(maps: np.ndarray) -> np.ndarray:

@@ -196,12 +196,12 @@ def attribution_figure(
     with style():
         figure = new_figure(2.9 * used, (2.9 * height / width + 0.55) * rows + 0.3)
         grid = figure.subplots(rows, used, squeeze=False).ravel()
-        _show(grid[0], _with_lesion(image, lesion), "image")
+        show_panel(grid[0], with_lesion(image, lesion), "image")
         for axes, panel in zip(grid[1:], panels, strict=False):
             drawn = overlay(image, panel.values, opacity=opacity, signed=panel.signed)
             if percentile is not None:
                 drawn = contour(drawn, panel.values, percentile=percentile)
-            _show(axes, _with_lesion(drawn, lesion), panel.title)
+            show_panel(axes, with_lesion(drawn, lesion), panel.title)
             axes.set_xlabel(panel.note, fontsize=8)
             _color_bar(figure, axes, panel.signed)
         for axes in grid[len(panels) + 1 :]:
@@ -211,12 +211,14 @@ def attribution_figure(
         return figure
 
 
-def _with_lesion(image: np.ndarray, lesion: np.ndarray | None) -> np.ndarray:
+def with_lesion(image: np.ndarray, lesion: np.ndarray | None) -> np.ndarray:
+    """Return an image with a lesion's outline drawn on it, if there is one."""
     image = np.asarray(image, np.uint8)
     return image if lesion is None else outline(image, lesion, LESION_COLOR)
 
 
-def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
+def show_panel(axes: "Axes", image: np.ndarray, title: str) -> None:
+    """Draw an image into axes, without ticks, under a small title."""
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -224,12 +226,23 @@ def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
 
 
 def _color_bar(figure: "Figure", axes: "Axes", signed: bool) -> None:
+    words = {-1.0: "against", 0.0: "0", 1.0: "for"} if signed else {0.0: "least", 1.0: "most"}
+    color_bar(figure, axes, words, SIGNED_MAP if signed else UNSIGNED_MAP)
+
+
+def color_bar(figure: "Figure", axes: Any, words: Mapping[float, str], color_map: str) -> None:
+    """Add a color bar from the least to the greatest of the values that ``words`` names.
+
+    Args:
+        figure: Figure that the axes belong to.
+        axes: Axes, or a list of them, beside which it stands.
+        words: Text at each value, in rising order.
+        color_map: Name of a matplotlib map.
+    """
     import matplotlib as mpl
 
-    words = {-1.0: "against", 0.0: "0", 1.0: "for"} if signed else {0.0: "least", 1.0: "most"}
     scale = mpl.cm.ScalarMappable(
-        mpl.colors.Normalize(min(words), 1.0),
-        mpl.colormaps[SIGNED_MAP if signed else UNSIGNED_MAP],
+        mpl.colors.Normalize(min(words), max(words)), mpl.colormaps[color_map]
     )
     bar: Any = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.02, ticks=list(words))
     bar.ax.set_yticklabels(words.values(), fontsize=7, color=INK)
@@ -262,9 +275,9 @@ def attribution_grid(
         grid = figure.subplots(*shape, squeeze=False)
         for row, image in enumerate(images):
             lesion = None if lesions is None else lesions[row]
-            _show(grid[row, 0], _with_lesion(image, lesion), "image" if row == 0 else "")
+            show_panel(grid[row, 0], with_lesion(image, lesion), "image" if row == 0 else "")
             grid[row, 0].set_ylabel(labels[row], fontsize=7)
             for column, (name, values) in enumerate(maps.items(), start=1):
                 drawn = overlay(image, values[row], opacity=opacity, signed=signed[name])
-                _show(grid[row, column], _with_lesion(drawn, lesion), name if row == 0 else "")
+                show_panel(grid[row, column], with_lesion(drawn, lesion), name if row == 0 else "")
         return figure
