@@ -1,0 +1,250 @@
+"""The four experiments on one image: side by side, compared, at several scales, by class.
+
+Everything that can be shared is: all classes come from one set of perturbed images, LIME and
+Kernel SHAP from one set of masks, the scales take over what the methods have computed, and every
+network function is traced once and serves all images.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import class_index
+from dermlens.errors import UsageError
+from dermlens.explain.base import Attribution, Cost, Explainer, Network
+from dermlens.explain.contrast import SignedCAM, contrast, of_class, runner_up
+from dermlens.explain.multiscale import MultiScale, MultiScaleResult
+from dermlens.explain.registry import SIX, create, method
+from dermlens.explain.score import Logit
+from dermlens.explain.segment_bank import SegmentBank
+from dermlens.model.bundle import Bundle
+from dermlens.report.comparison import Comparison, Discrimination, Reading, compare_methods
+from dermlens.report.comparison_facts import facts_of
+from dermlens.report.summary import summarize
+
+STEPS = ("reading", "combined", "agreement", "scales", "discrimination")
+"""Names of the parts in the order in which they are ready."""
+NO_CONTRAST = "counts evidence for a class only, none against it, so two classes have no difference"
+Advance = Callable[[str], None]
+"""Called with the name of each finished piece of work: ``STEPS`` and names of methods."""
+
+
+class Comparer:
+    """Runs the four experiments with one model that is loaded and traced once.
+
+    Args:
+        bundle: Trained model.
+        methods: Names in the registry; those of the combined visualization.
+        batch_size: Images per pass; bounds memory.
+
+    Raises:
+        UsageError: If no method is given or one is unknown.
+        ExplanationError: If the model cannot be explained by one of them.
+    """
+
+    def __init__(
+        self, bundle: Bundle, methods: Sequence[str] = SIX, *, batch_size: int = 16
+    ) -> None:
+        self.bundle, self.batch_size = bundle, batch_size
+        self.methods = tuple(method(name).name for name in dict.fromkeys(methods))
+        if not self.methods:
+            raise UsageError("No method is chosen. Name at least one.")
+        model, classes = bundle.model, bundle.classes
+        shared = bool({"lime", "shap"} & set(self.methods))
+        bank = SegmentBank(model) if shared else None
+        self.explainers: dict[str, Explainer] = {
+            name: create(
+                name, model, classes=classes, **({"bank": bank} if name in ("lime", "shap") else {})
+            )
+            for name in self.methods
+        }
+        self._cam = SignedCAM(model, classes=classes)
+        self._network = Network(model)
+        self._scales = MultiScale(model, bank=bank, classes=classes)
+
+    def compare(
+        self,
+        image: np.ndarray,
+        *,
+        target: str | int | None = None,
+        against: str | int | None = None,
+        lesion: np.ndarray | None = None,
+        seed: int = 0,
+        advance: Advance | None = None,
+    ) -> Comparison:
+        """Run all experiments on one image; arguments as in ``steps``."""
+        *_, last = self.steps(
+            image, target=target, against=against, lesion=lesion, seed=seed, advance=advance
+        )
+        return last
+
+    def steps(
+        self,
+        image: np.ndarray,
+        *,
+        target: str | int | None = None,
+        against: str | int | None = None,
+        lesion: np.ndarray | None = None,
+        seed: int = 0,
+        advance: Advance | None = None,
+    ) -> Iterator[Comparison]:
+        """Run the experiments one after the other.
+
+        Args:
+            image: uint8 RGB (H, W, 3) at the model's input size.
+            target: Diagnosis to explain; None for the one the bundle decides on.
+            against: A diagnosis to contrast it with, beside the runner-up.
+            lesion: Outline of the lesion, bool (H, W), or None.
+            seed: Sets everything random.
+            advance: Called with the name of each finished method and experiment.
+
+        Yields:
+            The comparison after the reading, after each method, and after each experiment; the
+            last one is complete and has the summary.
+
+        Raises:
+            UsageError: If a class is unknown, the target is contrasted with itself, or the
+                outline does not fit the image.
+            ExplanationError: If the image does not fit the model.
+        """
+        done = advance or (lambda name: None)
+        known, reading = self._read(image, target, against, lesion)
+        state = Comparison(self.bundle.classes, reading)
+        done("reading")
+        yield state
+        for name in self.methods:
+            result = self._explain(name, reading, known, seed)
+            state = replace(state, combined={**state.combined, name: result})
+            done(name)
+            yield state
+        state = replace(state, agreement=compare_methods(state.combined))
+        done("agreement")
+        yield state
+        state = replace(state, scales=self._at_scales(reading, state.combined, seed))
+        done("scales")
+        yield state
+        state = replace(state, discrimination=self._discriminate(reading, known, seed))
+        done("discrimination")
+        yield replace(state, summary=summarize(facts_of(state, synthetic=self.bundle.synthetic)))
+
+    def _read(
+        self,
+        image: np.ndarray,
+        target: str | int | None,
+        against: str | int | None,
+        lesion: np.ndarray | None,
+    ) -> tuple[dict[tuple[str, int], np.ndarray], Reading]:
+        """Return signed CAMs by method and class, where one pass gives all, and the reading."""
+        import time
+
+        classes, calibration = self.bundle.classes, self.bundle.calibration
+        if lesion is not None and np.shape(lesion) != np.shape(image)[:2]:
+            raise UsageError(
+                f"An outline of {np.shape(lesion)} does not fit an image of "
+                f"{np.shape(image)[:2]}. Fit both to the model's input size."
+            )
+        wanted = [None if one is None else class_index(one, classes) for one in (target, against)]
+        known: dict[tuple[str, int], np.ndarray] = {}
+        start = time.perf_counter()
+        if self._cam.closed(Logit()):
+            result = self._cam.attribute(image[None], "all")
+            logits = result.scores[0]
+            known = {("grad_cam", goal): one for goal, one in enumerate(result.maps[0])}
+        else:
+            logits = np.asarray(self._network.logits(np.asarray(image[None], np.float32)))[0]
+        cost = Cost(1, 0, time.perf_counter() - start)
+        values = calibration.adjusted(logits[None])[0]
+        decision = int(calibration.decide(logits[None])[0])
+        goal = decision if wanted[0] is None else wanted[0]
+        if wanted[1] == goal:
+            raise UsageError(
+                f"{classes[goal]} cannot be contrasted with itself. Choose another diagnosis."
+            )
+        second = runner_up(values, goal)
+        others = (second,) if wanted[1] in (None, second) else (second, wanted[1])
+        return known, Reading(
+            image=np.asarray(image),
+            lesion=None if lesion is None else np.asarray(lesion, bool),
+            logits=logits,
+            probabilities=calibration.probabilities(logits[None])[0],
+            values=values,
+            decision=decision,
+            target=goal,
+            others=tuple(int(one) for one in others if one is not None),
+            cost=cost,
+        )
+
+    def _explain(
+        self, name: str, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int
+    ) -> Attribution:
+        """Explain the target; maps of other classes that come for free are put into ``known``."""
+        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
+        explainer, image = self.explainers[name], reading.image[None]
+        if method(name).family == "perturbation":
+            every = explainer.attribute(image, "all", **options)
+            known |= {(name, goal): one for goal, one in enumerate(every.maps[0])}
+            return of_class(every, reading.target)
+        result = explainer.attribute(image, reading.target, **options)
+        if name != "grad_cam":
+            known[name, reading.target] = result.maps[0]
+        return result
+
+    def _at_scales(
+        self, reading: Reading, combined: Mapping[str, Attribution], seed: int
+    ) -> MultiScaleResult:
+        return self._scales.explain(
+            reading.image,
+            reading.target,
+            known=combined.get("occlusion"),
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+
+    def _discriminate(
+        self, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int
+    ) -> Discrimination:
+        """Contrast target and others; ``known`` holds maps by method and class, and grows."""
+        free = ("grad_cam",) if ("grad_cam", reading.target) in known else ()
+        names = [name for name in dict.fromkeys((*free, *self.methods)) if self._linear(name)]
+        left_out = {name: NO_CONTRAST for name in self.methods if name not in names}
+        cost = Cost()
+        contrasts = {
+            other: tuple(
+                contrast(
+                    name,
+                    *(
+                        self._signed_map(name, reading, goal, known, seed, cost)
+                        for goal in (reading.target, other)
+                    ),
+                )
+                for name in names
+            )
+            for other in reading.others
+        }
+        return Discrimination(contrasts, left_out, cost)
+
+    def _linear(self, name: str) -> bool:
+        return name == "grad_cam" or self.explainers[name].signed
+
+    def _signed_map(
+        self,
+        name: str,
+        reading: Reading,
+        goal: int,
+        known: dict[tuple[str, int], np.ndarray],
+        seed: int,
+        cost: Cost,
+    ) -> np.ndarray:
+        """Return a method's signed map for a class, (H, W), from ``known`` or computed."""
+        if (name, goal) not in known:
+            explainer: Explainer = self._cam if name == "grad_cam" else self.explainers[name]
+            result = explainer.attribute(
+                reading.image[None], goal, batch_size=self.batch_size, seed=seed
+            )
+            cost.forward += result.cost.forward
+            cost.backward += result.cost.backward
+            cost.seconds += result.cost.seconds
+            known[name, goal] = result.maps[0]
+        return known[name, goal]

@@ -1,0 +1,152 @@
+"""What the four experiments on one image give: typed results, filled as they are ready."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dermlens.explain.base import Attribution, Cost
+from dermlens.explain.contrast import ClassContrast
+from dermlens.explain.multiscale import MultiScaleResult
+from dermlens.explain.registry import method
+from dermlens.quality.agreement import (
+    agreement_matrices,
+    consensus_map,
+    disagreement_map,
+    mean_agreement,
+    smoothed,
+)
+from dermlens.report.summary import Summary
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model says about an image, and what is explained.
+
+    Attributes:
+        image: What the model saw, uint8 (H, W, 3).
+        lesion: Outline of the lesion, bool (H, W), or None.
+        logits: float32 (C,).
+        probabilities: Calibrated, float64 (C,).
+        values: Decision values: calibrated logits less the prior correction, float64 (C,).
+        decision: Class position that the stored rule chooses.
+        target: Class position explained.
+        others: Class positions it is contrasted with: the runner-up, then any chosen one.
+        cost: What was paid.
+    """
+
+    image: np.ndarray
+    lesion: np.ndarray | None
+    logits: np.ndarray
+    probabilities: np.ndarray
+    values: np.ndarray
+    decision: int
+    target: int
+    others: tuple[int, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the methods agree on one image.
+
+    Attributes:
+        methods: Names in the registry.
+        families: Family of each method.
+        matrices: By measure (``quality.agreement.MEASURES``), float64 (M, M).
+        consensus: Mean normalized rank, float64 (H, W), 0..1.
+        disagreement: Its spread over methods, float64 (H, W), 0..0.5.
+    """
+
+    methods: tuple[str, ...]
+    families: tuple[str, ...]
+    matrices: Mapping[str, np.ndarray]
+    consensus: np.ndarray
+    disagreement: np.ndarray
+
+    @property
+    def between_families(self) -> float:
+        """Mean Spearman correlation of methods of different families; NaN if there is one."""
+        return mean_agreement(self.matrices["spearman"], self.families)
+
+    def extremes(self) -> tuple[tuple[str, str, float], tuple[str, str, float]] | None:
+        """Return the two methods that agree most and the two that agree least; None for one."""
+        rows, columns = np.triu_indices(len(self.methods), k=1)
+        if not len(rows):
+            return None
+        values = self.matrices["spearman"][rows, columns]
+
+        def pair(at: int) -> tuple[str, str, float]:
+            return self.methods[rows[at]], self.methods[columns[at]], float(values[at])
+
+        return pair(int(values.argmax())), pair(int(values.argmin()))
+
+
+@dataclass(frozen=True)
+class Discrimination:
+    """The target against other classes.
+
+    Attributes:
+        contrasts: By class position of the other, one entry per method that is linear in the
+            score.
+        left_out: Methods that have no contrast, with the reason.
+        cost: What was paid here.
+    """
+
+    contrasts: Mapping[int, tuple[ClassContrast, ...]]
+    left_out: Mapping[str, str]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The experiments as far as they are ready; None stands for what is still to come.
+
+    Attributes:
+        classes: Codes in the order of the logits.
+        reading: What the model says.
+        combined: One result per method, in the order asked for.
+        agreement: Of the methods.
+        scales: Maps at several scales.
+        discrimination: Target against other classes.
+        summary: Sentences and warnings; made last.
+    """
+
+    classes: tuple[str, ...]
+    reading: Reading
+    combined: Mapping[str, Attribution] = field(default_factory=dict)
+    agreement: Agreement | None = None
+    scales: MultiScaleResult | None = None
+    discrimination: Discrimination | None = None
+    summary: Summary | None = None
+
+    @property
+    def target(self) -> str:
+        """Code of the explained diagnosis."""
+        return self.classes[self.reading.target]
+
+    def costs(self) -> dict[str, Cost]:
+        """Return what was paid by part and method; shared work is counted where it was done."""
+        paid = {"reading": self.reading.cost}
+        paid |= {name: result.cost for name, result in self.combined.items()}
+        if self.scales is not None:
+            paid["scales"] = self.scales.cost
+        if self.discrimination is not None:
+            paid["discrimination"] = self.discrimination.cost
+        return paid
+
+
+def compare_methods(results: Mapping[str, Attribution]) -> Agreement:
+    """Return how far methods agree on one image; maps are brought to a common resolution first.
+
+    Args:
+        results: By method, each of the same single image.
+    """
+    maps = smoothed(np.stack([result.maps[0] for result in results.values()]))
+    return Agreement(
+        tuple(results),
+        tuple(method(name).family for name in results),
+        agreement_matrices(maps),
+        consensus_map(maps),
+        disagreement_map(maps),
+    )

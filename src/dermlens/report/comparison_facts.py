@@ -1,0 +1,131 @@
+"""From the results of a comparison to the numbers of its summary."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from dermlens.explain.contrast import negative_share
+from dermlens.explain.multiscale import MultiScaleResult
+from dermlens.explain.registry import method
+from dermlens.quality.agreement import smoothed, spearman
+from dermlens.quality.localization import relevance_mass
+from dermlens.quality.zones import ZONES, border_ring, lesion_zones, zone_areas, zone_shares
+from dermlens.report.comparison import Comparison
+from dermlens.report.facts import Facts, odds_of
+
+Maps = Mapping[str, np.ndarray]
+
+
+def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
+    """Return the numbers of a comparison that a summary is made of.
+
+    Args:
+        comparison: With agreement, scales and discrimination, or as far as it is ready.
+        synthetic: True if the model was trained on drawn images only.
+    """
+    reading, classes = comparison.reading, comparison.classes
+    other = reading.others[-1]
+    maps = {name: result.maps[0] for name, result in comparison.combined.items()}
+    signed = {name: maps[name] for name, r in comparison.combined.items() if r.signed}
+    contrasts = (
+        {} if comparison.discrimination is None else comparison.discrimination.contrasts[other]
+    )
+    by_method = {one.method: one for one in contrasts}
+    agreement = comparison.agreement
+    extremes = None if agreement is None else agreement.extremes()
+    margin = float(reading.values[reading.target] - reading.values[other])
+    return Facts(
+        target=comparison.target,
+        decision=classes[reading.decision],
+        other=classes[other],
+        probabilities=dict(zip(classes, map(float, reading.probabilities), strict=True)),
+        odds=odds_of(margin),
+        agreement=float("nan") if agreement is None else agreement.between_families,
+        closest=None if extremes is None else extremes[0],
+        farthest=None if extremes is None else extremes[1],
+        against={name: float(negative_share(one[None])[0]) for name, one in signed.items()},
+        for_other={name: one.share_for_other for name, one in by_method.items()},
+        discrimination={name: one.discrimination for name, one in by_method.items()},
+        scale_agreement=agreement_of_scales(comparison.scales),
+        completeness_gap=_detail(comparison, "integrated_gradients", "completeness_gap"),
+        r2=_detail(comparison, "lime", "r2"),
+        synthetic=synthetic,
+        titles={name: method(name).title for name in (*maps, *by_method)},
+        **_places(
+            reading.lesion,
+            maps,
+            {name: -one for name, one in signed.items()},
+            {name: -one.values for name, one in by_method.items()},
+        ),
+    )
+
+
+def agreement_of_scales(scales: MultiScaleResult | None) -> float:
+    """Return the mean rank correlation of maps of different kinds of scale; NaN if not known."""
+    if scales is None:
+        return float("nan")
+    maps = dict(enumerate(smoothed(np.stack([one.values for one in scales.maps]))))
+    pairs = [
+        (maps[a], maps[b])
+        for a, b in combinations(maps, 2)
+        if scales.maps[a].kind != scales.maps[b].kind
+    ]
+    if not pairs:
+        return float("nan")
+    first, second = (np.stack(side) for side in zip(*pairs, strict=True))
+    return float(spearman(first, second).mean())
+
+
+def _detail(comparison: Comparison, name: str, detail: str) -> float:
+    if name not in comparison.combined:
+        return float("nan")
+    return float(comparison.combined[name].details[detail][0])
+
+
+def _places(
+    lesion: np.ndarray | None, maps: Maps, against: Maps, for_other: Maps
+) -> dict[str, Any]:
+    """Return what is said about places; without an outline only the border ring is known."""
+    if not maps:
+        return {}
+    size = next(iter(maps.values())).shape
+    if lesion is None or not lesion.any():
+        ring = border_ring(size)
+        return {
+            "ring": {n: float(relevance_mass(m[None], ring[None])[0]) for n, m in maps.items()},
+            "ring_area": float(ring.mean()),
+        }
+    zones = lesion_zones(lesion)
+    areas = zone_areas(zones)
+    shares = {name: zone_shares(one, zones) for name, one in maps.items()}
+    means = np.mean(list(shares.values()), axis=0)
+    return {
+        "inside": {n: float(relevance_mass(m[None], lesion[None])[0]) for n, m in maps.items()},
+        "lesion_area": float(lesion.mean()),
+        "zones": dict(zip(ZONES, map(float, means), strict=True)),
+        "zone_areas": dict(zip(ZONES, map(float, areas), strict=True)),
+        "ring": {name: float(share[ZONES.index("ring")]) for name, share in shares.items()},
+        "ring_area": float(areas[ZONES.index("ring")]),
+        "against_zone": densest_zone(list(against.values()), zones),
+        "for_other_zone": densest_zone(list(for_other.values()), zones),
+    }
+
+
+def densest_zone(maps: list[np.ndarray], zones: np.ndarray) -> str:
+    """Return the zone with most positive attribution per pixel, on average over maps.
+
+    Empty if no map has any positive attribution.
+
+    Args:
+        maps: float (H, W) each.
+        zones: int (H, W), as ``lesion_zones`` returns it.
+    """
+    found = [one for one in maps if (one > 0).any()]
+    if not found:
+        return ""
+    shares = zone_shares(np.stack(found), zones).mean(axis=0)
+    areas = zone_areas(zones)
+    density = np.where(areas > 0, shares / np.where(areas > 0, areas, 1.0), -1.0)
+    return ZONES[int(density.argmax())]

@@ -1,0 +1,119 @@
+"""The numbers that a summary is made of, and how they are written for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import exp, log
+from statistics import mean
+
+from dermlens.diagnoses import CODES, by_code
+
+ZONE_WORDS = {
+    "core": "in the core of the lesion",
+    "border": "along its border",
+    "skin": "on the surrounding skin",
+    "ring": "on the image's border ring",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The numbers that a summary is made of. Shares are 0..1; NaN or empty means not known.
+
+    Attributes:
+        target: Code of the explained diagnosis.
+        decision: Code of the model's decision.
+        other: Code of the diagnosis it is contrasted with.
+        probabilities: Calibrated, by code.
+        odds: By which the decision rule prefers the target over the other; below 1 it prefers the
+            other.
+        inside: Share of positive evidence inside the outline, by method; empty without outline.
+        lesion_area: Share of the image inside the outline; NaN without one.
+        zones: Mean over methods of the share of positive evidence, by zone; empty without outline.
+        zone_areas: Share of the image, by zone.
+        ring: Share of positive evidence on the image border ring, by method.
+        ring_area: Share of the image that the ring covers.
+        agreement: Mean rank correlation of methods of different families.
+        closest: The two methods that agree most, and how far; None with one method.
+        farthest: The two methods that agree least, and how far.
+        against: Share of all evidence that speaks against the target, by signed method.
+        against_zone: Zone with most evidence against the target per pixel; empty without outline.
+        for_other: Share of the contrast that speaks for the other diagnosis, by method.
+        for_other_zone: Zone with most evidence for the other per pixel; empty without outline.
+        discrimination: Of the evidence for target and other, by method.
+        scale_agreement: Mean rank correlation between kinds of scale.
+        completeness_gap: Of Integrated Gradients, relative.
+        r2: Of LIME.
+        synthetic: True if the model was trained on drawn images only.
+        titles: Names of methods for people.
+    """
+
+    target: str
+    decision: str
+    other: str
+    probabilities: Mapping[str, float]
+    odds: float
+    inside: Mapping[str, float] = field(default_factory=dict)
+    lesion_area: float = float("nan")
+    zones: Mapping[str, float] = field(default_factory=dict)
+    zone_areas: Mapping[str, float] = field(default_factory=dict)
+    ring: Mapping[str, float] = field(default_factory=dict)
+    ring_area: float = float("nan")
+    agreement: float = float("nan")
+    closest: tuple[str, str, float] | None = None
+    farthest: tuple[str, str, float] | None = None
+    against: Mapping[str, float] = field(default_factory=dict)
+    against_zone: str = ""
+    for_other: Mapping[str, float] = field(default_factory=dict)
+    for_other_zone: str = ""
+    discrimination: Mapping[str, float] = field(default_factory=dict)
+    scale_agreement: float = float("nan")
+    completeness_gap: float = float("nan")
+    r2: float = float("nan")
+    synthetic: bool = False
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def enrichment(self) -> float:
+        """Evidence per pixel inside the outline over that of the image; NaN if not known."""
+        if not self.inside or not self.lesion_area > 0:
+            return float("nan")
+        return mean(self.inside.values()) / self.lesion_area
+
+    @property
+    def ring_enrichment(self) -> float:
+        """Evidence per pixel on the border ring over that of the image; NaN if not known."""
+        if not self.ring or not self.ring_area > 0:
+            return float("nan")
+        return mean(self.ring.values()) / self.ring_area
+
+    def title(self, method: str) -> str:
+        """Return a method's name for people."""
+        return self.titles.get(method, method)
+
+
+def diagnosis_name(code: str) -> str:
+    """Return a diagnosis for a sentence: name in lower case and code.
+
+    Example:
+        >>> diagnosis_name("mel")
+        'melanoma (mel)'
+    """
+    if code not in CODES:
+        return code
+    name = by_code(code).name
+    return f"{name[0].lower()}{name[1:]} ({code})"
+
+
+def percent(share: float) -> str:
+    """Write a share for people.
+
+    Example:
+        >>> percent(0.724), percent(0.004), percent(0.0)
+        ('72 %', 'under 1 %', '0 %')
+    """
+    return "under 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def odds_of(margin: float) -> float:
+    """Return odds from a difference of decision values, without overflow."""
+    return exp(min(max(margin, log(1e-6)), log(1e6)))

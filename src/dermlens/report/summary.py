@@ -1,0 +1,141 @@
+"""What the numbers of a comparison mean, in sentences a dermatologist can read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isnan
+from statistics import mean, median
+
+from dermlens.report.facts import ZONE_WORDS, Facts, diagnosis_name, percent
+from dermlens.report.trust import HIGH_AGREEMENT, LOW_AGREEMENT, Doubt, doubts
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sentences on what the explanation says, and warnings.
+
+    Attributes:
+        sentences: By topic: ``diagnosis``, ``evidence``, ``place``, ``agreement``, ``against``,
+            ``other``; only those whose numbers are known.
+        warnings: Empty if no threshold is crossed.
+    """
+
+    sentences: Mapping[str, str]
+    warnings: tuple[Doubt, ...]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence on whether the explanation may be relied on."""
+        if not self.warnings:
+            return (
+                "No check gave a reason to distrust this explanation. That is no proof that it is "
+                "right."
+            )
+        one = len(self.warnings) == 1
+        reasons = "1 check gives a reason" if one else f"{len(self.warnings)} checks give reasons"
+        return f"{reasons} not to rely on this explanation as it stands."
+
+
+def summarize(facts: Facts) -> Summary:
+    """Return the sentences and warnings that the numbers call for."""
+    made = {
+        "diagnosis": _diagnosis(facts),
+        "evidence": _evidence(facts),
+        "place": _place(facts),
+        "agreement": _agreement(facts),
+        "against": _against(facts),
+        "other": _other(facts),
+    }
+    return Summary({topic: text for topic, text in made.items() if text}, doubts(facts))
+
+
+def _diagnosis(facts: Facts) -> str:
+    shown, other = facts.probabilities[facts.target], facts.probabilities[facts.other]
+    verb = "decides for" if facts.target == facts.decision else "does not decide for"
+    text = (
+        f"The model {verb} {diagnosis_name(facts.target)}, explained here, with a calibrated "
+        f"probability of {percent(shown)}. It is compared with {diagnosis_name(facts.other)}, "
+        f"{percent(other)}."
+    )
+    if facts.target == facts.decision and other > shown:
+        text += (
+            " The decision also weighs how rare a diagnosis is, so it need not be the likeliest."
+        )
+    return text
+
+
+def _evidence(facts: Facts) -> str:
+    target = diagnosis_name(facts.target)
+    if not facts.inside:
+        if not facts.ring:
+            return ""
+        return (
+            f"No outline of the lesion was given, so it is not known how much of the evidence for "
+            f"{target} lies inside. On the image's border ring, {percent(facts.ring_area)} of the "
+            f"image, lies {percent(mean(facts.ring.values()))} of it."
+        )
+    inside, enrichment = mean(facts.inside.values()), facts.enrichment
+    text = (
+        f"On average {percent(inside)} of the evidence for {target} lies inside the outline, which "
+        f"covers {percent(facts.lesion_area)} of the image: {enrichment:.1f} times its share"
+    )
+    if len(facts.inside) < 2:
+        return text + "."
+    low = min(facts.inside, key=facts.inside.__getitem__)
+    high = max(facts.inside, key=facts.inside.__getitem__)
+    return (
+        f"{text} (from {percent(facts.inside[low])} by {facts.title(low)} to "
+        f"{percent(facts.inside[high])} by {facts.title(high)})."
+    )
+
+
+def _place(facts: Facts) -> str:
+    if not facts.zones:
+        return ""
+    parts = [
+        f"{percent(facts.zones[zone])} {words} ({percent(facts.zone_areas[zone])} of the image)"
+        for zone, words in ZONE_WORDS.items()
+    ]
+    return f"It lies {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def _agreement(facts: Facts) -> str:
+    if facts.closest is None or facts.farthest is None:
+        return ""
+    pairs = [
+        f"{facts.title(one)} and {facts.title(two)} ({value:.2f})"
+        for one, two, value in (facts.closest, facts.farthest)
+    ]
+    ends = f"closest are {pairs[0]}, farthest apart {pairs[1]}"
+    if isnan(facts.agreement):
+        return f"All methods are of one family, so their agreement proves little: {ends}."
+    words = "hardly agree" if facts.agreement < LOW_AGREEMENT else "agree in part"
+    words = "agree well" if facts.agreement >= HIGH_AGREEMENT else words
+    return (
+        f"Methods of different families {words}: mean rank correlation {facts.agreement:.2f} "
+        f"(1 same order, 0 unrelated, -1 opposite); {ends}."
+    )
+
+
+def _against(facts: Facts) -> str:
+    if not facts.against:
+        return ""
+    where = f", most densely {ZONE_WORDS[facts.against_zone]}" if facts.against_zone else ""
+    count = len(facts.against)
+    methods = "the one method" if count == 1 else f"the {count} methods"
+    return (
+        f"By {methods} that can tell, {percent(mean(facts.against.values()))} of all evidence "
+        f"speaks against {diagnosis_name(facts.target)}{where}."
+    )
+
+
+def _other(facts: Facts) -> str:
+    if not facts.for_other:
+        return ""
+    other = diagnosis_name(facts.other)
+    where = f", most densely {ZONE_WORDS[facts.for_other_zone]}" if facts.for_other_zone else ""
+    return (
+        f"Where the two diagnoses differ, {percent(mean(facts.for_other.values()))} of the "
+        f"evidence speaks for {other}{where}. "
+        f"{percent(median(facts.discrimination.values()))} of the evidence for the two lies in "
+        "different places (median over methods; 0 % same places, 100 % no place in common)."
+    )
