@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from dermlens import __version__
+from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
 from dermlens.cli_model import pack
-from dermlens.cli_options import BatchSize, Seed, parse_size
+from dermlens.cli_options import BatchSize, BundleAndImages, Seed, parse_size
 from dermlens.errors import DermlensError
 from dermlens.progress import say
 
@@ -30,18 +31,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(compare)
 app.command()(pack)
 
 BundlePath = Annotated[
     Path, typer.Argument(help="Folder of a trained model, as train writes it (RUN/bundle).")
-]
-BundleAndImages = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="[BUNDLE] IMAGE...",
-        help="Images or folders of images; before them, a bundle if it is not to be the one that "
-        "comes with dermlens.",
-    ),
 ]
 
 

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,15 @@ from dermlens.errors import UsageError
 
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
+
+BundleAndImages = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[BUNDLE] IMAGE...",
+        help="Images or folders of images; before them, a bundle if it is not to be the one that "
+        "comes with dermlens.",
+    ),
+]
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -11,27 +11,27 @@ from dermlens.report.trust import HIGH_AGREEMENT, LOW_AGREEMENT, Doubt, doubts
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences on what the explanation says, and warnings.
+    """Sentences on what the explanation says, and doubts.
 
     Attributes:
         sentences: By topic: ``diagnosis``, ``evidence``, ``place``, ``agreement``, ``against``,
             ``other``; only those whose numbers are known.
-        warnings: Empty if no threshold is crossed.
+        doubts: Reasons not to trust it; empty if no threshold is crossed.
     """
 
     sentences: Mapping[str, str]
-    warnings: tuple[Doubt, ...]
+    doubts: tuple[Doubt, ...]
 
     @property
     def verdict(self) -> str:
         """One sentence on whether the explanation may be relied on."""
-        if not self.warnings:
+        if not self.doubts:
             return (
                 "No check gave a reason to distrust this explanation. That is no proof that it is "
                 "right."
             )
-        one = len(self.warnings) == 1
-        reasons = "1 check gives a reason" if one else f"{len(self.warnings)} checks give reasons"
+        one = len(self.doubts) == 1
+        reasons = "1 check gives a reason" if one else f"{len(self.doubts)} checks give reasons"
         return f"{reasons} not to rely on this explanation as it stands."
 
 

@@ -1,0 +1,225 @@
+"""Comparing image files: a page, the raw maps and the numbers of each in a folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermlens.data.images import load_image, load_mask
+from dermlens.diagnoses import class_index
+from dermlens.errors import DataError, UsageError
+from dermlens.explain.contrast import ClassContrast
+from dermlens.explain.registry import parse_methods
+from dermlens.files import folder_beside, write_json
+from dermlens.model.bundle import Bundle
+from dermlens.progress import progress
+from dermlens.report.comparer import STEPS, Comparer
+from dermlens.report.comparison import Comparison
+from dermlens.report.comparison_page import comparison_page
+from dermlens.report.explanation import describe
+from dermlens.report.html import NOTICE
+
+MASK_NAMES = ("{}.png", "{}_segmentation.png")
+
+
+def compare_files(
+    bundle: Bundle,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    methods: str = "six",
+    target: str | None = None,
+    against: str | None = None,
+    mask: Path | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[Path]:
+    """Run the four experiments on image files and write one folder for each.
+
+    Args:
+        bundle: Trained model.
+        files: Images.
+        out: Folder to write ``<image_id>/`` into: ``comparison.html`` (self-contained),
+            ``attributions.npz`` (``comparison_maps``), ``comparison.json``.
+        methods: Names separated by commas, ``"six"`` or ``"all"``.
+        target: Diagnosis to explain; None for the one the bundle decides on.
+        against: A diagnosis to contrast it with, beside the runner-up.
+        mask: Outline of the lesion: an image file, white inside, for a single image; or a folder
+            that holds ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
+        batch_size: Images per pass.
+        seed: Sets everything random.
+
+    Returns:
+        The pages written.
+
+    Raises:
+        UsageError: If a method or class is unknown, a number is out of its range, or one mask is
+            given for several images.
+        DataError: If a file cannot be read, or two would share a folder; nothing is written then.
+    """
+    if batch_size < 1 or seed < 0:
+        raise UsageError("The batch size must be at least 1, and the seed not negative.")
+    names = parse_methods(methods)
+    for code in (target, against):
+        if code is not None:
+            class_index(code, bundle.classes)
+    masks = find_masks(files, mask)
+    _check_files(files, masks)
+    comparer = Comparer(bundle, names, batch_size=batch_size)
+    written = []
+    with progress("Comparing", len(files) * (len(names) + len(STEPS) - 1)) as advance:
+        for path in files:
+            outline = masks.get(path)
+            comparison = comparer.compare(
+                load_image(path, bundle.input_size),
+                target=target,
+                against=against,
+                lesion=None if outline is None else load_mask(outline, bundle.input_size),
+                seed=seed,
+                advance=lambda name: advance(1, name),
+            )
+            written.append(write_comparison(Path(out) / path.stem, comparison, path.name))
+    return written
+
+
+def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
+    """Write a complete comparison as a folder, atomically, and return its page.
+
+    Args:
+        folder: To write; an older one is replaced.
+        comparison: As ``Comparer.compare`` returns it.
+        name: What the image is called.
+    """
+    with folder_beside(folder) as building:
+        page = comparison_page(comparison, name)
+        (building / "comparison.html").write_text(page, encoding="utf-8")
+        maps: dict[str, Any] = dict(comparison_maps(comparison))
+        np.savez_compressed(building / "attributions.npz", **maps)
+        write_json(building / "comparison.json", comparison_numbers(comparison, name))
+    return folder / "comparison.html"
+
+
+def find_masks(files: Sequence[Path], mask: Path | None) -> dict[Path, Path]:
+    """Return the outline file of each image that has one.
+
+    Args:
+        files: Images.
+        mask: A file for a single image, a folder for several, or None.
+
+    Raises:
+        UsageError: If one file is given for several images.
+        DataError: If the path does not exist, or a folder holds no outline of any image.
+    """
+    if mask is None:
+        return {}
+    if mask.is_dir():
+        found = {
+            path: mask / name.format(path.stem)
+            for path in files
+            for name in MASK_NAMES
+            if (mask / name.format(path.stem)).is_file()
+        }
+        if not found:
+            raise DataError(
+                f"{mask} holds no outline of any image. Name outlines like the images: "
+                "IMAGE.png or IMAGE_segmentation.png."
+            )
+        return found
+    if len(files) != 1:
+        raise UsageError(
+            f"One outline was given for {len(files)} images. Give a folder of outlines, or one "
+            "image."
+        )
+    return {files[0]: mask}
+
+
+def _check_files(files: Sequence[Path], masks: Mapping[Path, Path]) -> None:
+    """Find out before the long work starts: two files of one name, or a damaged one."""
+    by_name: dict[str, Path] = {}
+    for path in files:
+        other = by_name.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(
+                f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
+                "or compare them into different folders."
+            )
+        shape = load_image(path).shape[:2]
+        if path in masks and (drawn := load_mask(masks[path]).shape) != shape:
+            raise DataError(
+                f"The outline {masks[path]} has {drawn[1]}x{drawn[0]} pixels, its image "
+                f"{shape[1]}x{shape[0]}. Draw it on the whole image."
+            )
+
+
+def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
+    """Return everything but the maps, for JSON.
+
+    Args:
+        comparison: A complete one.
+        name: What the image is called.
+    """
+    reading, classes = comparison.reading, comparison.classes
+    agreement, scales, found = comparison.agreement, comparison.scales, comparison.discrimination
+    numbers: dict[str, Any] = {
+        "image": name,
+        "target": comparison.target,
+        "decision": classes[reading.decision],
+        "compared_with": [classes[other] for other in reading.others],
+        "probabilities": dict(zip(classes, reading.probabilities, strict=True)),
+        "decision_values": dict(zip(classes, reading.values, strict=True)),
+        "logits": dict(zip(classes, reading.logits, strict=True)),
+        "outline": None if reading.lesion is None else {"area": float(reading.lesion.mean())},
+        "methods": {key: describe(result) for key, result in comparison.combined.items()},
+    }
+    if agreement is not None:
+        numbers["agreement"] = {
+            "methods": list(agreement.methods),
+            "families": list(agreement.families),
+            "between_families": agreement.between_families,
+            "matrices": dict(agreement.matrices),
+        }
+    if scales is not None:
+        numbers["scales"] = [
+            {"kind": one.kind, "label": one.label, "pixels": one.pixels} for one in scales.maps
+        ]
+    if found is not None:
+        numbers["discrimination"] = {
+            classes[other]: {one.method: _numbers(one) for one in contrasts}
+            for other, contrasts in found.contrasts.items()
+        }
+    if comparison.summary is not None:
+        numbers["summary"] = dict(comparison.summary.sentences)
+        numbers["verdict"] = comparison.summary.verdict
+        numbers["warnings"] = [vars(doubt) for doubt in comparison.summary.doubts]
+    numbers["cost"] = {key: vars(cost) for key, cost in comparison.costs().items()}
+    numbers["note"] = NOTICE
+    return numbers
+
+
+def _numbers(one: ClassContrast) -> dict[str, float]:
+    return {"discrimination": one.discrimination, "share_for_other": one.share_for_other}
+
+
+def comparison_maps(comparison: Comparison) -> Mapping[str, np.ndarray]:
+    """Return every raw map by name, float32 (H, W).
+
+    Names: methods; ``consensus``, ``disagreement``; ``scale__KIND__N`` coarse to fine and
+    ``scale__fused``; ``contrast__CODE__METHOD``; and ``outline`` (bool) if one was given.
+    """
+    maps = {name: result.maps[0] for name, result in comparison.combined.items()}
+    if comparison.agreement is not None:
+        maps["consensus"] = comparison.agreement.consensus.astype(np.float32)
+        maps["disagreement"] = comparison.agreement.disagreement.astype(np.float32)
+    if comparison.scales is not None:
+        for kind in dict.fromkeys(one.kind for one in comparison.scales.maps):
+            for number, scale in enumerate(comparison.scales.of_kind(kind)):
+                maps[f"scale__{kind}__{number}"] = scale.values
+        maps["scale__fused"] = comparison.scales.fused
+    if comparison.discrimination is not None:
+        for other, contrasts in comparison.discrimination.contrasts.items():
+            for one in contrasts:
+                maps[f"contrast__{comparison.classes[other]}__{one.method}"] = one.values
+    if comparison.reading.lesion is not None:
+        maps["outline"] = comparison.reading.lesion
+    return maps
