@@ -16,7 +16,7 @@ from dermlens.data.images import IMAGE_SUFFIXES, load_image
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.model.bundle import Bundle
 from dermlens.report.figures import overlay
-from dermlens.serve.export import export
+from dermlens.serve.export import ExportImages, export
 from serving_support import SIZE, picture, untrained_bundle
 
 SCRIPT = Path(__file__).parents[1] / "inference.py"
@@ -30,7 +30,8 @@ def bundle() -> Bundle:
 @pytest.fixture(scope="module")
 def artifacts(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
-    export(bundle, out, images=[np.asarray(picture(0))])
+    images = ExportImages([np.asarray(picture(0))], None, [], "one")
+    export(bundle, out, ["saved_model", "float32"], images, costs=False)
     return out
 
 

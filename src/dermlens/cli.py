@@ -14,7 +14,7 @@ import typer
 from dermlens import __version__
 from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
-from dermlens.cli_model import pack
+from dermlens.cli_model import export, pack
 from dermlens.cli_options import BatchSize, BundleAndImages, Seed, parse_size
 from dermlens.errors import DermlensError
 from dermlens.progress import say
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(pack)
+app.command()(export)
 
 BundlePath = Annotated[
     Path, typer.Argument(help="Folder of a trained model, as train writes it (RUN/bundle).")
@@ -238,35 +239,6 @@ def explain(
         seed=seed,
     )
     for path in written:
-        say(f"Wrote {path}")
-
-
-@app.command()
-def export(
-    bundle: BundlePath,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
-    formats: Annotated[
-        str, typer.Option(help="Separated by commas: saved_model, tflite.")
-    ] = "saved_model,tflite",
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images to measure the agreement on; default drawn ones."),
-    ] = None,
-    limit: Annotated[int, typer.Option(help="At most so many of --images.")] = 200,
-) -> None:
-    """Write artifacts that predict and explain without this package, and parity.json.
-
-    Example: dermlens export runs/first/bundle --out exported --formats saved_model,tflite
-    """
-    from dermlens.data.images import load_image
-    from dermlens.model.bundle import load_bundle
-    from dermlens.serve.export import export as write_artifacts
-    from dermlens.serve.prediction import find_images
-
-    names = [name.strip() for name in formats.split(",") if name.strip()]
-    loaded = load_bundle(bundle)
-    compared = None if images is None else [load_image(p) for p in find_images([images])[:limit]]
-    for path in write_artifacts(loaded, out, names, compared).values():
         say(f"Wrote {path}")
 
 

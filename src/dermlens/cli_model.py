@@ -23,3 +23,46 @@ def pack(
     write_packed(bundle, data, out, dtype=storage)
     size = sum(file.stat().st_size for file in out.iterdir())
     say(f"Wrote {out} ({size / 1e6:.1f} MB)")
+
+
+def export(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
+    formats: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: saved_model, float32, float16, int8; tflite stands for the "
+            "last three."
+        ),
+    ] = "saved_model,tflite",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prepared data set: agreement is measured on its test images, int8 ranges are "
+            "set by its training images."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Instead of --data: a folder of images.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 300,
+) -> None:
+    """Write artifacts that predict and explain without this package, and parity.json.
+
+    Example: dermlens export --out exported --formats saved_model,tflite --data DATA
+    """
+    from dermlens.model.bundle import find_bundle, load_bundle
+    from dermlens.serve.export import export as write_artifacts
+    from dermlens.serve.export import parse_formats
+    from dermlens.serve.export_data import export_images
+
+    if data is not None and images is not None:
+        raise typer.BadParameter("Give either --data or --images.")
+    names = parse_formats([name.strip() for name in formats.split(",") if name.strip()])
+    loaded = load_bundle(find_bundle(bundle))
+    written = write_artifacts(loaded, out, names, export_images(data, images, limit))
+    for path in written.values():
+        say(f"Wrote {path}")

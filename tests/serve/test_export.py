@@ -14,10 +14,13 @@ from PIL import Image
 from dermlens.data.images import fit_image, open_rgb
 from dermlens.diagnoses import CODES
 from dermlens.errors import ModelError, UsageError
+from dermlens.explain.fills import skin_color
 from dermlens.explain.grad_cam import GradCAM
+from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.model.bundle import Bundle
 from dermlens.serve import export as exporting
-from dermlens.serve.parity import measure
+from dermlens.serve.export import ExportImages
+from dermlens.serve.parity import Reference, measure
 from serving_support import SIZE, picture, untrained_bundle
 
 
@@ -46,7 +49,8 @@ def exported(
     bundle: Bundle, originals: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("exported")
-    exporting.export(bundle, out, images=originals)
+    labels = np.array([0, 1, 4, 4])
+    exporting.export(bundle, out, images=ExportImages(originals, labels, originals, "four"))
     return out
 
 
@@ -170,27 +174,78 @@ def test_tflite_gives_probabilities_and_the_maps_of_all_classes(
     assert not any(name.startswith("Flex") for name in operations)
 
 
-def test_metadata_and_parity_are_written(exported: Path) -> None:
-    for path in (exported / "model.json", exported / "saved_model" / "metadata.json"):
+def test_metadata_and_parity_are_written(
+    bundle: Bundle, exported: Path, fitted: np.ndarray
+) -> None:
+    names = ("model.json", "model_float16.json", "model_int8.json", "saved_model/metadata.json")
+    for path in map(exported.joinpath, names):
         facts = json.loads(path.read_text())
         assert facts["input_size"] == list(SIZE) and facts["temperature"] == 1.7
         assert [entry["code"] for entry in facts["classes"]] == list(CODES)
         assert facts["classes"][4] == {"code": "mel", "name": "Melanoma", "malignant": True}
         assert facts["decision_rule"]["tau"] == 0.8 and facts["license"] == "MIT"
     report = json.loads((exported / "parity.json").read_text())
-    assert report["compared_on"] == "given images"
-    for name in ("saved_model", "tflite"):
-        parity = report["artifacts"][name]
-        assert parity["images"] == 4 and parity["top1_agreement"] == 1.0
-        assert parity["max_probability_difference"] < 1e-5
-    size = (exported / "model.tflite").stat().st_size
-    assert report["artifacts"]["tflite"]["bytes"] == size
-    assert sorted(p.name for p in exported.iterdir()) == [
-        "model.json",
-        "model.tflite",
-        "parity.json",
-        "saved_model",
-    ]
+    assert report["compared_on"] == "four"
+    decided = bundle.calibration.decide(bundle.logits(fitted))
+    recalls = [(decided[0] == 0), (decided[1] == 1), (decided[2:] == 4).mean()]
+    assert report["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    artifacts = report["artifacts"]
+    assert list(artifacts) == list(exporting.FORMATS)
+    for name, allowed in (("saved_model", 1e-5), ("float32", 1e-5), ("float16", 1e-2)):
+        assert artifacts[name]["max_probability_difference"] < allowed
+        assert artifacts[name]["top1_agreement"] == 1.0
+        assert artifacts[name]["balanced_accuracy_change"] == 0.0
+    for name, parity in artifacts.items():
+        assert parity["images"] == 4 and parity["latency_ms"] > 0
+        assert parity["mean_map_correlation"] > 0.9
+        assert parity["peak_memory_mb"] > 10
+        integrated = parity["min_integrated_gradients_correlation"]
+        assert (integrated > 0.9999) if name == "saved_model" else integrated is None
+    files = {"float32": "model", "float16": "model_float16", "int8": "model_int8"}
+    for name, stem in files.items():
+        assert artifacts[name]["bytes"] == (exported / f"{stem}.tflite").stat().st_size
+    assert artifacts["int8"]["bytes"] < artifacts["float32"]["bytes"]
+    expected = {f"{stem}{end}" for stem in files.values() for end in (".json", ".tflite")}
+    assert {p.name for p in exported.iterdir()} == expected | {"parity.json", "saved_model"}
+
+
+def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
+    bundle: Bundle, loaded: Any, fitted: np.ndarray
+) -> None:
+    decisions = bundle.calibration.decide(bundle.logits(fitted))
+    asked = np.array([-1, 4, 0, -1], np.int32)
+    goals = np.where(asked < 0, decisions, asked)
+    out = loaded.signatures["explain_integrated_gradients"](images=fitted, targets=asked)
+    expected = IntegratedGradients(bundle.model).attribute(fitted, goals.tolist())
+    np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
+    np.testing.assert_allclose(out["score"], expected.scores, atol=1e-4)
+    details = expected.details
+    np.testing.assert_allclose(out["baseline_score"], details["baseline_score"], atol=1e-4)
+    np.testing.assert_allclose(out["completeness_gap"], details["completeness_gap"], atol=1e-3)
+    assert out["target_code"].numpy()[1] == b"mel"
+    stream = io.BytesIO()
+    Image.fromarray(fitted[1]).save(stream, "PNG")
+    from_file = loaded.signatures["explain_integrated_gradients_bytes"](
+        content=np.array([stream.getvalue()], object), targets=asked[1:2]
+    )
+    np.testing.assert_allclose(from_file["maps"][0], out["maps"][1], atol=1e-4)
+
+
+@pytest.mark.parametrize("dark", [0.0, 0.4, 0.95, 1.0])
+def test_skin_color_in_graph_is_that_of_the_package(dark: float) -> None:
+    from dermlens.serve.export_graph import skin_color_in_graph
+
+    generator = np.random.default_rng(0)
+    image = generator.integers(50, 256, (*SIZE, 3)).astype(np.float32)
+    image[generator.random(SIZE) < dark] *= 0.1
+    np.testing.assert_array_equal(skin_color_in_graph(image, SIZE), skin_color(image))
+
+
+def test_whole_numbers_need_images_to_set_their_ranges(bundle: Bundle, tmp_path: Path) -> None:
+    nothing = ExportImages([pixels(0, *SIZE)], None, [], "none")
+    with pytest.raises(UsageError, match="representative images"):
+        exporting.export(bundle, tmp_path / "out", ["int8"], nothing, costs=False)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("form", exporting.FORMATS)
@@ -198,23 +253,60 @@ def test_an_artifact_that_is_not_finite_is_not_kept(form: str, tmp_path: Path) -
     broken = untrained_bundle()
     broken.model.get_layer("logits").bias.assign(np.full(7, np.nan, np.float32))
     with pytest.raises(ModelError, match="not finite"):
-        exporting.export(broken, tmp_path / "out", [form], [pixels(0, *SIZE)])
+        some = [pixels(0, *SIZE)]
+        exporting.export(broken, tmp_path / "out", [form], ExportImages(some, None, some, "one"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_disagreement_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    def wrong_probabilities(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
-        probabilities = bundle.calibration.probabilities(bundle.logits(images))
-        maps = GradCAM(bundle.model).attribute(images, targets).maps
-        return probabilities + 2e-4, maps
+    reference = Reference(bundle, [pixels(seed, 60, 80) for seed in range(3)])
+
+    def slightly_wrong(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        return reference.probabilities + 2e-4, reference.maps
+
+    def very_wrong(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        return reference.probabilities[:, ::-1], reference.maps
 
     def wrong_maps(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
-        probabilities, maps = wrong_probabilities(images, targets)
-        return probabilities - 2e-4, maps[:, ::-1]
+        return reference.probabilities, reference.maps[:, ::-1]
 
-    for run in (wrong_probabilities, wrong_maps):
-        with pytest.raises(ModelError, match="differs from the Keras model"):
-            measure(bundle, [pixels(0, 60, 80)], run, tmp_path, fits_itself=False)
+    def right(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        return reference.probabilities[: len(images)], reference.maps
+
+    measure(reference, slightly_wrong, tmp_path, "float16")
+    for run, kind, words in (
+        (slightly_wrong, "float32", "probabilities by up to 0.0002, allowed 1e-04"),
+        (very_wrong, "int8", "in the mean"),
+        (wrong_maps, "float16", "map correlation"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            measure(reference, run, tmp_path, kind)
+    with pytest.raises(ModelError, match="correlation of Integrated Gradients"):
+        measure(
+            reference,
+            right,
+            tmp_path,
+            "float32",
+            integrate=lambda images, targets: -reference.integrated,
+        )
+
+
+def test_a_loss_of_balanced_accuracy_is_refused_where_diagnoses_are_known(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    images = [pixels(seed, 60, 80) for seed in range(6)]
+    decided = Reference(bundle, images).decisions
+    reference = Reference(bundle, images, decided)
+    assert reference.balanced_accuracy(reference.probabilities) == 1.0
+
+    def one_wrong(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        changed = reference.probabilities.copy()
+        changed[0] = 0.001
+        changed[0, (decided[0] + 1) % 7] = 0.994
+        return changed, reference.maps
+
+    with pytest.raises(ModelError, match="balanced accuracy by -"):
+        measure(reference, one_wrong, tmp_path, "int8")
 
 
 def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -224,5 +316,5 @@ def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_pat
         exporting.export(bundle, tmp_path, [])
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is no SavedModel"):
-        exporting.export_saved_model(bundle, tmp_path)
+        exporting.export_saved_model(bundle, tmp_path, Reference(bundle, [pixels(0, *SIZE)]))
     assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -5,6 +5,8 @@ import numpy as np
 from dermlens.errors import UsageError
 
 FILLS: tuple[str, ...] = ("mean_skin", "blur", "black")
+DARK = 40.0
+"""Border pixels up to this mean of RGB are the dark corners of a dermatoscope, not skin."""
 _BLUR_SHARE = 0.12
 
 Fill = str | tuple[float, float, float] | np.ndarray
@@ -60,9 +62,14 @@ def skin_color(image: np.ndarray) -> np.ndarray:
 
     Dark corners of the dermatoscope are left out, unless the whole ring is dark.
     """
-    width = max(1, min(image.shape[:2]) // 10)
-    ring = np.ones(image.shape[:2], bool)
-    ring[width:-width, width:-width] = False
-    pixels = np.asarray(image, np.float32)[ring]
-    bright = pixels[pixels.mean(axis=1) > 40]
+    pixels = np.asarray(image, np.float32)[border_ring(image.shape[:2])]
+    bright = pixels[pixels.mean(axis=1) > DARK]
     return np.median(bright if len(bright) > len(pixels) // 10 else pixels, axis=0)
+
+
+def border_ring(size: tuple[int, ...]) -> np.ndarray:
+    """Return the ring along the image's border, a tenth of the shorter side wide: bool (H, W)."""
+    width = max(1, min(size) // 10)
+    ring = np.ones(size, bool)
+    ring[width:-width, width:-width] = False
+    return ring

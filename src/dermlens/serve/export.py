@@ -2,13 +2,16 @@
 
 ::
 
-    OUT/saved_model/     TensorFlow SavedModel with named signatures, and metadata.json
-    OUT/model.tflite     LiteRT: probabilities and the Grad-CAM maps of all classes
-    OUT/model.json       metadata of the file above
-    OUT/parity.json      measured agreement of each artifact with the Keras model
+    OUT/saved_model/          TensorFlow SavedModel with named signatures, and metadata.json
+    OUT/model.tflite          LiteRT float32: probabilities and the Grad-CAM maps of all classes
+    OUT/model_float16.tflite  the same with weights in half precision: half the size
+    OUT/model_int8.tflite     the same in whole numbers: a quarter of the size, fastest
+    OUT/model*.json           metadata of each file above
+    OUT/parity.json           measured agreement of each artifact with the Keras model
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,47 @@ from dermlens.diagnoses import by_code
 from dermlens.errors import ModelError, UsageError
 from dermlens.files import folder_beside, write_json, written_beside
 from dermlens.model.bundle import Bundle
+from dermlens.serve.footprint import footprint
 from dermlens.serve.parity import (
     Parity,
+    Reference,
     drawn_images,
     measure,
     saved_model_runner,
     tflite_runner,
 )
 
-FORMATS: tuple[str, ...] = ("saved_model", "tflite")
+FORMATS: tuple[str, ...] = ("saved_model", "float32", "float16", "int8")
+GROUPS: dict[str, tuple[str, ...]] = {"tflite": FORMATS[1:]}
+"""Names that stand for several formats."""
+_FILES = {
+    "float32": "model.tflite",
+    "float16": "model_float16.tflite",
+    "int8": "model_int8.tflite",
+}
 _OUTPUTS = ("logits", "maps", "probabilities")
+
+
+@dataclass(frozen=True)
+class ExportImages:
+    """Images an export is measured on.
+
+    Attributes:
+        compared: uint8 (H, W, 3) each, any size: where artifacts are compared on.
+        labels: Known class position of each, or None.
+        representative: uint8 (H, W, 3) each: set the ranges of whole numbers; training images.
+        source: What they are, in words.
+    """
+
+    compared: Sequence[np.ndarray]
+    labels: np.ndarray | None
+    representative: Sequence[np.ndarray]
+    source: str
+
+
+def drawn_export_images() -> ExportImages:
+    """Return drawn images to measure an export on, where no others are given."""
+    return ExportImages(drawn_images(), None, drawn_images(28, seed=500), "drawn images")
 
 
 def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
@@ -54,9 +88,7 @@ def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
     }
 
 
-def export_saved_model(
-    bundle: Bundle, out: Path, images: Sequence[np.ndarray] | None = None
-) -> Parity:
+def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parity:
     """Write a SavedModel that predicts and explains, atomically.
 
     Signatures (all take batches and scale images themselves):
@@ -68,17 +100,20 @@ def export_saved_model(
     * ``explain_grad_cam`` and ``explain_grad_cam_bytes`` also take ``targets`` int32 (N,), -1
       for the decision, and give ``maps`` (N, H, W) at the model's input size, ``score`` (the
       logit), ``target`` and ``target_code``.
+    * ``explain_integrated_gradients`` and ``explain_integrated_gradients_bytes`` take the same and
+      give ``baseline_score`` and ``completeness_gap`` too.
 
     Args:
         bundle: Trained model.
         out: Folder to write; an older one is replaced.
-        images: uint8 (H, W, 3) each, to measure the agreement on; default drawn ones.
+        reference: Images to measure the agreement on.
 
     Returns:
         The measured agreement.
 
     Raises:
         ModelError: If the artifact is not finite or disagrees; then nothing is written.
+        UsageError: If the folder exists and is no SavedModel.
     """
     import tensorflow as tf
 
@@ -91,12 +126,18 @@ def export_saved_model(
         module, signatures = serving_module(bundle)
         tf.saved_model.save(module, str(building), signatures=signatures)
         write_json(building / "metadata.json", metadata(bundle, "saved_model"))
-        run = saved_model_runner(building)
-        return measure(bundle, _compared(images), run, building, fits_itself=True)
+        run, integrate = saved_model_runner(building)
+        return measure(reference, run, building, "saved_model", integrate=integrate)
 
 
-def export_tflite(bundle: Bundle, out: Path, images: Sequence[np.ndarray] | None = None) -> Parity:
-    """Write a float32 LiteRT file that predicts and explains, and its metadata beside it.
+def export_tflite(
+    bundle: Bundle,
+    out: Path,
+    reference: Reference,
+    kind: str = "float32",
+    representative: Sequence[np.ndarray] = (),
+) -> Parity:
+    """Write a LiteRT file that predicts and explains, and its metadata beside it.
 
     It takes ``image`` float32 (1, H, W, 3), 0..255, at the model's size, and gives ``logits`` and
     ``probabilities`` (1, C) and ``maps`` (1, C, H, W), the Grad-CAM maps of all classes, with
@@ -105,7 +146,10 @@ def export_tflite(bundle: Bundle, out: Path, images: Sequence[np.ndarray] | None
     Args:
         bundle: Trained model.
         out: File to write, ``*.tflite``; the metadata is named ``*.json``.
-        images: uint8 (H, W, 3) each, to measure the agreement on; default drawn ones.
+        reference: Images to measure the agreement on.
+        kind: ``"float32"``; ``"float16"``: weights in half precision; ``"int8"``: weights and
+            activations in whole numbers.
+        representative: For ``"int8"``: uint8 (H, W, 3) each, which set the ranges.
 
     Returns:
         The measured agreement.
@@ -116,15 +160,13 @@ def export_tflite(bundle: Bundle, out: Path, images: Sequence[np.ndarray] | None
     """
     out = Path(out)
     with written_beside(out) as building:
-        building.write_bytes(_converted(bundle))
-        parity = measure(
-            bundle, _compared(images), tflite_runner(building), building, fits_itself=False
-        )
-        write_json(out.with_suffix(".json"), metadata(bundle, "tflite"))
+        building.write_bytes(_converted(bundle, kind, representative))
+        parity = measure(reference, tflite_runner(building), building, kind)
+        write_json(out.with_suffix(".json"), metadata(bundle, f"tflite {kind}"))
     return parity
 
 
-def _converted(bundle: Bundle) -> bytes:
+def _converted(bundle: Bundle, kind: str, representative: Sequence[np.ndarray]) -> bytes:
     import tensorflow as tf
 
     from dermlens.serve.export_graph import frozen_mobile_function
@@ -143,28 +185,75 @@ def _converted(bundle: Bundle) -> bytes:
         [run.get_concrete_function()], module
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if kind != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if kind == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if kind == "int8":
+        # Images come and answers leave as float32; everything between is whole numbers.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = _ranges(bundle, representative)
     try:
         return converter.convert()
     except Exception as error:
         raise ModelError(
-            f"{bundle.architecture.backbone} cannot be converted to LiteRT "
+            f"{bundle.architecture.backbone} cannot be converted to LiteRT {kind} "
             f"({str(error).splitlines()[0]}). Use --formats saved_model."
         ) from error
+
+
+def _ranges(
+    bundle: Bundle, images: Sequence[np.ndarray]
+) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    from PIL import Image
+
+    from dermlens.data.images import fit_image
+
+    if len(images) == 0:
+        raise UsageError("An int8 artifact needs representative images. Give some.")
+
+    def each() -> Iterator[dict[str, np.ndarray]]:
+        for image in images:
+            fitted = fit_image(Image.fromarray(image), bundle.input_size)
+            yield {"image": fitted[None].astype(np.float32)}
+
+    return each
+
+
+def parse_formats(names: Sequence[str]) -> list[str]:
+    """Return the formats that names stand for, each once.
+
+    Raises:
+        UsageError: If a name is unknown or none is given.
+
+    Example:
+        >>> parse_formats(["tflite", "int8"])
+        ['float32', 'float16', 'int8']
+    """
+    wanted = [f for name in names for f in GROUPS.get(name, (name,))]
+    unknown = [name for name in wanted if name not in FORMATS]
+    if unknown or not wanted:
+        problem = f"Unknown format {unknown[0]!r}." if unknown else "No format given."
+        raise UsageError(f"{problem} Use some of: {', '.join((*FORMATS, *GROUPS))}.")
+    return list(dict.fromkeys(wanted))
 
 
 def export(
     bundle: Bundle,
     out: Path,
-    formats: Sequence[str] = FORMATS,
-    images: Sequence[np.ndarray] | None = None,
+    formats: Sequence[str] = ("saved_model", "tflite"),
+    images: ExportImages | None = None,
+    *,
+    costs: bool = True,
 ) -> dict[str, Path]:
     """Write a bundle in several formats, and ``parity.json``.
 
     Args:
         bundle: Trained model.
         out: Folder to write into.
-        formats: Some of ``FORMATS``.
-        images: uint8 (H, W, 3) each, to measure the agreement on; default drawn ones.
+        formats: Some of ``FORMATS`` and ``GROUPS``.
+        images: Images to measure on; default drawn ones.
+        costs: Measure latency and memory in processes of their own.
 
     Returns:
         Path of each artifact by format, and of ``parity``.
@@ -173,29 +262,27 @@ def export(
         UsageError: If a format is unknown or none is given.
         ModelError: If an artifact disagrees with the Keras model; it is not kept.
     """
-    wanted = list(dict.fromkeys(formats))
-    unknown = [name for name in wanted if name not in FORMATS]
-    if unknown or not wanted:
-        problem = f"Unknown format {unknown[0]!r}." if unknown else "No format given."
-        raise UsageError(f"{problem} Use some of: {', '.join(FORMATS)}.")
-    out, compared = Path(out), _compared(images)
+    wanted = parse_formats(formats)
+    images = images or drawn_export_images()
+    reference = Reference(bundle, images.compared, images.labels)
     paths: dict[str, Path] = {}
     measured: dict[str, Any] = {}
     for name in wanted:
         if name == "saved_model":
-            paths[name] = out / "saved_model"
-            parity = export_saved_model(bundle, paths[name], compared)
+            paths[name] = Path(out) / "saved_model"
+            parity = export_saved_model(bundle, paths[name], reference)
         else:
-            paths[name] = out / "model.tflite"
-            parity = export_tflite(bundle, paths[name], compared)
+            paths[name] = Path(out) / _FILES[name]
+            parity = export_tflite(bundle, paths[name], reference, name, images.representative)
+        if costs:
+            kind = "saved_model" if name == "saved_model" else "tflite"
+            cost = footprint(paths[name], kind, bundle.input_size)
+            parity = replace(parity, latency_ms=cost.latency_ms, peak_memory_mb=cost.peak_memory_mb)
         measured[name] = parity.to_json()
     report = {
-        "compared_on": "drawn images" if images is None else "given images",
+        "compared_on": images.source,
+        "balanced_accuracy": reference.balanced_accuracy(reference.probabilities),
         "artifacts": measured,
     }
-    paths["parity"] = write_json(out / "parity.json", report)
+    paths["parity"] = write_json(Path(out) / "parity.json", report)
     return paths
-
-
-def _compared(images: Sequence[np.ndarray] | None) -> Sequence[np.ndarray]:
-    return drawn_images() if images is None else images

@@ -10,8 +10,13 @@ import numpy as np
 
 from dermlens.diagnoses import by_code
 from dermlens.errors import ModelError
+from dermlens.explain.fills import DARK, border_ring
+from dermlens.explain.integrated_gradients import quadrature
 from dermlens.explain.layers import find_features
 from dermlens.model.bundle import Bundle
+
+IG_POINTS = 16
+"""Evaluations on the path of the exported Integrated Gradients."""
 
 
 def fit_in_graph(images: Any, size: tuple[int, int]) -> Any:
@@ -83,6 +88,25 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
 
     signature = tf.TensorSpec((*size, 3), tf.float32)
     return tf.map_fn(one, content, fn_output_signature=signature)
+
+
+def skin_color_in_graph(image: Any, size: tuple[int, int]) -> Any:
+    """Return the median color of the border ring, float32 (3,), as ``fills.skin_color`` does.
+
+    Args:
+        image: float32 tensor (H, W, 3), 0..255.
+        size: (H, W).
+    """
+    import tensorflow as tf
+
+    ring = border_ring(size)
+    pixels = tf.gather(tf.reshape(image, (-1, 3)), np.flatnonzero(ring.ravel()))
+    bright = tf.reduce_mean(pixels, axis=1) > DARK
+    kept = tf.reduce_sum(tf.cast(bright, tf.int32))
+    used = bright | (kept <= int(ring.sum()) // 10)
+    count = tf.reduce_sum(tf.cast(used, tf.int32))
+    ranked = tf.sort(tf.where(used[:, None], pixels, np.inf), axis=0)
+    return (ranked[(count - 1) // 2] + ranked[count // 2]) / 2.0
 
 
 class ClassifierGraph:
@@ -190,6 +214,53 @@ class ClassifierGraph:
             "probabilities": outputs["probabilities"],
         }
 
+    def integrated_gradients(
+        self, fitted: Any, targets: Any, points: int = IG_POINTS
+    ) -> dict[str, Any]:
+        """Return Integrated Gradients of the logit of one class each, from plain skin.
+
+        As ``explain.IntegratedGradients`` at its defaults: Gauss-Legendre points on the straight
+        path from the image's skin color.
+
+        Args:
+            fitted: float32 tensor (N, H, W, 3).
+            targets: int32 tensor (N,): class positions; -1 for the decision of the stored rule.
+            points: Evaluations on the path.
+        """
+        import tensorflow as tf
+
+        places, shares = quadrature(points, "gauss_legendre")
+        place = tf.constant(places[:, None, None, None], tf.float32)
+        share = tf.constant(shares[:, None, None, None], tf.float32)
+        outputs = self.outputs(fitted)
+        goal = tf.where(targets < 0, outputs["class_index"], targets)
+
+        def one(given: Any) -> Any:
+            image, wanted = given
+            plain = tf.broadcast_to(skin_color_in_graph(image, self.size), tf.shape(image))
+            path = plain + (image - plain) * place
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(path)
+                values = self.bundle.model(path, training=False)[:, wanted]
+            slopes = tf.reduce_sum(tape.gradient(values, path) * share, axis=0)
+            lowest = self.bundle.model(plain[None], training=False)[0, wanted]
+            return tf.reduce_sum((image - plain) * slopes, axis=-1), lowest
+
+        signature = (tf.TensorSpec(self.size, tf.float32), tf.TensorSpec((), tf.float32))
+        maps, lowest = tf.map_fn(one, (fitted, goal), fn_output_signature=signature)
+        score = tf.gather(outputs["logits"], goal, axis=1, batch_dims=1)
+        change = score - lowest
+        missing = tf.abs(tf.reduce_sum(maps, axis=(1, 2)) - change)
+        return {
+            "maps": maps,
+            "score": score,
+            "baseline_score": lowest,
+            "completeness_gap": missing / tf.maximum(tf.abs(change), 1e-6),
+            "target": goal,
+            "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
+            "probabilities": outputs["probabilities"],
+        }
+
     def _head(self, activations: Any) -> tuple[Any, float]:
         dense: Any = self.features.dense
         height, width = activations.shape[1:3]
@@ -225,12 +296,23 @@ def serving_module(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     module.explain_bytes = tf.function(
         lambda content, targets: graph.explain(decode_in_graph(content, size), targets)
     )
+    module.explain_integrated_gradients = tf.function(
+        lambda images, targets: graph.integrated_gradients(fit_in_graph(images, size), targets)
+    )
+    module.integrate_bytes = tf.function(
+        lambda content, targets: graph.integrated_gradients(decode_in_graph(content, size), targets)
+    )
+    integrated = module.explain_integrated_gradients
     signatures = {
         "serving_default": module.predict.get_concrete_function(whole),
         "serving_float": module.predict.get_concrete_function(real),
         "serving_bytes": module.predict_bytes.get_concrete_function(files),
         "explain_grad_cam": module.explain_grad_cam.get_concrete_function(whole, goals),
         "explain_grad_cam_bytes": module.explain_bytes.get_concrete_function(files, goals),
+        "explain_integrated_gradients": integrated.get_concrete_function(whole, goals),
+        "explain_integrated_gradients_bytes": module.integrate_bytes.get_concrete_function(
+            files, goals
+        ),
     }
     module.explain_grad_cam.get_concrete_function(real, goals)
     return module, signatures

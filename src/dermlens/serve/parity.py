@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,44 @@ import numpy as np
 
 from dermlens.data.images import fit_image
 from dermlens.data.synthetic import draw
+from dermlens.diagnoses import CODES
 from dermlens.errors import ModelError
 from dermlens.explain.grad_cam import GradCAM
+from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.model.bundle import Bundle
 
-TOLERANCE = 1e-4
-"""Largest difference of a probability that a float32 artifact may show."""
-MIN_MAP_CORRELATION = 0.999
 DRAWN_IMAGES = 35
 _DRAWN_SIZE = (300, 400)
+_INTEGRATED = 8
+"""Images whose Integrated Gradients are compared: each takes 18 forward passes."""
 
 Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """From uint8 images (N, H, W, 3) and targets (N,) to probabilities (N, C) and maps (N, h, w)."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artifact may be from the Keras model.
+
+    Attributes:
+        probability: Largest difference of a probability.
+        mean_probability: Largest mean difference, where images have no known diagnosis.
+        balanced_accuracy: Largest loss of balanced accuracy, where they have one.
+        map_correlation: Smallest mean correlation of Grad-CAM maps.
+    """
+
+    probability: float = 1.0
+    mean_probability: float = 1.0
+    balanced_accuracy: float = 1.0
+    map_correlation: float = 0.0
+
+
+TOLERANCES: dict[str, Tolerance] = {
+    "saved_model": Tolerance(probability=1e-4, map_correlation=0.999),
+    "float32": Tolerance(probability=1e-4, map_correlation=0.999),
+    "float16": Tolerance(probability=1e-2, map_correlation=0.999),
+    "int8": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
+}
 
 
 @dataclass(frozen=True)
@@ -32,21 +59,34 @@ class Parity:
         max_probability_difference: Largest, over images and classes, on the same pixels.
         mean_probability_difference: Mean of the same.
         top1_agreement: Share of images whose most probable class is the same.
-        min_map_correlation: Smallest Pearson correlation of the Grad-CAM maps of an image.
+        balanced_accuracy: Of the artifact's decisions; None without known diagnoses.
+        balanced_accuracy_change: That minus the Keras model's.
+        mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image.
+        min_map_correlation: Smallest.
         max_map_difference: Largest, relative to the map's largest value.
         max_probability_difference_own_fit: As the first, where the artifact scales the original
             image itself; None where it does not scale.
+        min_integrated_gradients_correlation: Smallest correlation of Integrated Gradients; None
+            where the artifact has none.
         bytes: Size on disk.
+        latency_ms: Median time for one image, warm; None if not measured.
+        peak_memory_mb: Of a process that runs it; None if not measured.
     """
 
     images: int
     max_probability_difference: float
     mean_probability_difference: float
     top1_agreement: float
+    balanced_accuracy: float | None
+    balanced_accuracy_change: float | None
+    mean_map_correlation: float
     min_map_correlation: float
     max_map_difference: float
     max_probability_difference_own_fit: float | None
+    min_integrated_gradients_correlation: float | None
     bytes: int
+    latency_ms: float | None = None
+    peak_memory_mb: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -54,82 +94,170 @@ class Parity:
 
 
 def drawn_images(count: int = DRAWN_IMAGES, seed: int = 0) -> list[np.ndarray]:
-    """Draw images of all classes to compare on, uint8 (300, 400, 3)."""
-    from dermlens.diagnoses import CODES
-
+    """Draw images of all classes in turn to compare on, uint8 (300, 400, 3)."""
     return [
         draw(CODES[number % len(CODES)], seed=seed + number, size=_DRAWN_SIZE)[0]
         for number in range(count)
     ]
 
 
-def measure(
-    bundle: Bundle,
-    originals: Sequence[np.ndarray],
-    run: Runner,
-    path: Path,
-    *,
-    fits_itself: bool,
-) -> Parity:
-    """Compare an artifact with the Keras model on images.
+class Reference:
+    """What the Keras model says about the images that artifacts are compared on.
 
     Args:
-        bundle: What was exported.
+        bundle: What is exported.
         originals: uint8 (H, W, 3) each, any size.
+        labels: Known class position of each image, or None.
+    """
+
+    def __init__(
+        self, bundle: Bundle, originals: Sequence[np.ndarray], labels: np.ndarray | None = None
+    ) -> None:
+        from PIL import Image
+
+        self.bundle, self.originals, self.labels = bundle, originals, labels
+        size = bundle.input_size
+        self.fitted = np.stack([fit_image(Image.fromarray(o), size) for o in originals])
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """float32 (N, C)."""
+        return self.bundle.logits(self.fitted, batch_size=8)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float64 (N, C)."""
+        return self.bundle.calibration.probabilities(self.logits)
+
+    @cached_property
+    def decisions(self) -> np.ndarray:
+        """int32 (N,)."""
+        return self.bundle.calibration.decide(self.logits).astype(np.int32)
+
+    @cached_property
+    def maps(self) -> np.ndarray:
+        """Grad-CAM of the decisions, float32 (N, H, W)."""
+        explainer = GradCAM(self.bundle.model, classes=self.bundle.classes)
+        return explainer.attribute(self.fitted, self.decisions, batch_size=8).maps
+
+    @cached_property
+    def integrated(self) -> np.ndarray:
+        """Integrated Gradients of the first decisions, float32 (n, H, W)."""
+        explainer = IntegratedGradients(self.bundle.model, classes=self.bundle.classes)
+        return explainer.attribute(self.fitted[:_INTEGRATED], self.decisions[:_INTEGRATED]).maps
+
+    def balanced_accuracy(self, probabilities: np.ndarray) -> float | None:
+        """Return the mean recall of the stored decision rule, or None without labels."""
+        if self.labels is None:
+            return None
+        calibration = self.bundle.calibration
+        logits = np.log(np.maximum(probabilities, 1e-30)) * calibration.temperature
+        right = calibration.decide(logits) == self.labels
+        return float(np.mean([right[self.labels == c].mean() for c in np.unique(self.labels)]))
+
+
+def measure(
+    reference: Reference,
+    run: Runner,
+    path: Path,
+    kind: str,
+    *,
+    integrate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> Parity:
+    """Compare an artifact with the Keras model.
+
+    Args:
+        reference: What the Keras model says.
         run: Runs the artifact.
         path: File or folder of the artifact.
-        fits_itself: Whether it also takes images of other sizes.
+        kind: Key of ``TOLERANCES``; a SavedModel is also given the original images.
+        integrate: Runs its Integrated Gradients, if it has them.
 
     Raises:
         ModelError: If a value of the artifact is not finite, or it disagrees beyond the
             tolerance.
     """
-    from PIL import Image
-
-    fitted = np.stack([fit_image(Image.fromarray(o), bundle.input_size) for o in originals])
-    logits = bundle.logits(fitted, batch_size=8)
-    decisions = bundle.calibration.decide(logits).astype(np.int32)
-    expected = bundle.calibration.probabilities(logits)
-    explainer = GradCAM(bundle.model, classes=bundle.classes)
-    maps = explainer.attribute(fitted, decisions, batch_size=8).maps
-    found, found_maps = run(fitted, decisions)
-    if not (np.isfinite(found).all() and np.isfinite(found_maps).all()):
+    found, maps = run(reference.fitted, reference.decisions)
+    if not (np.isfinite(found).all() and np.isfinite(maps).all()):
         raise ModelError(
             f"The exported {path.name} gives values that are not finite, so it was not kept. "
             "Check that the bundle itself predicts (dermlens predict)."
         )
-    own_fit = None
-    if fits_itself:
-        whole = np.concatenate(
-            [run(o[None], decisions[i : i + 1])[0] for i, o in enumerate(originals)]
-        )
-        own_fit = float(np.abs(whole - expected).max())
-    difference = np.abs(found - expected)
-    largest = np.maximum(maps.max(axis=(1, 2)), 1e-6)
+    difference = np.abs(found - reference.probabilities)
+    correlations = list(map(correlation, reference.maps, maps))
+    largest = np.maximum(reference.maps.max(axis=(1, 2)), 1e-6)
+    accuracy = reference.balanced_accuracy(found)
+    known = reference.balanced_accuracy(reference.probabilities)
     parity = Parity(
-        images=len(originals),
+        images=len(found),
         max_probability_difference=float(difference.max()),
         mean_probability_difference=float(difference.mean()),
-        top1_agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
-        min_map_correlation=min(map(correlation, maps, found_maps)),
-        max_map_difference=float((np.abs(maps - found_maps).max(axis=(1, 2)) / largest).max()),
-        max_probability_difference_own_fit=own_fit,
+        top1_agreement=float((found.argmax(1) == reference.probabilities.argmax(1)).mean()),
+        balanced_accuracy=accuracy,
+        balanced_accuracy_change=None if accuracy is None or known is None else accuracy - known,
+        mean_map_correlation=float(np.mean(correlations)),
+        min_map_correlation=min(correlations),
+        max_map_difference=float((np.abs(reference.maps - maps).max(axis=(1, 2)) / largest).max()),
+        max_probability_difference_own_fit=_own_fit(reference, run, kind),
+        min_integrated_gradients_correlation=_integrated(reference, integrate),
         bytes=size_on_disk(path),
     )
-    _refuse_difference(parity, path)
+    _refuse_difference(parity, path, TOLERANCES[kind])
     return parity
 
 
-def _refuse_difference(parity: Parity, path: Path) -> None:
-    if (
-        parity.max_probability_difference > TOLERANCE
-        or parity.min_map_correlation < MIN_MAP_CORRELATION
-    ):
+def _own_fit(reference: Reference, run: Runner, kind: str) -> float | None:
+    if kind != "saved_model":
+        return None
+    goals = reference.decisions
+    whole = [run(o[None], goals[i : i + 1])[0] for i, o in enumerate(reference.originals)]
+    return float(np.abs(np.concatenate(whole) - reference.probabilities).max())
+
+
+def _integrated(
+    reference: Reference, integrate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+) -> float | None:
+    if integrate is None:
+        return None
+    count = len(reference.integrated)
+    found = integrate(reference.fitted[:count], reference.decisions[:count])
+    return min(map(correlation, reference.integrated, found))
+
+
+def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
+    loss = parity.balanced_accuracy_change
+    gradients = parity.min_integrated_gradients_correlation
+    checks = (
+        (
+            parity.max_probability_difference > allowed.probability,
+            "probabilities by up to "
+            f"{parity.max_probability_difference:.2g}, allowed {allowed.probability:.0e}",
+        ),
+        (
+            loss is None and parity.mean_probability_difference > allowed.mean_probability,
+            f"probabilities by {parity.mean_probability_difference:.2g} in the mean, allowed "
+            f"{allowed.mean_probability:g}",
+        ),
+        (
+            loss is not None and -loss > allowed.balanced_accuracy,
+            f"balanced accuracy by {loss or 0:.3f}, allowed -{allowed.balanced_accuracy:g}",
+        ),
+        (
+            parity.mean_map_correlation < allowed.map_correlation,
+            "map correlation "
+            f"{parity.mean_map_correlation:.4f}, at least {allowed.map_correlation}",
+        ),
+        (
+            gradients is not None and gradients < allowed.map_correlation,
+            "correlation of "
+            f"Integrated Gradients {gradients or 0:.4f}, at least {allowed.map_correlation}",
+        ),
+    )
+    wrong = [text for failed, text in checks if failed]
+    if wrong:
         raise ModelError(
-            f"The exported {path.name} differs from the Keras model (probabilities by up to "
-            f"{parity.max_probability_difference:.2g}, allowed {TOLERANCE:.0e}; map correlation "
-            f"{parity.min_map_correlation:.4f}, at least {MIN_MAP_CORRELATION}), so it was not "
-            "kept. Use another format."
+            f"The exported {path.name} differs from the Keras model ({'; '.join(wrong)}), so it "
+            "was not kept. Use another format."
         )
 
 
@@ -152,20 +280,28 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def saved_model_runner(path: Path) -> Runner:
-    """Return a runner of an exported SavedModel."""
+def saved_model_runner(path: Path) -> tuple[Runner, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """Return a runner of an exported SavedModel, and one of its Integrated Gradients."""
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(path))
-    predict = loaded.signatures["serving_default"]
-    explain = loaded.signatures["explain_grad_cam"]
+    signatures = tf.saved_model.load(str(path)).signatures
+
+    def call(name: str, images: np.ndarray, **more: Any) -> Any:
+        return signatures[name](images=tf.constant(images), **more)
 
     def run(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pixels = tf.constant(images)
-        maps = explain(images=pixels, targets=tf.constant(targets))["maps"]
-        return predict(images=pixels)["probabilities"].numpy(), maps.numpy()
+        probabilities, maps = [], []
+        for start in range(0, len(images), 16):
+            part, goals = images[start : start + 16], tf.constant(targets[start : start + 16])
+            probabilities.append(call("serving_default", part)["probabilities"].numpy())
+            maps.append(call("explain_grad_cam", part, targets=goals)["maps"].numpy())
+        return np.concatenate(probabilities), np.concatenate(maps)
 
-    return run
+    def integrate(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        goals = tf.constant(targets)
+        return call("explain_integrated_gradients", images, targets=goals)["maps"].numpy()
+
+    return run, integrate
 
 
 def tflite_runner(path: Path) -> Runner:
@@ -175,8 +311,11 @@ def tflite_runner(path: Path) -> Runner:
     runner = Interpreter(model_path=str(path), num_threads=2).get_signature_runner()
 
     def run(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs = [runner(image=image[None].astype(np.float32)) for image in images]
-        maps = [out["maps"][0, goal].copy() for out, goal in zip(outputs, targets, strict=True)]
-        return np.concatenate([out["probabilities"] for out in outputs]), np.stack(maps)
+        probabilities, maps = [], []
+        for image, goal in zip(images, targets, strict=True):
+            out = runner(image=image[None].astype(np.float32))
+            probabilities.append(out["probabilities"].copy())
+            maps.append(out["maps"][0, goal].copy())
+        return np.concatenate(probabilities), np.stack(maps)
 
     return run

@@ -1,0 +1,64 @@
+"""Images of a prepared data set, or of a folder, for measuring an export."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.images import load_image
+from dermlens.data.manifest import class_indices, read_manifest, select_split
+from dermlens.serve.export import ExportImages, drawn_export_images
+from dermlens.serve.prediction import find_images
+
+REPRESENTATIVE = 200
+
+
+def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages:
+    """Return test images with their diagnoses to compare on, and training images for ranges.
+
+    Args:
+        data: Prepared and split data set.
+        limit: At most so many test images, each diagnosis in proportion.
+        seed: Sets which.
+
+    Raises:
+        DataError: If the data set is not split, or a split is empty.
+    """
+    table = read_manifest(data)
+    test = _some(select_split(table, "test"), limit, seed)
+    train = _some(select_split(table, "train"), REPRESENTATIVE, seed)
+    return ExportImages(
+        [load_image(Path(data) / path) for path in test.path],
+        class_indices(test),
+        [load_image(Path(data) / path) for path in train.path],
+        f"{len(test)} test images",
+    )
+
+
+def images_of_folder(folder: Path, limit: int) -> ExportImages:
+    """Return images of a folder to compare on; ranges are set by the same images.
+
+    Raises:
+        DataError: If there is none, or one cannot be read.
+    """
+    images = [load_image(path) for path in find_images([folder])[:limit]]
+    return ExportImages(images, None, images, f"{len(images)} given images")
+
+
+def export_images(data: Path | None, folder: Path | None, limit: int) -> ExportImages:
+    """Return the images of a data set, of a folder, or drawn ones."""
+    if data is not None:
+        return images_of_data_set(data, limit)
+    return drawn_export_images() if folder is None else images_of_folder(folder, limit)
+
+
+def _some(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
+    """Return at most ``limit`` rows, of every diagnosis its share and at least one."""
+    if len(table) <= limit:
+        return table
+    generator = np.random.default_rng(seed)
+    kept: list[int] = []
+    for _, rows in table.groupby("dx"):
+        count = max(1, round(limit * len(rows) / len(table)))
+        kept += list(generator.choice(rows.index, min(count, len(rows)), replace=False))
+    return table.loc[sorted(kept)]
