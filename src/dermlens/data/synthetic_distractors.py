@@ -120,3 +120,7 @@ def _ink(canvas: Canvas, random: np.random.Generator) -> None:
     stroke = canvas.lines([points], [random.uniform(0.03, 0.06) * height], pixels=True)
     patchy = np.clip(0.8 + 0.15 * canvas.field(0.3, random), 0, 1)
     canvas.paint(_INK[random.integers(len(_INK))], stroke * patchy * random.uniform(0.6, 0.9))
+
+
+PAINTERS = {"hair": _hair, "ruler": _ruler, "gel_bubble": _bubbles, "ink": _ink}
+"""Each artifact by name: paints it onto a canvas, with a random generator."""

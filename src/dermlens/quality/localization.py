@@ -7,6 +7,7 @@ chance would give.
 
 * Pointing game: Zhang et al., IJCV 2018.
 * Relevance mass and rank accuracy: Arras, Osman & Samek, Information Fusion 2022.
+* Intersection over union: Jaccard, New Phytologist 1912.
 """
 
 import numpy as np
@@ -84,3 +85,50 @@ def pixel_auc(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     hits, others = inside.sum(axis=1), (~inside).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return ((ranks * inside).sum(axis=1) - hits * (hits + 1) / 2) / (hits * others)
+
+
+def best_iou(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the overlap of the mask and {map >= t} at the threshold t that suits best, 0..1.
+
+    Every value of the map is tried as threshold, the lowest too, so the result is at least the
+    mask's share of the area, which is what a constant map gets.
+
+    Example:
+        >>> mask = np.array([[[True, True, False, False]]])
+        >>> best_iou(np.array([[[9.0, 2.0, 3.0, 1.0]]]), mask).round(3).tolist()
+        [0.667]
+    """
+    flat, inside = _checked(maps, masks)
+    results = np.full(len(flat), np.nan)
+    for row, (values, mask) in enumerate(zip(flat, inside, strict=True)):
+        if not mask.any():
+            continue
+        order = np.argsort(-values, kind="stable")
+        falling = values[order]
+        # Equal values pass a threshold together: only the last of each is a place to cut.
+        last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+        hits = np.cumsum(mask[order])[last]
+        results[row] = (hits / (last + 1 + mask.sum() - hits)).max()
+    return results
+
+
+def equal_area_iou(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the overlap of the mask and the |mask| highest pixels, 0..1; ties by chance.
+
+    With as many pixels drawn as the mask has, this is r / (2 - r) of the relevance rank r: an
+    overlap that no choice of threshold can flatter.
+    """
+    rank = relevance_rank(maps, masks)
+    return rank / (2 - rank)
+
+
+LOCALIZATION = {
+    "pointing_game": pointing_game,
+    "relevance_mass": relevance_mass,
+    "enrichment": enrichment,
+    "relevance_rank": relevance_rank,
+    "pixel_auc": pixel_auc,
+    "best_iou": best_iou,
+    "equal_area_iou": equal_area_iou,
+}
+"""Every localization metric by name: maps and masks (N, H, W) to float64 (N,)."""

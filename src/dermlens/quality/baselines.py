@@ -1,0 +1,194 @@
+"""Maps that know nothing of the decision: what every explanation must beat.
+
+They are explainers like any other and run through the same code. HAM10000 lesions are large and
+centered, so a Gaussian in the middle of the image localizes well; dark pixels are mostly lesion.
+Gradient and activation methods on a network with shuffled weights show what architecture and image
+alone give.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import CODES
+from dermlens.errors import UsageError
+from dermlens.explain.base import (
+    Attribution,
+    Explainer,
+    Progress,
+    Targets,
+    image_generator,
+    is_all,
+)
+from dermlens.explain.score import Score
+from dermlens.quality.randomization import randomized, weighted_layers
+
+UNTRAINED_PREFIX = "untrained_"
+SPREAD = 0.25
+
+
+class ModelFreeMap(Explainer):
+    """Base of maps that come from the image, or from nothing, and never from the model."""
+
+    signed = False
+
+    @abstractmethod
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return the map (H, W) of one float32 image (H, W, 3)."""
+
+    def _attribute(
+        self,
+        images: np.ndarray,
+        targets: Targets,
+        score: Score,
+        batch_size: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> Attribution:
+        if is_all(targets):
+            raise UsageError(f"The baseline {self.name} knows no classes. Name one target.")
+        # Only the predicted class has to be asked for; a baseline costs no passes otherwise.
+        if targets is None:
+            logits = np.asarray(self.network.logits(images.astype(np.float32)))
+        else:
+            logits = np.zeros((len(images), len(self.classes)), np.float32)
+        maps = []
+        for image in images:
+            maps.append(self.draw(image.astype(np.float32), seed)[None])
+            if progress is not None:
+                progress(1)
+        goals = self.resolve(targets, logits)
+        return self.result(maps, [goals], [np.full(len(images), np.nan)], score)
+
+
+class Uniform(ModelFreeMap):
+    """The same everywhere."""
+
+    name = "uniform"
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return ones."""
+        return np.ones(image.shape[:2], np.float32)
+
+
+class RandomMap(ModelFreeMap):
+    """Independent noise in every pixel, uniform in 0..1."""
+
+    name = "random"
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return noise set by the seed and the image."""
+        return image_generator(seed, image).random(image.shape[:2], dtype=np.float32)
+
+
+class CenteredGaussian(ModelFreeMap):
+    """A bell in the middle of the image, as wide in each direction as the image is."""
+
+    name = "centered_gaussian"
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return the bell; its standard deviation is a quarter of each side."""
+        height, width = image.shape[:2]
+        rows = ((np.arange(height) + 0.5) / height - 0.5) / SPREAD
+        columns = ((np.arange(width) + 0.5) / width - 0.5) / SPREAD
+        bell = np.exp(-0.5 * (rows[:, None] ** 2 + columns[None] ** 2))
+        return bell.astype(np.float32)
+
+
+class Darkness(ModelFreeMap):
+    """How dark each pixel is: 255 less its mean over the channels."""
+
+    name = "darkness"
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return the darkness, 0..255."""
+        return 255.0 - image.mean(axis=-1)
+
+
+BASELINES: dict[str, type[ModelFreeMap]] = {
+    kind.name: kind for kind in (Uniform, RandomMap, CenteredGaussian, Darkness)
+}
+
+TITLES: dict[str, str] = {
+    "uniform": "Uniform",
+    "random": "Random",
+    "centered_gaussian": "Centered Gaussian",
+    "darkness": "Darkness",
+}
+
+
+def untrained_copy(model: Any, seed: int = 0) -> Any:
+    """Return a copy of a network in which the values of every weight are in random order.
+
+    Activations keep their range, as they would not with fresh initial values, while nothing that
+    was learned is left.
+    """
+    import keras
+
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    with randomized(copy, weighted_layers(copy), seed):
+        shuffled = copy.get_weights()
+    copy.set_weights(shuffled)
+    copy.trainable = False
+    return copy
+
+
+def baseline_names(methods: Sequence[str]) -> list[str]:
+    """Return the baselines that belong beside some methods, in the order of the tables.
+
+    Example:
+        >>> baseline_names(["grad_cam", "lime"])[-2:]
+        ['darkness', 'untrained_grad_cam']
+    """
+    from dermlens.explain.registry import method
+
+    reading = [name for name in methods if method(name).family != "perturbation"]
+    return [*BASELINES, *(UNTRAINED_PREFIX + name for name in reading)]
+
+
+def is_baseline(name: str) -> bool:
+    """Tell whether a name is that of a baseline."""
+    return name in BASELINES or name.startswith(UNTRAINED_PREFIX)
+
+
+def title(name: str) -> str:
+    """Return the name for people of a method or baseline."""
+    from dermlens.explain.registry import METHODS, method
+
+    if name in TITLES:
+        return TITLES[name]
+    if name.startswith(UNTRAINED_PREFIX):
+        return f"{method(name.removeprefix(UNTRAINED_PREFIX)).title}, untrained"
+    return METHODS[name].title if name in METHODS else name
+
+
+def create_baselines(
+    names: Sequence[str], model: Any, *, classes: Sequence[str] = CODES, seed: int = 0
+) -> dict[str, Explainer]:
+    """Build baselines by name; those on an untrained network share one copy of it.
+
+    Args:
+        names: Of ``BASELINES``, or ``untrained_METHOD``.
+        model: Keras model from raw RGB 0..255 to logits.
+        classes: Codes in the order of the logits.
+        seed: Sets how weights are shuffled.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    from dermlens.explain.registry import create
+
+    made: dict[str, Explainer] = {}
+    copy: Any = None
+    for name in names:
+        if name in BASELINES:
+            made[name] = BASELINES[name](model, classes=classes)
+            continue
+        if not name.startswith(UNTRAINED_PREFIX):
+            raise UsageError(f"Unknown baseline {name!r}. Use some of: {', '.join(BASELINES)}.")
+        copy = untrained_copy(model, seed) if copy is None else copy
+        made[name] = create(name.removeprefix(UNTRAINED_PREFIX), copy, classes=classes)
+    return made

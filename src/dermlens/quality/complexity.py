@@ -1,0 +1,56 @@
+"""How concentrated is an explanation? Metrics of the map alone.
+
+Both look at absolute values and do not know the image: a single wrong pixel is perfectly sparse.
+They describe, and do not rank.
+
+* Gini index: Chalasani et al., "Concise explanations of neural networks using adversarial
+  training", ICML 2020; Hurley & Rickard, IEEE Transactions on Information Theory 2009.
+* Entropy: Bhatt, Weller & Moura, IJCAI 2020.
+"""
+
+import numpy as np
+
+from dermlens.errors import UsageError
+
+
+def _shares(maps: np.ndarray) -> np.ndarray:
+    """Return absolute values as shares of their sum, float64 (N, H * W); an empty map is even."""
+    maps = np.abs(np.asarray(maps, np.float64))
+    if maps.ndim != 3 or maps[0:1].size == 0:
+        raise UsageError(f"Maps must be (N, H, W) and not empty, not of shape {maps.shape}.")
+    flat = maps.reshape(len(maps), -1)
+    largest = flat.max(axis=1, keepdims=True)
+    flat = np.where(largest > 0, flat / np.where(largest > 0, largest, 1.0), 1.0)
+    shares: np.ndarray = flat / flat.sum(axis=1, keepdims=True)
+    return shares
+
+
+def gini(maps: np.ndarray) -> np.ndarray:
+    """Return the Gini index of absolute values, float64 (N,): 0 all alike, near 1 one pixel.
+
+    Args:
+        maps: float (N, H, W). A map of zeros is even: 0.
+
+    Example:
+        >>> gini(np.array([[[0.0, 0.0, 0.0, 5.0]], [[2.0, 2.0, 2.0, 2.0]]])).tolist()
+        [0.75, 0.0]
+    """
+    rising = np.sort(_shares(maps), axis=1)
+    count = rising.shape[1]
+    weights = (2 * np.arange(1, count + 1) - count - 1) / count
+    return np.maximum(rising @ weights, 0.0)
+
+
+def entropy(maps: np.ndarray) -> np.ndarray:
+    """Return the entropy of absolute values as shares, in nats, float64 (N,): 0..log(H * W).
+
+    Args:
+        maps: float (N, H, W). A map of zeros is even: log(H * W).
+
+    Example:
+        >>> entropy(np.array([[[0.0, 3.0]], [[1.0, 1.0]]])).round(4).tolist()
+        [0.0, 0.6931]
+    """
+    shares = _shares(maps)
+    logs = np.log(np.where(shares > 0, shares, 1.0))
+    return np.maximum(-(shares * logs).sum(axis=1), 0.0)

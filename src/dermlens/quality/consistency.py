@@ -1,0 +1,169 @@
+"""Do two photographs of one lesion get the same explanation?
+
+Photographs differ in place, scale, rotation and light. Both lesions are brought into one frame:
+the outline's centroid in the middle, its equivalent radius as unit. An outline does not say which
+way it is turned, so rotation (and, for drawn images, mirroring) is found by comparing the
+*pictures*, never the maps: a method cannot gain by it. Maps of centered lesions resemble each other
+anyway, so the resemblance of photographs of different lesions, aligned in the same way, is
+subtracted.
+
+A proposal of this project; see docs/metrics.md.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dermlens.quality.agreement import spearman
+from dermlens.quality.relevance import equivalent_radius
+
+SIDE = 48
+REACH = 1.6
+ANGLES = 24
+
+
+@dataclass(frozen=True)
+class Framed:
+    """One photograph in the lesion's own frame.
+
+    Attributes:
+        picture: float32 (S, S): gray values, less their mean, over their deviation.
+        maps: float32 (M, S, S): the methods' maps.
+        valid: bool (S, S): inside the photograph.
+    """
+
+    picture: np.ndarray
+    maps: np.ndarray
+    valid: np.ndarray
+
+
+def frame(image: np.ndarray, mask: np.ndarray, maps: np.ndarray, side: int = SIDE) -> Framed:
+    """Bring an image and its maps into the frame of the lesion: 1.6 radii to each side.
+
+    Args:
+        image: uint8 or float RGB 0..255, (H, W, 3).
+        mask: bool (H, W), not empty.
+        maps: float (M, H, W).
+        side: Pixels along the frame.
+    """
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    mask = np.asarray(mask, bool)
+    center = np.argwhere(mask).mean(axis=0)
+    radius = max(equivalent_radius(mask), 1.0)
+    steps = ((np.arange(side) + 0.5) / side * 2 - 1) * REACH * radius
+    places = np.stack(np.meshgrid(steps + center[0], steps + center[1], indexing="ij"))
+    height, width = mask.shape
+    valid = (places[0] >= 0) & (places[0] <= height - 1)
+    valid &= (places[1] >= 0) & (places[1] <= width - 1)
+    # Smoothed by half a step of the frame, so that sampling does not miss what lies between.
+    sigma = REACH * radius / side
+    gray = gaussian_filter(np.asarray(image, np.float64).mean(axis=-1), sigma)
+    drawn = [map_coordinates(gray, places, order=1, mode="nearest")]
+    for map_ in maps:
+        smooth = gaussian_filter(np.asarray(map_, np.float64), sigma)
+        drawn.append(map_coordinates(smooth, places, order=1, mode="nearest"))
+    picture = drawn[0] - drawn[0][valid].mean()
+    deviation = picture[valid].std()
+    picture = picture / deviation if deviation > 0 else picture
+    stack = np.stack(drawn[1:]) if len(drawn) > 1 else np.zeros((0, side, side))
+    return Framed(picture.astype(np.float32), stack.astype(np.float32), valid)
+
+
+def turned(pictures: np.ndarray, angle: float, mirror: bool) -> np.ndarray:
+    """Turn pictures (M, S, S) about the middle of the frame, mirrored first if asked for."""
+    from scipy.ndimage import map_coordinates
+
+    side = pictures.shape[-1]
+    steps = np.arange(side) - (side - 1) / 2
+    rows, columns = np.meshgrid(steps, steps, indexing="ij")
+    cosine, sine = np.cos(angle), np.sin(angle)
+    places = np.stack([cosine * rows - sine * columns, sine * rows + cosine * columns])
+    if mirror:
+        places[1] = -places[1]
+    places += (side - 1) / 2
+    return np.stack([map_coordinates(p, places, order=1, mode="constant") for p in pictures])
+
+
+def best_turn(
+    first: Framed, second: Framed, *, mirrors: bool = False, angles: int = ANGLES
+) -> tuple[float, bool]:
+    """Return the rotation, and whether mirrored, that makes the second picture like the first.
+
+    Args:
+        first: Stays as it is.
+        second: Is turned.
+        mirrors: Also try mirror images; photographs of skin are never mirrored.
+        angles: Rotations tried, equally spaced.
+    """
+    best, chosen = -np.inf, (0.0, False)
+    disk = _disk(first.picture.shape[0])
+    stack = np.stack([second.picture, second.valid.astype(np.float32)])
+    for mirror in (False, True) if mirrors else (False,):
+        for number in range(angles):
+            angle = 2 * np.pi * number / angles
+            picture, valid = turned(stack, angle, mirror)
+            shared = disk & first.valid & (valid > 0.99)
+            likeness = _correlation(first.picture[shared], picture[shared])
+            if likeness > best + 1e-9:
+                best, chosen = likeness, (angle, mirror)
+    return chosen
+
+
+def _disk(side: int) -> np.ndarray:
+    steps = (np.arange(side) + 0.5) / side * 2 - 1
+    disk: np.ndarray = np.hypot(steps[:, None], steps[None]) <= 1
+    return disk
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    if len(first) < 3:
+        return 0.0
+    a, b = first - first.mean(), second - second.mean()
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else 0.0
+
+
+def aligned_agreement(first: Framed, second: Framed, *, mirrors: bool = False) -> np.ndarray:
+    """Return the rank correlation of each method's maps after alignment, float64 (M,)."""
+    angle, mirror = best_turn(first, second, mirrors=mirrors)
+    stack = np.concatenate([second.valid[None].astype(np.float32), second.maps])
+    moved = turned(stack, angle, mirror)
+    shared = _disk(first.picture.shape[0]) & first.valid & (moved[0] > 0.99)
+    if shared.sum() < 3 or len(first.maps) == 0:
+        return np.full(len(first.maps), np.nan)
+    return spearman(first.maps[:, shared][:, None], moved[1:][:, shared][:, None])
+
+
+def photo_consistency(
+    pairs: list[tuple[Framed, Framed]], *, mirrors: bool = False, others: int = 3
+) -> np.ndarray:
+    """Return agreement within lesions less that between lesions, float64 (L, M).
+
+    Args:
+        pairs: Two photographs of each lesion.
+        mirrors: Whether photographs may be mirrored.
+        others: With how many following lesions the first photograph is compared as a control;
+            their mean is subtracted. With a single lesion there is no control: NaN.
+    """
+    rows = []
+    for number, (first, second) in enumerate(pairs):
+        within = aligned_agreement(first, second, mirrors=mirrors)
+        count = min(others, len(pairs) - 1)
+        if count == 0:
+            rows.append(np.full_like(within, np.nan))
+            continue
+        between = [
+            aligned_agreement(first, pairs[(number + k) % len(pairs)][1], mirrors=mirrors)
+            for k in range(1, count + 1)
+        ]
+        rows.append(within - np.nanmean(between, axis=0))
+    return np.array(rows)
+
+
+def zone_consistency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the overlap of zone profiles (M, 4), float64 (M,): 1 for equal, 0 for disjoint.
+
+    One minus the total variation distance of the shares of attribution in each zone.
+    """
+    return 1 - 0.5 * np.abs(np.asarray(first) - np.asarray(second)).sum(axis=1)

@@ -1,0 +1,227 @@
+"""Where in the lesion does the attribution lie, and does it follow what dermatologists look at?
+
+Automated proxies, computed from the outline and the pixels, not validated by clinicians: they
+describe where an explanation looks in the words of the ABCD rule (Stolz et al., European Journal of
+Dermatology 1994: asymmetry, border, color), and say nothing about whether that is the right place.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dermlens.errors import UsageError
+from dermlens.quality.localization import relevance_mass
+
+ZONES: tuple[str, ...] = ("core", "border", "skin", "image_edge")
+BAND_SHARE = 0.15
+EDGE_SHARE = 0.06
+_COLOR_SHARE = 0.02
+_LOCAL_SHARE = 0.03
+
+_COLORS: dict[str, tuple[int, int, int]] = {
+    "white": (235, 225, 220),
+    "red": (190, 75, 75),
+    "light_brown": (185, 130, 95),
+    "dark_brown": (100, 60, 45),
+    "blue_gray": (105, 110, 130),
+    "black": (35, 28, 28),
+}
+
+
+def equivalent_radius(mask: np.ndarray) -> float:
+    """Return the radius, in pixels, of the disk that has the mask's area."""
+    return float(np.sqrt(np.asarray(mask, bool).sum() / np.pi))
+
+
+def lesion_zones(mask: np.ndarray) -> np.ndarray:
+    """Return the zone of every pixel, int8 (H, W), as position in ``ZONES``.
+
+    The border band reaches 15 % of the lesion's equivalent radius (at least one pixel) to both
+    sides of the outline; the core is the rest of the lesion. The image edge is a frame 6 % of the
+    shorter side wide (at least one pixel), without the lesion and its band. The rest is skin.
+
+    Args:
+        mask: bool (H, W). An empty mask leaves skin and image edge.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    mask = np.asarray(mask, bool)
+    if mask.ndim != 2:
+        raise UsageError(f"A mask must be (H, W), not {mask.shape}.")
+    zones = np.full(mask.shape, ZONES.index("skin"), np.int8)
+    frame = max(1, round(EDGE_SHARE * min(mask.shape)))
+    inner = np.zeros(mask.shape, bool)
+    inner[frame:-frame, frame:-frame] = True
+    zones[~inner] = ZONES.index("image_edge")
+    if not mask.any():
+        return zones
+    width = max(1.0, BAND_SHARE * equivalent_radius(mask))
+    # Beyond the image the lesion may go on: only the outline that is seen has a band.
+    outside = distance_transform_edt(~mask)
+    depth = distance_transform_edt(mask) if not mask.all() else np.full(mask.shape, np.inf)
+    zones[mask] = ZONES.index("core")
+    zones[(mask & (depth <= width)) | (~mask & (outside <= width))] = ZONES.index("border")
+    return zones
+
+
+def zone_shares(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the share of positive attribution in each zone, float64 (N, 4); rows sum to 1.
+
+    Args:
+        maps: float (N, H, W). A map without positive values counts as even.
+        masks: bool (N, H, W). An empty mask gives NaN.
+    """
+    rows = []
+    for map_, mask in zip(maps, np.asarray(masks, bool), strict=True):
+        zones = lesion_zones(mask)
+        members = np.stack([zones == number for number in range(len(ZONES))])
+        shares = relevance_mass(np.repeat(map_[None], len(ZONES), axis=0), members)
+        rows.append(np.nan_to_num(shares) if mask.any() else np.full(len(ZONES), np.nan))
+    return np.array(rows)
+
+
+def zone_areas(masks: np.ndarray) -> np.ndarray:
+    """Return the share of the area of each zone, float64 (N, 4): what an even map would get."""
+    return np.array(
+        [np.bincount(lesion_zones(m).ravel(), minlength=len(ZONES)) / m.size for m in masks]
+    )
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the outline and the pixels say about a lesion; NaN for an empty mask.
+
+    Attributes:
+        asymmetry: 0..1: share of the lesion that has no counterpart in its mirror image, mean over
+            its two principal axes.
+        irregularity: 0..1: 1 - 4 pi area / perimeter² of the outline; 0 is a circle.
+        color_spread: Standard deviation of the colors in the lesion, in CIELAB units.
+        colors: How many of white, red, light brown, dark brown, blue-gray and black cover at
+            least 2 % of the lesion.
+        area: Share of the image.
+    """
+
+    asymmetry: float
+    irregularity: float
+    color_spread: float
+    colors: float
+    area: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+def lesion_traits(image: np.ndarray, mask: np.ndarray) -> Traits:
+    """Measure asymmetry, border irregularity and color variety of a lesion.
+
+    Args:
+        image: uint8 or float RGB 0..255, (H, W, 3).
+        mask: bool (H, W).
+    """
+    from skimage.measure import perimeter
+
+    mask = np.asarray(mask, bool)
+    if not mask.any():
+        missing = float("nan")
+        return Traits(missing, missing, missing, missing, 0.0)
+    area = float(mask.sum())
+    flipped = [mirrored(mask[..., None].astype(np.float32), mask, k)[..., 0] > 0.5 for k in (0, 1)]
+    unmatched = [float((mask & ~other).sum()) / area for other in flipped]
+    around = float(perimeter(np.pad(mask, 1)))
+    roundness = 4 * np.pi * area / around**2 if around > 0 else 1.0
+    lab = _lab(image)[mask]
+    spread = float(np.sqrt(lab.var(axis=0).sum()))
+    return Traits(
+        float(np.mean(unmatched)),
+        float(np.clip(1 - roundness, 0, 1)),
+        spread,
+        float(_named_colors(lab)),
+        area / mask.size,
+    )
+
+
+def _lab(image: np.ndarray) -> np.ndarray:
+    from skimage.color import rgb2lab
+
+    lab: np.ndarray = rgb2lab(np.clip(np.asarray(image, np.float64), 0, 255) / 255)
+    return lab
+
+
+def _named_colors(lab: np.ndarray) -> int:
+    named = _lab(np.array([list(_COLORS.values())]))[0]
+    nearest = ((lab[:, None] - named[None]) ** 2).sum(axis=2).argmin(axis=1)
+    shares = np.bincount(nearest, minlength=len(_COLORS)) / len(lab)
+    return int((shares >= _COLOR_SHARE).sum())
+
+
+def principal_axes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centroid (row, column) and the two unit axes as rows, (2, 2), the longer first."""
+    points = np.argwhere(mask).astype(np.float64)
+    center = points.mean(axis=0)
+    spread = (points - center).T @ (points - center)
+    axes = np.linalg.eigh(spread)[1].T[::-1]
+    return center, axes
+
+
+def mirrored(pictures: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
+    """Mirror a picture (H, W, C) at a principal axis (0 or 1) of a lesion; outside stays 0."""
+    from scipy.ndimage import map_coordinates
+
+    center, axes = principal_axes(mask)
+    normal = axes[1 - axis]
+    grid = np.stack(np.meshgrid(*map(np.arange, mask.shape), indexing="ij"), axis=-1) - center
+    places = grid - 2 * (grid @ normal)[..., None] * normal + center
+    channels = [
+        map_coordinates(pictures[..., k], np.moveaxis(places, -1, 0), order=1, cval=0.0)
+        for k in range(pictures.shape[-1])
+    ]
+    return np.stack(channels, axis=-1)
+
+
+def asymmetry_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return how far each pixel of a lesion differs from its mirror images, float64 (H, W).
+
+    Mean over both axes of the distance in CIELAB; a pixel whose counterpart lies outside the lesion
+    differs by as much as the lesion's most different pixel. Outside the lesion 0.
+    """
+    mask = np.asarray(mask, bool)
+    if not mask.any():
+        return np.zeros(mask.shape)
+    lab = _lab(image)
+    total = np.zeros(mask.shape)
+    for axis in (0, 1):
+        counterpart = mirrored(mask[..., None].astype(np.float64), mask, axis)[..., 0] > 0.5
+        distance = np.sqrt(((lab - mirrored(lab, mask, axis)) ** 2).sum(axis=-1))
+        both = mask & counterpart
+        largest = distance[both].max() if both.any() else 1.0
+        total += np.where(both, distance, largest)
+    return np.where(mask, total / 2, 0.0)
+
+
+def color_variety_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the local standard deviation of color in CIELAB inside the lesion, float64 (H, W)."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma = max(1.0, _LOCAL_SHARE * min(mask.shape))
+    lab = _lab(image)
+    mean = gaussian_filter(lab, (sigma, sigma, 0))
+    variance = np.maximum(gaussian_filter(lab**2, (sigma, sigma, 0)) - mean**2, 0).sum(axis=-1)
+    return np.where(np.asarray(mask, bool), np.sqrt(variance), 0.0)
+
+
+def relation_inside(map_: np.ndarray, feature: np.ndarray, mask: np.ndarray) -> float:
+    """Return Spearman's correlation of a map with a feature over the pixels of the lesion.
+
+    A map or feature that is constant in the lesion has no relation (0); NaN for fewer than three
+    pixels.
+    """
+    from dermlens.quality.agreement import spearman
+
+    mask = np.asarray(mask, bool)
+    if mask.sum() < 3:
+        return float("nan")
+    first, second = (np.asarray(values)[mask][None, None] for values in (map_, feature))
+    if first.min() == first.max() or second.min() == second.max():
+        return 0.0
+    return float(spearman(first, second)[0])

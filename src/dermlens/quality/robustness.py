@@ -1,0 +1,148 @@
+"""Does a map stay when the image hardly changes, and does it turn with the image?
+
+* Sensitivity: Yeh et al., "On the (in)fidelity and sensitivity of explanations", NeurIPS 2019.
+* Equivariance: Crabbé & van der Schaar, "Evaluating the robustness of interpretability methods
+  through explanation invariance and equivariance", NeurIPS 2023, for the dihedral group.
+
+Neither says that a map is right: a map that ignores image and model is perfectly robust. LIME,
+Kernel SHAP and RISE draw their masks anew for a changed image, so their values include what
+sampling adds, which is what a user who explains two nearly equal photographs sees.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dermlens.errors import UsageError
+from dermlens.explain.base import image_generator
+from dermlens.quality.agreement import spearman
+
+Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Images float32 (n, H, W, 3) and targets int (n,) to maps (n, H, W)."""
+
+RADIUS = 5.0
+DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """One symmetry of the rectangle: first turned by quarter turns, then mirrored left to right."""
+
+    name: str
+    quarter_turns: int
+    mirrored: bool
+
+    def apply(self, pictures: np.ndarray) -> np.ndarray:
+        """Move pictures (N, H, W) or (N, H, W, C)."""
+        turned = np.rot90(pictures, self.quarter_turns, axes=(1, 2))
+        return np.ascontiguousarray(turned[:, :, ::-1] if self.mirrored else turned)
+
+
+_SYMMETRIES = (
+    Symmetry("mirrored_left_right", 0, True),
+    Symmetry("mirrored_up_down", 2, True),
+    Symmetry("half_turn", 2, False),
+    Symmetry("quarter_turn", 1, False),
+    Symmetry("three_quarter_turn", 3, False),
+    Symmetry("transposed", 1, True),
+    Symmetry("anti_transposed", 3, True),
+)
+
+
+def symmetries(height: int, width: int) -> tuple[Symmetry, ...]:
+    """Return the symmetries that keep the size: three for rectangles, seven for squares.
+
+    Example:
+        >>> len(symmetries(192, 256)), len(symmetries(224, 224))
+        (3, 7)
+    """
+    return _SYMMETRIES if height == width else _SYMMETRIES[:3]
+
+
+def two_sided_noise(image: np.ndarray, radius: float, draws: int, seed: int) -> np.ndarray:
+    """Return noise within ``radius`` in every pixel and channel, float32 (draws, H, W, 3).
+
+    Draws come in pairs d and -d, so that their mean is exactly zero. The noise depends on the seed
+    and the image alone, so every method sees the same.
+
+    Raises:
+        UsageError: If ``draws`` is odd or below 2, or the radius is not above 0.
+    """
+    if draws < 2 or draws % 2 or radius <= 0:
+        raise UsageError(
+            f"Sensitivity needs an even number of draws and a radius above 0, not {draws} draws "
+            f"within {radius}."
+        )
+    generator = image_generator(seed, image)
+    half = generator.uniform(-radius, radius, (draws // 2, *image.shape)).astype(np.float32)
+    return np.concatenate([half, -half])
+
+
+def relative_changes(changed: np.ndarray, map_: np.ndarray) -> np.ndarray:
+    """Return ‖changed - map‖ / ‖map‖ of maps (n, H, W) against one (H, W), float64 (n,).
+
+    A map of zeros that stays zero has not changed (0); where it does not stay, the relative change
+    has no value (NaN).
+    """
+    changed, reference = np.asarray(changed, np.float64), np.asarray(map_, np.float64)
+    length = np.sqrt((reference**2).sum())
+    moved = np.sqrt(((changed - reference) ** 2).sum(axis=(1, 2)))
+    if length == 0:
+        return np.where(moved == 0, 0.0, np.nan)
+    relative: np.ndarray = moved / length
+    return relative
+
+
+def sensitivity(
+    explain: Explain,
+    image: np.ndarray,
+    target: int,
+    map_: np.ndarray,
+    *,
+    radius: float = RADIUS,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the largest and the mean relative change of a map under weak noise.
+
+    Args:
+        explain: Makes maps.
+        image: float32 RGB 0..255, (H, W, 3).
+        target: Class position.
+        map_: The image's own map, (H, W).
+        radius: Largest change of a pixel, in gray levels of 0..255. Noisy pixels are not clipped,
+            since clipping would make the noise one-sided where the image is white or black.
+        draws: Even number of noisy images; the cost of one explanation each.
+        seed: Sets the noise.
+    """
+    image = np.asarray(image, np.float32)
+    noisy = image + two_sided_noise(image, radius, draws, seed)
+    changes = relative_changes(explain(noisy, np.full(draws, target, np.int32)), map_)
+    if np.isnan(changes).any():
+        return float("nan"), float("nan")
+    return float(changes.max()), float(changes.mean())
+
+
+def equivariance(
+    explain: Explain,
+    image: np.ndarray,
+    target: int,
+    map_: np.ndarray,
+    group: Sequence[Symmetry] | None = None,
+) -> float:
+    """Return the mean rank correlation of the moved image's map with the moved map, -1..1.
+
+    Args:
+        explain: Makes maps.
+        image: float32 RGB 0..255, (H, W, 3).
+        target: Class position.
+        map_: The image's own map, (H, W).
+        group: Symmetries; default all that keep the image's size.
+    """
+    image = np.asarray(image, np.float32)
+    moves = symmetries(*image.shape[:2]) if group is None else group
+    moved = np.concatenate([move.apply(image[None]) for move in moves])
+    expected = np.concatenate([move.apply(np.asarray(map_)[None]) for move in moves])
+    maps = explain(moved, np.full(len(moves), target, np.int32))
+    return float(spearman(maps, expected).mean())

@@ -1,0 +1,220 @@
+"""Shortcut probe: does the decision, or the attribution, follow artifacts instead of the lesion?
+
+Known shortcuts of lesion classifiers (Winkler et al., JAMA Dermatology 2019: ink; Bissoto et al.,
+CVPR Workshops 2019: lesion removed; Rieger et al., ICML 2020: color patches) are pasted into an
+image one at a time. A sound model keeps its decision and does not move its attribution onto them;
+without the lesion it should know nothing. An automated proxy, not validated by clinicians: pasted
+artifacts are drawings, and a flip does not show that real ones flip decisions as often.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import UsageError
+from dermlens.explain.base import image_generator
+from dermlens.explain.fills import fill_image
+from dermlens.quality.imputation import impute
+from dermlens.quality.localization import relevance_mass
+
+ARTIFACTS: tuple[str, ...] = ("ruler", "ink", "gel_bubble", "hair", "dark_corner", "color_patch")
+ABLATIONS: tuple[str, ...] = ("lesion_removed", "lesion_isolated")
+_VISIBLE = 8.0
+_PATCH_COLORS = ((64, 132, 214), (246, 190, 55), (94, 170, 90), (226, 100, 120))
+_MARGIN_SHARE = 0.15
+
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Images (n, H, W, 3) to probabilities (n, C) and decided classes (n,)."""
+Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Images (n, H, W, 3) and targets (n,) to maps (n, H, W)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One changed image.
+
+    Attributes:
+        name: Of ``ARTIFACTS`` or ``ABLATIONS``.
+        image: float32 RGB 0..255, (H, W, 3).
+        where: bool (H, W): pixels that visibly changed.
+    """
+
+    name: str
+    image: np.ndarray
+    where: np.ndarray
+
+
+def paste(image: np.ndarray, name: str, seed: int = 0) -> Probe:
+    """Paste one artifact into an image.
+
+    Args:
+        image: uint8 or float RGB 0..255, (H, W, 3).
+        name: Of ``ARTIFACTS``.
+        seed: Sets place and look, which depend on the seed and the image alone.
+
+    Raises:
+        UsageError: If there is no such artifact.
+    """
+    if name not in ARTIFACTS:
+        raise UsageError(f"Unknown artifact {name!r}. Use some of: {', '.join(ARTIFACTS)}.")
+    original = np.asarray(image, np.float32)
+    generator = image_generator(seed + 7919 * ARTIFACTS.index(name), original)
+    if name == "dark_corner":
+        changed = _dark_corners(original)
+    elif name == "color_patch":
+        changed = _color_patch(original, generator)
+    else:
+        changed = _drawn(original, name, generator)
+    changed = np.clip(changed, 0, 255).astype(np.float32)
+    where = np.abs(changed - original).max(axis=-1) >= _VISIBLE
+    return Probe(name, changed, where)
+
+
+def _drawn(image: np.ndarray, name: str, generator: np.random.Generator) -> np.ndarray:
+    """Draw what the embedded data set draws."""
+    from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
+    from dermlens.data.synthetic_distractors import PAINTERS
+
+    height, width = image.shape[:2]
+    view = View((height, width), (width / 2, height / 2), height * 0.35, 0.0, False)
+    canvas = Canvas(view, SmoothNoise(generator))
+    canvas.image[:] = image / 255
+    PAINTERS[name](canvas, generator)
+    return np.clip(canvas.image, 0, 1) * 255
+
+
+def _dark_corners(image: np.ndarray) -> np.ndarray:
+    """Darken the corners, as the round tube of a dermatoscope does."""
+    from dermlens.data.synthetic_canvas import smoothstep
+
+    height, width = image.shape[:2]
+    y = np.linspace(-1, 1, height)[:, None]
+    x = np.linspace(-1, 1, width)[None] * width / height
+    radius = np.hypot(y, x) / np.hypot(1, width / height)
+    shade = 1 - 0.94 * smoothstep(0.80, 0.86, radius)
+    return image * shade[..., None]
+
+
+def _color_patch(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Stick a round colored plaster to one corner, as seen in photographs of children's nevi."""
+    from dermlens.data.synthetic_canvas import smoothstep
+
+    height, width = image.shape[:2]
+    radius = 0.2 * min(height, width)
+    row = generator.choice([0.06, 0.94]) * height
+    column = generator.choice([0.06, 0.94]) * width
+    rows, columns = np.ogrid[:height, :width]
+    distance = np.hypot(rows - row, columns - column)
+    opacity = smoothstep(radius + 1, radius - 1, distance)[..., None]
+    color = np.array(_PATCH_COLORS[generator.integers(len(_PATCH_COLORS))], np.float32)
+    return image + (color - image) * opacity
+
+
+def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Probe:
+    """Take the lesion away, or everything but the lesion.
+
+    Args:
+        image: uint8 or float RGB 0..255, (H, W, 3).
+        mask: bool (H, W), not empty.
+        name: ``"lesion_removed"``: the lesion and a margin are imputed from the skin around;
+            ``"lesion_isolated"``: everything outside becomes plain skin color.
+        seed: Sets the imputation's noise.
+
+    Raises:
+        UsageError: If there is no such ablation.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    from dermlens.quality.relevance import equivalent_radius
+
+    if name not in ABLATIONS:
+        raise UsageError(f"Unknown ablation {name!r}. Use some of: {', '.join(ABLATIONS)}.")
+    original, mask = np.asarray(image, np.float32), np.asarray(mask, bool)
+    if name == "lesion_isolated":
+        where = ~mask
+        return Probe(
+            name, np.where(where[..., None], fill_image(original, "mean_skin"), original), where
+        )
+    # The outline is drawn tight: a rim of pigment outside it would give the lesion away.
+    where = mask.copy()
+    if not mask.all():
+        where = distance_transform_edt(~mask) <= max(1.0, _MARGIN_SHARE * equivalent_radius(mask))
+    return Probe(name, impute(original[None], where[None], seed=seed)[0], where)
+
+
+def probe_images(image: np.ndarray, mask: np.ndarray | None, seed: int = 0) -> list[Probe]:
+    """Return all probes of an image; without a lesion mask only the artifacts."""
+    probes = [paste(image, name, seed) for name in ARTIFACTS]
+    if mask is not None and np.asarray(mask, bool).any():
+        probes += [ablate(image, mask, name, seed) for name in ABLATIONS]
+    return probes
+
+
+def probe(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    predict: Predict,
+    *,
+    explainers: Mapping[str, Explain] | None = None,
+    watched: int | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return how decision, probabilities and attribution react to each probe.
+
+    Args:
+        image: uint8 or float RGB 0..255, (H, W, 3).
+        mask: Lesion, bool (H, W), or None.
+        predict: Probabilities and decisions.
+        explainers: By method; their maps explain the class decided on the unchanged image.
+        watched: Position of the class whose probability is followed (melanoma), or None.
+        seed: Sets the artifacts.
+
+    Returns:
+        A row per probe: ``probe``, ``flipped`` (decision changed), ``change_of_target`` (in the
+        probability of the original decision), ``change_of_watched``, ``area`` (share of pixels
+        changed); for artifacts and each method ``moved_<method>``: share of positive attribution
+        on the artifact's pixels, less what lay there before; negative if it moved away.
+
+    Cost: 9 forward passes, and 7 explanations per method.
+    """
+    probes = probe_images(image, mask, seed)
+    pictures = np.stack([np.asarray(image, np.float32), *(one.image for one in probes)])
+    probabilities, decided = predict(pictures)
+    target = int(decided[0])
+    artifacts = [k for k, one in enumerate(probes) if one.name in ARTIFACTS]
+    moved = {
+        name: _moved(explain, pictures, target, probes, artifacts)
+        for name, explain in (explainers or {}).items()
+    }
+    rows = []
+    for number, one in enumerate(probes):
+        after = probabilities[number + 1] - probabilities[0]
+        row: dict[str, Any] = {
+            "probe": one.name,
+            "flipped": float(decided[number + 1] != target),
+            "change_of_target": float(after[target]),
+            "change_of_watched": float("nan") if watched is None else float(after[watched]),
+            "area": float(one.where.mean()),
+        }
+        for name, values in moved.items():
+            row[f"moved_{name}"] = values.get(number, float("nan"))
+        rows.append(row)
+    return rows
+
+
+def _moved(
+    explain: Explain,
+    pictures: np.ndarray,
+    target: int,
+    probes: list[Probe],
+    artifacts: list[int],
+) -> dict[int, float]:
+    """Return how much attribution moved onto each artifact, by position of the probe."""
+    chosen = pictures[[0, *(k + 1 for k in artifacts)]]
+    maps = explain(chosen, np.full(len(chosen), target, np.int32))
+    where = np.stack([probes[k].where for k in artifacts])
+    before = relevance_mass(np.repeat(maps[:1], len(artifacts), axis=0), where)
+    after = relevance_mass(maps[1:], where)
+    return dict(zip(artifacts, (after - before).tolist(), strict=True))

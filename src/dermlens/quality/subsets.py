@@ -1,0 +1,202 @@
+"""How the score reacts when random parts of an image are covered: infidelity and MuFidelity.
+
+Which parts are covered, and how the model reacts, does not depend on any explanation: one set of
+evaluations per image serves every method. Methods are compared on identical draws, and the cost of
+these metrics is paid once per image, not once per method.
+
+* Infidelity: Yeh et al., "On the (in)fidelity and sensitivity of explanations", NeurIPS 2019, with
+  square removal. I is the indicator of the covered square, so that I·a is the attribution inside it
+  (for methods that answer "how much does this pixel contribute").
+* MuFidelity: Bhatt, Weller & Moura, "Evaluating and aggregating feature-based model explanations",
+  IJCAI 2020, on cells of a grid instead of single pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import UsageError
+from dermlens.explain.base import Cost, image_generator
+from dermlens.explain.fills import fill_image
+from dermlens.explain.gradients import even_batch
+from dermlens.explain.perturbation import MaskedModel
+from dermlens.explain.superpixels import grid_cells
+
+SQUARES = 60
+SETS = 60
+SIDES: tuple[float, ...] = (0.15, 0.25, 0.4)
+CELLS_ALONG = 9
+SET_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Reactions:
+    """How a model reacted to covered parts of one image.
+
+    Attributes:
+        boxes: int (S, 4): top, bottom, left, right of the covered squares.
+        box_drops: float64 (S, C): logits of the image minus those with the square covered.
+        labels: int (H, W): cell of each pixel.
+        sets: bool (K, M): cells covered together.
+        set_drops: float64 (K, C).
+    """
+
+    boxes: np.ndarray
+    box_drops: np.ndarray
+    labels: np.ndarray
+    sets: np.ndarray
+    set_drops: np.ndarray
+
+
+def draw_boxes(height: int, width: int, count: int, random: np.random.Generator) -> np.ndarray:
+    """Return random squares, int32 (count, 4): top, bottom, left, right.
+
+    Squares may reach over the image's edge, so that the edge is covered as often as the middle.
+    """
+    boxes = np.zeros((count, 4), np.int32)
+    for row in range(count):
+        side = max(1, round(SIDES[row % len(SIDES)] * min(height, width)))
+        top = int(random.integers(1 - side, height))
+        left = int(random.integers(1 - side, width))
+        boxes[row] = (max(top, 0), min(top + side, height), max(left, 0), min(left + side, width))
+    return boxes
+
+
+def draw_sets(cells: int, count: int, random: np.random.Generator) -> np.ndarray:
+    """Return random sets of cells, bool (count, cells), all with the same number of cells."""
+    size = min(max(1, round(SET_SHARE * cells)), cells)
+    drawn = np.zeros((count, cells), bool)
+    for row in range(count):
+        drawn[row, random.permutation(cells)[:size]] = True
+    return drawn
+
+
+def _masks(labels: Any, jobs: Any) -> Any:
+    """Return masks (B, H, W): jobs hold a box (4 numbers), then 1 for each covered cell."""
+    import tensorflow as tf
+
+    rows = tf.cast(tf.range(tf.shape(labels)[0]), tf.float32)[None, :, None]
+    columns = tf.cast(tf.range(tf.shape(labels)[1]), tf.float32)[None, None, :]
+    top, bottom, left, right = (jobs[:, k, None, None] for k in range(4))
+    boxed = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    covered = tf.gather(jobs[:, 4:], labels, axis=1)
+    return 1.0 - tf.maximum(tf.cast(boxed, tf.float32), covered)
+
+
+class SubsetReactions:
+    """Covers random squares and random sets of cells of an image, and records the logits.
+
+    Args:
+        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        squares: Squares per image, for infidelity.
+        sets: Sets of cells per image, for MuFidelity.
+        batch_size: Images per pass; bounds memory.
+
+    Cost: squares + sets + 1 passes per image, whatever the number of methods.
+    """
+
+    def __init__(
+        self, model: Any, *, squares: int = SQUARES, sets: int = SETS, batch_size: int = 16
+    ) -> None:
+        if squares < 2 or sets < 3:
+            raise UsageError(f"At least 2 squares and 3 sets are needed, not {squares} and {sets}.")
+        self.squares, self.sets, self.cost = squares, sets, Cost()
+        batch = even_batch(squares + sets + 1, batch_size)
+        self._masked = MaskedModel(model, _masks, batch, self.cost)
+
+    @property
+    def traces(self) -> int:
+        """How often the masked model was traced."""
+        return self._masked.traces
+
+    def measure(self, image: np.ndarray, seed: int = 0) -> Reactions:
+        """Return the reactions to one image.
+
+        Args:
+            image: uint8 or float RGB 0..255, (H, W, 3).
+            seed: Sets the draws, which depend on the seed and the image alone.
+        """
+        image = np.asarray(image, np.float32)
+        random = image_generator(seed, image)
+        height, width = image.shape[:2]
+        along = min(CELLS_ALONG, min(height, width))
+        cells = round(along * along * max(height, width) / min(height, width))
+        labels = grid_cells(height, width, cells)
+        boxes = draw_boxes(height, width, self.squares, random)
+        chosen = draw_sets(int(labels.max()) + 1, self.sets, random)
+        jobs = np.zeros((1 + self.squares + self.sets, 4 + chosen.shape[1]), np.float32)
+        jobs[1 : 1 + self.squares, :4] = boxes
+        jobs[1 + self.squares :, 4:] = chosen
+        logits = self._masked.logits(image, fill_image(image, "mean_skin"), labels, jobs)
+        drops = logits[:1].astype(np.float64) - logits[1:]
+        return Reactions(boxes, drops[: self.squares], labels, chosen, drops[self.squares :])
+
+
+def box_sums(attribution: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the sum of a map (H, W) inside boxes (S, 4), float64 (S,), by a summed-area table."""
+    table = np.zeros((attribution.shape[0] + 1, attribution.shape[1] + 1))
+    table[1:, 1:] = np.asarray(attribution, np.float64).cumsum(axis=0).cumsum(axis=1)
+    top, bottom, left, right = boxes.T
+    sums: np.ndarray = table[bottom, right] - table[top, right]
+    return sums - table[bottom, left] + table[top, left]
+
+
+def cell_sums(attribution: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Return the sum of a map, less its mean, inside sets of cells (K, M): float64 (K,).
+
+    The mean is taken off because cells differ by a row or column of pixels: a map that is constant
+    must not foretell anything. Where cells are equal it changes no correlation.
+    """
+    values = np.asarray(attribution, np.float64)
+    if values.max() == values.min():
+        return np.zeros(len(sets))
+    each = np.bincount(labels.ravel(), (values - values.mean()).ravel(), minlength=sets.shape[1])
+    sums: np.ndarray = sets @ each
+    return sums
+
+
+def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
+    """Return the share of the mean squared reaction that a map does not foretell, 0..1.
+
+    E[(b I·a - (f(x) - f(x - I)))²] with the optimal scale b, divided by E[(f(x) - f(x - I))²] so
+    that images with large and small reactions count alike. 0: foretold up to a factor; 1: nothing.
+    An all-zero map foretells nothing (1). NaN where the score never reacts.
+
+    Args:
+        foretold: I·a, (S,).
+        drops: f(x) - f(x - I), (S,).
+
+    Example:
+        >>> infidelity(np.array([1.0, 2.0]), np.array([3.0, 6.0]))
+        0.0
+    """
+    reaction = float(np.mean(drops**2))
+    if reaction <= 1e-18:
+        return float("nan")
+    largest = np.abs(foretold).max()
+    if largest == 0:
+        return 1.0
+    scaled = foretold / largest
+    explained = float(np.mean(scaled * drops)) ** 2 / float(np.mean(scaled**2))
+    return max(0.0, 1.0 - explained / reaction)
+
+
+def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
+    """Return Pearson's correlation of attribution in a set with the fall of the score, -1..1.
+
+    A map that gives every set the same (a constant map) foretells nothing: 0. NaN where the score
+    never reacts.
+
+    Args:
+        foretold: Sum of the map over each set, (K,).
+        drops: Fall of the score with the set covered, (K,).
+    """
+    if np.abs(drops - drops[0]).max() <= 1e-9:
+        return float("nan")
+    centered, others = foretold - foretold.mean(), drops - drops.mean()
+    if np.abs(centered).max() <= 1e-12 * np.abs(foretold).max():
+        return 0.0
+    centered = centered / np.abs(centered).max()
+    scale = np.sqrt((centered**2).sum() * (others**2).sum())
+    return float(np.clip((centered * others).sum() / scale, -1, 1))
