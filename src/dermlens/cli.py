@@ -16,6 +16,7 @@ from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
 from dermlens.cli_model import export, pack
 from dermlens.cli_options import BatchSize, BundleAndImages, Seed, parse_size
+from dermlens.cli_quality import benchmark
 from dermlens.errors import DermlensError
 from dermlens.progress import say
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(compare)
+app.command()(benchmark)
 app.command()(pack)
 app.command()(export)
 

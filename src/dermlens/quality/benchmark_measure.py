@@ -26,13 +26,11 @@ from dermlens.quality.localization import LOCALIZATION
 from dermlens.quality.metric import STRUCTURE_PREFIX
 from dermlens.quality.randomization import other_targets, randomization_curves
 from dermlens.quality.relevance import (
-    ZONES,
     asymmetry_map,
     color_variety_map,
     lesion_traits,
     relation_inside,
-    zone_areas,
-    zone_shares,
+    zone_profile,
 )
 from dermlens.quality.removal import RemovalCurves, area_under, removal_places
 from dermlens.quality.robustness import equivariance, sensitivity
@@ -45,6 +43,7 @@ from dermlens.quality.subsets import (
     infidelity,
     mufidelity,
 )
+from dermlens.quality.zones import ZONES, lesion_zones, zone_areas
 
 WATCHED = "mel"
 """The diagnosis whose probability the shortcut probe follows."""
@@ -124,7 +123,7 @@ class Bench:
             map_, cost = self._timed(name, loaded.image, target, shared)
             values = self._values(map_, loaded, target, reactions, features)
             rows[name] = {"values": values, "cost": cost}
-        areas = zone_areas(loaded.mask[None])[0]
+        areas = zone_areas(lesion_zones(loaded.mask))
         return {
             "target": self.bundle.classes[target],
             "decided": self.bundle.classes[decided],
@@ -194,7 +193,7 @@ class Bench:
                 values[STRUCTURE_PREFIX + name] = float(found)
         values["sparseness"] = float(gini(map_[None])[0])
         values["entropy"] = float(entropy(map_[None])[0])
-        shares = zone_shares(map_[None], loaded.mask[None])[0]
+        shares = zone_profile(map_[None], loaded.mask)[0]
         values |= {f"zone_{z}": float(s) for z, s in zip(ZONES, shares, strict=True)}
         values["asymmetry_relation"] = relation_inside(map_, features[0], loaded.mask)
         values["color_relation"] = relation_inside(map_, features[1], loaded.mask)
@@ -266,12 +265,11 @@ class Bench:
             )
             maps = np.nan_to_num(maps, posinf=0.0, neginf=0.0)
             framed = frame(loaded.image, loaded.mask, maps)
-            masks = np.repeat(loaded.mask[None], len(maps), axis=0)
             arrays |= {
                 f"picture{number}": framed.picture,
                 f"maps{number}": framed.maps,
                 f"valid{number}": framed.valid,
-                f"zones{number}": zone_shares(maps, masks),
+                f"zones{number}": zone_profile(maps, loaded.mask),
             }
         return arrays
 

@@ -10,7 +10,6 @@ import pandas as pd
 from dermlens.quality.baselines import is_baseline
 from dermlens.quality.benchmark_tables import Tables
 from dermlens.quality.metric import FAMILIES, METRICS, STRUCTURE_PREFIX, metric
-from dermlens.quality.relevance import ZONES
 from dermlens.quality.statistics import (
     FLIPS,
     RESAMPLES,
@@ -20,6 +19,7 @@ from dermlens.quality.statistics import (
     paired_tests,
     wilcoxon_test,
 )
+from dermlens.quality.zones import ZONES
 
 _TRAITS = ("asymmetry", "irregularity", "color_spread", "colors")
 _FOLLOWED = ("zone_border", "zone_core", "asymmetry_relation", "color_relation")

@@ -12,7 +12,7 @@ from dermlens.quality.benchmark_plan import BenchmarkPlan, Item
 from dermlens.quality.benchmark_store import Store
 from dermlens.quality.consistency import Framed, photo_consistency, zone_consistency
 from dermlens.quality.metric import METRICS, STRUCTURE_PREFIX
-from dermlens.quality.relevance import ZONES
+from dermlens.quality.zones import ZONES
 
 _ABOUT = ("image_id", "lesion_id", "dx", "decided", "target", "probability", "method", "baseline")
 _RELATIONS = ("asymmetry_relation", "color_relation")

@@ -9,12 +9,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dermlens.errors import UsageError
-from dermlens.quality.localization import relevance_mass
+from dermlens.quality.zones import lesion_zones, zone_shares
 
-ZONES: tuple[str, ...] = ("core", "border", "skin", "image_edge")
-BAND_SHARE = 0.15
-EDGE_SHARE = 0.06
 _COLOR_SHARE = 0.02
 _LOCAL_SHARE = 0.03
 
@@ -33,58 +29,15 @@ def equivalent_radius(mask: np.ndarray) -> float:
     return float(np.sqrt(np.asarray(mask, bool).sum() / np.pi))
 
 
-def lesion_zones(mask: np.ndarray) -> np.ndarray:
-    """Return the zone of every pixel, int8 (H, W), as position in ``ZONES``.
-
-    The border band reaches 15 % of the lesion's equivalent radius (at least one pixel) to both
-    sides of the outline; the core is the rest of the lesion. The image edge is a frame 6 % of the
-    shorter side wide (at least one pixel), without the lesion and its band. The rest is skin.
+def zone_profile(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the share of positive attribution in each zone of a lesion, float64 (N, 4).
 
     Args:
-        mask: bool (H, W). An empty mask leaves skin and image edge.
+        maps: float (N, H, W) of one image.
+        mask: bool (H, W). An empty mask gives NaN: without a lesion there are no zones.
     """
-    from scipy.ndimage import distance_transform_edt
-
-    mask = np.asarray(mask, bool)
-    if mask.ndim != 2:
-        raise UsageError(f"A mask must be (H, W), not {mask.shape}.")
-    zones = np.full(mask.shape, ZONES.index("skin"), np.int8)
-    frame = max(1, round(EDGE_SHARE * min(mask.shape)))
-    inner = np.zeros(mask.shape, bool)
-    inner[frame:-frame, frame:-frame] = True
-    zones[~inner] = ZONES.index("image_edge")
-    if not mask.any():
-        return zones
-    width = max(1.0, BAND_SHARE * equivalent_radius(mask))
-    # Beyond the image the lesion may go on: only the outline that is seen has a band.
-    outside = distance_transform_edt(~mask)
-    depth = distance_transform_edt(mask) if not mask.all() else np.full(mask.shape, np.inf)
-    zones[mask] = ZONES.index("core")
-    zones[(mask & (depth <= width)) | (~mask & (outside <= width))] = ZONES.index("border")
-    return zones
-
-
-def zone_shares(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the share of positive attribution in each zone, float64 (N, 4); rows sum to 1.
-
-    Args:
-        maps: float (N, H, W). A map without positive values counts as even.
-        masks: bool (N, H, W). An empty mask gives NaN.
-    """
-    rows = []
-    for map_, mask in zip(maps, np.asarray(masks, bool), strict=True):
-        zones = lesion_zones(mask)
-        members = np.stack([zones == number for number in range(len(ZONES))])
-        shares = relevance_mass(np.repeat(map_[None], len(ZONES), axis=0), members)
-        rows.append(np.nan_to_num(shares) if mask.any() else np.full(len(ZONES), np.nan))
-    return np.array(rows)
-
-
-def zone_areas(masks: np.ndarray) -> np.ndarray:
-    """Return the share of the area of each zone, float64 (N, 4): what an even map would get."""
-    return np.array(
-        [np.bincount(lesion_zones(m).ravel(), minlength=len(ZONES)) / m.size for m in masks]
-    )
+    shares = zone_shares(maps, lesion_zones(mask))
+    return shares if np.asarray(mask, bool).any() else np.full_like(shares, np.nan)
 
 
 @dataclass(frozen=True)

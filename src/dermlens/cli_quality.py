@@ -1,0 +1,82 @@
+"""The command that measures explanations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermlens.cli_options import Seed
+from dermlens.progress import say
+
+
+def benchmark(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[BUNDLE] DATA",
+            help="Prepared and split data set; before it, a bundle if it is not to be the one "
+            "that comes with dermlens.",
+        ),
+    ],
+    n: Annotated[int, typer.Option("--n", help="Images, equally many of each class.")] = 500,
+    out: Annotated[Path, typer.Option(help="Folder to write, or to go on in.")] = Path("benchmark"),
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    methods: Annotated[
+        str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
+    ] = "six",
+    target: Annotated[
+        str, typer.Option(help="Explain the class 'decided' on, or the 'truth'.")
+    ] = "decided",
+    samples: Annotated[int, typer.Option(help="Masks per image of LIME and SHAP.")] = 500,
+    steps: Annotated[int, typer.Option(help="Removal steps of deletion and insertion.")] = 10,
+    robustness: Annotated[
+        int, typer.Option(help="Images for sensitivity and equivariance; 0 for none.")
+    ] = 14,
+    randomization: Annotated[
+        int, typer.Option(help="Images for parameter randomization; 0 for none.")
+    ] = 7,
+    pairs: Annotated[
+        int, typer.Option(help="Lesions photographed twice, for consistency; 0 for none.")
+    ] = 14,
+    probes: Annotated[int, typer.Option(help="Images for the shortcut probe; 0 for none.")] = 70,
+    baselines: Annotated[
+        bool, typer.Option(help="Measure maps that know nothing beside the methods.")
+    ] = True,
+    batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
+    seed: Seed = 0,
+) -> None:
+    """Measure how good explanations are: tables, summary.json and one HTML page.
+
+    Can be interrupted at any time; the same command goes on and ends with the same tables.
+
+    Example: dermlens benchmark runs/first/bundle DATA --n 150 --out benchmark
+    """
+    from dermlens.errors import UsageError
+    from dermlens.explain.registry import parse_methods
+    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.quality.benchmark import run_benchmark
+    from dermlens.quality.benchmark_plan import BenchmarkPlan
+    from dermlens.report.benchmark_report import write_benchmark_report
+
+    plan = BenchmarkPlan(
+        methods=tuple(parse_methods(methods)),
+        n=n,
+        split=split,
+        seed=seed,
+        target=target,
+        batch_size=batch_size,
+        samples=samples,
+        steps=steps,
+        robustness=robustness,
+        randomization=randomization,
+        pairs=pairs,
+        probes=probes,
+        baselines=baselines,
+    )
+    # Of two paths the first can only be meant as a bundle, and is refused if it is none.
+    bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
+    if len(rest) != 1:
+        raise UsageError("Give one prepared data set, and before it at most one bundle.")
+    written = run_benchmark(load_bundle(bundle), rest[0], out, plan)
+    for path in {**written, **write_benchmark_report(out)}.values():
+        say(f"Wrote {path}")

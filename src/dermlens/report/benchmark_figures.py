@@ -1,0 +1,194 @@
+"""Figures of a benchmark of explanations; each returns a matplotlib Figure.
+
+All are drawn from the content of ``summary.json`` alone.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dermlens.errors import UsageError
+from dermlens.quality.baselines import is_baseline, title
+from dermlens.quality.metric import STRUCTURE_PREFIX, metric
+from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+_LEAST_COST = 0.5
+_LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def methods_of(summary: dict[str, Any]) -> list[str]:
+    """Return methods, then baselines, in the order of the tables."""
+    return [*summary["methods"], *summary["baselines"]]
+
+
+def passes_of(summary: dict[str, Any], name: str) -> float:
+    """Return passes of a map: forward passes plus two for each backward pass."""
+    cost = summary["cost"]["per_image"][name]
+    return float(cost["forward"] + 2 * cost["backward"])
+
+
+def color_of(name: str) -> str:
+    """Return blue for methods and gray for baselines."""
+    return MUTED if is_baseline(name) else ACCENT
+
+
+def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
+    """Draw the overall mean rank against what a map costs; up and left is better.
+
+    Methods that no other method beats in both are joined by a line.
+    """
+    ranks = {row["method"]: row["mean_rank"] for row in summary["ranking"].get("overall", [])}
+    if not ranks:
+        raise UsageError("The benchmark ranks nothing: no metric has a value for every method.")
+    with style():
+        figure = new_figure(9, 4.8)
+        axes = figure.subplots()
+        places = {n: (max(passes_of(summary, n), _LEAST_COST), rank) for n, rank in ranks.items()}
+        front, best = [], np.inf
+        for place in sorted(p for name, p in places.items() if not is_baseline(name)):
+            if place[1] < best:
+                front.append(place)
+                best = place[1]
+        if front:
+            axes.plot(*zip(*front, strict=True), color=ACCENT, alpha=0.25, linewidth=5, zorder=1)
+        for name, place in places.items():
+            axes.plot(*place, "s" if is_baseline(name) else "o", color=color_of(name), zorder=2)
+        _label_points(axes, places)
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.margins(x=0.22, y=0.08)
+        axes.set(
+            title="Quality against cost",
+            xlabel="passes through the network per image (a backward pass counts twice)",
+            ylabel="mean rank, faithfulness and localization (1 is best)",
+        )
+        return figure
+
+
+def _label_points(axes: "Axes", places: dict[str, tuple[float, float]]) -> None:
+    """Write names beside their points, moved apart where points of one cost lie close."""
+    span = max(p[1] for p in places.values()) - min(p[1] for p in places.values())
+    least = max(span, 1e-6) / 16
+    last: dict[float, float] = {}
+    for name, (cost, rank) in sorted(places.items(), key=lambda item: item[1]):
+        height = max(rank, last.get(cost, -np.inf) + least)
+        last[cost] = height
+        axes.annotate(
+            title(name),
+            (cost, height),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=INK if not is_baseline(name) else MUTED,
+        )
+
+
+def family_metrics(summary: dict[str, Any], family: str) -> list[str]:
+    """Return the measured metrics of a family, lesion masks before structure masks."""
+    found = [name for name in summary["metrics"] if metric(name).family == family]
+    return sorted(found, key=lambda name: name.startswith(STRUCTURE_PREFIX))
+
+
+def metric_intervals(summary: dict[str, Any], family: str) -> "Figure":
+    """Draw mean and 95 % interval of every method, a panel for each metric of a family.
+
+    Raises:
+        UsageError: If no metric of the family was measured.
+    """
+    names = family_metrics(summary, family)
+    if not names:
+        raise UsageError(f"No metric of the family {family!r} was measured.")
+    order = methods_of(summary)
+    rows = -(-len(names) // _COLUMNS)
+    columns = min(len(names), _COLUMNS)
+    with style():
+        figure = new_figure(2.2 + 3.3 * columns, rows * (0.9 + 0.22 * len(order)))
+        grid: Any = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes, name in zip(grid.flat, names, strict=False):
+            _intervals(axes, summary["metrics"][name], order)
+            about = metric(name)
+            axes.set_title(about.title, fontsize=10)
+            axes.set_xlabel(f"{about.direction} is better", fontsize=8.5)
+        for axes in list(grid.flat)[len(names) :]:
+            axes.set_axis_off()
+        grid[0, 0].invert_yaxis()
+        return figure
+
+
+def _intervals(axes: "Axes", values: dict[str, Any], order: list[str]) -> None:
+    for place, name in enumerate(order):
+        one = values.get(name)
+        if one is None or one["mean"] is None or not np.isfinite(one["mean"]):
+            continue
+        low, high = (one["mean"] if one[k] is None else one[k] for k in ("low", "high"))
+        axes.plot([low, high], [place, place], color=color_of(name), linewidth=2.2)
+        axes.plot(one["mean"], place, "s" if is_baseline(name) else "o", color=color_of(name))
+    axes.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8.5)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.6)
+
+
+def randomization_curves(summary: dict[str, Any]) -> "Figure":
+    """Draw how similarity falls while the network is destroyed, a panel for each order.
+
+    Raises:
+        UsageError: If parameter randomization was not measured.
+    """
+    orders = summary["randomization"]
+    if not orders:
+        raise UsageError("Parameter randomization was not measured.")
+    with style():
+        figure = new_figure(5.2 * len(orders), 3.8)
+        panels: Any = figure.subplots(1, len(orders), squeeze=False, sharey=True)[0]
+        for axes, (order, content) in zip(panels, orders.items(), strict=True):
+            stages = ["intact", *content["stages"]]
+            shown = [n for n in content["methods"] if not is_baseline(n)]
+            for number, name in enumerate(shown):
+                values = [1.0, *content["methods"][name]["spearman"]]
+                style_ = "-" if number < len(_LINE_COLORS) else "--"
+                color = _LINE_COLORS[number % len(_LINE_COLORS)]
+                axes.plot(values, style_, marker=".", color=color, label=title(name))
+            axes.set_xticks(range(len(stages)), stages, rotation=35, ha="right", fontsize=8.5)
+            axes.axhline(0, color=MUTED, linestyle=":", linewidth=1)
+            axes.set_title(f"{order.capitalize()} randomization")
+        panels[0].set_ylabel("rank correlation with the intact map")
+        panels[-1].legend(fontsize=8)
+        return figure
+
+
+def shortcut_chart(summary: dict[str, Any]) -> "Figure":
+    """Draw flips and change of p(mel) for each probe, with 95 % intervals.
+
+    Raises:
+        UsageError: If the shortcut probe was not run.
+    """
+    probes = summary["shortcuts"]
+    if not probes:
+        raise UsageError("The shortcut probe was not run.")
+    names = list(probes)
+    with style():
+        figure = new_figure(9.5, 0.9 + 0.36 * len(names))
+        panels: Any = figure.subplots(1, 2, sharey=True)
+        for axes, column, label in zip(
+            panels,
+            ("flipped", "change_of_watched"),
+            ("share of decisions that change", "change of the probability of melanoma"),
+            strict=True,
+        ):
+            for place, name in enumerate(names):
+                one = probes[name][column]
+                if one["mean"] is None:
+                    continue
+                low, high = (one["mean"] if one[k] is None else one[k] for k in ("low", "high"))
+                axes.plot([low, high], [place, place], color=WARNING, linewidth=2.2)
+                axes.plot(one["mean"], place, "o", color=WARNING)
+            axes.set_xlabel(label)
+            axes.axvline(0, color=MUTED, linewidth=1)
+        panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        panels[0].invert_yaxis()
+        return figure

@@ -1,0 +1,307 @@
+"""A benchmark for people: one HTML page, and tables in Markdown for documents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.diagnoses import CODES
+from dermlens.files import read_json, written_beside
+from dermlens.quality.baselines import is_baseline, title
+from dermlens.quality.metric import FAMILIES, metric, metric_table
+from dermlens.quality.zones import ZONES
+from dermlens.report import benchmark_figures as figures
+from dermlens.report.html import Page, format_cell
+
+_FAMILY_TEXT = {
+    "faithfulness": "Does the map name what the model uses? Measured by changing the image.",
+    "localization": "Does positive attribution lie where the lesion is? A model may rightly use "
+    "skin around it, and lesions are large and centered: compare with the baselines.",
+    "robustness": "Does the map stay under invisible noise and turn with the image? Maps that "
+    "ignore the model win here, so this does not rank.",
+    "complexity": "How concentrated is the map? Describes, and does not rank.",
+    "randomization": "Does the map change when the network is destroyed, or another diagnosis is "
+    "explained? High similarity is a warning.",
+    "consistency": "Do two photographs of one lesion get the same explanation, more than "
+    "photographs of different lesions?",
+}
+
+
+def write_benchmark_report(out: Path) -> dict[str, Path]:
+    """Write ``benchmark.html`` and ``benchmark.md`` from the ``summary.json`` of a folder.
+
+    Raises:
+        DataError: If the folder holds no summary.
+    """
+    out = Path(out)
+    summary = read_json(out / "summary.json")
+    page = benchmark_page(summary).write(out / "benchmark.html")
+    markdown = out / "benchmark.md"
+    with written_beside(markdown) as temporary:
+        temporary.write_text(benchmark_markdown(summary), encoding="utf-8")
+    return {"html": page, "markdown": markdown}
+
+
+def benchmark_page(summary: dict[str, Any]) -> Page:
+    """Return the report as a page."""
+    page = Page("How good are the explanations?", describe(summary))
+    page.section("Ranking", _ranking_text(summary))
+    page.table(ranking_table(summary), "Mean ranks, 1 is best; baselines are marked.")
+    if "overall" in summary["ranking"]:
+        page.figure(
+            figures.quality_versus_cost(summary),
+            "Mean rank over all families against cost. Squares are baselines.",
+        )
+    page.table(cost_table(summary), "What a map costs, each method run alone.")
+    for family in FAMILIES:
+        names = figures.family_metrics(summary, family)
+        if not names:
+            continue
+        page.section(family.capitalize(), _FAMILY_TEXT[family])
+        page.figure(
+            figures.metric_intervals(summary, family),
+            f"Means with 95 % intervals over lesions: {family}.",
+        )
+        page.table(interval_table(summary, names), excluded_text(summary, names))
+        if family == "randomization" and summary["randomization"]:
+            page.figure(
+                figures.randomization_curves(summary),
+                "Similarity with the intact network's map while stages are destroyed.",
+            )
+    _add_comparisons(page, summary)
+    _add_relevance(page, summary)
+    page.section("Metrics", "What each metric measures, and which direction is better.")
+    page.table(metric_table(summary["metrics"]), "Formulas and limits are in docs/metrics.md.")
+    return page
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return in one line what was measured."""
+    classes = ", ".join(
+        f"{code} {summary['per_class'][code]}" for code in CODES if code in summary["per_class"]
+    )
+    source = "drawn images" if summary.get("synthetic_model") else "the bundle's data set"
+    return (
+        f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions ({classes}), "
+        f"{len(summary['methods'])} methods and {len(summary['baselines'])} baselines, model "
+        f"trained on {source}. {summary.get('note', '')}".strip()
+    )
+
+
+def _ranking_text(summary: dict[str, Any]) -> str:
+    overall = summary["ranking"].get("overall", [])
+    if not overall:
+        return "No metric has a value for every method, so nothing is ranked."
+    best = next((row for row in overall if not row["baseline"]), None)
+    first = f"Best overall: {title(overall[0]['method'])}."
+    if best is not None and overall[0]["baseline"]:
+        first += (
+            f" No method ranks above this baseline; the best method is {title(best['method'])}."
+        )
+    return (
+        f"{first} On every image and metric, methods are ranked; ranks are averaged over images, "
+        "then metrics, then families. Metrics that a map without content can win do not count."
+    )
+
+
+def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return mean ranks: a row per method, best overall first, a column per family."""
+    ranking = summary["ranking"]
+    columns = ["overall", *(family for family in FAMILIES if family in ranking)]
+    ranks = {c: {row["method"]: row["mean_rank"] for row in ranking.get(c, [])} for c in columns}
+    names = figures.methods_of(summary)
+    order = sorted(names, key=lambda name: ranks["overall"].get(name, np.inf))
+    rows = [
+        {
+            "method": title(name),
+            "baseline": "yes" if is_baseline(name) else "",
+            **{column: ranks[column].get(name, np.nan) for column in columns},
+        }
+        for name in order
+    ]
+    return pd.DataFrame(rows)
+
+
+def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return forward and backward passes and seconds per image of each method."""
+    rows = [
+        {"method": title(name), **summary["cost"]["per_image"][name]}
+        for name in figures.methods_of(summary)
+    ]
+    return pd.DataFrame(rows)
+
+
+def interval_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:
+    """Return ``mean (low to high)`` of every method, a column for each metric."""
+    rows = []
+    for method in figures.methods_of(summary):
+        row = {"method": title(method)}
+        for name in names:
+            row[metric(name).title] = interval_text(summary["metrics"][name].get(method))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def interval_text(one: dict[str, Any] | None) -> str:
+    """Write a mean with its interval.
+
+    Example:
+        >>> interval_text({"mean": 0.51234, "low": 0.4, "high": 0.625})
+        '0.512 (0.400 to 0.625)'
+    """
+    if one is None or one["mean"] is None:
+        return "–"
+    if one["low"] is None or one["high"] is None:
+        return format_cell(float(one["mean"]))
+    mean, low, high = (format_cell(float(one[key])) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def excluded_text(summary: dict[str, Any], names: Sequence[str]) -> str:
+    """Return how many images have values, and for which methods some are left out."""
+    parts = []
+    for name in names:
+        known = [one for one in summary["metrics"][name].values() if one["count"]]
+        most = max((one["count"] for one in known), default=0)
+        left = max((one["excluded"] for one in known), default=0)
+        parts.append(
+            f"{metric(name).title}: {most}" + (f" (up to {left} excluded)" if left else "")
+        )
+    return "Mean with 95 % interval. Images or lesions with a value: " + "; ".join(parts) + "."
+
+
+def comparison_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:
+    """Return significant differences (Holm, 5 %), each metric's largest first by p-value."""
+    rows = []
+    for name in names:
+        for one in summary["comparisons"][name]:
+            if one["better"] is None:
+                continue
+            other = one["second"] if one["better"] == one["first"] else one["first"]
+            rows.append(
+                {
+                    "metric": metric(name).title,
+                    "better": title(one["better"]),
+                    "worse": title(other),
+                    "difference": abs(one["difference"]),
+                    "p (Holm)": one["p_holm"],
+                }
+            )
+    return pd.DataFrame(rows, columns=["metric", "better", "worse", "difference", "p (Holm)"])
+
+
+def _add_comparisons(page: Page, summary: dict[str, Any]) -> None:
+    ranked = [name for name in summary["comparisons"] if metric(name).ranked]
+    table = comparison_table(summary, ranked)
+    total = sum(len(summary["comparisons"][name]) for name in ranked)
+    page.section(
+        "Differences",
+        f"{len(table)} of {total} paired differences, between methods and between methods and "
+        f"baselines, are significant at 5 % after Holm's correction. Test: "
+        f"{summary['statistics']['test']}. Those not listed are not shown to differ.",
+    )
+    if len(table):
+        page.table(table, "Significant differences in the metrics that rank.")
+
+
+def zone_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return the share of positive attribution in each zone, the first row being the area."""
+    rows: list[dict[str, Any]] = [
+        {"method": "(share of the area)", **{z: summary["zones"]["areas"][z] for z in ZONES}}
+    ]
+    for name in figures.methods_of(summary):
+        shares = summary["zones"]["shares"][name]
+        rows.append({"method": title(name), **{z: shares[z]["mean"] for z in ZONES}})
+    return pd.DataFrame(rows).astype({zone: np.float64 for zone in ZONES})
+
+
+def relation_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return correlations across images of lesion traits with attribution, p < 0.05 after Holm."""
+    rows = [
+        {"method": title(name), "relation": key, "rho": one["rho"], "p (Holm)": one["p_holm"]}
+        for name, found in summary["relevance"].items()
+        for key, one in found.items()
+        if one["p_holm"] is not None and one["p_holm"] < 0.05
+    ]
+    return pd.DataFrame(rows, columns=["method", "relation", "rho", "p (Holm)"])
+
+
+def shortcut_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return each probe's flips, changes of probabilities and moved attribution."""
+    rows = []
+    for name, found in summary["shortcuts"].items():
+        row: dict[str, Any] = {"probe": name.replace("_", " ")}
+        for column, one in found.items():
+            label = column.replace("change_of_watched", "change of p(mel)")
+            label = label.replace("change_of_target", "change of p(decided)")
+            if label.startswith("moved_"):
+                label = f"moved: {title(label.removeprefix('moved_'))}"
+            row[label] = interval_text(one)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _add_relevance(page: Page, summary: dict[str, Any]) -> None:
+    page.section(
+        "Lesion zones",
+        "Where positive attribution lies: core of the lesion, band along its outline, skin around, "
+        "and the ring along the image's edge. An automated proxy, not validated by clinicians.",
+    )
+    page.table(zone_table(summary), "Share of positive attribution in each zone.")
+    relations = relation_table(summary)
+    page.paragraph(
+        "Relation of asymmetry, border irregularity and colors of a lesion with where attribution "
+        f"lies, across images: {len(relations) or 'none'} significant after Holm's correction."
+    )
+    if len(relations):
+        page.table(relations, "Spearman correlations across images.")
+    if summary["shortcuts"]:
+        page.section(
+            "Shortcut probe",
+            "Artifacts are pasted in, or the lesion is removed or isolated. Flips should be rare "
+            "for artifacts; without the lesion the probability of the decision should fall.",
+        )
+        page.figure(figures.shortcut_chart(summary), "Reaction of the decision to each probe.")
+        page.table(shortcut_table(summary), "Means with 95 % intervals over lesions.")
+
+
+def benchmark_markdown(summary: dict[str, Any]) -> str:
+    """Return all tables as Markdown, to be put into a document."""
+    parts = [describe(summary), "", "## Ranking", "", markdown_table(ranking_table(summary))]
+    parts += ["", "## Cost", "", markdown_table(cost_table(summary))]
+    for family in FAMILIES:
+        names = figures.family_metrics(summary, family)
+        if names:
+            parts += ["", f"## {family.capitalize()}", "", _FAMILY_TEXT[family], ""]
+            better = ", ".join(f"{metric(n).title}: {metric(n).direction}" for n in names)
+            parts += [f"Better: {better}. {excluded_text(summary, names)}", ""]
+            parts += [markdown_table(interval_table(summary, names))]
+    ranked = [name for name in summary["comparisons"] if metric(name).ranked]
+    parts += ["", "## Significant differences", ""]
+    parts += [markdown_table(comparison_table(summary, ranked))]
+    parts += ["", "## Lesion zones", "", markdown_table(zone_table(summary))]
+    if summary["shortcuts"]:
+        parts += ["", "## Shortcut probe", "", markdown_table(shortcut_table(summary))]
+    return "\n".join(parts) + "\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Write a table in Markdown, numbers as ``report.html`` writes them.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({"dx": ["nv"], "share": [0.5]})))
+        | dx | share |
+        |---|---:|
+        | nv | 0.500 |
+    """
+    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table.columns]
+    lines = [
+        "| " + " | ".join(str(column) for column in table.columns) + " |",
+        "|" + "|".join("---:" if number else "---" for number in numeric) + "|",
+    ]
+    for row in table.itertuples(index=False, name=None):
+        cells = [format_cell(value).replace("|", "\\|") for value in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
