@@ -6,7 +6,10 @@ resolution that the whole image passes through (what only a side branch sees is 
 
 Layer-CAM (Jiang et al., "LayerCAM: Exploring hierarchical class activation maps for localization",
 IEEE TIP 2021) is used at every depth: relu(sum_k A_k relu(dY/dA_k)). It weights each place by its
-own gradient; Grad-CAM's mean over places says little about one place at shallow stages.
+own gradient; Grad-CAM's mean over places says little about one place at shallow stages. Networks
+that read every second place only (the strided 1x1 convolutions of ResNet) give the others no
+gradient, which leaves a grid of dots; so maps of all stages but the last are averaged with their
+neighbors by weights 1, 2, 1, which turns such a grid into an even surface.
 """
 
 from collections.abc import Sequence
@@ -155,7 +158,11 @@ class StageCAM:
                     value = tf.gather(score.values(logits), goals, axis=1, batch_dims=1)
                 gradients = tape.gradient(value, caught)
                 size = tf.shape(images)[1:3]
-                return [_layer_cam(*pair, size) for pair in zip(caught, gradients, strict=True)]
+                last = len(caught) - 1
+                return [
+                    _layer_cam(*pair, size, even=position < last)
+                    for position, pair in enumerate(zip(caught, gradients, strict=True))
+                ]
 
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             self._functions[repr(score)] = tf.function(
@@ -187,10 +194,24 @@ class StageCAM:
         return caught, tf.cast(logits, tf.float32)
 
 
-def _layer_cam(activations: Any, gradients: Any, size: Any) -> Any:
+def _layer_cam(activations: Any, gradients: Any, size: Any, *, even: bool) -> Any:
     """Return (n, H, W) from activations and gradients (n, h, w, K), scaled up bilinearly."""
     import tensorflow as tf
 
     positive = tf.nn.relu(tf.cast(gradients, tf.float32))
     drawn = tf.nn.relu(tf.reduce_sum(tf.cast(activations, tf.float32) * positive, -1, True))
+    if even:
+        drawn = _without_grid(drawn)
     return tf.image.resize(drawn, size, method="bilinear")[..., 0]
+
+
+def _without_grid(maps: Any) -> Any:
+    """Average maps (n, h, w, 1) with their neighbors by 1, 2, 1 along both sides."""
+    import tensorflow as tf
+
+    if any(side is not None and side < 2 for side in maps.shape[1:3]):
+        return maps
+    weights = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)[..., None, None] / 16
+    # Reflected about the outermost places, so that a grid goes on beyond the border.
+    padded = tf.pad(maps, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="REFLECT")
+    return tf.nn.conv2d(padded, weights, strides=1, padding="VALID")

@@ -14,13 +14,19 @@ import numpy as np
 from dermlens.diagnoses import class_index
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
-from dermlens.explain.contrast import SignedCAM, contrast, of_class, runner_up
+from dermlens.explain.contrast import SignedCAM, of_class, runner_up
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
 from dermlens.explain.registry import SIX, create, method
 from dermlens.explain.score import Logit
 from dermlens.explain.segment_bank import SegmentBank
 from dermlens.model.bundle import Bundle
-from dermlens.report.comparison import Comparison, Discrimination, Reading, compare_methods
+from dermlens.report.comparison import (
+    Comparison,
+    Discrimination,
+    Reading,
+    compare_methods,
+    contrast_by_area,
+)
 from dermlens.report.comparison_facts import facts_of
 from dermlens.report.summary import summarize
 
@@ -210,19 +216,16 @@ class Comparer:
         names = [name for name in dict.fromkeys((*free, *self.methods)) if self._linear(name)]
         left_out = {name: NO_CONTRAST for name in self.methods if name not in names}
         cost = Cost()
-        contrasts = {
-            other: tuple(
-                contrast(
+        contrasts = {}
+        for other in reading.others:
+            contrasts[other] = tuple(
+                contrast_by_area(
                     name,
-                    *(
-                        self._signed_map(name, reading, goal, known, seed, cost)
-                        for goal in (reading.target, other)
-                    ),
+                    self._signed_map(name, reading, reading.target, known, seed, cost),
+                    self._signed_map(name, reading, other, known, seed, cost),
                 )
                 for name in names
             )
-            for other in reading.others
-        }
         return Discrimination(contrasts, left_out, cost)
 
     def _linear(self, name: str) -> bool:

@@ -1,12 +1,12 @@
 """What the four experiments on one image give: typed results, filled as they are ready."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dermlens.explain.base import Attribution, Cost
-from dermlens.explain.contrast import ClassContrast
+from dermlens.explain.contrast import ClassContrast, contrast
 from dermlens.explain.multiscale import MultiScaleResult
 from dermlens.explain.registry import method
 from dermlens.quality.agreement import (
@@ -150,3 +150,18 @@ def compare_methods(results: Mapping[str, Attribution]) -> Agreement:
         consensus_map(maps),
         disagreement_map(maps),
     )
+
+
+def contrast_by_area(name: str, for_target: np.ndarray, for_other: np.ndarray) -> ClassContrast:
+    """Contrast two classes; shares and discrimination are measured by area, not by pixel.
+
+    Gradients of neighboring pixels have opposite signs by noise alone, so both maps are smoothed
+    to the common resolution before they are measured. The contrast map itself stays raw.
+
+    Args:
+        name: Method.
+        for_target: float (H, W), linear in the score.
+        for_other: float (H, W), in the same units.
+    """
+    measured = contrast(name, *smoothed(np.stack([for_target, for_other])))
+    return replace(measured, values=(for_target - for_other).astype(np.float32))

@@ -13,7 +13,7 @@ from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
 from dermlens.quality.zones import ZONES, border_ring, lesion_zones, zone_areas, zone_shares
 from dermlens.report.comparison import Comparison
-from dermlens.report.facts import Facts, odds_of
+from dermlens.report.facts import ContrastFacts, Facts, odds_of
 
 Maps = Mapping[str, np.ndarray]
 
@@ -26,13 +26,14 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
         synthetic: True if the model was trained on drawn images only.
     """
     reading, classes = comparison.reading, comparison.classes
-    other = reading.others[-1]
+    other = reading.others[0]
     maps = {name: result.maps[0] for name, result in comparison.combined.items()}
-    signed = {name: maps[name] for name, r in comparison.combined.items() if r.signed}
-    contrasts = (
-        {} if comparison.discrimination is None else comparison.discrimination.contrasts[other]
-    )
-    by_method = {one.method: one for one in contrasts}
+    # By area: gradients of neighboring pixels have opposite signs by noise alone.
+    signed = {
+        name: smoothed(result.maps)[0]
+        for name, result in comparison.combined.items()
+        if result.signed
+    }
     agreement = comparison.agreement
     extremes = None if agreement is None else agreement.extremes()
     margin = float(reading.values[reading.target] - reading.values[other])
@@ -46,19 +47,13 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
         closest=None if extremes is None else extremes[0],
         farthest=None if extremes is None else extremes[1],
         against={name: float(negative_share(one[None])[0]) for name, one in signed.items()},
-        for_other={name: one.share_for_other for name, one in by_method.items()},
-        discrimination={name: one.discrimination for name, one in by_method.items()},
+        contrasts=_contrasts(comparison),
         scale_agreement=agreement_of_scales(comparison.scales),
         completeness_gap=_detail(comparison, "integrated_gradients", "completeness_gap"),
         r2=_detail(comparison, "lime", "r2"),
         synthetic=synthetic,
-        titles={name: method(name).title for name in (*maps, *by_method)},
-        **_places(
-            reading.lesion,
-            maps,
-            {name: -one for name, one in signed.items()},
-            {name: -one.values for name, one in by_method.items()},
-        ),
+        titles={name: method(name).title for name in maps},
+        **_places(reading.lesion, maps, {name: -one for name, one in signed.items()}),
     )
 
 
@@ -78,15 +73,30 @@ def agreement_of_scales(scales: MultiScaleResult | None) -> float:
     return float(spearman(first, second).mean())
 
 
+def _contrasts(comparison: Comparison) -> tuple[ContrastFacts, ...]:
+    if comparison.discrimination is None:
+        return ()
+    lesion = comparison.reading.lesion
+    zones = lesion_zones(lesion) if lesion is not None and lesion.any() else None
+    return tuple(
+        ContrastFacts(
+            comparison.classes[other],
+            {one.method: one.share_for_other for one in found},
+            {one.method: one.discrimination for one in found},
+            "" if zones is None else densest_zone([-one.values for one in found], zones),
+        )
+        for other, found in comparison.discrimination.contrasts.items()
+        if found
+    )
+
+
 def _detail(comparison: Comparison, name: str, detail: str) -> float:
     if name not in comparison.combined:
         return float("nan")
     return float(comparison.combined[name].details[detail][0])
 
 
-def _places(
-    lesion: np.ndarray | None, maps: Maps, against: Maps, for_other: Maps
-) -> dict[str, Any]:
+def _places(lesion: np.ndarray | None, maps: Maps, against: Maps) -> dict[str, Any]:
     """Return what is said about places; without an outline only the border ring is known."""
     if not maps:
         return {}
@@ -109,7 +119,6 @@ def _places(
         "ring": {name: float(share[ZONES.index("ring")]) for name, share in shares.items()},
         "ring_area": float(areas[ZONES.index("ring")]),
         "against_zone": densest_zone(list(against.values()), zones),
-        "for_other_zone": densest_zone(list(for_other.values()), zones),
     }
 
 

@@ -119,8 +119,8 @@ def _agreement(page: Page, comparison: Comparison) -> None:
         consensus_figure(
             reading.image, agreement.consensus, agreement.disagreement, lesion=reading.lesion
         ),
-        "Left of the bars: places that all methods rank high are bright in the consensus; places "
-        "that some rank high and others low are bright in the disagreement.",
+        "Bright in the consensus: places that all methods rank high. Bright in the disagreement: "
+        "places that some rank high and others low; do not rely on a single map there.",
     )
 
 

@@ -7,6 +7,9 @@ from statistics import mean
 
 from dermlens.diagnoses import CODES, by_code
 
+NO_BREAK = "\u00a0"
+"""Keeps a number and its unit on one line."""
+
 ZONE_WORDS = {
     "core": "in the core of the lesion",
     "border": "along its border",
@@ -16,16 +19,33 @@ ZONE_WORDS = {
 
 
 @dataclass(frozen=True)
+class ContrastFacts:
+    """The numbers of one contrast: the target against another diagnosis.
+
+    Attributes:
+        other: Code of the other diagnosis.
+        for_other: Share of the contrast that speaks for the other, by method; at least one.
+        discrimination: Of the evidence for target and other, by method.
+        zone: Zone with most evidence for the other per pixel; empty without outline.
+    """
+
+    other: str
+    for_other: Mapping[str, float]
+    discrimination: Mapping[str, float]
+    zone: str = ""
+
+
+@dataclass(frozen=True)
 class Facts:
     """The numbers that a summary is made of. Shares are 0..1; NaN or empty means not known.
 
     Attributes:
         target: Code of the explained diagnosis.
         decision: Code of the model's decision.
-        other: Code of the diagnosis it is contrasted with.
+        other: Code of the runner-up: what the decision rule prefers most, the target apart.
         probabilities: Calibrated, by code.
-        odds: By which the decision rule prefers the target over the other; below 1 it prefers the
-            other.
+        odds: By which the decision rule prefers the target over the runner-up; below 1 it prefers
+            the runner-up.
         inside: Share of positive evidence inside the outline, by method; empty without outline.
         lesion_area: Share of the image inside the outline; NaN without one.
         zones: Mean over methods of the share of positive evidence, by zone; empty without outline.
@@ -37,9 +57,7 @@ class Facts:
         farthest: The two methods that agree least, and how far.
         against: Share of all evidence that speaks against the target, by signed method.
         against_zone: Zone with most evidence against the target per pixel; empty without outline.
-        for_other: Share of the contrast that speaks for the other diagnosis, by method.
-        for_other_zone: Zone with most evidence for the other per pixel; empty without outline.
-        discrimination: Of the evidence for target and other, by method.
+        contrasts: With the runner-up, then with any chosen diagnosis.
         scale_agreement: Mean rank correlation between kinds of scale.
         completeness_gap: Of Integrated Gradients, relative.
         r2: Of LIME.
@@ -63,9 +81,7 @@ class Facts:
     farthest: tuple[str, str, float] | None = None
     against: Mapping[str, float] = field(default_factory=dict)
     against_zone: str = ""
-    for_other: Mapping[str, float] = field(default_factory=dict)
-    for_other_zone: str = ""
-    discrimination: Mapping[str, float] = field(default_factory=dict)
+    contrasts: tuple[ContrastFacts, ...] = ()
     scale_agreement: float = float("nan")
     completeness_gap: float = float("nan")
     r2: float = float("nan")
@@ -108,10 +124,10 @@ def percent(share: float) -> str:
     """Write a share for people.
 
     Example:
-        >>> percent(0.724), percent(0.004), percent(0.0)
-        ('72 %', 'under 1 %', '0 %')
+        >>> [percent(share).replace(NO_BREAK, " ") for share in (0.724, 0.004, 0.0)]
+        ['72 %', 'under 1 %', '0 %']
     """
-    return "under 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    return f"under 1{NO_BREAK}%" if 0 < share < 0.005 else f"{100 * share:.0f}{NO_BREAK}%"
 
 
 def odds_of(margin: float) -> float:

@@ -194,7 +194,7 @@ def attribution_figure(
     rows = -(-(len(panels) + 1) // columns)
     used = min(columns, len(panels) + 1)
     with style():
-        figure = new_figure(2.9 * used, (2.9 * height / width + 0.55) * rows + 0.3)
+        figure = new_figure(2.9 * used, (2.3 * height / width + 0.5) * rows + 0.3)
         grid = figure.subplots(rows, used, squeeze=False).ravel()
         show_panel(grid[0], with_lesion(image, lesion), "image")
         for axes, panel in zip(grid[1:], panels, strict=False):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isnan
 from statistics import mean, median
 
-from dermlens.report.facts import ZONE_WORDS, Facts, diagnosis_name, percent
+from dermlens.report.facts import ZONE_WORDS, ContrastFacts, Facts, diagnosis_name, percent
 from dermlens.report.trust import HIGH_AGREEMENT, LOW_AGREEMENT, Doubt, doubts
 
 
@@ -15,7 +15,7 @@ class Summary:
 
     Attributes:
         sentences: By topic: ``diagnosis``, ``evidence``, ``place``, ``agreement``, ``against``,
-            ``other``; only those whose numbers are known.
+            ``contrast_CODE``; only those whose numbers are known.
         doubts: Reasons not to trust it; empty if no threshold is crossed.
     """
 
@@ -43,7 +43,7 @@ def summarize(facts: Facts) -> Summary:
         "place": _place(facts),
         "agreement": _agreement(facts),
         "against": _against(facts),
-        "other": _other(facts),
+        **{f"contrast_{one.other}": _contrast(facts, one) for one in facts.contrasts},
     }
     return Summary({topic: text for topic, text in made.items() if text}, doubts(facts))
 
@@ -53,7 +53,7 @@ def _diagnosis(facts: Facts) -> str:
     verb = "decides for" if facts.target == facts.decision else "does not decide for"
     text = (
         f"The model {verb} {diagnosis_name(facts.target)}, explained here, with a calibrated "
-        f"probability of {percent(shown)}. It is compared with {diagnosis_name(facts.other)}, "
+        f"probability of {percent(shown)}. The runner-up is {diagnosis_name(facts.other)}, "
         f"{percent(other)}."
     )
     if facts.target == facts.decision and other > shown:
@@ -128,14 +128,13 @@ def _against(facts: Facts) -> str:
     )
 
 
-def _other(facts: Facts) -> str:
-    if not facts.for_other:
-        return ""
-    other = diagnosis_name(facts.other)
-    where = f", most densely {ZONE_WORDS[facts.for_other_zone]}" if facts.for_other_zone else ""
+def _contrast(facts: Facts, one: ContrastFacts) -> str:
+    other = diagnosis_name(one.other)
+    where = f", most densely {ZONE_WORDS[one.zone]}" if one.zone else ""
     return (
-        f"Where the two diagnoses differ, {percent(mean(facts.for_other.values()))} of the "
-        f"evidence speaks for {other}{where}. "
-        f"{percent(median(facts.discrimination.values()))} of the evidence for the two lies in "
-        "different places (median over methods; 0 % same places, 100 % no place in common)."
+        f"Where {diagnosis_name(facts.target)} and {other} differ, "
+        f"{percent(mean(one.for_other.values()))} of the evidence speaks for {other}{where}. "
+        f"{percent(median(one.discrimination.values()))} of the evidence for the two lies in "
+        f"different places (median over methods; {percent(0)} same places, {percent(1)} no place "
+        "in common)."
     )

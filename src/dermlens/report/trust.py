@@ -8,7 +8,7 @@ that is not known (NaN) never raises a doubt.
 from dataclasses import dataclass
 from statistics import median
 
-from dermlens.report.facts import Facts, diagnosis_name, percent
+from dermlens.report.facts import ContrastFacts, Facts, diagnosis_name, percent
 
 LOW_AGREEMENT = 0.3
 """Mean rank correlation between families: below, two maps share under a tenth (0.3^2) of what
@@ -31,7 +31,7 @@ CHANCE_ENRICHMENT = 1.0
 """Evidence per pixel inside the lesion over that of the whole image: at 1 or below, the lesion
 counts no more than the skin around it."""
 LOW_DISCRIMINATION = 0.1
-"""Share of evidence that lies elsewhere for the runner-up: below a tenth, the maps of both
+"""Share of evidence that lies elsewhere for the other diagnosis: below a tenth, the maps of both
 diagnoses look alike and do not show why one was preferred."""
 LOW_SCALE_AGREEMENT = 0.3
 """Mean rank correlation between kinds of scale; the same reason as ``LOW_AGREEMENT``."""
@@ -64,7 +64,7 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
         _on_ring(facts),
         _incomplete(facts),
         _not_linear(facts),
-        _not_discriminating(facts),
+        *(_not_discriminating(facts, one) for one in facts.contrasts),
         _scales_differ(facts),
         _drawn_images(facts),
     )
@@ -158,15 +158,13 @@ def _not_linear(facts: Facts) -> Doubt | None:
     )
 
 
-def _not_discriminating(facts: Facts) -> Doubt | None:
-    if not facts.discrimination:
-        return None
-    value = median(facts.discrimination.values())
+def _not_discriminating(facts: Facts, one: ContrastFacts) -> Doubt | None:
+    value = median(one.discrimination.values())
     if not value < LOW_DISCRIMINATION:
         return None
     return Doubt(
-        "low_discrimination",
-        f"The maps for {diagnosis_name(facts.target)} and {diagnosis_name(facts.other)} look "
+        f"low_discrimination_{one.other}",
+        f"The maps for {diagnosis_name(facts.target)} and {diagnosis_name(one.other)} look "
         f"alike: only {percent(value)} of the evidence lies elsewhere (threshold "
         f"{percent(LOW_DISCRIMINATION)}). They do not show why one was preferred.",
         value,
