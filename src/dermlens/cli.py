@@ -14,7 +14,7 @@ import typer
 from dermlens import __version__
 from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
-from dermlens.cli_model import export, pack
+from dermlens.cli_model import card, export, pack
 from dermlens.cli_options import BatchSize, BundleAndImages, Seed, parse_size
 from dermlens.cli_quality import benchmark
 from dermlens.errors import DermlensError
@@ -36,6 +36,7 @@ app.command()(compare)
 app.command()(benchmark)
 app.command()(pack)
 app.command()(export)
+app.command()(card)
 
 BundlePath = Annotated[
     Path, typer.Argument(help="Folder of a trained model, as train writes it (RUN/bundle).")

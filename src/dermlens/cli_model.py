@@ -66,3 +66,37 @@ def export(
     written = write_artifacts(loaded, out, names, export_images(data, images, limit))
     for path in written.values():
         say(f"Wrote {path}")
+
+
+def card(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Folder of 'dermlens evaluate': writes the model card.")
+    ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(help="Folder of 'dermlens benchmark', for the model card.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared data set: writes the data card.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("docs"),
+) -> None:
+    """Write model_card.md and data_card.md from what was measured.
+
+    Example: dermlens card --evaluation evaluation --data DATA --out docs
+    """
+    from dermlens.model.bundle import find_bundle, load_bundle
+    from dermlens.report.cards import data_card, model_card, write_card
+
+    if evaluation is None and data is None:
+        raise typer.BadParameter("Give --evaluation, --data or both.")
+    cards = {}
+    if evaluation is not None:
+        cards["model_card.md"] = model_card(load_bundle(find_bundle(bundle)), evaluation)
+    if data is not None:
+        cards["data_card.md"] = data_card(data)
+    for name, text in cards.items():
+        say(f"Wrote {write_card(out / name, text)}")

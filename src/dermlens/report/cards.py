@@ -1,0 +1,196 @@
+"""Model card and data card as Markdown, written from what was measured.
+
+Model cards: Mitchell et al., "Model cards for model reporting", FAT* 2019. Checklist: CLEAR Derm,
+Daneshjou et al., JAMA Dermatology 2022.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.manifest import SPLITS, read_manifest
+from dermlens.data.splits import audit, read_checks
+from dermlens.diagnoses import CODES, DIAGNOSES
+from dermlens.errors import DataError
+from dermlens.files import read_json, written_beside
+from dermlens.model.bundle import Bundle
+from dermlens.model.evaluation import SMALL_GROUP, age_band, read_predictions
+
+_CONFIDENT, _CONFUSIONS, _MISSED = 10, 6, 12
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{value:.3f}"
+
+
+def _interval(bounds: Any) -> str:
+    return f"{_number(bounds[0])}–{_number(bounds[1])}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def _render(template: str, **values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dermlens.report"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {
+        "f": _number,
+        "interval": _interval,
+        "percent": _percent,
+        "thousands": lambda value: f"{value:,}",
+    }
+    return environment.get_template(template).render(**values)
+
+
+def model_card(
+    bundle: Bundle, evaluation: Path, *, explanation: str = "", shortcuts: str = ""
+) -> str:
+    """Return the model card of a bundle as Markdown.
+
+    Args:
+        bundle: The model.
+        evaluation: Folder that ``dermlens evaluate`` wrote for it.
+        explanation: Markdown on the quality of its explanations, or nothing.
+        shortcuts: Markdown on its shortcut probe, or nothing.
+
+    Raises:
+        DataError: If the evaluation is missing, or was made with another decision rule.
+    """
+    metrics = read_json(Path(evaluation) / "metrics.json")
+    if metrics.get("decision_rule") != bundle.calibration.rule:
+        raise DataError(
+            f"The evaluation in {evaluation} was made with another bundle (decision rule "
+            f"{metrics.get('decision_rule')!r}). Run 'dermlens evaluate' again."
+        )
+    facts = bundle.facts
+    height, width = bundle.input_size
+    return _render(
+        "model_card.md.j2",
+        title=f"{bundle.architecture.backbone} on {facts['data'].get('name', 'unknown data')}",
+        bundle={"backbone": bundle.architecture.backbone, "height": height, "width": width},
+        data={"name": "unknown data", "synthetic": False, **facts["data"]},
+        split=_split_counts(facts["data"]),
+        training={"early_size": None, **facts["training"]},
+        storage=facts.get("storage", "float32"),
+        license=facts.get("license", "MIT"),
+        version=facts["dermlens_version"],
+        outlier=facts.get("outlier"),
+        metrics={"abstention": None, **metrics},
+        names={diagnosis.code: diagnosis.name for diagnosis in DIAGNOSES},
+        failures=_failures(read_predictions(Path(evaluation) / "predictions.csv"), metrics),
+        small=SMALL_GROUP,
+        explanation=explanation,
+        shortcuts=shortcuts,
+    )
+
+
+def _split_counts(data: dict[str, Any]) -> dict[str, int]:
+    images = data.get("split", {}).get("images", {})
+    return {name: int(images.get(name, 0)) for name in SPLITS}
+
+
+def _failures(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any]:
+    probabilities = table[[f"probability_{code}" for code in CODES]].to_numpy(float)
+    position = {code: k for k, code in enumerate(CODES)}
+    rows = np.arange(len(table))
+    table = table.assign(
+        wrong=probabilities[rows, table.predicted.map(position).to_numpy(int)],
+        right=probabilities[rows, table.dx.map(position).to_numpy(int)],
+    )
+    errors = table[table.predicted != table.dx].sort_values("wrong", ascending=False)
+    confusions = Counter(zip(errors.dx, errors.predicted, strict=True)).most_common(_CONFUSIONS)
+    threshold = metrics["operating_points"]["melanoma"]["threshold"]
+    melanomas = table[table.dx == "mel"].sort_values("right")
+    missed = melanomas[melanomas.right < threshold]
+    return {
+        "errors": len(errors),
+        "confusions": [
+            {"dx": dx, "predicted": predicted, "count": count}
+            for (dx, predicted), count in confusions
+        ],
+        "confident": errors.head(_CONFIDENT).to_dict("records"),
+        "missed": list(missed.image_id.head(_MISSED)),
+        "missed_total": len(missed),
+        "melanomas": len(melanomas),
+    }
+
+
+def data_card(data: Path) -> str:
+    """Return the data card of a prepared and split data set as Markdown.
+
+    Raises:
+        DataError: If the data set is not prepared or not split.
+    """
+    data = Path(data)
+    table, facts = read_manifest(data), read_json(data / "dataset.json")
+    leak, _ = audit(data)
+    percent = leak.leaking_under_image_level_split_percent
+    kinds = sorted(table.dx_type.dropna().unique())
+    return _render(
+        "data_card.md.j2",
+        data={"n_missing_images": 0, "license": "", **facts},
+        split=facts["split"],
+        sizes=_sizes(read_checks(data)),
+        classes=_classes(table),
+        leak={"images": percent.iloc[-1], "mel": percent[leak.iloc[:, 0] == "mel"].iloc[0]},
+        tables=[
+            _shares("sex", table.sex),
+            _shares("age", table.age.astype(float).map(age_band), by_size=False),
+            _shares("place on the body", table.localization),
+            _shares("label from", table.dx_type),
+        ],
+        label_kinds=kinds,
+        labels=[
+            {
+                "code": code,
+                "counts": [int(((table.dx == code) & (table.dx_type == k)).sum()) for k in kinds],
+            }
+            for code in CODES
+        ],
+    )
+
+
+def _sizes(checks: pd.DataFrame) -> str:
+    counted = Counter(zip(checks.width, checks.height, strict=True)).most_common(2)
+    return ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in counted)
+
+
+def _classes(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for diagnosis in DIAGNOSES:
+        mine = table[table.dx == diagnosis.code]
+        counts = {split: int((mine.split == split).sum()) for split in SPLITS}
+        rows.append(
+            {
+                "code": diagnosis.code,
+                "name": diagnosis.name,
+                "images": len(mine),
+                "lesions": int(mine.lesion_id.nunique()),
+                **counts,
+            }
+        )
+    return rows
+
+
+def _shares(title: str, values: pd.Series, by_size: bool = True) -> dict[str, Any]:
+    counted = Counter(values.astype(object).where(values.notna(), "missing"))
+    names = counted.most_common() if by_size else sorted(counted.items())
+    rows = [{"name": n, "count": c, "share": c / len(values)} for n, c in names]
+    return {"title": title, "rows": rows}
+
+
+def write_card(path: Path, text: str) -> Path:
+    """Write a card atomically."""
+    with written_beside(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
