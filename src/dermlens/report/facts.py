@@ -127,7 +127,8 @@ def percent(share: float) -> str:
         >>> [percent(share).replace(NO_BREAK, " ") for share in (0.724, 0.004, 0.0)]
         ['72 %', 'under 1 %', '0 %']
     """
-    return f"under 1{NO_BREAK}%" if 0 < share < 0.005 else f"{100 * share:.0f}{NO_BREAK}%"
+    rounded = f"{100 * share:.0f}"
+    return f"under 1{NO_BREAK}%" if share > 0 and rounded == "0" else f"{rounded}{NO_BREAK}%"
 
 
 def odds_of(margin: float) -> float:
