@@ -17,7 +17,8 @@ class Method:
         name: Name on the command line, in files and in tables.
         title: Name for people.
         family: ``"activation"``, ``"gradient"`` or ``"perturbation"``.
-        cost: Passes through the network per image at default settings.
+        forward: Forward passes per image at default settings and 3:4.
+        backward: Backward passes per image, likewise.
         question: The question it answers, in one plain sentence.
         build: Makes the explainer from a model.
     """
@@ -25,9 +26,17 @@ class Method:
     name: str
     title: str
     family: Family
-    cost: str
+    forward: int
+    backward: int
     question: str
     build: Callable[..., Explainer]
+
+    @property
+    def cost(self) -> str:
+        """The passes in words."""
+        if not self.backward:
+            return f"{self.forward:,} forward"
+        return f"{self.forward:,} forward, {self.backward:,} backward"
 
 
 def _class(module: str, kind: str) -> Callable[..., Explainer]:
@@ -47,7 +56,8 @@ METHODS: dict[str, Method] = {
             "grad_cam",
             "Grad-CAM",
             "activation",
-            "1 forward",
+            1,
+            0,
             "Which coarse regions hold the features that raise the score of this diagnosis?",
             _class("grad_cam", "GradCAM"),
         ),
@@ -55,7 +65,8 @@ METHODS: dict[str, Method] = {
             "grad_cam_plus_plus",
             "Grad-CAM++",
             "activation",
-            "1 forward",
+            1,
+            0,
             "The same, counting every occurrence of a helpful feature, not only the strongest.",
             _class("grad_cam", "GradCAMPlusPlus"),
         ),
@@ -63,7 +74,8 @@ METHODS: dict[str, Method] = {
             "integrated_gradients",
             "Integrated Gradients",
             "gradient",
-            "16 forward and backward",
+            18,
+            16,
             "How much does each pixel add to the score on the way from plain skin to this image?",
             _class("integrated_gradients", "IntegratedGradients"),
         ),
@@ -71,7 +83,8 @@ METHODS: dict[str, Method] = {
             "occlusion",
             "Occlusion",
             "perturbation",
-            "166 forward at 3:4",
+            166,
+            0,
             "How much does the score drop when a patch of the image is covered with skin color?",
             _class("occlusion", "Occlusion"),
         ),
@@ -79,7 +92,8 @@ METHODS: dict[str, Method] = {
             "lime",
             "LIME",
             "perturbation",
-            "500 forward",
+            500,
+            0,
             "Which pieces of the image, kept or removed at random, does the score follow most?",
             _class("lime", "LIME"),
         ),
@@ -87,7 +101,8 @@ METHODS: dict[str, Method] = {
             "shap",
             "Kernel SHAP",
             "perturbation",
-            "500 forward",
+            500,
+            0,
             "What is each piece's fair share of the score, over all orders of adding pieces?",
             _class("shap", "KernelSHAP"),
         ),
@@ -95,7 +110,8 @@ METHODS: dict[str, Method] = {
             "layer_cam",
             "Layer-CAM",
             "activation",
-            "1 forward",
+            1,
+            0,
             "Which places, each by its own gradient, hold features that raise the score?",
             _class("grad_cam", "LayerCAM"),
         ),
@@ -103,7 +119,8 @@ METHODS: dict[str, Method] = {
             "hires_cam",
             "HiRes-CAM",
             "activation",
-            "1 forward",
+            1,
+            0,
             "Which places does the score provably draw on in the last feature maps?",
             _class("grad_cam", "HiResCAM"),
         ),
@@ -111,7 +128,8 @@ METHODS: dict[str, Method] = {
             "smooth_grad",
             "SmoothGrad",
             "gradient",
-            "25 forward and backward",
+            26,
+            25,
             "Which pixels would change the score most if they changed a little?",
             _class("sampled_gradients", "SmoothGrad"),
         ),
@@ -119,7 +137,8 @@ METHODS: dict[str, Method] = {
             "gradient_shap",
             "GradientSHAP",
             "gradient",
-            "50 forward and backward",
+            51,
+            50,
             "How much does each pixel add to the score, averaged over several plain backgrounds?",
             _class("sampled_gradients", "GradientSHAP"),
         ),
@@ -127,7 +146,8 @@ METHODS: dict[str, Method] = {
             "rise",
             "RISE",
             "perturbation",
-            "1001 forward",
+            1001,
+            0,
             "How much higher is the score on average when a place is visible?",
             _class("rise", "RISE"),
         ),

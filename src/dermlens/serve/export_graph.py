@@ -182,13 +182,18 @@ class ClassifierGraph:
         The gradient of a logit under global average pooling is its Dense weight divided by the
         number of places, so no backward pass is needed.
         """
+        return self.all_maps_and_features(fitted)[:2]
+
+    def all_maps_and_features(self, fitted: Any) -> tuple[Any, Any, Any]:
+        """Return what ``all_maps`` does and the pooled features (N, D)."""
         import tensorflow as tf
 
         activations, logits = self.features.run(fitted)
         kernel, places = self._head(activations)
         maps = tf.nn.relu(tf.einsum("nhwk,kc->nhwc", activations, kernel) / places)
         large = tf.image.resize(maps, self.size, method="bilinear")
-        return logits, tf.transpose(large, (0, 3, 1, 2))
+        pooled = tf.reduce_mean(activations, axis=(1, 2))
+        return logits, tf.transpose(large, (0, 3, 1, 2)), pooled
 
     def explain(self, fitted: Any, targets: Any) -> dict[str, Any]:
         """Return the Grad-CAM maps of one class each.
