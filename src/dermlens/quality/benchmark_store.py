@@ -35,7 +35,7 @@ class Store:
             if found != wanted:
                 changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
                 raise UsageError(
-                    f"{self.folder} holds results of a benchmark with another "
+                    f"{self.folder} holds results of a benchmark that differs in: "
                     f"{', '.join(changed)}. Choose another --out, or remove that folder."
                 )
         else:

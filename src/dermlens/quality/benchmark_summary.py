@@ -21,6 +21,10 @@ from dermlens.quality.statistics import (
 )
 from dermlens.quality.zones import ZONES
 
+OVERALL: tuple[str, ...] = ("faithfulness", "localization")
+"""Families that decide the overall ranking."""
+_PARTLY = ("robustness", "randomization")
+
 _TRAITS = ("asymmetry", "irregularity", "color_spread", "colors")
 _FOLLOWED = ("zone_border", "zone_core", "asymmetry_relation", "color_relation")
 
@@ -53,7 +57,7 @@ def summarize(
         "methods": [name for name in names if not is_baseline(name)],
         "baselines": [name for name in names if is_baseline(name)],
         "metrics": {
-            name: _intervals(values, names, clusters, **settings)
+            name: _intervals(name, values, names, clusters, **settings)
             for name, (values, clusters) in wide.items()
         },
         "comparisons": {
@@ -99,18 +103,27 @@ def _by_metric(tables: Tables, names: Sequence[str]) -> Wide:
     return wide
 
 
-def _measured(values: np.ndarray) -> np.ndarray:
-    """Return which rows were measured at all: expensive metrics skip most images."""
-    measured: np.ndarray = np.isfinite(values).any(axis=1)
+def _measured(name: str, values: np.ndarray) -> np.ndarray:
+    """Return which rows a metric was asked for: expensive ones and structures skip images.
+
+    Elsewhere a row without any value, such as an image with an empty mask, counts as excluded.
+    """
+    partly = metric(name).family in _PARTLY or name.startswith(STRUCTURE_PREFIX)
+    measured: np.ndarray = np.isfinite(values).any(axis=1) if partly else np.ones(len(values), bool)
     return measured
 
 
 def _intervals(
-    values: np.ndarray, names: Sequence[str], clusters: np.ndarray, resamples: int, seed: int
+    name: str,
+    values: np.ndarray,
+    names: Sequence[str],
+    clusters: np.ndarray,
+    resamples: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
-    rows = _measured(values)
+    rows = _measured(name, values)
     found = cluster_intervals(values[rows], clusters[rows], resamples=resamples, seed=seed)
-    return {name: vars(one) for name, one in zip(names, found, strict=True)}
+    return {method: vars(one) for method, one in zip(names, found, strict=True)}
 
 
 def _comparisons(
@@ -126,7 +139,7 @@ def _comparisons(
     pairs = [(i, k) for i, k in combinations(range(len(names)), 2) if not is_baseline(names[i])]
     if not pairs:
         return []
-    rows = _measured(values)
+    rows = _measured(metric_name, values)
     kept, lesions = values[rows], clusters[rows]
     differences = np.stack([kept[:, i] - kept[:, k] for i, k in pairs], axis=1)
     found = cluster_intervals(differences, lesions, resamples=resamples, seed=seed)
@@ -160,7 +173,9 @@ def ranking(values: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, An
     On every image and metric, methods get ranks (1 is best, ties share their mean rank), over the
     images where all have a value. Ranks are averaged over images, then metrics, then families, so
     that neither a metric's scale nor a family's number of metrics counts. Only metrics that an
-    empty map cannot win take part (``Metric.ranked``).
+    empty map cannot win take part (``Metric.ranked``), and only families measured on every image
+    count overall (``OVERALL``). Where structures are known they are the truth, and localization on
+    the lesion, of which they are a part, does not rank.
 
     Args:
         values: For each metric, (images, methods).
@@ -172,18 +187,20 @@ def ranking(values: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, An
     from scipy.stats import rankdata
 
     by_family: dict[str, list[np.ndarray]] = {}
+    known = {name.removeprefix(STRUCTURE_PREFIX) for name in values if name not in METRICS}
     for name, column in values.items():
         about = metric(name)
         whole = column[np.isfinite(column).all(axis=1)]
-        if not about.ranked or len(whole) == 0:
+        if not about.ranked or name in known or len(whole) == 0:
             continue
         # Rounding, so that what is equal but for the last digits ties.
         ranks = rankdata(np.round(-about.sign * whole, 9), axis=1).mean(axis=0)
         by_family.setdefault(about.family, []).append(ranks)
     means = {f: np.mean(by_family[f], axis=0) for f in FAMILIES if f in by_family}
     result: dict[str, Any] = {f: _listed(mean, names) for f, mean in means.items()}
-    if means:
-        result["overall"] = _listed(np.mean(list(means.values()), axis=0), names)
+    counted = [mean for family, mean in means.items() if family in OVERALL]
+    if counted:
+        result["overall"] = _listed(np.mean(counted, axis=0), names)
     return result
 
 

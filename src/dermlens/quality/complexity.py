@@ -38,7 +38,8 @@ def gini(maps: np.ndarray) -> np.ndarray:
     rising = np.sort(_shares(maps), axis=1)
     count = rising.shape[1]
     weights = (2 * np.arange(1, count + 1) - count - 1) / count
-    return np.maximum(rising @ weights, 0.0)
+    # Not a matrix product: its rounding depends on how many maps there are.
+    return np.maximum((rising * weights).sum(axis=1), 0.0)
 
 
 def entropy(maps: np.ndarray) -> np.ndarray:

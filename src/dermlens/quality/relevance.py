@@ -153,14 +153,21 @@ def asymmetry_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def color_variety_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the local standard deviation of color in CIELAB inside the lesion, float64 (H, W)."""
+    """Return the local standard deviation of color in CIELAB inside the lesion, float64 (H, W).
+
+    Only pixels of the lesion count, so that its border to the skin is not variety.
+    """
     from scipy.ndimage import gaussian_filter
 
+    mask = np.asarray(mask, bool)
     sigma = max(1.0, _LOCAL_SHARE * min(mask.shape))
+    inside = mask.astype(np.float64)[..., None]
+    share = np.maximum(gaussian_filter(inside, (sigma, sigma, 0)), 1e-9)
     lab = _lab(image)
-    mean = gaussian_filter(lab, (sigma, sigma, 0))
-    variance = np.maximum(gaussian_filter(lab**2, (sigma, sigma, 0)) - mean**2, 0).sum(axis=-1)
-    return np.where(np.asarray(mask, bool), np.sqrt(variance), 0.0)
+    mean = gaussian_filter(lab * inside, (sigma, sigma, 0)) / share
+    square = gaussian_filter(lab**2 * inside, (sigma, sigma, 0)) / share
+    variance = np.maximum(square - mean**2, 0).sum(axis=-1)
+    return np.where(mask, np.sqrt(variance), 0.0)
 
 
 def relation_inside(map_: np.ndarray, feature: np.ndarray, mask: np.ndarray) -> float:

@@ -143,15 +143,15 @@ def box_sums(attribution: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def cell_sums(attribution: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    """Return the sum of a map, less its mean, inside sets of cells (K, M): float64 (K,).
+    """Return the sum of a map (H, W) inside sets of cells (K, M), float64 (K,).
 
-    The mean is taken off because cells differ by a row or column of pixels: a map that is constant
-    must not foretell anything. Where cells are equal it changes no correlation.
+    A constant map gives every set the same, 0: cells differ by a row or column of pixels, and a map
+    without content must not gain by their sizes.
     """
     values = np.asarray(attribution, np.float64)
     if values.max() == values.min():
         return np.zeros(len(sets))
-    each = np.bincount(labels.ravel(), (values - values.mean()).ravel(), minlength=sets.shape[1])
+    each = np.bincount(labels.ravel(), values.ravel(), minlength=sets.shape[1])
     sums: np.ndarray = sets @ each
     return sums
 
@@ -159,9 +159,10 @@ def cell_sums(attribution: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> 
 def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
     """Return the share of the mean squared reaction that a map does not foretell, 0..1.
 
-    E[(b I·a - (f(x) - f(x - I)))²] with the optimal scale b, divided by E[(f(x) - f(x - I))²] so
-    that images with large and small reactions count alike. 0: foretold up to a factor; 1: nothing.
-    An all-zero map foretells nothing (1). NaN where the score never reacts.
+    E[(b I·a - (f(x) - f(x - I)))²] with the optimal scale b >= 0, divided by E[(f(x) - f(x - I))²]
+    so that images with large and small reactions count alike. 0: foretold up to a factor; 1:
+    nothing. A negative scale would make an inverted map as good as the map itself, so it is not
+    allowed. A map of zeros foretells nothing (1). NaN where the score never reacts.
 
     Args:
         foretold: I·a, (S,).
@@ -178,8 +179,8 @@ def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
     if largest == 0:
         return 1.0
     scaled = foretold / largest
-    explained = float(np.mean(scaled * drops)) ** 2 / float(np.mean(scaled**2))
-    return max(0.0, 1.0 - explained / reaction)
+    along = max(float(np.mean(scaled * drops)), 0.0)
+    return max(0.0, 1.0 - along**2 / float(np.mean(scaled**2)) / reaction)
 
 
 def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:

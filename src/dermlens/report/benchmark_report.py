@@ -10,7 +10,7 @@ import pandas as pd
 from dermlens.diagnoses import CODES
 from dermlens.files import read_json, written_beside
 from dermlens.quality.baselines import is_baseline, title
-from dermlens.quality.metric import FAMILIES, metric, metric_table
+from dermlens.quality.metric import FAMILIES, STRUCTURE_PREFIX, metric, metric_table
 from dermlens.quality.zones import ZONES
 from dermlens.report import benchmark_figures as figures
 from dermlens.report.html import Page, format_cell
@@ -52,7 +52,7 @@ def benchmark_page(summary: dict[str, Any]) -> Page:
     if "overall" in summary["ranking"]:
         page.figure(
             figures.quality_versus_cost(summary),
-            "Mean rank over all families against cost. Squares are baselines.",
+            "Overall mean rank against cost. Squares are baselines.",
         )
     page.table(cost_table(summary), "What a map costs, each method run alone.")
     for family in FAMILIES:
@@ -64,7 +64,8 @@ def benchmark_page(summary: dict[str, Any]) -> Page:
             figures.metric_intervals(summary, family),
             f"Means with 95 % intervals over lesions: {family}.",
         )
-        page.table(interval_table(summary, names), excluded_text(summary, names))
+        for group in metric_groups(names):
+            page.table(interval_table(summary, group), excluded_text(summary, group))
         if family == "randomization" and summary["randomization"]:
             page.figure(
                 figures.randomization_curves(summary),
@@ -102,7 +103,8 @@ def _ranking_text(summary: dict[str, Any]) -> str:
         )
     return (
         f"{first} On every image and metric, methods are ranked; ranks are averaged over images, "
-        "then metrics, then families. Metrics that a map without content can win do not count."
+        "then metrics, then faithfulness and localization. Metrics that a map without content can "
+        "win do not count."
     )
 
 
@@ -127,7 +129,10 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
 def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Return forward and backward passes and seconds per image of each method."""
     rows = [
-        {"method": title(name), **summary["cost"]["per_image"][name]}
+        {
+            "method": title(name),
+            **{k: round(v, 4) for k, v in summary["cost"]["per_image"][name].items()},
+        }
         for name in figures.methods_of(summary)
     ]
     return pd.DataFrame(rows)
@@ -160,16 +165,24 @@ def interval_text(one: dict[str, Any] | None) -> str:
 
 
 def excluded_text(summary: dict[str, Any], names: Sequence[str]) -> str:
-    """Return how many images have values, and for which methods some are left out."""
-    parts = []
+    """Return how many images or lesions have values, and how many are left out."""
+    parts: dict[str, list[str]] = {}
     for name in names:
         known = [one for one in summary["metrics"][name].values() if one["count"]]
         most = max((one["count"] for one in known), default=0)
         left = max((one["excluded"] for one in known), default=0)
-        parts.append(
-            f"{metric(name).title}: {most}" + (f" (up to {left} excluded)" if left else "")
-        )
-    return "Mean with 95 % interval. Images or lesions with a value: " + "; ".join(parts) + "."
+        text = f"{most} (up to {left} excluded)" if left else str(most)
+        parts.setdefault(text, []).append(metric(name).title)
+    counts = "; ".join(f"{', '.join(titles)}: {text}" for text, titles in parts.items())
+    counts = next(iter(parts)) if len(parts) == 1 else counts
+    return f"Mean with 95 % interval. Images or lesions measured: {counts}."
+
+
+def metric_groups(names: Sequence[str]) -> list[list[str]]:
+    """Return metrics on lesion masks and on structure masks apart, so that tables stay narrow."""
+    lesion = [name for name in names if not name.startswith(STRUCTURE_PREFIX)]
+    structure = [name for name in names if name.startswith(STRUCTURE_PREFIX)]
+    return [group for group in (lesion, structure) if group]
 
 
 def comparison_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:
@@ -275,9 +288,10 @@ def benchmark_markdown(summary: dict[str, Any]) -> str:
         names = figures.family_metrics(summary, family)
         if names:
             parts += ["", f"## {family.capitalize()}", "", _FAMILY_TEXT[family], ""]
-            better = ", ".join(f"{metric(n).title}: {metric(n).direction}" for n in names)
-            parts += [f"Better: {better}. {excluded_text(summary, names)}", ""]
-            parts += [markdown_table(interval_table(summary, names))]
+            for group in metric_groups(names):
+                better = ", ".join(f"{metric(n).title} {metric(n).direction}" for n in group)
+                parts += [f"Better: {better}. {excluded_text(summary, group)}", ""]
+                parts += [markdown_table(interval_table(summary, group)), ""]
     ranked = [name for name in summary["comparisons"] if metric(name).ranked]
     parts += ["", "## Significant differences", ""]
     parts += [markdown_table(comparison_table(summary, ranked))]

@@ -1,0 +1,310 @@
+"""The benchmark on a planted truth: resumable, ranked as it must be, sound statistics."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermlens.diagnoses import CODES
+from dermlens.errors import UsageError
+from dermlens.explain.base import Explainer
+from dermlens.files import read_json
+from dermlens.model.bundle import Bundle
+from dermlens.model.calibration import Calibration
+from dermlens.model.classifier import Architecture
+from dermlens.quality import benchmark as runner
+from dermlens.quality.baselines import ModelFreeMap
+from dermlens.quality.benchmark import run_benchmark
+from dermlens.quality.benchmark_measure import Bench
+from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items, select_pairs
+from dermlens.quality.benchmark_store import Store
+from dermlens.quality.benchmark_summary import ranking
+from explain_networks import pooled_network
+
+SIZE = (24, 32)
+PLAN = BenchmarkPlan(
+    methods=("grad_cam", "lime", "shap"),
+    n=5,
+    split="test",
+    batch_size=8,
+    samples=40,
+    steps=5,
+    squares=12,
+    sets=12,
+    robustness=1,
+    randomization=1,
+    pairs=2,
+    probes=1,
+)
+
+
+class Oracle(ModelFreeMap):
+    """Exactly what the planted network adds up: redness."""
+
+    name = "oracle"
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        return np.maximum(image[..., 0] - image[..., 1], 0)
+
+
+def red_lesion(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gray skin, a darker lesion off the middle, a red structure inside: the class's reason."""
+    generator = np.random.default_rng(seed)
+    image = np.repeat(generator.uniform(150, 190, (*SIZE, 1)), 3, axis=2)
+    rows, columns = np.indices(SIZE)
+    top, left = generator.integers(2, 11), generator.integers(2, 15)
+    lesion = (rows >= top) & (rows < top + 11) & (columns >= left) & (columns < left + 15)
+    structure = (rows >= top + 2) & (rows < top + 8) & (columns >= left + 3) & (columns < left + 9)
+    image[lesion] -= 60
+    red = generator.uniform(60, 120, structure.sum())
+    image[structure, 0] += red
+    return np.clip(image, 0, 255).astype(np.uint8), lesion, structure
+
+
+def planted_bundle() -> Bundle:
+    """Melanoma is redness, and nothing else; the other classes have no evidence."""
+    # Blocks of 4x4 pixels are averaged, so class activation maps are coarser than the truth.
+    kernel = np.zeros((4, 4, 3, 2), np.float32)
+    kernel[..., 0, :] = np.array([1, -1]) / 16
+    kernel[..., 1, :] = np.array([-1, 1]) / 16
+    head = np.zeros((2, 7), np.float32)
+    head[0, CODES.index("mel")] = 0.8
+    head[1, CODES.index("nv")] = 0.8
+    model = pooled_network(kernel, head, SIZE)
+    facts = {"data": {"synthetic": True}, "sha256": {"weights.h5": "planted"}}
+    return Bundle(Path("bundle"), Architecture("tiny", SIZE), Calibration(), facts, model)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("planted")
+    rows = []
+    for name in ("images", "masks", "structures"):
+        (folder / name).mkdir()
+    for number in range(12):
+        image, lesion, structure = red_lesion(number)
+        image_id = f"P{number:02d}"
+        Image.fromarray(image).save(folder / "images" / f"{image_id}.png")
+        for name, suffix, mask in (
+            ("masks", "segmentation", lesion),
+            ("structures", "structure", structure),
+        ):
+            # The last image's mask is empty: nothing to find there.
+            shown = mask if number < 11 or name == "structures" else np.zeros_like(mask)
+            picture = Image.fromarray(shown.astype(np.uint8) * 255)
+            picture.save(folder / name / f"{image_id}_{suffix}.png")
+        rows.append(
+            {
+                "image_id": image_id,
+                "path": f"images/{image_id}.png",
+                "mask_path": f"masks/{image_id}_segmentation.png",
+                "lesion_id": f"L{number // 2}",
+                "dx": ("mel", "nv", "bcc")[number // 2 % 3],
+                "dx_type": "histo",
+                "age": 40.0,
+                "sex": "male",
+                "localization": "back",
+                "split": "test",
+            }
+        )
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def extra(bundle: Bundle) -> dict[str, Explainer]:
+    return {"oracle": Oracle(bundle.model, classes=bundle.classes)}
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark that ran from start to end."""
+    out = tmp_path_factory.mktemp("finished")
+    bundle = planted_bundle()
+    run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+    return out
+
+
+@pytest.fixture(scope="module")
+def summary(finished: Path) -> dict[str, Any]:
+    return read_json(finished / "summary.json")
+
+
+def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    make = runner._make
+
+    def dies(pieces: list[Any], store: Store) -> None:
+        """Stop in the middle of images, then of the rest, leaving half a file behind."""
+        nonlocal made
+        for piece in pieces:
+            if store.has(piece.kind, piece.name, piece.suffix):
+                continue
+            if made in (2, 6):
+                made += 1
+                (store.folder / piece.kind).mkdir(exist_ok=True)
+                (store.folder / piece.kind / f".{piece.name}.1.part{piece.suffix}").write_text("{")
+                raise KeyboardInterrupt
+            piece.make()
+            made += 1
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(runner, "_make", dies)
+    for _ in range(2):
+        bundle = planted_bundle()
+        with pytest.raises(KeyboardInterrupt):
+            run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+        assert not (out / "benchmark.csv").exists()
+    monkeypatch.setattr(runner, "_make", make)
+    bundle = planted_bundle()
+    kept = {p: p.stat().st_mtime_ns for p in (out / "pieces").rglob("P*.json")}
+    assert len(kept) >= 5
+    run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+    assert all(p.stat().st_mtime_ns == time for p, time in kept.items()), "nothing is made twice"
+    for name in ("benchmark", "lesions", "randomization", "consistency", "shortcuts"):
+        assert (out / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes(), name
+    ours, theirs = read_json(out / "summary.json"), read_json(finished / "summary.json")
+    for one in (ours, theirs):
+        for cost in one["cost"]["per_image"].values():
+            cost.pop("seconds")
+    assert ours == theirs
+
+
+def test_the_planted_truth_ranks_first_and_random_last(summary: dict[str, Any]) -> None:
+    for family in ("overall", "faithfulness", "localization"):
+        order = [row["method"] for row in summary["ranking"][family]]
+        assert order[0] == "oracle", (family, order)
+        # A uniform map is removed in random order: it is random in all but name.
+        assert set(order[-2:]) <= {"random", "uniform", "untrained_grad_cam"}, (family, order)
+        assert order.index("random") > order.index("grad_cam")
+
+
+def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
+    table = pd.read_csv(finished / "benchmark.csv")
+    names = ["grad_cam", "lime", "shap", "oracle", "uniform", "random", "centered_gaussian"]
+    names += ["darkness", "untrained_grad_cam"]
+    assert table.method.tolist() == names * 5 and table.image_id.nunique() == 5
+    assert table.decided.eq("mel").all() and table.baseline.sum() == 5 * 5
+    oracle = table[table.method == "oracle"]
+    seen = oracle[oracle.relevance_mass.notna()]
+    np.testing.assert_allclose(seen.relevance_mass, 1.0)
+    np.testing.assert_allclose(oracle.structure_pixel_auc, 1.0)
+    np.testing.assert_allclose(oracle.structure_relevance_rank, 1.0)
+    assert oracle.infidelity.max() < 0.2 and oracle.mufidelity.min() > 0.8
+    measured = table[["max_sensitivity", "randomization_ssim"]].notna().groupby(table.image_id)
+    assert measured.any().sum().tolist() == [1, 1], "expensive metrics on one image each"
+
+
+def test_empty_masks_are_excluded_and_counted(data: Path, tmp_path: Path) -> None:
+    bundle = planted_bundle()
+    plan = BenchmarkPlan(
+        methods=("grad_cam",), n=12, samples=40, steps=2, squares=3, sets=3,
+        robustness=0, randomization=0, pairs=0, probes=0, batch_size=8,
+    )  # fmt: skip
+    run_benchmark(bundle, data, tmp_path, plan)
+    found = read_json(tmp_path / "summary.json")
+    mass = found["metrics"]["relevance_mass"]["grad_cam"]
+    assert (mass["count"], mass["excluded"]) == (11, 1)
+    assert found["metrics"]["deletion"]["grad_cam"]["count"] == 12
+    assert found["n_lesions"] == 6 and found["per_class"] == {"bcc": 4, "mel": 4, "nv": 4}
+    assert not found["shortcuts"] and not found["randomization"]
+    table = pd.read_csv(tmp_path / "benchmark.csv")
+    empty = table[table.image_id == "P11"]
+    assert empty.relevance_mass.isna().all() and empty.zone_core.isna().all()
+    assert empty.structure_relevance_mass.notna().all()
+
+
+def test_statistics_of_the_summary(summary: dict[str, Any], finished: Path) -> None:
+    table = pd.read_csv(finished / "benchmark.csv")
+    grad_cam = table[table.method == "grad_cam"]
+    one = summary["metrics"]["insertion"]["grad_cam"]
+    assert one["mean"] == pytest.approx(grad_cam.insertion.mean())
+    assert one["low"] <= one["mean"] <= one["high"] and one["count"] == 5
+    pairs = summary["comparisons"]["insertion"]
+    # Four methods (with the oracle) among each other, and with five baselines.
+    assert len(pairs) == 6 + 4 * 5
+    first = next(p for p in pairs if {p["first"], p["second"]} == {"grad_cam", "oracle"})
+    oracle = table[table.method == "oracle"]
+    expected = grad_cam.insertion.to_numpy() - oracle.insertion.to_numpy()
+    assert first["difference"] == pytest.approx(expected.mean())
+    assert all(p["p_holm"] >= p["p"] for p in pairs)
+
+
+def test_cost_is_that_of_each_method_alone(summary: dict[str, Any]) -> None:
+    cost = summary["cost"]["per_image"]
+    assert cost["lime"]["forward"] == cost["shap"]["forward"] == 40
+    assert cost["grad_cam"]["forward"] == 1 and cost["darkness"]["forward"] == 0
+    # 3 images every map shares, 24 covered parts and the image, and 2 * 4 + 18 for each of 9 maps.
+    assert summary["cost"]["metric_passes_per_image"] == 3 + 25 + 9 * (2 * 4 + 18)
+
+
+def test_another_plan_is_refused(finished: Path, data: Path) -> None:
+    from dataclasses import replace
+
+    bundle = planted_bundle()
+    with pytest.raises(UsageError, match=r"differs in: .*seed\. Choose"):
+        run_benchmark(bundle, data, finished, replace(PLAN, seed=1), extra=extra(bundle))
+
+
+def test_selection_is_stratified_nested_and_seeded(data: Path) -> None:
+    table = pd.read_csv(data / "manifest.csv")
+    six, nine = (select_items(table, data, n, seed=3) for n in (6, 9))
+    assert six == nine[:6] and sorted(item.dx for item in six) == sorted(["mel", "nv", "bcc"] * 2)
+    assert select_items(table, data, 6, seed=4) != six
+    assert len(select_items(table, data, 100, seed=3)) == 12
+    pairs = select_pairs(table, data, 5, seed=0)
+    assert len(pairs) == 5 and all(a.lesion_id == b.lesion_id for a, b in pairs)
+    assert {a.dx for a, _ in pairs[:3]} == {"mel", "nv", "bcc"}
+    assert all(item.structure is not None and item.mask is not None for item in six)
+
+
+def test_measures_do_not_depend_on_other_images(data: Path) -> None:
+    table = pd.read_csv(data / "manifest.csv")
+    opened = [load(item, SIZE) for item in select_items(table, data, 2, seed=0)]
+    plan = BenchmarkPlan(methods=("grad_cam",), samples=40, steps=3, squares=4, sets=4)
+
+    def values(bench: Bench, number: int) -> dict[str, Any]:
+        rows = bench.measure_image(opened[number])["rows"]
+        return {name: row["values"] for name, row in rows.items()}
+
+    shared = Bench(planted_bundle(), plan)
+    values(shared, 0)
+    assert values(shared, 1) == values(Bench(planted_bundle(), plan), 1)
+
+
+def test_ranks_by_hand() -> None:
+    values = {
+        "deletion": np.array([[0.1, 0.5, 0.5], [0.2, 0.1, 0.9], [np.nan, 0.0, 0.0]]),
+        "relevance_mass": np.array([[0.9, 0.1, 0.5]]),
+        "sparseness": np.array([[0.0, 1.0, 0.5]]),
+    }
+    found = ranking(values, ["a", "b", "uniform"])
+    faithful = {row["method"]: row["mean_rank"] for row in found["faithfulness"]}
+    assert faithful == {"a": 1.5, "b": 1.75, "uniform": 2.75}
+    assert [row["method"] for row in found["localization"]] == ["a", "uniform", "b"]
+    assert "complexity" not in found, "a map without content must not win"
+    overall = {row["method"]: row["mean_rank"] for row in found["overall"]}
+    assert overall == {"a": 1.25, "b": 2.375, "uniform": 2.375}
+    assert found["overall"][-1]["baseline"] or found["overall"][-2]["baseline"]
+
+
+def test_unsafe_names_get_files_of_their_own(tmp_path: Path) -> None:
+    store = Store(tmp_path, {"seed": 1})
+    for name in ("a/b", "a_b", "../a", "é"):
+        store.write("images", name, {"name": name})
+    assert all(store.read("images", n)["name"] == n for n in ("a/b", "a_b", "../a", "é"))
+    inside = [path for path in tmp_path.rglob("*.json") if path.name != "plan.json"]
+    assert len(inside) == 4 and all(path.parent == tmp_path / "images" for path in inside)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"n": 0}, {"target": "second"}, {"orders": ("up",)}, {"methods": ("grad",)}]
+)
+def test_bad_plans_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        BenchmarkPlan(**bad)
