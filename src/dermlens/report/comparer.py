@@ -101,7 +101,8 @@ class Comparer:
         Args:
             image: uint8 RGB (H, W, 3) at the model's input size.
             target: Diagnosis to explain; None for the one the bundle decides on.
-            against: A diagnosis to contrast it with, beside the runner-up.
+            against: A diagnosis to contrast it with, beside the runner-up; of no effect where the
+                bundle decides on it.
             lesion: Outline of the lesion, bool (H, W), or None.
             seed: Sets everything random.
             advance: Called with the name of each finished method and experiment.
@@ -111,7 +112,7 @@ class Comparer:
             last one is complete and has the summary.
 
         Raises:
-            UsageError: If a class is unknown, the target is contrasted with itself, or the
+            UsageError: If a class is unknown, a given target is contrasted with itself, or the
                 outline does not fit the image.
             ExplanationError: If the image does not fit the model.
         """
@@ -164,12 +165,13 @@ class Comparer:
         values = calibration.adjusted(logits[None])[0]
         decision = int(calibration.decide(logits[None])[0])
         goal = decision if wanted[0] is None else wanted[0]
-        if wanted[1] == goal:
+        if wanted[0] is not None and wanted[1] == goal:
             raise UsageError(
                 f"{classes[goal]} cannot be contrasted with itself. Choose another diagnosis."
             )
         second = runner_up(values, goal)
-        others = (second,) if wanted[1] in (None, second) else (second, wanted[1])
+        # A decision for the very diagnosis to contrast with leaves the runner-up to contrast with.
+        others = (second,) if wanted[1] in (None, second, goal) else (second, wanted[1])
         return known, Reading(
             image=np.asarray(image),
             lesion=None if lesion is None else np.asarray(lesion, bool),

@@ -1,0 +1,356 @@
+"""The four experiments on one image: what is computed, what it costs, what the page shows."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from dermlens.errors import UsageError
+from dermlens.explain.base import Attribution, Cost
+from dermlens.explain.contrast import ClassContrast
+from dermlens.explain.multiscale import MultiScaleResult, ScaleMap
+from dermlens.explain.registry import METHODS, SIX, create
+from dermlens.files import read_json
+from dermlens.quality.agreement import smoothed, spearman
+from dermlens.quality.localization import relevance_mass
+from dermlens.report.comparer import STEPS, Comparer
+from dermlens.report.comparison import Comparison, compare_methods, contrast_by_area
+from dermlens.report.comparison_facts import agreement_of_scales, densest_zone, facts_of
+from dermlens.report.comparison_figures import (
+    agreement_figure,
+    consensus_figure,
+    contrast_figure,
+    multiscale_figure,
+)
+from dermlens.report.comparison_files import comparison_maps, write_comparison
+from dermlens.report.comparison_page import comparison_page, costs_table, probabilities_table
+from dermlens.report.figures import colorize
+from serving_support import SIZE, picture, untrained_bundle
+
+MASK = np.zeros(SIZE, bool)
+MASK[8:24, 12:36] = True
+IMAGE = np.asarray(picture(3, *SIZE))
+
+
+@pytest.fixture(scope="module")
+def comparer() -> Comparer:
+    """The six methods on an untrained network."""
+    return Comparer(untrained_bundle(), SIX, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def states(comparer: Comparer) -> list[Comparison]:
+    """Every state of a comparison against a class that is not the runner-up."""
+    return list(comparer.steps(IMAGE, lesion=MASK, against="vasc", seed=2))
+
+
+@pytest.fixture(scope="module")
+def complete(states: list[Comparison]) -> Comparison:
+    """The finished comparison."""
+    return states[-1]
+
+
+def test_parts_are_ready_one_after_the_other(comparer: Comparer, states: list[Comparison]) -> None:
+    ready = [
+        (len(s.combined), s.agreement is not None, s.scales is not None, s.summary is not None)
+        for s in states
+    ]
+    assert ready == [
+        *((count, False, False, False) for count in range(7)),
+        (6, True, False, False),
+        (6, True, True, False),
+        (6, True, True, True),
+    ]
+    assert states[-1].discrimination is not None
+    named: list[str] = []
+    comparer.compare(IMAGE, advance=named.append)
+    assert named == ["reading", *SIX, *STEPS[2:]]
+
+
+def test_reading_is_the_bundles(comparer: Comparer, complete: Comparison) -> None:
+    bundle, reading = comparer.bundle, complete.reading
+    logits = bundle.logits(IMAGE[None])
+    assert reading.logits == pytest.approx(logits[0], abs=1e-4)
+    assert reading.decision == reading.target == bundle.calibration.decide(logits)[0]
+    order = np.argsort(-bundle.calibration.adjusted(logits)[0])
+    assert reading.target == order[0]
+    assert reading.others == (order[1], bundle.classes.index("vasc"))
+    assert reading.probabilities.sum() == pytest.approx(1.0)
+
+
+def test_every_method_gives_what_it_gives_alone(comparer: Comparer, complete: Comparison) -> None:
+    assert tuple(complete.combined) == SIX
+    for name in ("grad_cam", "grad_cam_plus_plus", "integrated_gradients", "occlusion"):
+        alone = create(name, comparer.bundle.model).attribute(
+            IMAGE[None], complete.reading.target, seed=2
+        )
+        assert complete.combined[name].maps == pytest.approx(alone.maps, rel=1e-3, abs=1e-4)
+
+
+def test_work_is_shared(complete: Comparison) -> None:
+    costs = complete.costs()
+    assert (costs["reading"].forward, costs["reading"].backward) == (1, 0)
+    assert costs["lime"].forward == 500 and costs["shap"].forward == 0
+    # Superpixels at the default granularity and patches at the default size are known already.
+    coarse = complete.scales.of_kind("superpixels")[:2]
+    pieces = [int(one.label.split()[0]) for one in coarse]
+    expected = (
+        1
+        + 1
+        + _boxes(complete)
+        + sum(min(2**m, samples) for m, samples in zip(pieces, (120, 250), strict=True))
+    )
+    assert (costs["scales"].forward, costs["scales"].backward) == (expected, 1)
+    # Only Integrated Gradients of the two other classes were still missing.
+    assert (costs["discrimination"].forward, costs["discrimination"].backward) == (36, 32)
+    total = costs_table(complete).iloc[-1]
+    assert total["forward"] == sum(cost.forward for cost in costs.values())
+
+
+def _boxes(complete: Comparison) -> int:
+    from dermlens.explain.multiscale import PatchPyramid
+
+    pyramid = PatchPyramid(untrained_bundle().model, (1 / 3, 1 / 12))
+    return len(pyramid.boxes(SIZE))
+
+
+def test_agreement_compares_areas(complete: Comparison) -> None:
+    agreement = complete.agreement
+    maps = smoothed(np.stack([result.maps[0] for result in complete.combined.values()]))
+    expected = spearman(maps[:1], maps[2:3])[0]
+    assert agreement.matrices["spearman"][0, 2] == pytest.approx(expected)
+    assert agreement.families[:3] == ("activation", "activation", "gradient")
+    closest, farthest = agreement.extremes()
+    values = agreement.matrices["spearman"][np.triu_indices(6, 1)]
+    assert closest[2] == pytest.approx(values.max()) and farthest[2] == pytest.approx(values.min())
+    one, two = (agreement.methods.index(name) for name in closest[:2])
+    assert agreement.matrices["spearman"][one, two] == pytest.approx(closest[2])
+
+
+def test_contrasts_are_differences_and_turn_with_the_question(
+    comparer: Comparer, complete: Comparison
+) -> None:
+    second, chosen = complete.reading.others
+    found = complete.discrimination.contrasts
+    names = [one.method for one in found[second]]
+    assert names == [name for name in SIX if name != "grad_cam_plus_plus"]
+    assert list(complete.discrimination.left_out) == ["grad_cam_plus_plus"]
+    for one in (*found[second], *found[chosen]):
+        assert 0 <= one.discrimination <= 1 and 0 <= one.share_for_other <= 1
+    turned = comparer.compare(IMAGE, target=chosen, against=complete.reading.target, seed=2)
+    back = turned.discrimination.contrasts[complete.reading.target]
+    for one, other in zip(found[chosen], back, strict=True):
+        scale = np.abs(one.values).max()
+        assert one.values / scale == pytest.approx(-other.values / scale, abs=1e-3), one.method
+
+
+def test_facts_are_the_numbers_of_the_maps(complete: Comparison) -> None:
+    facts = facts_of(complete)
+    maps = {name: result.maps[0] for name, result in complete.combined.items()}
+    expected = {n: relevance_mass(m[None], MASK[None])[0] for n, m in maps.items()}
+    assert facts.inside == pytest.approx(expected)
+    assert facts.lesion_area == pytest.approx(MASK.mean())
+    assert sum(facts.zones.values()) == pytest.approx(1.0)
+    assert set(facts.against) == {"integrated_gradients", "occlusion", "lime", "shap"}
+    assert facts.r2 == pytest.approx(complete.combined["lime"].details["r2"][0])
+    values = complete.reading.values
+    second = complete.reading.others[0]
+    assert facts.odds == pytest.approx(np.exp(values[complete.reading.target] - values[second]))
+    assert [one.other for one in facts.contrasts] == [complete.classes[second], "vasc"]
+
+
+def test_without_an_outline_the_ring_alone_is_known(complete: Comparison) -> None:
+    from dataclasses import replace
+
+    for lesion in (None, np.zeros(SIZE, bool)):
+        facts = facts_of(replace(complete, reading=replace(complete.reading, lesion=lesion)))
+        assert facts.inside == {} and facts.zones == {} and facts.against_zone == ""
+        assert len(facts.ring) == 6 and 0 < facts.ring_area < 1
+
+
+def test_densest_zone() -> None:
+    zones = np.array([[0, 1, 1, 1, 2, 3]])
+    assert densest_zone([np.array([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])], zones) == "core"
+    assert densest_zone([np.array([[0.0, 1.0, 1.0, 0.0, 0.9, 0.0]])], zones) == "skin"
+    assert densest_zone([np.zeros((1, 6)), -np.ones((1, 6))], zones) == ""
+
+
+def test_agreement_of_scales_counts_pairs_of_different_kinds() -> None:
+    values = np.random.default_rng(0).normal(size=(24, 36))
+
+    def scales(*pairs: tuple[str, np.ndarray]) -> MultiScaleResult:
+        maps = tuple(ScaleMap(kind, "", 1.0, one, True) for kind, one in pairs)
+        return MultiScaleResult(maps, values, Cost())
+
+    assert agreement_of_scales(scales(("depth", values), ("patch", values))) == pytest.approx(1)
+    opposite = scales(("depth", values), ("depth", values), ("patch", -values))
+    assert agreement_of_scales(opposite) == pytest.approx(-1)
+    assert np.isnan(agreement_of_scales(scales(("depth", values)))) and np.isnan(
+        agreement_of_scales(None)
+    )
+
+
+def test_noise_of_neighboring_pixels_is_not_evidence_for_the_other() -> None:
+    generator = np.random.default_rng(0)
+    area = np.zeros((48, 64))
+    area[12:36, 16:48] = 1.0
+    noisy = area + generator.choice([-6.0, 6.0], size=area.shape)
+    found = contrast_by_area("integrated_gradients", noisy, np.zeros_like(noisy))
+    assert found.share_for_other < 0.35 < (noisy < 0).mean()
+    assert found.values == pytest.approx(noisy)
+
+
+def test_page_holds_everything_and_refers_to_nothing(complete: Comparison) -> None:
+    page = comparison_page(complete, "ISIC_1.jpg")
+    assert not re.search(r"https?:|src=\"(?!data:)|<script|<link|url\(", page)
+    assert "Research and education only, not a medical device." in page
+    for name in SIX:
+        assert METHODS[name].title in page and _escaped(METHODS[name].question) in page
+    for heading in ("Methods side by side", "How far they agree", "Several scales", "Why this"):
+        assert heading in page
+    assert page.count("<figure>") == 6
+    for sentence in (*complete.summary.sentences.values(), complete.summary.verdict):
+        assert _escaped(sentence) in page
+    for doubt in complete.summary.doubts:
+        assert _escaped(doubt.text) in page
+    assert len(complete.summary.doubts) > 0
+    assert "Grad-CAM++ has no contrast" in page
+
+
+def _escaped(text: str) -> str:
+    from markupsafe import escape
+
+    return str(escape(text))
+
+
+def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Comparison]) -> None:
+    first, some = comparison_page(states[0], "a"), comparison_page(states[2], "a")
+    assert "What the model says" in first and "<figure>" not in first
+    assert some.count("<figure>") == 1 and "Kernel SHAP" not in some
+
+
+def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> None:
+    page = write_comparison(tmp_path / "one", complete, "one.png")
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "attributions.npz",
+        "comparison.html",
+        "comparison.json",
+    ]
+    with np.load(page.parent / "attributions.npz") as arrays:
+        assert set(arrays.files) == set(comparison_maps(complete))
+        assert np.array_equal(arrays["shap"], complete.combined["shap"].maps[0])
+        assert np.array_equal(arrays["outline"], MASK)
+        assert all(arrays[name].shape == SIZE for name in arrays.files)
+        second = complete.classes[complete.reading.others[0]]
+        expected = complete.discrimination.contrasts[complete.reading.others[0]][0].values
+        assert np.array_equal(arrays[f"contrast__{second}__grad_cam"], expected)
+    numbers = read_json(page.parent / "comparison.json")
+    json.dumps(numbers, allow_nan=False)
+    assert numbers["target"] == complete.target
+    assert numbers["agreement"]["matrices"]["ssim"][0][0] == 1.0
+    assert numbers["cost"]["lime"]["forward"] == 500
+    assert [w["name"] for w in numbers["warnings"]] == [d.name for d in complete.summary.doubts]
+    assert set(numbers["discrimination"]) == {second, "vasc"}
+    assert numbers["note"].startswith("Research and education only")
+
+
+def test_probabilities_by_preference_of_the_rule(complete: Comparison) -> None:
+    table = probabilities_table(complete)
+    assert table["decision value"].is_monotonic_decreasing
+    assert table["role"].tolist()[0] == "decision, explained"
+    assert table["role"].tolist()[1] == "compared"
+    assert (table["role"] == "compared").sum() == 2
+
+
+def test_a_decision_for_the_diagnosis_to_contrast_with_is_no_error(
+    comparer: Comparer, complete: Comparison
+) -> None:
+    first = next(comparer.steps(IMAGE, against=complete.target))
+    assert first.reading.others == complete.reading.others[:1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "nv", "against": "nv"}, "cannot be contrasted with itself"),
+        ({"target": "flu"}, "flu"),
+        ({"lesion": np.zeros((5, 5), bool)}, "does not fit"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(comparer: Comparer, options, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        comparer.compare(IMAGE, **options)
+
+
+def test_one_method_is_enough_and_none_is_not() -> None:
+    bundle = untrained_bundle()
+    result = Comparer(bundle, ["grad_cam_plus_plus"], batch_size=8).compare(IMAGE, target=1)
+    assert np.isnan(result.agreement.between_families) and result.agreement.extremes() is None
+    # Grad-CAM of all classes comes for free, so there is a contrast all the same.
+    (contrasts,) = result.discrimination.contrasts.values()
+    assert [one.method for one in contrasts] == ["grad_cam"]
+    assert "Grad-CAM++" in comparison_page(result, "x")
+    with pytest.raises(UsageError, match="at least one"):
+        Comparer(bundle, [])
+
+
+def attribution(values: np.ndarray, name: str) -> Attribution:
+    none = np.zeros(1)
+    return Attribution(values[None], name, none, none, "logit", True, Cost())
+
+
+@pytest.fixture
+def drawn() -> Iterator[dict[str, np.ndarray]]:
+    """A gray image and two opposite maps."""
+    ramp = np.linspace(-1, 1, 24 * 36).reshape(24, 36)
+    yield {"image": np.full((24, 36, 3), 100, np.uint8), "one": ramp, "two": -ramp}
+
+
+def test_matrix_figure_writes_its_values(drawn) -> None:
+    agreement = compare_methods(
+        {"occlusion": attribution(drawn["one"], "occlusion"), "lime": attribution(drawn["two"], "")}
+    )
+    figure = agreement_figure(agreement, {"occlusion": "Occlusion"})
+    first = figure.axes[0]
+    assert [t.get_text() for t in first.texts] == ["1.00", "-1.00", "-1.00", "1.00"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["Occlusion", "lime"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Rank correlation",
+        "Structural similarity",
+        "Overlap of strongest 20 %",
+    ]
+
+
+def test_consensus_figure_has_a_fixed_scale(drawn) -> None:
+    half = np.full((24, 36), 0.5)
+    figure = consensus_figure(drawn["image"], half, half, opacity=1.0)
+    consensus, disagreement = (axes.images[0].get_array() for axes in figure.axes[1:3])
+    assert np.array_equal(consensus, colorize(half))
+    # 0.5 is the largest spread there is.
+    assert np.array_equal(disagreement, colorize(2 * half, color_map="cividis"))
+
+
+def test_scales_figure_shows_every_scale_and_the_fused_map(drawn) -> None:
+    maps = tuple(
+        ScaleMap(kind, f"{kind} {n}", 1.0, drawn["one"], kind != "depth")
+        for kind, count in (("depth", 4), ("patch", 2), ("superpixels", 1))
+        for n in range(count)
+    )
+    figure = multiscale_figure(drawn["image"], MultiScaleResult(maps, drawn["two"], Cost()))
+    titles = {axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()} - {""}
+    assert titles == {"image", "all scales fused", *(one.label for one in maps)}
+
+
+def test_contrast_figure_shows_the_reverse_alone(drawn) -> None:
+    one = ClassContrast("lime", drawn["one"], 0.5, 0.25)
+    figure = contrast_figure(
+        drawn["image"], [one], target="mel", other="nv", titles={"lime": "LIME"}, opacity=1.0
+    )
+    both, reverse = figure.axes[:2]
+    assert both.get_title(loc="left") == "LIME"
+    assert both.get_xlabel() == "discrimination 0.50" and reverse.get_xlabel() == "25 % for nv"
+    shown = reverse.images[0].get_array()
+    assert (shown[13:] == colorize(np.zeros((1, 1)))).all()
+    assert shown[0, 0].sum() > shown[-1, -1].sum()
