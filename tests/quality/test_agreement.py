@@ -156,9 +156,16 @@ def test_smoothing_compares_areas_and_keeps_ties() -> None:
     pixels = area * np.random.default_rng(1).integers(0, 2, area.shape) * 2
     assert spearman(area, pixels)[0] < 0.7
     assert spearman(smoothed(area), smoothed(pixels))[0] > 0.95
-    assert np.array_equal(smoothed(np.full((1, 48, 64), 0.3)), np.full((1, 48, 64), 0.3))
+    constant = smoothed(np.full((1, 48, 64), 0.3))
+    assert np.ptp(constant) == 0 and constant[0, 0, 0] == pytest.approx(0.3)
     soft = smoothed(area)
-    assert soft[0, 0, 0] == 0 and soft[0, 24, 32] == 1  # far from the edge nothing changes
+    assert soft[0, 0, 0] == 0 and soft[0, 24, 32] == pytest.approx(
+        1
+    )  # far from the edge nothing changes
+    levels = np.full((1, 48, 160), 0.37)
+    levels[:, :, 80:] = 1.0
+    flat = smoothed(levels)
+    assert len(np.unique(flat[:, :, :60])) == len(np.unique(flat[:, :, 100:])) == 1
     assert smoothed(1e6 * area) == pytest.approx(1e6 * soft)
     both = smoothed(np.concatenate([area, 5 * pixels]))
     assert np.array_equal(both[:1], soft)

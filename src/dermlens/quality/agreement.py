@@ -21,7 +21,6 @@ from dermlens.errors import UsageError
 TOP_SHARE = 0.2
 COMMON_DETAIL = 1 / 24
 """Of ``smoothed``: the Gaussian is then half as wide as a patch, a piece or a cell."""
-_TIE_DECIMALS = 9
 _SSIM_SIGMA = 1.5
 _SSIM_CONSTANTS = (0.01**2, 0.03**2)
 _DRAWN_PERCENTILE = 99.5
@@ -32,8 +31,8 @@ def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
 
     Gradients give every pixel its own value, the other methods give values to patches, pieces and
     cells, each about a sixth of the image's shorter side wide. Compared pixel by pixel, a gradient
-    map would agree with nothing; smoothed by a Gaussian, areas are compared. Equal neighbors stay
-    exactly equal, so ties survive.
+    map would agree with nothing; smoothed by a Gaussian, areas are compared. Far from any change,
+    equal values stay equal, so ties survive.
 
     Args:
         maps: float (N, H, W).
@@ -45,12 +44,9 @@ def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     flat, shape = _checked(maps)
-    largest = np.abs(flat).max(axis=1)[:, None, None]
-    scale = np.where(largest > 0, largest, 1.0)
     sigma = share * min(shape[1:])
-    blurred = gaussian_filter(flat.reshape(shape) / scale, (0, sigma, sigma), mode="nearest")
-    # Without rounding, what was one tie would be ordered by rounding errors.
-    return np.round(blurred, _TIE_DECIMALS) * scale
+    blurred: np.ndarray = gaussian_filter(flat.reshape(shape), (0, sigma, sigma), mode="nearest")
+    return blurred
 
 
 def normalized_ranks(maps: np.ndarray) -> np.ndarray:
