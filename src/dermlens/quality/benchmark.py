@@ -20,9 +20,11 @@ import numpy as np
 
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.explain.base import Explainer
+from dermlens.explain.registry import METHODS
 from dermlens.files import write_csv, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.progress import progress, say
+from dermlens.quality.baselines import UNTRAINED_PREFIX
 from dermlens.quality.benchmark_measure import Bench
 from dermlens.quality.benchmark_plan import (
     BenchmarkPlan,
@@ -230,10 +232,9 @@ def efforts(bench: Bench) -> dict[str, int]:
 
 
 def _passes(bench: Bench, name: str) -> int:
-    """Return about what one map costs; a backward pass counts as two more forward passes."""
+    """Return about what one map costs; a backward pass counts as two forward passes."""
     if name in ("lime", "shap"):
-        other = {"lime", "shap"} <= set(bench.plan.methods)
-        return bench.plan.samples // (2 if other else 1)
-    known = {"integrated_gradients": 48, "occlusion": 166, "smooth_grad": 75}
-    known |= {"gradient_shap": 150, "rise": 1001}
-    return known.get(name.removeprefix("untrained_"), 1)
+        shared = {"lime", "shap"} <= set(bench.plan.methods)
+        return bench.plan.samples // (2 if shared else 1)
+    about = METHODS.get(name.removeprefix(UNTRAINED_PREFIX))
+    return 1 if about is None else about.forward + 2 * about.backward
