@@ -22,6 +22,10 @@ from dermlens.progress import say
 
 _INTERRUPTED = 130
 """What typer exits with after Ctrl+C."""
+_RESUMING = (
+    "Interrupted. 'dermlens train' continues with --resume, 'dermlens benchmark' with the same "
+    "command."
+)
 
 app = typer.Typer(
     name="dermlens",
@@ -307,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            typer.echo("Interrupted. 'dermlens train' continues with --resume.", err=True)
+            typer.echo(_RESUMING, err=True)
         raise
 
 

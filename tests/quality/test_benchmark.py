@@ -204,7 +204,7 @@ def test_empty_masks_are_excluded_and_counted(data: Path, tmp_path: Path) -> Non
     bundle = planted_bundle()
     plan = BenchmarkPlan(
         methods=("grad_cam",), n=12, samples=40, steps=2, squares=3, sets=3,
-        robustness=0, randomization=0, pairs=0, probes=0, batch_size=8,
+        robustness=0, randomization=0, pairs=0, probes=0, batch_size=8, baselines=False,
     )  # fmt: skip
     run_benchmark(bundle, data, tmp_path, plan)
     found = read_json(tmp_path / "summary.json")

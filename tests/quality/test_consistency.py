@@ -112,3 +112,15 @@ def test_one_pixel_lesion() -> None:
     mask[5, 6] = True
     made = frame(np.full((*SIZE, 3), 90.0), mask, np.ones((1, *SIZE)))
     assert np.isfinite(made.picture).all() and np.isfinite(made.maps).all()
+
+
+def test_empty_masks_have_no_value_and_are_no_control() -> None:
+    image, mask, map_ = lesion(0)
+    empty = frame(image, np.zeros(SIZE, bool), map_[None])
+    assert not empty.valid.any() and empty.maps.shape == (1, 48, 48)
+    whole = [frame(*lesion(k)[:2], lesion(k)[2][None]) for k in range(3)]
+    pairs = [(whole[0], whole[0]), (empty, empty), (whole[1], whole[1]), (whole[2], empty)]
+    found = photo_consistency(pairs, others=1)[:, 0]
+    # The second lesion has no frame; the first's and third's only controls are empty.
+    assert np.isnan(found).all()
+    assert np.isfinite(photo_consistency(pairs, others=2)[[0, 2], 0]).all()

@@ -42,13 +42,16 @@ def frame(image: np.ndarray, mask: np.ndarray, maps: np.ndarray, side: int = SID
 
     Args:
         image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: bool (H, W), not empty.
+        mask: bool (H, W). An empty mask has no frame: nothing in it is valid.
         maps: float (M, H, W).
         side: Pixels along the frame.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     mask = np.asarray(mask, bool)
+    if not mask.any():
+        nothing = np.zeros((len(maps) + 1, side, side), np.float32)
+        return Framed(nothing[0], nothing[1:], np.zeros((side, side), bool))
     center = np.argwhere(mask).mean(axis=0)
     radius = max(equivalent_radius(mask), 1.0)
     steps = ((np.arange(side) + 0.5) / side * 2 - 1) * REACH * radius
@@ -153,11 +156,14 @@ def photo_consistency(
         if count == 0:
             rows.append(np.full_like(within, np.nan))
             continue
+        others_of = [pairs[(number + k) % len(pairs)][1] for k in range(1, count + 1)]
         between = [
-            aligned_agreement(first, pairs[(number + k) % len(pairs)][1], mirrors=mirrors)
-            for k in range(1, count + 1)
+            aligned_agreement(first, other, mirrors=mirrors)
+            for other in others_of
+            if other.valid.any()
         ]
-        rows.append(within - np.nanmean(between, axis=0))
+        control = np.mean(between, axis=0) if between else np.full_like(within, np.nan)
+        rows.append(within - control)
     return np.array(rows)
 
 
