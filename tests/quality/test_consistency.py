@@ -115,7 +115,7 @@ def test_one_pixel_lesion() -> None:
 
 
 def test_empty_masks_have_no_value_and_are_no_control() -> None:
-    image, mask, map_ = lesion(0)
+    image, _, map_ = lesion(0)
     empty = frame(image, np.zeros(SIZE, bool), map_[None])
     assert not empty.valid.any() and empty.maps.shape == (1, 48, 48)
     whole = [frame(*lesion(k)[:2], lesion(k)[2][None]) for k in range(3)]
