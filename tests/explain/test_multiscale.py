@@ -56,10 +56,12 @@ def test_side_branches_padding_and_squeezing_are_no_stages() -> None:
     gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
     gate = keras.layers.Conv2D(4, 1, activation="sigmoid", name="excite")(gate)
     x = keras.layers.Multiply(name="gated")([x, gate])
+    x = keras.layers.ZeroPadding2D(1, name="widened")(x)
+    x = keras.layers.Conv2D(4, 3, strides=2, name="last")(x)
     pooled = keras.layers.GlobalAveragePooling2D()(x)
     network = keras.Model(inputs, keras.layers.Dense(7)(pooled))
     # "side" is the last at 16 x 24, but the shortcut goes around it.
-    assert [s.layer for s in find_stages(network)] == ["everything", "gated"]
+    assert [s.layer for s in find_stages(network)] == ["everything", "gated", "last"]
 
 
 def test_deepest_stage_is_layer_cam_and_scores_can_be_chosen(model) -> None:

@@ -13,6 +13,7 @@ from dermlens.explain.contrast import ClassContrast
 from dermlens.explain.multiscale import MultiScaleResult, ScaleMap
 from dermlens.explain.registry import METHODS, SIX, create
 from dermlens.files import read_json
+from dermlens.model.calibration import Calibration
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
 from dermlens.report.comparer import STEPS, Comparer
@@ -36,8 +37,11 @@ IMAGE = np.asarray(picture(3, *SIZE))
 
 @pytest.fixture(scope="module")
 def comparer() -> Comparer:
-    """The six methods on an untrained network."""
-    return Comparer(untrained_bundle(), SIX, batch_size=8)
+    """The six methods on an untrained network whose rule decides otherwise than the argmax."""
+    bundle = untrained_bundle()
+    prior = np.log([0.3, 0.2, 0.2, 1e-3, 1e-6, 0.2, 0.1])
+    bundle.calibration = Calibration(temperature=1.7, tau=1.0, log_prior=tuple(prior))
+    return Comparer(bundle, SIX, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,7 @@ def test_reading_is_the_bundles(comparer: Comparer, complete: Comparison) -> Non
     logits = bundle.logits(IMAGE[None])
     assert reading.logits == pytest.approx(logits[0], abs=1e-4)
     assert reading.decision == reading.target == bundle.calibration.decide(logits)[0]
+    assert reading.decision not in (0, logits.argmax())
     order = np.argsort(-bundle.calibration.adjusted(logits)[0])
     assert reading.target == order[0]
     assert reading.others == (order[1], bundle.classes.index("vasc"))
