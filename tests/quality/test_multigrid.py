@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermlens.quality.multigrid import neighbor_sum, solve_removed
+from dermlens.quality.multigrid import _coarser, _finest, neighbor_sum, solve_removed
 
 
 def solved_directly(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -68,3 +68,27 @@ def test_neighbor_sum_counts_every_neighbor_once() -> None:
     expected = np.zeros((5, 6))
     expected[1:4, 2:5] = [[1, 2, 1], [2, 0, 2], [1, 2, 1]]
     np.testing.assert_allclose(neighbor_sum(values), expected)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+def test_coarser_grids_join_exactly_the_edges_between_blocks(size: tuple[int, int]) -> None:
+    removed = np.random.default_rng(2).random(size) < 0.8
+    edges, excess, inside = _finest(removed)
+    joined, coarse_excess, nodes = _coarser(edges, excess, inside)
+    steps = ((0, 1), (1, 0), (1, 1), (1, -1))
+    expected = np.zeros_like(joined)
+    for row, column in np.argwhere(removed):
+        for down, right in steps:
+            r, c = row + down, column + right
+            if not (r < size[0] and 0 <= c < size[1] and removed[r, c]):
+                continue
+            weight = 1 / 6 if 0 in (down, right) else 1 / 12
+            move = (r // 2 - row // 2, c // 2 - column // 2)
+            if move == (0, -1):
+                # The same edge, seen from the block on the left.
+                expected[0, r // 2, c // 2] += weight / 2
+            elif move != (0, 0):
+                expected[steps.index(move), row // 2, column // 2] += weight / 2
+    np.testing.assert_allclose(joined, expected, atol=1e-6)
+    assert coarse_excess.sum() == pytest.approx(excess.sum(), rel=1e-5)
+    assert nodes.shape == ((size[0] + 1) // 2, (size[1] + 1) // 2)

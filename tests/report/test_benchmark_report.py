@@ -178,7 +178,7 @@ def test_figures_draw_the_numbers(summary: dict[str, Any]) -> None:
     cost = figures.quality_versus_cost(summary).axes[0]
     points = {tuple(line.get_xydata()[0]) for line in cost.lines if len(line.get_xydata()) == 1}
     ranks = {row["method"]: row["mean_rank"] for row in summary["ranking"]["overall"]}
-    assert points == {(max(FORWARD[name], 0.5), ranks[name]) for name in NAMES}
+    assert points == {(max(FORWARD[name], 0.1), ranks[name]) for name in NAMES}
     assert cost.yaxis_inverted() and cost.get_xscale() == "log"
     panels = figures.metric_intervals(summary, "faithfulness").axes
     drawn = [line.get_xdata()[0] for line in panels[0].lines if len(line.get_xdata()) == 1]

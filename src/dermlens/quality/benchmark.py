@@ -41,15 +41,20 @@ from dermlens.quality.randomization import stage_steps
 NOTE = "Automated proxies, not validated by clinicians. Research and education only."
 
 
+Tick = Callable[[str], None]
+"""Called with a method's name when it is done, in pieces that take long."""
+
+
 @dataclass(frozen=True)
 class _Piece:
-    """One piece of work: what it is called, about how much it is, and how to make it."""
+    """One piece of work: what it is called, about how many passes and parts, how to make it."""
 
     kind: str
     name: str
     suffix: str
     effort: int
-    make: Callable[[], None]
+    parts: int
+    make: Callable[[Tick], None]
 
 
 def run_benchmark(
@@ -138,33 +143,33 @@ def _pieces(
 ) -> list[_Piece]:
     """Return all pieces of work in the order in which they are made."""
     plan, size = bench.plan, bench.bundle.input_size
-    effort = efforts(bench)
+    effort, parts = efforts(bench), len(bench.names)
     pieces = []
     for item in items:
 
-        def whole(item: Item = item) -> None:
-            store.write("images", item.image_id, bench.measure_image(load(item, size)))
+        def whole(tick: Tick, item: Item = item) -> None:
+            store.write("images", item.image_id, bench.measure_image(load(item, size), tick))
 
-        pieces.append(_Piece("images", item.image_id, ".json", effort["image"], whole))
+        pieces.append(_Piece("images", item.image_id, ".json", effort["image"], parts, whole))
     for first, second in pairs:
 
-        def pair(first: Item = first, second: Item = second) -> None:
+        def pair(tick: Tick, first: Item = first, second: Item = second) -> None:
             arrays = bench.measure_pair(load(first, size), load(second, size))
             store.write_arrays("pairs", first.lesion_id, arrays)
 
-        pieces.append(_Piece("pairs", first.lesion_id, ".npz", effort["pair"], pair))
+        pieces.append(_Piece("pairs", first.lesion_id, ".npz", effort["pair"], 1, pair))
     for item in items[: plan.probes]:
 
-        def shortcut(item: Item = item) -> None:
+        def shortcut(tick: Tick, item: Item = item) -> None:
             store.write("shortcuts", item.image_id, bench.measure_shortcuts(load(item, size)))
 
-        pieces.append(_Piece("shortcuts", item.image_id, ".json", effort["shortcut"], shortcut))
+        pieces.append(_Piece("shortcuts", item.image_id, ".json", effort["shortcut"], 1, shortcut))
     for item in items[: plan.robustness]:
 
-        def robust(item: Item = item) -> None:
+        def robust(tick: Tick, item: Item = item) -> None:
             store.write("robustness", item.image_id, bench.measure_robustness(load(item, size)))
 
-        pieces.append(_Piece("robustness", item.image_id, ".json", effort["robust"], robust))
+        pieces.append(_Piece("robustness", item.image_id, ".json", effort["robust"], 1, robust))
     return pieces + _randomization_pieces(bench, store, items[: plan.randomization])
 
 
@@ -189,6 +194,7 @@ def _randomization_pieces(bench: Bench, store: Store, items: list[Item]) -> list
             name = f"{order}-{number:02d}"
 
             def randomize(
+                tick: Tick,
                 name: str = name,
                 order: str = order,
                 number: int = number,
@@ -198,7 +204,7 @@ def _randomization_pieces(bench: Bench, store: Store, items: list[Item]) -> list
                 content = {"order": order, "step": number, "stage": step[0], "rows": rows}
                 store.write("randomization", name, content)
 
-            pieces.append(_Piece("randomization", name, ".json", effort, randomize))
+            pieces.append(_Piece("randomization", name, ".json", effort, 1, randomize))
     return pieces
 
 
@@ -209,8 +215,15 @@ def _make(pieces: list[_Piece], store: Store) -> None:
         say(f"Resuming: {len(pieces) - len(missing)} of {len(pieces)} pieces are there.")
     with progress("Benchmark (passes)", sum(p.effort for p in missing)) as advance:
         for piece in missing:
-            piece.make()
-            advance(piece.effort, piece.kind)
+            done = 0
+
+            def tick(method: str, piece: _Piece = piece) -> None:
+                nonlocal done
+                done += piece.effort // piece.parts
+                advance(piece.effort // piece.parts, f"{piece.name} {method}")
+
+            piece.make(tick)
+            advance(piece.effort - done, piece.kind)
 
 
 def efforts(bench: Bench) -> dict[str, int]:

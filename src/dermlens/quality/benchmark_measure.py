@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,8 +108,15 @@ class Bench:
 
     # ---- one image, every method ------------------------------------------------------------
 
-    def measure_image(self, loaded: Loaded) -> dict[str, Any]:
-        """Return everything that is measured on every image."""
+    def measure_image(
+        self, loaded: Loaded, tick: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """Return everything that is measured on every image.
+
+        Args:
+            loaded: The image.
+            tick: Called with the name of each method when it is done.
+        """
         before = self.curves.cost.forward + self.reactions.cost.forward
         target, decided, probabilities = self.target(loaded)
         reactions = self.reactions.measure(loaded.image, self.plan.seed)
@@ -123,6 +130,8 @@ class Bench:
             map_, cost = self._timed(name, loaded.image, target, shared)
             values = self._values(map_, loaded, target, reactions, features)
             rows[name] = {"values": values, "cost": cost}
+            if tick is not None:
+                tick(name)
         areas = zone_areas(lesion_zones(loaded.mask))
         return {
             "target": self.bundle.classes[target],

@@ -129,13 +129,11 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
 def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Return forward and backward passes and seconds per image of each method."""
     rows = [
-        {
-            "method": title(name),
-            **{k: round(v, 4) for k, v in summary["cost"]["per_image"][name].items()},
-        }
+        {"method": title(name), **summary["cost"]["per_image"][name]}
         for name in figures.methods_of(summary)
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows).round({"seconds": 3, "forward": 0, "backward": 0})
+    return table.astype({"forward": int, "backward": int})
 
 
 def interval_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:
@@ -159,9 +157,8 @@ def interval_text(one: dict[str, Any] | None) -> str:
     if one is None or one["mean"] is None:
         return "–"
     if one["low"] is None or one["high"] is None:
-        return format_cell(float(one["mean"]))
-    mean, low, high = (format_cell(float(one[key])) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+        return f"{one['mean']:.3f}"
+    return f"{one['mean']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
 
 
 def excluded_text(summary: dict[str, Any], names: Sequence[str]) -> str:
