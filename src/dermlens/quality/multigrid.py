@@ -38,7 +38,7 @@ def neighbor_sum(values: np.ndarray) -> np.ndarray:
 
     Example:
         >>> neighbor_sum(np.ones((3, 3))).round(3).tolist()[1]
-        [0.583, 1.0, 0.583]
+        [0.667, 1.0, 0.667]
     """
     tall = 2 * values
     tall[..., 1:, :] += values[..., :-1, :]
