@@ -221,7 +221,7 @@ def test_page_holds_everything_and_refers_to_nothing(complete: Comparison) -> No
     for doubt in complete.summary.doubts:
         assert _escaped(doubt.text) in page
     assert len(complete.summary.doubts) > 0
-    assert "Grad-CAM++ has no contrast" in page
+    assert "Without a contrast: Grad-CAM++ (only evidence" in page
 
 
 def _escaped(text: str) -> str:

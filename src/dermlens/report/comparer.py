@@ -32,7 +32,7 @@ from dermlens.report.summary import summarize
 
 STEPS = ("reading", "combined", "agreement", "scales", "discrimination")
 """Names of the parts in the order in which they are ready."""
-NO_CONTRAST = "counts evidence for a class only, none against it, so two classes have no difference"
+NO_CONTRAST = "only evidence for a class is shown, none against it"
 Advance = Callable[[str], None]
 """Called with the name of each finished piece of work: ``STEPS`` and names of methods."""
 

@@ -150,8 +150,10 @@ def _discrimination(page: Page, comparison: Comparison) -> None:
             f"{diagnosis_name(code)} (purple). Below: only what would speak for "
             f"{diagnosis_name(code)}.",
         )
-    for name, reason in found.left_out.items():
-        page.paragraph(f"{TITLES[name]} has no contrast: it {reason}.")
+    if found.left_out:
+        names = ", ".join(TITLES[name] for name in found.left_out)
+        reasons = "; ".join(dict.fromkeys(found.left_out.values()))
+        page.paragraph(f"Without a contrast: {names} ({reasons}).")
 
 
 def probabilities_table(comparison: Comparison) -> pd.DataFrame:
