@@ -89,13 +89,19 @@ def card(
     Example: dermlens card --evaluation evaluation --data DATA --out docs
     """
     from dermlens.model.bundle import find_bundle, load_bundle
-    from dermlens.report.cards import data_card, model_card, write_card
+    from dermlens.report.cards import benchmark_sections, data_card, model_card, write_card
 
     if evaluation is None and data is None:
         raise typer.BadParameter("Give --evaluation, --data or both.")
     cards = {}
     if evaluation is not None:
-        cards["model_card.md"] = model_card(load_bundle(find_bundle(bundle)), evaluation)
+        measured = ("", "") if benchmark is None else benchmark_sections(benchmark)
+        cards["model_card.md"] = model_card(
+            load_bundle(find_bundle(bundle)),
+            evaluation,
+            explanation=measured[0],
+            shortcuts=measured[1],
+        )
     if data is not None:
         cards["data_card.md"] = data_card(data)
     for name, text in cards.items():

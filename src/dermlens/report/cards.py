@@ -18,6 +18,15 @@ from dermlens.errors import DataError
 from dermlens.files import read_json, written_beside
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band, read_predictions
+from dermlens.report.benchmark_figures import family_metrics
+from dermlens.report.benchmark_report import (
+    describe,
+    excluded_text,
+    interval_table,
+    markdown_table,
+    ranking_table,
+    shortcut_table,
+)
 
 _CONFIDENT, _CONFUSIONS, _MISSED = 10, 6, 12
 
@@ -187,6 +196,35 @@ def _shares(title: str, values: pd.Series, by_size: bool = True) -> dict[str, An
     names = counted.most_common() if by_size else sorted(counted.items())
     rows = [{"name": n, "count": c, "share": c / len(values)} for n, c in names]
     return {"title": title, "rows": rows}
+
+
+def benchmark_sections(folder: Path) -> tuple[str, str]:
+    """Return the parts on explanations and on shortcuts from a folder of ``dermlens benchmark``.
+
+    Raises:
+        DataError: If the folder holds no summary.
+    """
+    summary = read_json(Path(folder) / "summary.json")
+    names = family_metrics(summary, "localization")
+    parts = [
+        describe(summary),
+        "",
+        "Mean ranks over images and metrics, 1 is best; baselines know nothing of the model:",
+        "",
+        markdown_table(ranking_table(summary)),
+        "",
+        f"Localization on lesion outlines. {excluded_text(summary, names)}",
+        "",
+        markdown_table(interval_table(summary, names)),
+    ]
+    shortcuts = ""
+    if summary["shortcuts"]:
+        shortcuts = (
+            "Artifacts are pasted in, or the lesion is removed or isolated: an automated proxy, "
+            "not validated by clinicians. Means with 95 % intervals over lesions.\n\n"
+            f"{markdown_table(shortcut_table(summary))}\n"
+        )
+    return "\n".join(parts) + "\n", shortcuts
 
 
 def write_card(path: Path, text: str) -> Path:
