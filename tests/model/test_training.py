@@ -231,6 +231,14 @@ def test_progressive_resizing_ends_at_the_full_size(tiny, prepared, tmp_path):
         configuration(epochs=2, early_size=(24, 32), early_epochs=2)
 
 
+def test_images_of_a_size_are_mapped_once(prepared):
+    from dermlens.model.training_data import load_training_data
+
+    data = load_training_data(prepared)
+    assert data.images((32, 40)) is data.images((32, 40))
+    assert data.images((24, 32)).shape[1:] == (24, 32, 3)
+
+
 def test_early_stopping(tiny, prepared, tmp_path):
     setup = configuration(epochs=30, patience=2, fresh_rate=0.0, average_decay=0.0)
     history = train(prepared, tmp_path / "run", setup).history

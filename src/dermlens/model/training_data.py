@@ -1,6 +1,6 @@
 """The training split and its companions, read once and handed around."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +38,14 @@ class TrainingData:
     labels: np.ndarray
     rows: dict[str, np.ndarray]
     fingerprint: str
+    _opened: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def images(self, size: tuple[int, int]) -> np.ndarray:
-        """Return all images at a size: uint8 (N, H, W, 3), a memory map."""
-        return cached_images(self.folder, self.table, size)
+        """Return all images at a size: uint8 (N, H, W, 3), a memory map opened once."""
+        # Pipelines of past epochs keep what they read from, so each epoch must get the same map.
+        if size not in self._opened:
+            self._opened[size] = cached_images(self.folder, self.table, size)
+        return self._opened[size]
 
 
 def load_training_data(data: Path) -> TrainingData:
