@@ -15,7 +15,7 @@ from dermlens.errors import ExplanationError
 
 
 @dataclass
-class _Step:
+class Step:
     """One operation as it ran: its path, what it read and wrote (by identity), output shape."""
 
     operation: Any
@@ -60,7 +60,7 @@ class Features:
 
         def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
             nonlocal counter
-            output = _apply(operation, args, kwargs)
+            output = apply_operation(operation, args, kwargs)
             if counter == self.step:
                 output = tf.identity(output)
                 if watch is not None:
@@ -69,7 +69,7 @@ class Features:
             counter += 1
             return output
 
-        logits = _run(self.model, images, each)
+        logits = run_graph(self.model, images, each)
         return caught[0], tf.cast(logits, tf.float32)
 
 
@@ -86,19 +86,27 @@ def find_features(model: Any, layer: str | None = None) -> Features:
     Raises:
         ExplanationError: If there is no such layer or no feature map.
     """
-    steps = _record(model)
+    steps = recorded_steps(model)
     position = _last(steps, model) if layer is None else _named(steps, layer, model)
     return Features(model, steps[position].path, position, _pool_dense(steps, position))
 
 
-def _apply(operation: Any, args: Any, kwargs: Any) -> Any:
+def apply_operation(operation: Any, args: Any, kwargs: Any) -> Any:
+    """Call one operation of a model in inference mode."""
     if getattr(operation, "_call_has_training_arg", False):
         kwargs = {**kwargs, "training": False}
     return operation(*args, **kwargs)
 
 
-def _run(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "") -> Any:
-    """Run a model's graph, calling ``each`` for every operation that is not a model itself."""
+def run_graph(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "") -> Any:
+    """Run a model's graph, calling ``each`` for every operation that is not a model itself.
+
+    Args:
+        model: Keras functional or sequential model.
+        inputs: Tensor (n, H, W, 3).
+        each: Called with operation, path, positional and named arguments; returns the output.
+        prefix: Path of the model that holds this one, with a slash at its end.
+    """
     import keras
 
     if isinstance(model, keras.Sequential):
@@ -119,22 +127,26 @@ def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[...
 
     path = f"{prefix}{operation.name}"
     if isinstance(operation, keras.Sequential) or hasattr(operation, "_run_through_graph"):
-        return _run(operation, args[0], each, f"{path}/")
+        return run_graph(operation, args[0], each, f"{path}/")
     return each(operation, path, args, kwargs)
 
 
-def _record(model: Any) -> list[_Step]:
-    """Run the graph on symbols and note every step."""
+def recorded_steps(model: Any) -> list[Step]:
+    """Run a model's graph on symbols and return every operation in the order in which they ran.
+
+    Raises:
+        ExplanationError: If the model is no functional or sequential Keras model.
+    """
     import keras
     import tensorflow as tf
 
-    steps: list[_Step] = []
+    steps: list[Step] = []
 
     def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
-        output = _apply(operation, args, kwargs)
+        output = apply_operation(operation, args, kwargs)
         read = [id(v) for v in tf.nest.flatten((args, kwargs)) if tf.is_tensor(v)]
         shape = tuple(output.shape) if tf.is_tensor(output) else ()
-        steps.append(_Step(operation, path, read, id(output), shape, output))
+        steps.append(Step(operation, path, read, id(output), shape, output))
         return output
 
     if not (isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")):
@@ -144,13 +156,13 @@ def _record(model: Any) -> list[_Step]:
         )
     # Traced, not run: values are symbols and nothing is computed.
     shape = (1, *(side or 64 for side in model.input_shape[1:]))
-    tf.function(lambda images: _run(model, images, each), autograph=False).get_concrete_function(
-        tf.TensorSpec(shape, tf.float32)
-    )
+    tf.function(
+        lambda images: run_graph(model, images, each), autograph=False
+    ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
     return steps
 
 
-def _last(steps: list[_Step], model: Any) -> int:
+def _last(steps: list[Step], model: Any) -> int:
     import keras
 
     producer = {step.writes: position for position, step in enumerate(steps)}
@@ -178,7 +190,7 @@ def _is_convolution(operation: Any) -> bool:
     return "Conv" in type(operation).__name__
 
 
-def _named(steps: list[_Step], layer: str, model: Any) -> int:
+def _named(steps: list[Step], layer: str, model: Any) -> int:
     found = [p for p, step in enumerate(steps) if layer in (step.path, step.operation.name)]
     if not found:
         spatial = [step.path for step in steps if len(step.shape) == 4]
@@ -192,7 +204,7 @@ def _named(steps: list[_Step], layer: str, model: Any) -> int:
     return found[-1]
 
 
-def _pool_dense(steps: list[_Step], position: int) -> Any | None:
+def _pool_dense(steps: list[Step], position: int) -> Any | None:
     """Return the last layer if only pooling, dropout and it stand above the feature maps."""
     import keras
 
@@ -215,6 +227,6 @@ def layer_paths(model: Any) -> list[tuple[str, tuple[int, int]]]:
     """Return path and (height, width) of every operation that gives feature maps, in order."""
     return [
         (step.path, (int(np.asarray(step.shape[1])), int(np.asarray(step.shape[2]))))
-        for step in _record(model)
+        for step in recorded_steps(model)
         if len(step.shape) == 4 and step.shape[1] is not None and step.shape[2] is not None
     ]

@@ -20,7 +20,7 @@ import numpy as np
 
 from dermlens.diagnoses import CODES
 from dermlens.explain.base import Cost, batches
-from dermlens.explain.layers import _apply, _record, _run, _Step, find_features
+from dermlens.explain.layers import Step, apply_operation, find_features, recorded_steps, run_graph
 from dermlens.explain.score import Logit, Score
 
 
@@ -55,7 +55,7 @@ def find_stages(model: Any) -> tuple[Stage, ...]:
         [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     """
     features = find_features(model)
-    steps = _record(model)[: features.step + 1]
+    steps = recorded_steps(model)[: features.step + 1]
     last = steps[-1].shape[1:3]
     found: dict[tuple[int, int], Stage] = {}
     smallest = _sides(model.input_shape[1:3], (64, 64))
@@ -76,7 +76,7 @@ def _sides(shape: Sequence[int | None], unknown: tuple[int, int]) -> tuple[int, 
     return int(height), int(width)
 
 
-def _passages(steps: list[_Step]) -> list[int]:
+def _passages(steps: list[Step]) -> list[int]:
     """Return the feature maps that everything passes through: nothing older is read later."""
     made = {step.writes: position for position, step in enumerate(steps)}
     last_use: dict[int, int] = {}
@@ -182,7 +182,7 @@ class StageCAM:
 
         def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
             nonlocal counter
-            output = _apply(operation, args, kwargs)
+            output = apply_operation(operation, args, kwargs)
             if counter in wanted:
                 output = tf.identity(output)
                 watch(output)
@@ -190,7 +190,7 @@ class StageCAM:
             counter += 1
             return output
 
-        logits = _run(self.model, images, each)
+        logits = run_graph(self.model, images, each)
         return caught, tf.cast(logits, tf.float32)
 
 
