@@ -206,7 +206,17 @@ def test_metadata_and_parity_are_written(
         assert artifacts[name]["bytes"] == (exported / f"{stem}.tflite").stat().st_size
     assert artifacts["int8"]["bytes"] < artifacts["float32"]["bytes"]
     expected = {f"{stem}{end}" for stem in files.values() for end in (".json", ".tflite")}
-    assert {p.name for p in exported.iterdir()} == expected | {"parity.json", "saved_model"}
+    assert {p.name for p in exported.iterdir()} == expected | {
+        "parity.json",
+        "parity.md",
+        "saved_model",
+    }
+    table = (exported / "parity.md").read_text()
+    size = (exported / "model_int8.tflite").stat().st_size / 1e6
+    assert f"| LiteRT int8 | {size:.1f} MB |" in table and "| SavedModel |" in table
+    assert (
+        f"Compared on four. Balanced accuracy of the Keras model: {np.mean(recalls):.4f}." in table
+    )
 
 
 def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(

@@ -8,6 +8,7 @@
     OUT/model_int8.tflite     the same in whole numbers: a quarter of the size, fastest
     OUT/model*.json           metadata of each file above
     OUT/parity.json           measured agreement of each artifact with the Keras model
+    OUT/parity.md             the same as a table
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from dermlens.serve.parity import (
     saved_model_runner,
     tflite_runner,
 )
+from dermlens.serve.parity_table import parity_markdown
 
 FORMATS: tuple[str, ...] = ("saved_model", "float32", "float16", "int8")
 GROUPS: dict[str, tuple[str, ...]] = {"tflite": FORMATS[1:]}
@@ -256,7 +258,7 @@ def export(
         costs: Measure latency and memory in processes of their own.
 
     Returns:
-        Path of each artifact by format, and of ``parity``.
+        Path of each artifact by format, of ``parity`` and of its ``table``.
 
     Raises:
         UsageError: If a format is unknown or none is given.
@@ -285,4 +287,7 @@ def export(
         "artifacts": measured,
     }
     paths["parity"] = write_json(Path(out) / "parity.json", report)
+    paths["table"] = Path(out) / "parity.md"
+    with written_beside(paths["table"]) as building:
+        building.write_text(parity_markdown(report), encoding="utf-8")
     return paths

@@ -1,0 +1,48 @@
+"""``parity.json`` as a Markdown table, for documents."""
+
+from typing import Any
+
+import pandas as pd
+
+from dermlens.report.benchmark_report import markdown_table
+
+TITLES = {
+    "saved_model": "SavedModel",
+    "float32": "LiteRT float32",
+    "float16": "LiteRT float16",
+    "int8": "LiteRT int8",
+}
+
+
+def parity_markdown(report: dict[str, Any]) -> str:
+    """Return what was measured of each artifact as Markdown.
+
+    Args:
+        report: Content of ``parity.json``.
+    """
+    rows = [_row(name, found) for name, found in report["artifacts"].items()]
+    known = report["balanced_accuracy"]
+    accuracy = "" if known is None else f" Balanced accuracy of the Keras model: {known:.4f}."
+    return (
+        f"Compared on {report['compared_on']}.{accuracy}\n\n{markdown_table(pd.DataFrame(rows))}\n"
+    )
+
+
+def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
+    change = found["balanced_accuracy_change"]
+    return {
+        "artifact": TITLES[name],
+        "size": f"{found['bytes'] / 1e6:.1f} MB",
+        "probabilities, max (mean) difference": f"{found['max_probability_difference']:.1e} "
+        f"({found['mean_probability_difference']:.1e})",
+        "same top class": f"{100 * found['top1_agreement']:.1f} %",
+        "balanced accuracy": "–" if change is None else f"{change:+.4f}",
+        "Grad-CAM correlation, mean (least)": f"{found['mean_map_correlation']:.6f} "
+        f"({found['min_map_correlation']:.4f})",
+        "one image, warm": _optional(found["latency_ms"], "{:.0f} ms"),
+        "peak memory": _optional(found["peak_memory_mb"], "{:.0f} MiB"),
+    }
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
