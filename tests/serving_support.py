@@ -1,5 +1,6 @@
 """A tiny untrained classifier and pictures for the tests of export, inference and web page."""
 
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,26 @@ def save_untrained(folder: Path) -> Path:
         split=pd.DataFrame({"image_id": ["a"], "split": ["train"]}),
     )
     return folder
+
+
+def text_of(html: str) -> str:
+    """The text of a piece of HTML, which must be well formed."""
+    parts: list[str] = []
+    opened: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: Any) -> None:
+            if tag != "img":
+                opened.append(tag)
+            else:
+                assert dict(attributes)["alt"]
+
+        def handle_endtag(self, tag: str) -> None:
+            assert opened.pop() == tag
+
+        def handle_data(self, data: str) -> None:
+            parts.append(data)
+
+    Reader(convert_charrefs=True).feed(html)
+    assert opened == []
+    return " ".join(" ".join(parts).replace("\N{NO-BREAK SPACE}", " ").split())

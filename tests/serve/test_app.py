@@ -1,31 +1,49 @@
 """What the web interface does and shows, and the page behind a real server."""
 
+import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dermlens import __version__
 from dermlens.data.images import load_image
 from dermlens.diagnoses import DIAGNOSES
 from dermlens.errors import DataError, DermlensError, UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
 from dermlens.model.bundle import Bundle
+from dermlens.model.outlier import OutlierDetector
+from dermlens.quality.agreement import smoothed, spearman
 from dermlens.serve import app as serving
-from dermlens.serve import app_actions, app_page
+from dermlens.serve import app_layers, app_page, app_page_about, app_page_cards
 from dermlens.serve.app_actions import DECISION, Actions, Analysis
-from serving_support import SIZE, picture, save_untrained, untrained_bundle
+from dermlens.serve.app_errors import sentences, sentences_while_running
+from dermlens.serve.app_explaining import Explaining
+from serving_support import SIZE, picture, text_of, untrained_bundle
 
 NOTE = "Research and education only, not a medical device."
 
 
 @pytest.fixture(scope="module")
 def actions() -> Actions:
-    return Actions(untrained_bundle())
+    made = Actions(untrained_bundle())
+    made.warm_up()
+    return made
+
+
+@pytest.fixture(scope="module")
+def explaining(actions: Actions) -> Explaining:
+    return Explaining(actions)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "large.png"
+    picture(1, 240, 320).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +56,6 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def analysis(actions: Actions, photo: Path) -> Analysis:
     return actions.analyze(photo)
-
-
-def text_of(html: str) -> str:
-    """The text of a piece of HTML, which must be well formed."""
-    parts: list[str] = []
-    opened: list[str] = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attributes: Any) -> None:
-            if tag != "img":
-                opened.append(tag)
-            else:
-                assert dict(attributes)["alt"]
-
-        def handle_endtag(self, tag: str) -> None:
-            assert opened.pop() == tag
-
-        def handle_data(self, data: str) -> None:
-            parts.append(data)
-
-    Reader(convert_charrefs=True).feed(html)
-    assert opened == []
-    return " ".join(" ".join(parts).replace("\N{NO-BREAK SPACE}", " ").split())
 
 
 def test_analysis_is_what_the_bundle_says(
@@ -87,72 +82,165 @@ def test_analysis_is_what_the_bundle_says(
     assert sum(facts["probabilities"].values()) == pytest.approx(1)
 
 
-def test_small_images_get_a_remark(actions: Actions, tmp_path: Path) -> None:
+def test_small_images_get_a_remark_or_an_abstention(actions: Actions, tmp_path: Path) -> None:
     picture(0, 20, 60).save(tmp_path / "small.png")
     found = actions.analyze(tmp_path / "small.png")
-    assert len(found.remarks) == 1 and "60 x 20 pixels" in found.remarks[0]
-    assert found.remarks[0] in text_of(app_page.verdict(actions.bundle, found))
+    assert found.abstains and "20 pixels" in found.reasons[0] and found.remarks == ()
+    remark = actions._remarks(Image.new("RGB", (30, 200)))
+    assert len(remark) == 1 and "30 x 200 pixels" in remark[0]
 
 
-def test_unusable_files_are_refused_with_a_sentence(
-    actions: Actions, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+def test_photographs_that_show_nothing_make_the_model_abstain(
+    actions: Actions, tmp_path: Path
 ) -> None:
-    files = {
-        "text.jpg": b"not an image",
-        "empty.png": b"",
-        "cut.png": photo.read_bytes()[:300],
-        "script.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match="cannot be decoded"):
-            actions.analyze(tmp_path / name)
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(DataError):
-        actions.analyze(tmp_path / "bomb.png")
-    monkeypatch.setattr(app_actions, "MAX_BYTES", 1000)
-    with pytest.raises(DataError, match="Scale the image down"):
-        actions.analyze(photo)
+    Image.new("RGB", (400, 300), (200, 160, 150)).save(tmp_path / "skin.png")
+    found = actions.analyze(tmp_path / "skin.png")
+    assert found.abstains and len(found.reasons) == 2 and found.remarks == ()
+    text = text_of(app_page.verdict(actions.bundle, found))
+    assert text.startswith("The model abstains")
+    for reason in found.reasons:
+        assert reason in text
+    second = text.index("What it would have said")
+    assert text.index("Blurred") < second < text.index(DIAGNOSES[found.decision].name)
+    facts = actions.facts(found)
+    assert facts["abstain"] is True and facts["reasons"] == list(found.reasons)
+    assert facts["usability"]["shorter_side"] == 300
+    assert facts["usability"]["problems"] == list(found.reasons)
+    assert facts["outlier_score"] is None and facts["outlier_threshold"] is None
 
 
-def test_methods_are_explained_one_after_the_other(actions: Actions, photo: Path) -> None:
+def with_detector(threshold: float) -> Actions:
+    bundle = untrained_bundle()
+    basis = np.eye(8, 2, dtype=np.float32)
+    bundle.outlier = OutlierDetector(
+        np.zeros((7, 8), np.float32), basis, np.ones(2, np.float32), 1.0, threshold, 0.02, 900
+    )
+    return Actions(bundle)
+
+
+def test_images_unlike_the_training_images_make_the_model_abstain(large: Path) -> None:
+    actions = with_detector(1e-6)
+    found = actions.analyze(large)
+    assert len(found.reasons) == 1 and found.reasons[0].startswith("Unlike the training images")
+    assert "98 % of ordinary images" in found.reasons[0].replace("\N{NO-BREAK SPACE}", " ")
+    facts = actions.facts(found)
+    assert facts["abstain"] is True and facts["outlier_threshold"] == 1e-6
+    assert (
+        facts["outlier_score"] == pytest.approx(found.outlier_score) and facts["outlier_score"] > 0
+    )
+    assert "2 % of ordinary ones" in app_page_about.about(actions.bundle).replace("\xa0", " ")
+    answered = with_detector(1e6).analyze(large)
+    assert not answered.abstains and answered.outlier_score == pytest.approx(found.outlier_score)
+    expected = GradCAM(actions.bundle.model)
+    features = expected.features.run(found.image[None].astype(np.float32))[0].numpy().mean((1, 2))
+    score = actions.bundle.outlier.scores(features)[0]
+    assert found.outlier_score == pytest.approx(score, rel=1e-4)
+
+
+def test_probabilities_map_and_outlier_score_cost_one_pass(
+    actions: Actions, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    forward = actions._forward
+    monkeypatch.setattr(
+        actions, "_forward", lambda images: passes.append(images) or forward(images)
+    )
+    found = actions.analyze(large)
+    app_page.verdict(actions.bundle, found)
+    for target in range(7):
+        app_page.grad_cam(actions.bundle, found, target)
+    assert len(passes) == 1 and passes[0].shape == (1, *SIZE, 3)
+
+
+def test_methods_are_explained_one_after_the_other(
+    explaining: Explaining, analysis: Analysis, photo: Path
+) -> None:
     names = ["grad_cam", "integrated_gradients"]
-    states = list(actions.explain(photo, names, "mel"))
-    progress = [(list(step.results), step.running) for _, step in states]
+    states = list(explaining.explain(analysis, names, "mel"))
+    progress = [(list(step.results), step.running) for step in states]
     assert progress == [
         ([], "grad_cam"),
         (["grad_cam"], "integrated_gradients"),
         (names, None),
     ]
-    found, last = states[-1]
-    expected = GradCAM(actions.bundle.model).attribute(load_image(photo, SIZE)[None], "mel")
+    last, bundle = states[-1], explaining.bundle
+    expected = GradCAM(bundle.model).attribute(load_image(photo, SIZE)[None], "mel")
     np.testing.assert_allclose(last.results["grad_cam"].maps, expected.maps, atol=1e-5)
-    assert last.target == 4
-    text = text_of(app_page.cards(actions.bundle, found, last))
+    assert last.target == 4 and states[0].agreement == {} and states[1].agreement == {}
+    maps = smoothed(np.stack([result.maps[0] for result in last.results.values()]))
+    both = spearman(maps[:1], maps[1:])[0]
+    assert last.agreement == {name: pytest.approx(both) for name in names}
+    text = text_of(app_page_cards.cards(bundle, analysis, last))
     assert "Melanoma" in text and "completeness gap" in text
+    assert f"agreement with the other maps {both:.2f}" in text
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
-    running = text_of(app_page.cards(actions.bundle, *states[1]))
-    assert "2 of 2: Integrated Gradients" in running
-    facts = actions.explained_facts(last)
+    running = text_of(app_page_cards.cards(bundle, analysis, states[1]))
+    assert "2 of 2: Integrated Gradients" in running and "18 forward, 16 backward" in running
+    stopped = text_of(app_page_cards.cards(bundle, analysis, states[1], stopped=True))
+    assert stopped.startswith("Stopped after 1 of 2 methods.")
+    facts = explaining.facts(last)
     assert facts["target"] == "mel" and list(facts["methods"]) == names
     assert facts["methods"]["grad_cam"]["forward_passes"] == 1
+    assert facts["methods"]["grad_cam"]["agreement_with_others"] == pytest.approx(both)
+
+
+def test_expected_time_is_passes_times_a_pass_until_measured(actions: Actions) -> None:
+    fresh = Explaining(actions)
+    assert actions.pass_seconds > 0
+    assert fresh.expected("occlusion") == 166 * actions.pass_seconds
+    assert fresh.expected("integrated_gradients") == (18 + 2 * 16) * actions.pass_seconds
+    found = fresh._timed("occlusion", lambda: "done")
+    assert found == "done" and fresh.expected("occlusion") < 166 * actions.pass_seconds
+    page = app_page_cards.busy("Working", 1, 4, 12.0, 95.0)
+    assert "About 1 min 30 s left" in text_of(page) or "About 1 min 40 s left" in text_of(page)
+    assert "--dl-from:25%;--dl-to:49%;--dl-seconds:12.0s" in page
+    assert "left" not in app_page_cards.busy("Working", 0, 4, float("nan"), float("nan"))
 
 
 def test_default_target_is_the_decision_and_wrong_choices_are_refused(
-    actions: Actions, photo: Path, analysis: Analysis
+    explaining: Explaining, analysis: Analysis
 ) -> None:
-    _, last = list(actions.explain(photo, ["grad_cam"], DECISION))[-1]
-    assert last.target == analysis.decision == actions.target(analysis, DECISION)
-    assert actions.target(analysis, "vasc") == 6
+    *_, last = explaining.explain(analysis, ["grad_cam"], DECISION)
+    assert last.target == analysis.decision == explaining.actions.target(analysis, DECISION)
+    assert explaining.actions.target(analysis, "vasc") == 6
     for methods, target in (([], DECISION), (["magic"], DECISION), (["grad_cam"], "moles")):
         with pytest.raises(UsageError):
-            next(actions.explain(photo, methods, target))
+            next(explaining.explain(analysis, methods, target))
 
 
-def test_every_registered_method_can_be_chosen(actions: Actions) -> None:
-    assert [value for _, value in actions.method_choices()] == list(METHODS)
-    assert len(actions.target_choices()) == 8
+def test_color_maps_and_contours_change_nothing_but_colors(
+    explaining: Explaining, analysis: Analysis
+) -> None:
+    *_, last = explaining.explain(analysis, ["grad_cam", "integrated_gradients"], "mel")
+    first, other = (
+        app_page_cards.cards(explaining.bundle, analysis, last, color_map)
+        for color_map in ("inferno", "viridis")
+    )
+    assert text_of(first) == text_of(other) and first != other
+    cards = [page.split("<article")[1:] for page in (first, other)]
+    assert cards[0][0] != cards[1][0]
+    assert cards[0][1] == cards[1][1]  # A signed map stays diverging.
+    assert cards[0][0].count("<svg") == 1
+    with pytest.raises(UsageError, match="Unknown color map"):
+        app_layers.checked_color_map("jet")
+
+
+def test_contour_surrounds_the_strongest_fifth() -> None:
+    values = np.zeros((40, 60), np.float32)
+    values[10:20, 30:50] = 1.0
+    path = app_layers.contour(values)
+    numbers = re.findall(r"[-\d.]+ [-\d.]+", path.split(' d="')[1].split('"')[0])
+    points = np.array([[float(n) for n in pair.split()] for pair in numbers])
+    assert points[:, 0].min() == pytest.approx(29, abs=4)
+    assert points[:, 0].max() == pytest.approx(51, abs=4)
+    assert points[:, 1].min() == pytest.approx(9, abs=4)
+    assert app_layers.contour(np.ones((9, 9))) == ""
+
+
+def test_every_registered_method_can_be_chosen(explaining: Explaining) -> None:
+    assert [value for _, value in explaining.method_choices()] == list(METHODS)
+    assert len(explaining.actions.target_choices()) == 8
 
 
 def with_probabilities(analysis: Analysis, decision: int, melanoma: float) -> Analysis:
@@ -194,8 +282,9 @@ def test_page_says_what_it_is(actions: Actions, analysis: Analysis) -> None:
         bundle.path, bundle.architecture, bundle.calibration, {"data": {"name": "HAM10000"}}, None
     )
     assert "drawn" not in text_of(app_page.header(real))
-    about = app_page.about(bundle)
+    about = app_page_about.about(bundle)
     assert NOTE in about and "MIT" in about and "| melanoma | mel | 0.1 | 90" in about
+    assert "### Intended use" in about and "### Limits" in about and __version__ in about
     empty = Analysis(**{**vars(analysis), "maps": np.zeros_like(analysis.maps)})
     assert "the map is empty" in text_of(app_page.grad_cam(bundle, empty, 4))
     assert "Melanoma" in text_of(app_page.grad_cam(bundle, analysis, 4))
@@ -212,12 +301,12 @@ def test_errors_become_sentences() -> None:
         raise error
 
     with pytest.raises(gr.Error) as known:
-        serving.sentences(fail)(DataError("The file is broken. Replace it."))
+        sentences(fail)(DataError("The file is broken. Replace it."))
     assert known.value.message == "The file is broken. Replace it."
     with pytest.raises(gr.Error) as unknown:
-        serving.sentences(fail)(ValueError("/secret/path"))
+        sentences(fail)(ValueError("/secret/path"))
     assert "secret" not in unknown.value.message
-    running = serving.sentences_while_running(fail_later)(DermlensError("No."))
+    running = sentences_while_running(fail_later)(DermlensError("No."))
     assert next(running) == 1
     with pytest.raises(gr.Error, match="No"):
         next(running)
@@ -228,45 +317,3 @@ def test_auth_needs_name_and_password() -> None:
     for text in ("a", "a:", ":b"):
         with pytest.raises(UsageError):
             serving.parse_auth(text)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "")
-    page = serving.launch(save_untrained(tmp_path / "bundle"), block=False)
-    yield page
-    page.close()
-
-
-def test_page_is_served_and_its_endpoints_answer(
-    server: Any, photo: Path, tmp_path: Path, actions: Actions, analysis: Analysis
-) -> None:
-    from gradio_client import Client, handle_file
-    from gradio_client.exceptions import AppError
-
-    assert server.local_url.startswith("http://127.0.0.1:")
-    client = Client(server.local_url, verbose=False)
-    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/analyze", "/explain"}
-    image = handle_file(str(photo))
-    answer, overlay, facts, _ = client.predict(image, api_name="/analyze")
-    assert facts["decision"] == actions.bundle.classes[analysis.decision]
-    assert facts["probabilities"]["mel"] == pytest.approx(analysis.probabilities[4], abs=1e-5)
-    assert DIAGNOSES[analysis.decision].name in text_of(answer)
-    assert "data:image/png;base64," in overlay
-    job = client.submit(image, ["grad_cam", "layer_cam"], "bcc", api_name="/explain")
-    cards, explained = job.result()
-    assert [facts["running"] for _, facts in job.outputs()] == ["grad_cam", "layer_cam", None]
-    assert explained["target"] == "bcc" and list(explained["methods"]) == ["grad_cam", "layer_cam"]
-    assert cards.count("<article") == 2
-    (tmp_path / "text.jpg").write_text("not an image")
-    for endpoint, more in (("/analyze", ()), ("/explain", (["grad_cam"], DECISION))):
-        with pytest.raises(AppError, match="cannot be decoded"):
-            client.predict(handle_file(str(tmp_path / "text.jpg")), *more, api_name=endpoint)
-    with pytest.raises(AppError, match="no image yet"):
-        client.predict(None, ["grad_cam"], DECISION, api_name="/explain")
-
-
-def test_nothing_is_written_into_the_package(server: Any) -> None:
-    assert not list(Path(serving.__file__).parent.glob("*.pyi"))

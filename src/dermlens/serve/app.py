@@ -1,25 +1,26 @@
-"""The web interface: analyze an image, explain the answer, read what the model is.
+"""The web interface: analyze an image, explain and compare, many images at once.
 
-Runs on this computer only unless told otherwise. The actions live in ``app_actions``, the looks in
-``app_page``.
+Runs on this computer only unless told otherwise. Actions live in ``app_actions``,
+``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk`` and
+``app_privacy``, the tabs in ``app_tabs*``, and the looks in ``app_page*``.
 """
 
 import atexit
 import os
-import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dermlens.errors import DermlensError, UsageError
+from dermlens.errors import UsageError
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.progress import say
-from dermlens.serve import app_page
-from dermlens.serve.app_actions import DECISION, MAX_BYTES, Actions, Analysis
+from dermlens.serve import app_page, app_style
+from dermlens.serve.app_desk import Desk
+from dermlens.serve.app_page_about import about
+from dermlens.serve.app_privacy import SESSIONS_KEPT, Guard, Uploads
+from dermlens.serve.app_reading import MAX_BYTES
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -34,7 +35,6 @@ EXAMPLES: tuple[tuple[str, int], ...] = (
     ("df", 7),
 )
 """Diagnosis and seed of the drawn examples."""
-_SECONDS_KEPT = 900
 _QUEUE = 64
 
 
@@ -56,205 +56,85 @@ def parse_auth(text: str | None) -> tuple[str, str] | None:
     return name, password
 
 
-def build_app(bundle: Bundle, examples: Path | None = None) -> "gr.Blocks":
+def build_app(
+    bundle: Bundle, examples: Path | None = None, uploads: Uploads | None = None
+) -> "gr.Blocks":
     """Build the page.
 
     Args:
         bundle: Trained model; loaded once and shared by all visitors.
         examples: Folder to draw the examples into; None for no examples.
+        uploads: Where uploads lie, so that a session's can be deleted when it ends.
 
     Returns:
-        The page. Endpoints: ``/analyze`` (image) and ``/explain`` (image, methods, target).
+        The page. Endpoints: ``/analyze``, ``/explain``, ``/compare``, ``/report``, ``/maps`` and
+        ``/batch``; see ``docs/api.md``.
     """
     import gradio as gr
 
-    actions = Actions(bundle)
-    actions.warm_up()
-    with gr.Blocks(
-        title=app_page.TITLE, analytics_enabled=False, delete_cache=(60, _SECONDS_KEPT)
-    ) as page:
+    desk = Desk(bundle, uploads)
+    drawn = [] if examples is None else draw_examples(examples, bundle.input_size)
+    with gr.Blocks(title=app_page.TITLE, analytics_enabled=False) as page:
         gr.HTML(app_page.header(bundle), elem_classes="dl-wide")
         gr.HTML(app_page.BANNER, elem_classes="dl-wide dl-sticky")
-        analysis = gr.State(None, time_to_live=_SECONDS_KEPT)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300, elem_classes="dl-examples"):
-                image = _upload()
-                if examples is not None:
-                    gr.Examples(
-                        draw_examples(examples, bundle.input_size),
-                        image,
-                        label="Drawn examples (synthetic, no patients)",
-                        examples_per_page=len(EXAMPLES),
-                        cache_examples=False,
-                    )
-                opacity = gr.Slider(
-                    0.0, 1.0, app_page.OPACITY, step=0.05, label="Opacity of the maps"
-                )
-            with gr.Column(scale=5, min_width=320), gr.Tabs():
-                with gr.Tab("Analyze"):
-                    _analyze_tab(actions, image, analysis)
-                with gr.Tab("Explain"):
-                    _explain_tab(actions, image)
-                with gr.Tab("About"):
-                    gr.Markdown(app_page.about(bundle))
-        opacity.input(None, opacity, None, js=app_page.SET_OPACITY, api_visibility="private")
+        _layout(desk, drawn)
+        page.unload(_at_end_of_session(desk, page))
     page.queue(max_size=_QUEUE)
     return page
 
 
-def _upload() -> Any:
+def _layout(desk: Desk, examples: list[str]) -> None:
     import gradio as gr
 
-    image = gr.Image(
-        label="Dermatoscopic image",
-        sources=["upload", "clipboard", "webcam"],
-        type="filepath",
-        image_mode=None,
-        height=260,
+    from dermlens.serve.app_tabs import (
+        analyze_tab,
+        color_map_choice,
+        display_column,
+        explain_tab,
+        image_column,
     )
-    # The file itself is handed over: decoding, with its limits, belongs to the package. (A
-    # subclass would make Gradio write an interface file into the package's folder.)
-    receive: Any = lambda payload: None if payload is None else payload.path  # noqa: E731
-    image.preprocess = receive
-    return image
+    from dermlens.serve.app_tabs_batch import batch_tab
+    from dermlens.serve.app_tabs_compare import compare_tab
+
+    color_map = color_map_choice()
+    with gr.Row(elem_classes="dl-main"):
+        with gr.Column(scale=2, min_width=240, elem_classes="dl-examples dl-image"):
+            image = image_column(examples)
+        with gr.Column(scale=5, min_width=240, elem_classes="dl-tabs"), gr.Tabs():
+            beside = []
+            for title, fill in (
+                ("Analyze", analyze_tab),
+                ("Explain", explain_tab),
+                ("Compare", compare_tab),
+            ):
+                with gr.Tab(title) as tab:
+                    fill(desk, image, color_map)
+                beside.append(tab)
+            with gr.Tab("Batch") as batch:
+                batch_tab(desk)
+            with gr.Tab("About") as model:
+                gr.Markdown(about(desk.bundle), elem_id="dl-about")
+        # On a phone this stands below the results, elsewhere below the image.
+        with gr.Column(scale=2, min_width=240, elem_classes="dl-display"):
+            display_column(color_map)
+    for tab in beside:
+        tab.select(None, js=app_style.WITH_IMAGE, api_visibility="private")
+    for tab in (batch, model):
+        tab.select(None, js=app_style.WITHOUT_IMAGE, api_visibility="private")
 
 
-def _analyze_tab(actions: Actions, image: Any, analysis: Any) -> None:
+def _at_end_of_session(desk: Desk, page: Any) -> Any:
     import gradio as gr
 
-    bundle = actions.bundle
-    with gr.Row():
-        with gr.Column(min_width=280):
-            answer = gr.HTML(app_page.EMPTY)
-        with gr.Column(min_width=280):
-            target = gr.Dropdown(
-                actions.target_choices(), value=DECISION, label="Show the evidence for"
-            )
-            overlay = gr.HTML("")
-    with gr.Accordion("As data", open=False):
-        facts = gr.JSON(label="Result")
+    def forget(request: gr.Request) -> None:
+        session = request.session_hash
+        desk.forget(session)
+        # Gradio keeps what a session was shown for an hour more, unless it is told to drop it.
+        holder = getattr(page, "state_holder", None)
+        if holder is not None and session is not None:
+            holder.session_data.pop(session, None)
 
-    nothing = (None, app_page.EMPTY, "", None, DECISION)
-
-    @sentences
-    def analyze(path: str | None) -> tuple[Any, ...]:
-        if path is None:
-            return nothing
-        found = actions.analyze(Path(path))
-        return (
-            found,
-            app_page.verdict(bundle, found),
-            app_page.grad_cam(bundle, found, found.decision),
-            actions.facts(found),
-            DECISION,
-        )
-
-    @sentences
-    def show(found: Analysis | None, wanted: str) -> str:
-        if found is None:
-            return ""
-        return app_page.grad_cam(bundle, found, actions.target(found, wanted))
-
-    shown = [analysis, answer, overlay, facts, target]
-    analyzing = image.change(
-        analyze,
-        image,
-        shown,
-        api_name="analyze",
-        api_description="Probabilities, decision, flags and Grad-CAM of one image.",
-        show_progress="minimal",
-        show_progress_on=answer,
-        concurrency_limit=2,
-    )
-    # An older answer must not stand beside an image that could not be read.
-    analyzing.failure(
-        lambda: nothing, None, shown, api_visibility="private", show_progress="hidden"
-    )
-    target.input(
-        show, [analysis, target], overlay, api_visibility="private", show_progress="hidden"
-    )
-
-
-def _explain_tab(actions: Actions, image: Any) -> None:
-    import gradio as gr
-
-    methods = gr.CheckboxGroup(
-        actions.method_choices(),
-        value=["grad_cam", "grad_cam_plus_plus", "integrated_gradients"],
-        label="Methods",
-        info="Methods that cover or cut the image need hundreds of passes: up to a minute each.",
-    )
-    target = gr.Dropdown(actions.target_choices(), value=DECISION, label="Diagnosis to explain")
-    with gr.Row():
-        start = gr.Button("Explain", variant="primary", scale=3)
-        stop = gr.Button("Stop", scale=1)
-    drawn = gr.HTML(app_page.EMPTY_EXPLANATION)
-    with gr.Accordion("As data", open=False):
-        facts = gr.JSON(label="Result")
-
-    @sentences_while_running
-    def explain(path: str | None, chosen: list[str], wanted: str) -> Iterator[tuple[Any, ...]]:
-        if path is None:
-            raise UsageError("There is no image yet. Upload one or click an example.")
-        for found, step in actions.explain(Path(path), chosen, wanted):
-            yield app_page.cards(actions.bundle, found, step), actions.explained_facts(step)
-
-    running = start.click(
-        explain,
-        [image, methods, target],
-        [drawn, facts],
-        api_name="explain",
-        api_description="Attribution maps of one image by several methods, as each is ready.",
-        show_progress="hidden",
-        concurrency_limit=1,
-    )
-    stop.click(None, cancels=[running], api_visibility="private")
-    image.change(
-        lambda: (app_page.EMPTY_EXPLANATION, None),
-        None,
-        [drawn, facts],
-        cancels=[running],
-        api_visibility="private",
-        show_progress="hidden",
-    )
-
-
-def sentences(action: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn errors of an action into one sentence on the page, never a traceback."""
-
-    @wraps(action)
-    def guarded(*arguments: Any) -> Any:
-        try:
-            return action(*arguments)
-        except Exception as error:
-            raise _shown(error) from None
-
-    return guarded
-
-
-def sentences_while_running(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """As ``sentences``, for actions that yield."""
-
-    @wraps(action)
-    def guarded(*arguments: Any) -> Iterator[Any]:
-        try:
-            yield from action(*arguments)
-        except Exception as error:
-            raise _shown(error) from None
-
-    return guarded
-
-
-def _shown(error: Exception) -> Exception:
-    import gradio as gr
-
-    if isinstance(error, DermlensError):
-        return gr.Error(str(error), print_exception=False)
-    say(f"Unexpected {type(error).__name__} in the web interface: {error}")
-    return gr.Error(
-        "This did not work, and the reason is on the server's terminal. Try another image.",
-        print_exception=False,
-    )
+    return forget
 
 
 def draw_examples(folder: Path, size: tuple[int, int]) -> list[str]:
@@ -271,19 +151,6 @@ def draw_examples(folder: Path, size: tuple[int, int]) -> list[str]:
         Image.fromarray(drawn).save(path, quality=95)
         files.append(str(path))
     return files
-
-
-def theme() -> Any:
-    """Return the look: calm colors and the fonts of the visitor's system."""
-    import gradio as gr
-
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    return gr.themes.Default(
-        primary_hue="cyan",
-        neutral_hue="slate",
-        font=fonts,
-        font_mono=["ui-monospace", "monospace"],
-    )
 
 
 def launch(
@@ -315,27 +182,11 @@ def launch(
         UsageError: If the port is taken.
     """
     bundle = load_bundle(bundle_path)
-    uploads = Path(tempfile.mkdtemp(prefix="dermlens-app-"))
-    # Read by Gradio when components are made, so it must stand before it is imported.
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-    examples = uploads / "examples"
-    examples.mkdir()
-    page = build_app(bundle, examples)
+    uploads = _upload_folder()
+    page = build_app(bundle, uploads.folder / "examples", uploads)
     try:
         _, address, public = page.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=auth,
-            quiet=True,
-            show_error=True,
-            max_file_size=MAX_BYTES,
-            footer_links=["api"],
-            theme=theme(),
-            css=app_page.CSS,
-            prevent_thread_lock=True,
+            server_name=host, server_port=port, share=share, auth=auth, **_served()
         )
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be used ({error}). Use another --port.") from None
@@ -346,3 +197,36 @@ def launch(
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         page.block_thread()
     return page
+
+
+def _upload_folder() -> Uploads:
+    folder = Path(tempfile.mkdtemp(prefix="dermlens-app-"))
+    (folder / "examples").mkdir()
+    # Read by Gradio when components are made, so they must stand before it is imported.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    uploads = Uploads(folder, kept=folder / "examples")
+    atexit.register(uploads.close)
+    uploads.start()
+    return uploads
+
+
+def _served() -> dict[str, Any]:
+    """Return how the page is served, whatever the address."""
+    from starlette.middleware import Middleware
+
+    return {
+        "quiet": True,
+        "show_error": True,
+        "max_file_size": MAX_BYTES,
+        "max_threads": 16,
+        "state_session_capacity": SESSIONS_KEPT,
+        "ssr_mode": False,
+        "footer_links": ["api"],
+        "theme": app_style.theme(),
+        "css": app_style.CSS,
+        "head": app_style.HEAD,
+        "app_kwargs": {"middleware": [Middleware(Guard)]},
+        "prevent_thread_lock": True,
+    }

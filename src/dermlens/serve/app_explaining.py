@@ -1,0 +1,254 @@
+"""What the Explain and Compare tabs do, free of any web framework.
+
+All methods share one set of traced functions and one set of masks, so they run one at a time,
+whoever asked for them.
+"""
+
+import copy
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dermlens.diagnoses import class_index
+from dermlens.errors import UsageError
+from dermlens.explain.base import Attribution
+from dermlens.explain.registry import METHODS, method
+from dermlens.quality.agreement import smoothed, spearman
+from dermlens.report.comparer import Comparer
+from dermlens.report.comparison import Comparison
+from dermlens.report.explanation import describe
+from dermlens.serve.app_actions import DECISION, NOTE, Actions, Analysis
+
+BACKWARD = 2.0
+"""Forward passes that a gradient costs, about."""
+_PARTS = {"scales": 620, "discrimination": 60}
+"""Forward passes of the parts of a comparison that no method states, about."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """State of a running explanation: what is finished and what comes next.
+
+    Attributes:
+        results: Finished methods by name, in the order asked for.
+        target: Class position explained.
+        running: Name of the method that runs now; None at the end.
+        total: How many methods were asked for.
+        seconds: Expected duration of the running method; NaN if not known.
+        remaining: Expected seconds until all are finished; NaN if not known.
+        agreement: Mean rank correlation of each method's map with the others shown; empty until
+            there are two.
+    """
+
+    results: dict[str, Attribution]
+    target: int
+    running: str | None
+    total: int
+    seconds: float = float("nan")
+    remaining: float = float("nan")
+    agreement: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a running comparison.
+
+    Attributes:
+        comparison: As far as it is ready.
+        running: Name of the method or part that runs now; None at the end.
+        done: Finished pieces.
+        total: All pieces.
+        seconds: Expected duration of the running piece; NaN if not known.
+        remaining: Expected seconds until all are finished; NaN if not known.
+    """
+
+    comparison: Comparison
+    running: str | None
+    done: int
+    total: int
+    seconds: float = float("nan")
+    remaining: float = float("nan")
+
+
+class Explaining:
+    """Explains and compares images that were analyzed.
+
+    Args:
+        actions: Of the same model.
+    """
+
+    def __init__(self, actions: Actions) -> None:
+        self.actions, self.bundle = actions, actions.bundle
+        self._running = threading.Lock()
+        self._took: dict[str, float] = {}
+
+    @cached_property
+    def _comparer(self) -> Comparer:
+        return Comparer(self.bundle, tuple(METHODS))
+
+    def explain(
+        self, analysis: Analysis, methods: Sequence[str], target: str = DECISION, seed: int = 0
+    ) -> Iterator[Step]:
+        """Explain an image by several methods, one after the other.
+
+        Args:
+            analysis: Of the image.
+            methods: Names in the registry.
+            target: Code of the diagnosis to explain, or ``DECISION``.
+            seed: Sets everything random.
+
+        Yields:
+            The state before each method and after the last.
+
+        Raises:
+            UsageError: If no method is given, or a name or the target is unknown.
+        """
+        names = _names(methods)
+        goal = self.actions.target(analysis, target)
+        results: dict[str, Attribution] = {}
+        agreement: dict[str, float] = {}
+        for position, name in enumerate(names):
+            left = sum(self.expected(later) for later in names[position:])
+            yield Step(dict(results), goal, name, len(names), self.expected(name), left, agreement)
+            with self._running:
+                explainer = self._comparer.explainers[name]
+                results[name] = self._timed(
+                    name, explainer.attribute, analysis.image[None], goal, seed=seed
+                )
+            agreement = agreement_with_others(results)
+        yield Step(results, goal, None, len(names), agreement=agreement)
+
+    def compare(
+        self,
+        analysis: Analysis,
+        methods: Sequence[str],
+        target: str = DECISION,
+        against: str = DECISION,
+        seed: int = 0,
+    ) -> Iterator[Progress]:
+        """Run the four experiments on an image.
+
+        Args:
+            analysis: Of the image.
+            methods: Names in the registry.
+            target: Code of the diagnosis to explain, or ``DECISION``.
+            against: Code of a diagnosis to contrast it with beside the runner-up, or ``DECISION``
+                for the runner-up alone.
+            seed: Sets everything random.
+
+        Yields:
+            The state after each finished piece; the last one is complete.
+
+        Raises:
+            UsageError: If no method is given, or a name or a class is unknown.
+        """
+        names = _names(methods)
+        wanted = [
+            None if code == DECISION else class_index(code, self.bundle.classes)
+            for code in (target, against)
+        ]
+        with self._running:
+            comparer = copy.copy(self._comparer)
+        comparer.methods = names
+        pieces = ("reading", *names, "agreement", "scales", "discrimination")
+        steps = comparer.steps(analysis.image, target=wanted[0], against=wanted[1], seed=seed)
+        for position, name in enumerate(pieces):
+            with self._running:
+                state = self._timed(name, next, steps)
+            later = pieces[position + 1 :]
+            waiting = [self.expected(one) for one in later]
+            running = later[0] if later else None
+            yield Progress(
+                state,
+                running,
+                position + 1,
+                len(pieces),
+                waiting[0] if waiting else float("nan"),
+                sum(waiting),
+            )
+
+    def expected(self, name: str) -> float:
+        """Return about how many seconds a method or a part will take.
+
+        What it took last time, else its passes times the duration of one; the first time it is
+        slower, since the network is traced.
+        """
+        if name in self._took:
+            return self._took[name]
+        if name in METHODS:
+            entry = method(name)
+            passes = entry.forward + BACKWARD * entry.backward
+        else:
+            passes = _PARTS.get(name, 1)
+        return passes * self.actions.pass_seconds
+
+    def facts(self, step: Step) -> dict[str, Any]:
+        """Return what is known about the finished methods as JSON types."""
+        return {
+            "target": self.bundle.classes[step.target],
+            "running": step.running,
+            "seconds_left": _finite(round(step.remaining, 1)) if step.running else 0.0,
+            "methods": {
+                name: {
+                    **plain(describe(result)),
+                    "agreement_with_others": step.agreement.get(name),
+                }
+                for name, result in step.results.items()
+            },
+            "note": NOTE,
+        }
+
+    def method_choices(self) -> list[tuple[str, str]]:
+        """Return (text, value) of the registered methods."""
+        return [(entry.title, name) for name, entry in METHODS.items()]
+
+    def _timed(self, name: str, work: Any, *arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        found = work(*arguments, **options)
+        self._took[name] = time.perf_counter() - start
+        return found
+
+
+def _names(methods: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(method(name).name for name in dict.fromkeys(methods))
+    if not names:
+        raise UsageError("No method is chosen. Tick at least one.")
+    return names
+
+
+def agreement_with_others(results: Mapping[str, Attribution]) -> dict[str, float]:
+    """Return each map's mean rank correlation with the others; empty for fewer than two.
+
+    Args:
+        results: By method, each of the same single image.
+    """
+    if len(results) < 2:
+        return {}
+    maps = smoothed(np.stack([result.maps[0] for result in results.values()]))
+    rows, columns = np.triu_indices(len(maps), k=1)
+    matrix = np.zeros((len(maps), len(maps)))
+    matrix[rows, columns] = spearman(maps[rows], maps[columns])
+    means = (matrix + matrix.T).sum(axis=1) / (len(maps) - 1)
+    return {name: float(value) for name, value in zip(results, means, strict=True)}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy values and mappings into JSON types; what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return _finite(value) if isinstance(value, float) else value

@@ -1,0 +1,220 @@
+"""The Analyze and Explain tabs and the image beside them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dermlens.serve.app_actions import DECISION
+from dermlens.serve.app_desk import Desk, Shown
+from dermlens.serve.app_errors import sentences, sentences_while_running
+from dermlens.serve.app_layers import COLOR_MAPS, checked_color_map
+from dermlens.serve.app_page import EMPTY, grad_cam, verdict
+from dermlens.serve.app_page_cards import EMPTY_EXPLANATION, cards
+from dermlens.serve.app_style import OPACITY, SET_CONTOUR, SET_OPACITY
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of events that only the page itself needs."""
+SHARED: dict[str, Any] = {"concurrency_id": "explaining", "concurrency_limit": 1}
+"""Of events that use the explainers, which work for one visitor at a time."""
+_FIRST_METHODS = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients"]
+
+
+def image_column(examples: list[str]) -> Any:
+    """Lay out the image and the examples, and return the image.
+
+    Args:
+        examples: Files of the drawn examples.
+    """
+    import gradio as gr
+
+    image = gr.Image(
+        label="Dermatoscopic image",
+        sources=["upload", "clipboard", "webcam"],
+        type="filepath",
+        image_mode=None,
+        height=260,
+        elem_id="dl-upload",
+    )
+    receives_files(image, lambda payload: None if payload is None else payload.path)
+    if examples:
+        gr.Examples(
+            examples,
+            image,
+            label="Drawn examples (synthetic, no patients)",
+            examples_per_page=len(examples),
+            cache_examples=False,
+        )
+    return image
+
+
+def color_map_choice() -> Any:
+    """Return the choice of color map; it is placed by ``display_column``."""
+    import gradio as gr
+
+    return gr.Dropdown(
+        [(name.capitalize(), name) for name in COLOR_MAPS],
+        value=COLOR_MAPS[0],
+        label="Color map",
+        info="All are perceptually uniform. Two-sided maps stay orange and purple.",
+        render=False,
+    )
+
+
+def display_column(color_map: Any) -> None:
+    """Lay out how maps are shown; opacity and contour change in the browser alone."""
+    import gradio as gr
+
+    opacity = gr.Slider(0.0, 1.0, OPACITY, step=0.05, label="Opacity of the maps")
+    contour = gr.Checkbox(False, label="Contour of the strongest 20 %")
+    color_map.render()
+    opacity.input(None, opacity, None, js=SET_OPACITY, api_visibility="private")
+    contour.input(None, contour, None, js=SET_CONTOUR, api_visibility="private")
+
+
+def receives_files(component: Any, receive: Any) -> None:
+    """Let a component hand over the uploaded file itself, and fetch no addresses.
+
+    Decoding, with its limits, belongs to the package. (A subclass would make Gradio write an
+    interface file into the package's folder.)
+
+    Args:
+        component: That takes files.
+        receive: From what Gradio received to what the action gets.
+    """
+    import gradio as gr
+
+    move = component.async_move_resource_to_block_cache
+
+    async def move_upload(path: Any) -> Any:
+        if "://" in str(path)[:16]:
+            raise gr.Error(
+                "Addresses are not fetched. Upload the file itself.", print_exception=False
+            )
+        return await move(path)
+
+    component.preprocess = receive
+    component.async_move_resource_to_block_cache = move_upload
+
+
+def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
+    """Lay out and connect the Analyze tab."""
+    import gradio as gr
+
+    with gr.Row():
+        with gr.Column(min_width=230):
+            answer = gr.HTML(EMPTY, elem_id="dl-answer")
+        with gr.Column(min_width=230):
+            target = gr.Dropdown(
+                desk.actions.target_choices(), value=DECISION, label="Show the evidence for"
+            )
+            overlay = gr.HTML("", elem_id="dl-overlay")
+    with gr.Accordion("As data", open=False):
+        facts = gr.JSON(label="Result")
+    nothing = (EMPTY, "", None, DECISION)
+
+    @sentences
+    def analyze(image: str | None, color_map: str, request: gr.Request) -> tuple[Any, ...]:
+        if image is None:
+            return nothing
+        found = desk.analyze(request.session_hash, image)
+        drawn = grad_cam(desk.bundle, found, found.decision, checked_color_map(color_map))
+        return verdict(desk.bundle, found), drawn, desk.actions.facts(found), DECISION
+
+    @sentences
+    def show(wanted: str, colors: str, request: gr.Request) -> str:
+        held = desk.shown(request.session_hash, "analysis")
+        if held is None:
+            return ""
+        goal = desk.actions.target(held.analysis, wanted)
+        return grad_cam(desk.bundle, held.analysis, goal, checked_color_map(colors))
+
+    shown = [answer, overlay, facts, target]
+    analyzing = image.change(
+        analyze,
+        [image, color_map],
+        shown,
+        api_name="analyze",
+        api_description=(
+            "Analyze one image in one forward pass. Returns the verdict and the Grad-CAM as HTML, "
+            "and as data: abstain and reasons, decision, calibrated probabilities, logits, flags, "
+            "outlier score, usability."
+        ),
+        show_progress="minimal",
+        show_progress_on=answer,
+        concurrency_limit=2,
+    )
+    # An older answer must not stand beside an image that could not be read, nor a broken image.
+    analyzing.failure(lambda: (*nothing, None), None, [*shown, image], **PRIVATE)
+    for changed in (target, color_map):
+        changed.input(show, [target, color_map], overlay, **PRIVATE)
+
+
+def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
+    """Lay out and connect the Explain tab."""
+    import gradio as gr
+
+    methods = gr.CheckboxGroup(
+        desk.explaining.method_choices(),
+        value=_FIRST_METHODS,
+        label="Methods",
+        info="Methods that cover or cut the image need hundreds of passes of the network.",
+    )
+    target = gr.Dropdown(
+        desk.actions.target_choices(), value=DECISION, label="Diagnosis to explain"
+    )
+    with gr.Row():
+        start = gr.Button("Explain", variant="primary", scale=3)
+        stop = gr.Button("Stop", scale=1)
+    drawn = gr.HTML(EMPTY_EXPLANATION, elem_id="dl-explained")
+    with gr.Accordion("As data", open=False):
+        facts = gr.JSON(label="Result")
+
+    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> str:
+        if shown is None or shown.step is None:
+            return EMPTY_EXPLANATION
+        chosen = checked_color_map(colors)
+        return cards(desk.bundle, shown.analysis, shown.step, chosen, stopped=stopped)
+
+    @sentences_while_running
+    def explain(
+        image: str | None, methods: list[str], target: str, color_map: str, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        for shown in desk.explain(request.session_hash, image, methods, target):
+            assert shown.step is not None
+            yield draw(shown, color_map), desk.explaining.facts(shown.step)
+
+    @sentences
+    def redraw(colors: str, request: gr.Request) -> str:
+        return draw(desk.shown(request.session_hash, "explanation"), colors)
+
+    @sentences
+    def stopped(colors: str, request: gr.Request) -> str:
+        return draw(desk.shown(request.session_hash, "explanation"), colors, stopped=True)
+
+    running = start.click(
+        explain,
+        [image, methods, target, color_map],
+        [drawn, facts],
+        api_name="explain",
+        api_description=(
+            "Attribution maps of one image by several methods; a result after each. Returns the "
+            "maps as HTML, and as data: question, score, cost, completeness gap or R2, and "
+            "agreement of each method."
+        ),
+        show_progress="minimal",
+        show_progress_on=stop,
+        **SHARED,
+    )
+    stop.click(stopped, color_map, drawn, cancels=[running], queue=False, **PRIVATE)
+    color_map.input(redraw, color_map, drawn, **PRIVATE)
+    image.change(
+        lambda: (EMPTY_EXPLANATION, None), None, [drawn, facts], cancels=[running], **PRIVATE
+    )
+
+
+def name_of(path: str) -> str:
+    """Return the name of an upload for people and downloads: letters, digits, points, dashes."""
+    stem = "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in Path(path).stem
+    )
+    return stem.strip("_")[:60] or "image"

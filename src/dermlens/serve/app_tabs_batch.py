@@ -1,0 +1,122 @@
+"""The Batch tab: many files to one table."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dermlens.progress import duration
+from dermlens.serve.app_batch import (
+    COLUMNS,
+    MAX_BATCH_BYTES,
+    MAX_FILES,
+    Row,
+    as_csv,
+    as_data,
+    shown_table,
+)
+from dermlens.serve.app_desk import Desk
+from dermlens.serve.app_errors import sentences_while_running
+from dermlens.serve.app_page_cards import busy, finished
+from dermlens.serve.app_tabs import PRIVATE, receives_files
+from dermlens.serve.app_tabs_compare import FILE_TEMPLATE, as_file
+
+EMPTY_BATCH = f"""
+<div class="dl-empty">Choose up to {MAX_FILES} images, together up to {MAX_BATCH_BYTES // 2**20} MB,
+and press <em>Analyze all</em>. A file that cannot be read gets a row that says why.</div>
+"""
+
+
+def batch_tab(desk: Desk) -> None:
+    """Lay out and connect the Batch tab."""
+    import gradio as gr
+
+    files = gr.File(
+        label="Images", file_count="multiple", height=190, elem_id="dl-files", file_types=None
+    )
+    receives_files(files, named_files)
+    with gr.Row():
+        start = gr.Button("Analyze all", variant="primary", scale=3)
+        stop = gr.Button("Stop", scale=1)
+    status = gr.HTML(EMPTY_BATCH, elem_id="dl-batch-status")
+    table = gr.Dataframe(
+        headers=list(COLUMNS),
+        datatype=["str", "str", "str", "str", "number", "number", "str", "str"],
+        column_widths=["150px", "90px", "190px", "70px", "120px", "110px", "150px", "310px"],
+        interactive=False,
+        show_search="filter",
+        wrap=True,
+        label="Results; click a heading to sort",
+        max_height=560,
+        elem_id="dl-batch",
+    )
+    link = gr.HTML(None, html_template=FILE_TEMPLATE, elem_id="dl-csv")
+    with gr.Accordion("As data", open=False):
+        facts = gr.JSON(label="Result")
+
+    @sentences_while_running
+    def batch(
+        files: list[tuple[str, str]] | None, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        import time
+
+        given, began = files or [], time.perf_counter()
+        for rows in desk.batch(request.session_hash, given):
+            done, total = len(rows), len(given)
+            shown = shown_table(desk.actions, rows)
+            if done < total:
+                pace = (time.perf_counter() - began) / done
+                text = f"{done} of {total} files."
+                yield busy(text, done, total, pace, pace * (total - done)), shown, None, None
+            else:
+                csv = as_file("predictions.csv", "text/csv", as_csv(desk.actions, rows).encode())
+                told = _told(rows, time.perf_counter() - began)
+                yield told, shown, csv, as_data(desk.actions, rows)
+
+    running = start.click(
+        batch,
+        files,
+        [status, table, link, facts],
+        api_name="batch",
+        api_description=(
+            "Analyze many images; a result after each. Returns status as HTML, the table, at the "
+            "end the CSV file (name, type, base64), and per file what /analyze returns as data, or "
+            "the sentence that says why it could not be read."
+        ),
+        show_progress="minimal",
+        show_progress_on=stop,
+        concurrency_limit=1,
+    )
+    stop.click(
+        lambda: finished("Stopped. The table holds the files done so far."),
+        None,
+        status,
+        cancels=[running],
+        queue=False,
+        **PRIVATE,
+    )
+
+    def noted(given: list[tuple[str, str]] | None, request: gr.Request) -> None:
+        desk.note(request.session_hash, [path for _, path in given or []])
+
+    files.change(noted, files, None, **PRIVATE)
+
+
+def named_files(payload: Any) -> list[tuple[str, str]] | None:
+    """Return name and path of each uploaded file, from what Gradio received."""
+    if payload is None:
+        return None
+    listed = getattr(payload, "root", payload)
+    listed = listed if isinstance(listed, list) else [listed]
+    return [(one.orig_name or one.path, one.path) for one in listed]
+
+
+def _told(rows: list[Row], seconds: float) -> str:
+    unread = sum(row.analysis is None for row in rows)
+    abstained = sum(row.analysis is not None and row.analysis.abstains for row in rows)
+    flagged = sum(
+        row.analysis is not None and row.analysis.flags.get("melanoma", False) for row in rows
+    )
+    text = (
+        f"{len(rows)} files in {duration(seconds)}: the model abstains on {abstained}, "
+        f"melanoma is not excluded on {flagged}, {unread} could not be read."
+    )
+    return finished(text)
