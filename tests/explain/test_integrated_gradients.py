@@ -98,17 +98,52 @@ def test_expected_gradients_are_the_mean_over_baselines() -> None:
     assert together.cost.backward == 2 * 3 * 6
 
 
-def test_points_double_until_the_gap_is_small() -> None:
+@pytest.mark.parametrize("rule", ["gauss_legendre", "trapezoid"])
+def test_the_worst_part_of_the_path_is_halved_until_the_gap_is_small(rule: str) -> None:
     model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
-    loose = IntegratedGradients(model, points=2, baselines="black").attribute(images, 4)
-    tight = IntegratedGradients(model, points=2, baselines="black", tolerance=0.01).attribute(
-        images, 4
-    )
+    options: dict[str, Any] = {"points": 2, "rule": rule, "baselines": "black"}
+    loose = IntegratedGradients(model, **options).attribute(images, 4)
+    tight = IntegratedGradients(model, tolerance=0.01, **options).attribute(images, 4)
     assert loose.details["completeness_gap"].max() > 0.01
     assert tight.details["completeness_gap"].max() <= 0.01
-    assert (tight.details["points"] > 2).any()
-    paid = sum(2 * (2 ** (i + 1) - 1) for i in np.log2(tight.details["points"] / 2))
-    assert tight.cost.backward == paid, "every doubling is paid for and counted"
+    used = tight.details["points"]
+    assert (used > 2).any()
+    # Paid are the points of both images, of both halves of every halving, and the images, the
+    # baselines and the places in the middle, where the score must be known.
+    half = 1 if rule == "gauss_legendre" else 2
+    halvings, rest = divmod(tight.cost.backward - 2 * 2, 2 * half)
+    assert halvings > 0 and rest == 0
+    assert tight.cost.forward - tight.cost.backward == 2 + 2 + halvings
+
+
+def test_halving_looks_where_the_score_changes() -> None:
+    """A score that bends only in the last tenth of the path is not refined elsewhere."""
+
+    def value(pixels: Any) -> Any:
+        import keras
+
+        return keras.ops.relu(pixels[:, 0, :, 0] - 0.93)
+
+    model, image = function_network((1, 3), value), red(1.0, 0.0, 0.0)[None]
+    explainer = IntegratedGradients(model, points=4, tolerance=1e-3, baselines="black")
+    result = explainer.attribute(image, 0)
+    np.testing.assert_allclose(result.maps.sum(), 0.07, atol=1e-4)
+    assert result.details["completeness_gap"][0] <= 1e-3
+    assert result.details["points"][0] <= 4 + 2 * 10, "doubling everywhere would need over 1000"
+
+
+def test_the_gap_holds_for_all_classes_and_several_baselines() -> None:
+    model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
+    names = ["black", "blur"]
+    explainer = IntegratedGradients(model, points=4, tolerance=0.02, baselines=names)
+    result = explainer.attribute(images, "all")
+    change = result.scores - result.details["baseline_score"]
+    np.testing.assert_allclose(
+        result.maps.sum(axis=(2, 3)), change, atol=0.021 * np.abs(change).max()
+    )
+    assert (result.details["completeness_gap"] <= 0.02).all()
+    alone = explainer.attribute(images[1:], "all")
+    np.testing.assert_allclose(alone.maps[0], result.maps[1], atol=1e-4)
 
 
 def test_gauss_legendre_needs_fewer_points() -> None:

@@ -7,6 +7,7 @@ What is missing from that, relative to the difference, is reported per image.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dermlens.explain.score import Score
 
 RULES = ("gauss_legendre", "trapezoid")
 MAX_POINTS = 512
+_LEAST = {"gauss_legendre": 1, "trapezoid": 2}
 
 
 def quadrature(points: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -40,9 +42,8 @@ def quadrature(points: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if rule not in RULES:
         raise UsageError(f"Unknown rule {rule!r}. Use one of: {', '.join(RULES)}.")
-    least = 1 if rule == "gauss_legendre" else 2
-    if points < least:
-        raise UsageError(f"The {rule} rule needs at least {least} points, not {points}.")
+    if points < _LEAST[rule]:
+        raise UsageError(f"The {rule} rule needs at least {_LEAST[rule]} points, not {points}.")
     if rule == "gauss_legendre":
         nodes, weights = np.polynomial.legendre.leggauss(points)
         return (nodes + 1) / 2, weights / 2
@@ -56,15 +57,17 @@ class IntegratedGradients(Explainer):
 
     Args:
         model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
-        points: Evaluations per path.
+        points: Evaluations per path, at first.
         rule: ``"gauss_legendre"`` or ``"trapezoid"``.
         baselines: One or several of: ``"mean_skin"``, ``"blur"``, ``"black"``, a color, an image
             (H, W, 3). With several, attributions are averaged (Expected Gradients).
-        tolerance: Relative completeness gap to reach by doubling the points (up to 512), or None
+        tolerance: Relative completeness gap to reach, by halving the part of the path where the
+            attribution is farthest from the change of score (up to 512 points in use), or None
             to use ``points`` as they are.
         classes: Codes in the order of the logits.
 
-    Result details: ``completeness_gap`` (relative, per image), ``baseline_score``, ``points``.
+    Result details: ``completeness_gap`` (relative, per image), ``baseline_score``, ``points`` (in
+    use at the end; the cost counts those that were replaced too).
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
@@ -160,28 +163,98 @@ class IntegratedGradients(Explainer):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Explain one image for several targets: maps (T, H, W) and facts (T,)."""
         fills = np.stack([fill_image(image, baseline) for baseline in self.baselines])
-        parts = batches(len(fills), batch_size)
-        reference = np.concatenate([self._scores(fills[part], engine.score)[0] for part in parts])
-        starts = np.repeat(fills, len(goals), axis=0)
-        ends = np.repeat(image[None], len(starts), axis=0)
-        path_goals = np.tile(goals, len(fills)).astype(np.int32)
-        lowest = reference[:, goals].mean(axis=0)
+        lowest = self._along(fills, goals, engine.score, batch_size)
+        ends = np.repeat(image[None], len(fills), axis=0)
+        highest = np.repeat(values[None], len(fills), axis=0)
+        whole = _Stretch(fills, ends, lowest, highest)
+        stretches = self._integrated([whole], goals, engine, self.points)
         points = self.points
-        while True:
-            positions, weights = quadrature(points, self.rule)
-            slopes = engine.integrate(starts, ends, path_goals, positions, weights)
-            pixelwise = ((ends - starts) * slopes).sum(axis=-1)
-            drawn = pixelwise.reshape(len(fills), len(goals), *image.shape[:2]).mean(axis=0)
-            gap = completeness_gap(drawn, values, lowest)
-            if self.tolerance is None or gap.max() <= self.tolerance or points * 2 > MAX_POINTS:
+        half = max(-(-self.points // 2), _LEAST[self.rule])
+        drawn, gap = self._summed(stretches, values, lowest)
+        while self.tolerance is not None and gap.max() > self.tolerance:
+            worst = max(stretches, key=lambda stretch: stretch.error)
+            points += 2 * half - worst.points
+            if points > MAX_POINTS:
+                points -= 2 * half - worst.points
                 break
-            points *= 2
+            stretches = [stretch for stretch in stretches if stretch is not worst]
+            middle = (worst.starts + worst.ends) / 2
+            between = self._along(middle, goals, engine.score, batch_size)
+            halves = [
+                _Stretch(worst.starts, middle, worst.at_start, between),
+                _Stretch(middle, worst.ends, between, worst.at_end),
+            ]
+            stretches += self._integrated(halves, goals, engine, half)
+            drawn, gap = self._summed(stretches, values, lowest)
         facts = {
             "completeness_gap": gap,
-            "baseline_score": lowest,
+            "baseline_score": lowest.mean(axis=0),
             "points": np.full(len(goals), points),
         }
         return drawn, facts
+
+    def _along(
+        self, pixels: np.ndarray, goals: np.ndarray, score: Score, batch_size: int
+    ) -> np.ndarray:
+        """Return the scores of images (F, H, W, 3) for targets (T,): (F, T)."""
+        parts = batches(len(pixels), batch_size)
+        return np.concatenate([self._scores(pixels[part], score)[0] for part in parts])[:, goals]
+
+    def _integrated(
+        self,
+        stretches: "Sequence[_Stretch]",
+        goals: np.ndarray,
+        engine: GradientEngine,
+        points: int,
+    ) -> "list[_Stretch]":
+        """Return the stretches with the attribution along each, all in the same passes."""
+        positions, weights = quadrature(points, self.rule)
+        targets = len(goals)
+        starts = np.concatenate([np.repeat(one.starts, targets, axis=0) for one in stretches])
+        ends = np.concatenate([np.repeat(one.ends, targets, axis=0) for one in stretches])
+        paths = np.tile(goals, len(starts) // targets).astype(np.int32)
+        slopes = engine.integrate(starts, ends, paths, positions, weights)
+        pixelwise = ((ends - starts) * slopes).sum(axis=-1)
+        parts = np.split(pixelwise, len(stretches))
+        return [
+            replace(one, maps=part.reshape(-1, targets, *part.shape[1:]), points=points)
+            for one, part in zip(stretches, parts, strict=True)
+        ]
+
+    def _summed(
+        self, stretches: "Sequence[_Stretch]", values: np.ndarray, lowest: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return maps (T, H, W), averaged over baselines, and gaps (T,)."""
+        drawn = np.sum([stretch.maps for stretch in stretches], axis=0).mean(axis=0)
+        return drawn, completeness_gap(drawn, values, lowest.mean(axis=0))
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of the paths from F baselines to an image, for T targets.
+
+    Attributes:
+        starts: float32 (F, H, W, 3).
+        ends: float32 (F, H, W, 3).
+        at_start: Scores there, (F, T).
+        at_end: Scores there, (F, T).
+        maps: Attribution along it, float32 (F, T, H, W).
+        points: Evaluations along it.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    at_start: np.ndarray
+    at_end: np.ndarray
+    maps: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 0)))
+    points: int = 0
+
+    @property
+    def error(self) -> float:
+        """How far the attribution is from the change of score, of the worst target."""
+        change = self.at_end - self.at_start
+        missing = self.maps.astype(np.float64).sum(axis=(2, 3)) - change
+        return float(np.abs(missing.mean(axis=0)).max())
 
 
 def _is_color(value: tuple[Any, ...]) -> bool:
