@@ -2,9 +2,9 @@
 
     python benchmarks/outliers.py DATA [--bundle BUNDLE] [--images 200]
 
-Two independent checks are measured: the outlier score of the bundle (in feature space) and the checks of
-the photograph alone (too small, dark, blurred, no lesion). Ordinary images are the test split of DATA;
-the others are made from them, drawn, or come with scikit-learn and scikit-image.
+Two independent checks are measured: the outlier score of the bundle (in feature space) and the
+checks of the photograph alone (too small, dark, blurred, no lesion). Ordinary images are the test
+split of DATA; the others are made from them, drawn, or come with scikit-learn and scikit-image.
 """
 
 import argparse
