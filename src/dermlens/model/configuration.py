@@ -141,11 +141,13 @@ DEMO = TrainingConfiguration(
 
 HAM10000 = TrainingConfiguration(
     weights="imagenet",
-    epochs=20,
+    epochs=26,
     train_from="conv4",
     label_smoothing=0.05,
+    early_size=(144, 192),
+    early_epochs=17,
 )
-"""The recipe for real images."""
+"""The recipe of the shipped model: two thirds of the epochs at three quarters of the size."""
 
 PRESETS: dict[str, TrainingConfiguration] = {"demo": DEMO, "ham10000": HAM10000}
 
