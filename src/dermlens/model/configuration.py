@@ -8,6 +8,8 @@ from dermlens.data.pipeline import ImbalanceHandling
 from dermlens.errors import UsageError
 from dermlens.model.classifier import PRECISIONS, Architecture
 
+LEAST_EARLY_SIDE = 64
+"""Pixels below which smaller early images would save nothing and show nothing."""
 _NOT_NEGATIVE = (
     "head_epochs",
     "head_rate",
@@ -155,9 +157,32 @@ PRESETS: dict[str, TrainingConfiguration] = {"demo": DEMO, "ham10000": HAM10000}
 def preset(name: str, **changes: Any) -> TrainingConfiguration:
     """Return a preset with some fields changed.
 
+    Progressive resizing follows other epochs and another input size in proportion, unless it is
+    changed too.
+
     Raises:
-        UsageError: If there is no such preset.
+        UsageError: If there is no such preset, or a value is out of its range.
     """
     if name not in PRESETS:
         raise UsageError(f"Unknown preset {name!r}. Use one of: {', '.join(PRESETS)}.")
-    return replace(PRESETS[name], **changes)
+    base = PRESETS[name]
+    if base.early_size is not None and not {"early_size", "early_epochs"} & set(changes):
+        changes = {**_resizing(base, base.early_size, changes), **changes}
+    return replace(base, **changes)
+
+
+def _resizing(
+    base: TrainingConfiguration, early: tuple[int, int], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Return early size and early epochs in proportion to what is changed."""
+    full = base.architecture.input_size
+    size = changes.get("architecture", base.architecture).input_size
+    epochs = changes.get("epochs", base.epochs)
+    count = min(base.early_epochs * epochs // base.epochs, epochs - 1)
+    smaller = [
+        round(side * small / whole / 16) * 16
+        for side, small, whole in zip(size, early, full, strict=True)
+    ]
+    if count < 1 or min(smaller) < LEAST_EARLY_SIDE:
+        return {"early_size": None, "early_epochs": 0}
+    return {"early_size": (smaller[0], smaller[1]), "early_epochs": count}
