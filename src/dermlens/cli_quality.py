@@ -1,4 +1,4 @@
-"""The command that measures explanations."""
+"""The commands that measure explanations."""
 
 from pathlib import Path
 from typing import Annotated
@@ -80,3 +80,54 @@ def benchmark(
     written = run_benchmark(load_bundle(bundle), rest[0], out, plan)
     for path in {**written, **write_benchmark_report(out)}.values():
         say(f"Wrote {path}")
+
+
+def scorer(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[BUNDLE] DATA",
+            help="Prepared and split data set; before it, a bundle if it is not to be the one "
+            "that comes with dermlens.",
+        ),
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, help="Images.")] = 100,
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "validation",
+    methods: Annotated[
+        str, typer.Option(help="Names separated by commas, of those that can use a scorer.")
+    ] = "occlusion,lime,shap,rise",
+    batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
+    seed: Seed = 0,
+) -> None:
+    """Make the int8 copy of a bundle and measure how far its maps agree with the model's.
+
+    The result is kept with the copy. 'dermlens explain' then uses the copy for the methods whose
+    maps correlate by 0.99 or more.
+
+    Example: dermlens scorer runs/first/bundle DATA --n 100
+    """
+    from dermlens.errors import UsageError
+    from dermlens.explain.registry import parse_methods
+    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.quality.scorer_agreement import (
+        agreement_lines,
+        images_of_split,
+        measure_scorer,
+    )
+
+    bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
+    if len(rest) != 1:
+        raise UsageError("Give one prepared data set, and before it at most one bundle.")
+    loaded = load_bundle(bundle)
+    images = images_of_split(rest[0], split, n, loaded.input_size, seed=seed)
+    measured, path = measure_scorer(
+        loaded,
+        images,
+        methods=parse_methods(methods),
+        source=f"{len(images)} {split} images",
+        batch_size=batch_size,
+        seed=seed,
+    )
+    for line in agreement_lines(measured):
+        say(line)
+    say(f"Wrote {path}")

@@ -106,6 +106,18 @@ def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
+def sample_in_proportion(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.DataFrame:
+    """Return about ``limit`` rows, of every diagnosis its share and at least one."""
+    if len(table) <= limit:
+        return table
+    generator = np.random.default_rng(seed)
+    kept: list[int] = []
+    for _, rows in table.groupby("dx"):
+        count = max(1, round(limit * len(rows) / len(table)))
+        kept += list(generator.choice(rows.index, min(count, len(rows)), replace=False))
+    return table.loc[sorted(kept)]
+
+
 def class_counts(table: pd.DataFrame) -> dict[str, int]:
     """Return the number of images per diagnosis, in class order, zeros included."""
     counts = table.dx.value_counts()

@@ -14,6 +14,7 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.coalitions import Coalitions, binomial_mass
 from dermlens.explain.fills import Fill
+from dermlens.explain.perturbation import Scorer
 from dermlens.explain.segment_bank import (
     DEFAULT_SAMPLES,
     DEFAULT_SEGMENTS,
@@ -51,7 +52,8 @@ class LIME(SegmentExplainer):
         ridge: Strength of the L2 penalty on the weights; 0 for none.
         stable_top: Stop when the order of this many strongest superpixels no longer changes;
             0 evaluates all samples.
-        bank: Evaluations to share with Kernel SHAP; replaces segments, samples and fill.
+        bank: Evaluations to share with Kernel SHAP; replaces segments, samples, fill and scorer.
+        scorer: Evaluates the masked images in place of the model.
         classes: Codes in the order of the logits.
 
     Result details: those of ``SegmentExplainer`` and ``r2`` (N,), the share of the (weighted)
@@ -81,6 +83,7 @@ class LIME(SegmentExplainer):
         ridge: float = 1.0,
         stable_top: int = 0,
         bank: SegmentBank | None = None,
+        scorer: Scorer | None = None,
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(
@@ -90,6 +93,7 @@ class LIME(SegmentExplainer):
             fill=fill,
             stable_top=stable_top,
             bank=bank,
+            scorer=scorer,
             classes=classes,
         )
         if kernel_width <= 0 or ridge < 0:

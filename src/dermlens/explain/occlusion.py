@@ -18,6 +18,7 @@ from dermlens.explain.perturbation import (
     Explained,
     MaskedModel,
     PerturbationExplainer,
+    Scorer,
     score_values,
 )
 from dermlens.explain.score import Score
@@ -85,6 +86,7 @@ class Occlusion(PerturbationExplainer):
             shorter side.
         stride: Step in pixels, at most the patch; default half the patch.
         fill: What the patch shows: ``"mean_skin"``, ``"blur"``, ``"black"``, a color or an image.
+        scorer: Evaluates the covered images in place of the model.
         classes: Codes in the order of the logits.
 
     Result details: ``boxes`` int32 (P, 4) and ``effects`` (N, P), or (N, C, P) for all classes.
@@ -106,12 +108,13 @@ class Occlusion(PerturbationExplainer):
         patch: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
         fill: Fill = "mean_skin",
+        scorer: Scorer | None = None,
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(model, classes=classes)
         self.patch = None if patch is None else _pair(patch, "patch")
         self.stride = None if stride is None else _pair(stride, "stride")
-        self.fill = fill
+        self.fill, self.scorer = fill, scorer
         self._models: dict[int, MaskedModel] = {}
 
     @property
@@ -143,7 +146,9 @@ class Occlusion(PerturbationExplainer):
         jobs = np.concatenate([np.zeros((1, 4), np.int32), boxes])
         batch = even_batch(len(jobs), batch_size)
         if batch not in self._models:
-            self._models[batch] = MaskedModel(self.model, _outside, batch, self.network.cost)
+            self._models[batch] = MaskedModel(
+                self.model, _outside, batch, self.network.cost, scorer=self.scorer
+            )
         logits = self._models[batch].logits(
             image, fill_image(image, self.fill), np.array(size, np.int32), jobs
         )

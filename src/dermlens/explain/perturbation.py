@@ -3,12 +3,29 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dermlens.explain.base import Attribution, Cost, Explainer, Progress, Targets, call, is_all
 from dermlens.explain.score import Score
+
+FLOAT32 = "float32"
+"""Name of the scorer that is the Keras model itself."""
+
+
+class Scorer(Protocol):
+    """Gives the logits of changed images in place of the Keras model, such as an int8 copy."""
+
+    @property
+    def name(self) -> str:
+        """Name in results and files."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 logits (n, C) of float32 images (n, H, W, 3), RGB 0..255."""
+
+    def check(self, model: Any) -> None:
+        """Raise ExplanationError if the model's weights are not those it stands for."""
 
 
 class MaskedModel:
@@ -23,10 +40,20 @@ class MaskedModel:
             of ``parameters``.
         batch_size: Evaluations per pass; bounds memory.
         cost: Counter to add to.
+        scorer: Evaluates the masked images in place of the model; they leave the graph batch by
+            batch.
     """
 
-    def __init__(self, model: Any, build: Callable[..., Any], batch_size: int, cost: Cost) -> None:
-        self.model, self.build = model, build
+    def __init__(
+        self,
+        model: Any,
+        build: Callable[..., Any],
+        batch_size: int,
+        cost: Cost,
+        *,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.model, self.build, self.scorer = model, build, scorer
         self.batch_size, self.cost, self.traces = batch_size, cost, 0
         self._evaluate: Any = None
 
@@ -37,7 +64,8 @@ class MaskedModel:
         def evaluate(image: Any, fill: Any, shared: Any, parameters: Any) -> Any:
             self.traces += 1
             keep = self.build(shared, parameters)[..., None]
-            return call(self.model, keep * image + (1.0 - keep) * fill)
+            masked = keep * image + (1.0 - keep) * fill
+            return call(self.model, masked) if self.scorer is None else masked
 
         pixels = tf.TensorSpec(self.model.input_shape[1:], tf.float32)
         free = [None] * (parameters.ndim - 1)
@@ -70,7 +98,8 @@ class MaskedModel:
             part = parameters[start : start + self.batch_size]
             missing = self.batch_size - len(part)
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            results.append(self._evaluate(*constant, tf.constant(filled)).numpy()[: len(part)])
+            made = self._evaluate(*constant, tf.constant(filled)).numpy()[: len(part)]
+            results.append(made if self.scorer is None else self.scorer.logits(made))
             self.cost.forward += len(part)
         return np.concatenate(results)
 
@@ -99,7 +128,12 @@ Choose = Callable[[np.ndarray], np.ndarray]
 
 
 class PerturbationExplainer(Explainer):
-    """Explains image by image; every evaluation gives the scores of all classes."""
+    """Explains image by image; every evaluation gives the scores of all classes.
+
+    Result details: ``scorer``, the name of what evaluated the changed images.
+    """
+
+    scorer: Scorer | None = None
 
     @abstractmethod
     def _one(
@@ -116,6 +150,8 @@ class PerturbationExplainer(Explainer):
         seed: int,
         progress: Progress | None,
     ) -> Attribution:
+        if self.scorer is not None:
+            self.scorer.check(self.model)
         every = is_all(targets)
         done: list[Explained] = []
         for position, image in enumerate(images):
@@ -133,6 +169,7 @@ class PerturbationExplainer(Explainer):
             [] if every else [one.goals for one in done],
             [one.values[None] if every else one.values for one in done],
             score,
+            scorer=FLOAT32 if self.scorer is None else self.scorer.name,
         )
         for name in done[0].facts:
             rows = [one.facts[name] if every else one.facts[name][0] for one in done]

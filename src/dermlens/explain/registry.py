@@ -1,12 +1,15 @@
 """The methods by name: what they answer, what they cost, how to build them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import Explainer, Family
+
+if TYPE_CHECKING:
+    from dermlens.explain.perturbation import Scorer
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,11 @@ def create(name: str, model: Any, *, classes: Sequence[str] = CODES, **options: 
 
 
 def create_several(
-    names: Sequence[str], model: Any, *, classes: Sequence[str] = CODES
+    names: Sequence[str],
+    model: Any,
+    *,
+    classes: Sequence[str] = CODES,
+    scorers: Mapping[str, "Scorer"] | None = None,
 ) -> dict[str, Explainer]:
     """Build explainers that share what they can.
 
@@ -220,11 +227,16 @@ def create_several(
         names: Keys of ``METHODS``.
         model: Keras model from raw RGB 0..255 to logits.
         classes: Codes in the order of the logits.
+        scorers: What evaluates changed images in place of the model, by method; see
+            ``scorers.choose_scorers``. A shared set uses a scorer only if both methods have it.
     """
     from dermlens.explain.segment_bank import SegmentBank
 
-    shared: dict[str, Any] = {"bank": SegmentBank(model)} if {"lime", "shap"} <= set(names) else {}
-    return {
-        name: create(name, model, classes=classes, **(shared if name in ("lime", "shap") else {}))
-        for name in names
+    chosen: dict[str, dict[str, Any]] = {
+        name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
     }
+    if {"lime", "shap"} <= set(names):
+        both = {"lime", "shap"} <= set(chosen)
+        bank = SegmentBank(model, scorer=chosen["lime"]["scorer"] if both else None)
+        chosen |= {"lime": {"bank": bank}, "shap": {"bank": bank}}
+    return {name: create(name, model, classes=classes, **chosen.get(name, {})) for name in names}

@@ -20,6 +20,7 @@ from dermlens.explain.perturbation import (
     Explained,
     MaskedModel,
     PerturbationExplainer,
+    Scorer,
     score_values,
 )
 from dermlens.explain.score import Score
@@ -34,6 +35,7 @@ class RISE(PerturbationExplainer):
         cells: Cells along the shorter side of the image.
         keep: Probability that a cell stays visible, between 0 and 1.
         fill: What stands for hidden pixels.
+        scorer: Evaluates the masked images in place of the model.
         classes: Codes in the order of the logits.
 
     Example:
@@ -54,12 +56,14 @@ class RISE(PerturbationExplainer):
         cells: int = 7,
         keep: float = 0.5,
         fill: Fill = "mean_skin",
+        scorer: Scorer | None = None,
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(model, classes=classes)
         if samples < 2 or cells < 1 or not 0 < keep < 1:
             raise UsageError("RISE needs 2 or more samples, 1 or more cells and 0 < keep < 1.")
         self.samples, self.cells, self.keep, self.fill = samples, cells, keep, fill
+        self.scorer = scorer
         self._models: dict[int, MaskedModel] = {}
         self._sum: Any = None
 
@@ -96,7 +100,9 @@ class RISE(PerturbationExplainer):
         whole[:, :2, -1] = 0.0
         batch = even_batch(self.samples + 1, batch_size)
         if batch not in self._models:
-            self._models[batch] = MaskedModel(self.model, _soft_masks, batch, self.network.cost)
+            self._models[batch] = MaskedModel(
+                self.model, _soft_masks, batch, self.network.cost, scorer=self.scorer
+            )
         extent = np.array(size, np.int32)
         logits = self._models[batch].logits(
             image, fill_image(image, self.fill), extent, np.concatenate([whole, drawn])

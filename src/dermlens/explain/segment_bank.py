@@ -12,8 +12,9 @@ from dermlens.explain.base import Cost, image_generator
 from dermlens.explain.coalitions import Coalitions, coalitions
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import even_batch
-from dermlens.explain.perturbation import MaskedModel
+from dermlens.explain.perturbation import MaskedModel, Scorer
 from dermlens.explain.superpixels import superpixels
+from dermlens.model.lite import weights_checksum
 
 Segmentation = int | np.ndarray | Callable[[np.ndarray], np.ndarray]
 """About how many superpixels; or labels int (H, W); or a function from image to labels."""
@@ -57,6 +58,7 @@ class SegmentBank:
         samples: Largest number of masks per image.
         fill: What stands for superpixels that are switched off.
         design: Which masks: ``"lime"``, ``"shap"``, or ``"both"`` to serve both methods.
+        scorer: Evaluates the masked images in place of the model.
         keep: How many images to remember, about 1.3 MB each at 192x256.
 
     Example:
@@ -74,6 +76,7 @@ class SegmentBank:
         samples: int = DEFAULT_SAMPLES,
         fill: Fill = "mean_skin",
         design: str = "both",
+        scorer: Scorer | None = None,
         keep: int = 32,
     ) -> None:
         coalitions(2, max(samples, 4), design, np.random.default_rng(0))
@@ -81,6 +84,7 @@ class SegmentBank:
             raise UsageError(f"At least 4 samples are needed, not {samples}.")
         self.model, self.segments, self.samples = model, segments, samples
         self.fill, self.design, self.keep = fill, design, keep
+        self.scorer = scorer
         self._kept: OrderedDict[tuple[int, int, int], Evaluations] = OrderedDict()
         self._models: dict[int, MaskedModel] = {}
 
@@ -93,14 +97,16 @@ class SegmentBank:
         """Return the masked model for a batch size, made once, counting into ``cost``."""
         batch = even_batch(self.samples, batch_size)
         if batch not in self._models:
-            self._models[batch] = MaskedModel(self.model, _segment_masks, batch, cost)
+            self._models[batch] = MaskedModel(
+                self.model, _segment_masks, batch, cost, scorer=self.scorer
+            )
         self._models[batch].cost = cost
         return self._models[batch]
 
     def evaluations(self, image: np.ndarray, seed: int) -> Evaluations:
         """Return the evaluations of a float32 image (H, W, 3), begun if they are not there."""
         # The weights are part of the key: after training or randomization nothing stale is used.
-        key = (seed, _weights_checksum(self.model), zlib.crc32(np.ascontiguousarray(image).data))
+        key = (seed, weights_checksum(self.model), zlib.crc32(np.ascontiguousarray(image).data))
         if key not in self._kept:
             labels = self._labels(image)
             generator = image_generator(seed, image)
@@ -122,13 +128,6 @@ class SegmentBank:
                 f"{image.shape[:2]}."
             )
         return np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
-
-
-def _weights_checksum(model: Any) -> int:
-    checksum = 0
-    for weight in model.get_weights():
-        checksum = zlib.adler32(np.ascontiguousarray(weight).data, checksum)
-    return checksum
 
 
 def _segment_masks(labels: Any, kept: Any) -> Any:

@@ -16,6 +16,7 @@ from dermlens.explain.perturbation import (
     Explained,
     MaskedModel,
     PerturbationExplainer,
+    Scorer,
     score_values,
 )
 from dermlens.explain.score import Score
@@ -66,6 +67,7 @@ class SegmentExplainer(PerturbationExplainer):
         fill: Fill = "mean_skin",
         stable_top: int = 0,
         bank: SegmentBank | None = None,
+        scorer: Scorer | None = None,
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(model, classes=classes)
@@ -73,8 +75,14 @@ class SegmentExplainer(PerturbationExplainer):
             raise UsageError(f"stable_top must be 0 (never stop early) or more, not {stable_top}.")
         self.stable_top = stable_top
         self.bank = bank or SegmentBank(
-            model, segments=segments, samples=samples, fill=fill, design=self.design
+            model,
+            segments=segments,
+            samples=samples,
+            fill=fill,
+            design=self.design,
+            scorer=scorer,
         )
+        self.scorer = self.bank.scorer
 
     @property
     def traces(self) -> int:

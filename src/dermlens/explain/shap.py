@@ -58,7 +58,8 @@ class KernelSHAP(SegmentExplainer):
         fill: What stands for superpixels that are switched off.
         stable_top: Stop when the order of this many strongest superpixels no longer changes;
             0 evaluates all samples.
-        bank: Evaluations to share with LIME; replaces segments, samples and fill.
+        bank: Evaluations to share with LIME; replaces segments, samples, fill and scorer.
+        scorer: Evaluates the masked images in place of the model.
         classes: Codes in the order of the logits.
 
     Result details: those of ``SegmentExplainer``, ``baseline_score`` (N,) and ``additivity_gap``

@@ -12,6 +12,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.registry import create_several, method, parse_methods
 from dermlens.explain.score import parse_score
+from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.segment_explainer import ranking
 from dermlens.files import folder_beside, write_json
 from dermlens.model.bundle import Bundle
@@ -28,6 +29,7 @@ def explain_files(
     methods: str = "grad_cam",
     target: str | None = None,
     score: str = "logit",
+    scorer: str | None = None,
     opacity: float = 0.5,
     batch_size: int = 16,
     seed: int = 0,
@@ -42,6 +44,8 @@ def explain_files(
         methods: Names separated by commas, ``"six"`` or ``"all"``.
         target: Diagnosis to explain; None for the one the bundle decides on.
         score: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
+        scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
+            it was measured to give the same maps (``explain.scorers``).
         opacity: Of the overlays, 0..1.
         batch_size: Images per pass.
         seed: Sets everything random.
@@ -50,15 +54,17 @@ def explain_files(
         The folders written.
 
     Raises:
-        UsageError: If a method, target or score is unknown, or a number is out of its range.
+        UsageError: If a method, target, score or scorer is unknown, or a number is outside its
+            range.
         DataError: If a file cannot be read, or two would share a folder; nothing is written then.
     """
     _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
     explained = parse_score(score, bundle.classes)
     chosen = None if target is None else class_index(target, bundle.classes)
-    explainers = create_several(names, bundle.model, classes=bundle.classes)
     _check_files(files)
+    scorers = choose_scorers(bundle, names, scorer)
+    explainers = create_several(names, bundle.model, classes=bundle.classes, scorers=scorers)
     # One predictor for all images: it is traced once.
     predictor = bundle.predictor(batch_size=1)
     written = []

@@ -11,7 +11,7 @@
     OUT/parity.md             the same as a table
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import numpy as np
 
 from dermlens import __version__
 from dermlens.diagnoses import by_code
-from dermlens.errors import ModelError, UsageError
+from dermlens.errors import UsageError
 from dermlens.files import folder_beside, write_json, written_beside
 from dermlens.model.bundle import Bundle
+from dermlens.model.lite import to_litert
 from dermlens.serve.footprint import footprint
 from dermlens.serve.parity import (
     Parity,
@@ -169,57 +170,24 @@ def export_tflite(
 
 
 def _converted(bundle: Bundle, kind: str, representative: Sequence[np.ndarray]) -> bytes:
-    import tensorflow as tf
-
     from dermlens.serve.export_graph import frozen_mobile_function
 
-    # Converting variables directly can give NaN without a word; a frozen function has none.
-    frozen = frozen_mobile_function(bundle)
-    module = tf.Module()
-    image = tf.TensorSpec((1, *bundle.input_size, 3), tf.float32, name="image")
-
-    @tf.function(input_signature=[image])
-    def run(image: Any) -> dict[str, Any]:
-        return dict(zip(_OUTPUTS, frozen(image), strict=True))
-
-    module.run = run
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [run.get_concrete_function()], module
+    return to_litert(
+        frozen_mobile_function(bundle),
+        _OUTPUTS,
+        kind,
+        _fitted(bundle, representative) if kind == "int8" else (),
+        name=bundle.architecture.backbone,
+        instead="Use --formats saved_model.",
     )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if kind != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if kind == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if kind == "int8":
-        # Images come and answers leave as float32; everything between is whole numbers.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = _ranges(bundle, representative)
-    try:
-        return converter.convert()
-    except Exception as error:
-        raise ModelError(
-            f"{bundle.architecture.backbone} cannot be converted to LiteRT {kind} "
-            f"({str(error).splitlines()[0]}). Use --formats saved_model."
-        ) from error
 
 
-def _ranges(
-    bundle: Bundle, images: Sequence[np.ndarray]
-) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+def _fitted(bundle: Bundle, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     from PIL import Image
 
     from dermlens.data.images import fit_image
 
-    if len(images) == 0:
-        raise UsageError("An int8 artifact needs representative images. Give some.")
-
-    def each() -> Iterator[dict[str, np.ndarray]]:
-        for image in images:
-            fitted = fit_image(Image.fromarray(image), bundle.input_size)
-            yield {"image": fitted[None].astype(np.float32)}
-
-    return each
+    return [fit_image(Image.fromarray(image), bundle.input_size) for image in images]
 
 
 def parse_formats(names: Sequence[str]) -> list[str]:

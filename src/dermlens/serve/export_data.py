@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from dermlens.data.images import load_image
-from dermlens.data.manifest import class_indices, read_manifest, select_split
+from dermlens.data.manifest import (
+    class_indices,
+    read_manifest,
+    sample_in_proportion,
+    select_split,
+)
 from dermlens.serve.export import ExportImages, drawn_export_images
 from dermlens.serve.prediction import find_images
 
@@ -25,8 +27,8 @@ def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages
         DataError: If the data set is not split, or a split is empty.
     """
     table = read_manifest(data)
-    test = _some(select_split(table, "test"), limit, seed)
-    train = _some(select_split(table, "train"), REPRESENTATIVE, seed)
+    test = sample_in_proportion(select_split(table, "test"), limit, seed)
+    train = sample_in_proportion(select_split(table, "train"), REPRESENTATIVE, seed)
     return ExportImages(
         [load_image(Path(data) / path) for path in test.path],
         class_indices(test),
@@ -50,15 +52,3 @@ def export_images(data: Path | None, folder: Path | None, limit: int) -> ExportI
     if data is not None:
         return images_of_data_set(data, limit)
     return drawn_export_images() if folder is None else images_of_folder(folder, limit)
-
-
-def _some(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
-    """Return at most ``limit`` rows, of every diagnosis its share and at least one."""
-    if len(table) <= limit:
-        return table
-    generator = np.random.default_rng(seed)
-    kept: list[int] = []
-    for _, rows in table.groupby("dx"):
-        count = max(1, round(limit * len(rows) / len(table)))
-        kept += list(generator.choice(rows.index, min(count, len(rows)), replace=False))
-    return table.loc[sorted(kept)]

@@ -14,6 +14,7 @@ from dermlens.explain.fills import DARK, border_ring
 from dermlens.explain.integrated_gradients import quadrature
 from dermlens.explain.layers import find_features
 from dermlens.model.bundle import Bundle
+from dermlens.model.lite import frozen_function
 
 IG_POINTS = 16
 """Evaluations on the path of the exported Integrated Gradients."""
@@ -329,16 +330,10 @@ def frozen_mobile_function(bundle: Bundle) -> Any:
     From float32 (1, H, W, 3), 0..255, to ``logits`` and ``probabilities`` (1, C) and ``maps``
     (1, C, H, W), the Grad-CAM maps of all classes.
     """
-    import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     graph = ClassifierGraph(bundle)
 
     def run(image: Any) -> dict[str, Any]:
         logits, maps = graph.all_maps(image)
         return {"logits": logits, "probabilities": graph.probabilities(logits), "maps": maps}
 
-    image = tf.TensorSpec((1, *graph.size, 3), tf.float32, name="image")
-    return convert_variables_to_constants_v2(tf.function(run).get_concrete_function(image))
+    return frozen_function(run, graph.size)

@@ -1,0 +1,180 @@
+"""An int8 LiteRT copy of a bundle, for methods that only look at scores of changed images.
+
+::
+
+    BUNDLE/int8/model.tflite     logits of one image
+    BUNDLE/int8/copy.json        of which weights (SHA-256), how and with what it was made
+    BUNDLE/int8/agreement.json   how far maps made with it agree with the Keras model's, if measured
+
+The copy is made once and stands beside the bundle, or in the user's cache directory where the
+bundle's folder cannot be written. It is made again when the weights differ.
+
+Weights are stored in eight bits, per output channel. Activations are rounded to eight bits while
+the copy runs, each layer by the range it has in that very image, so no representative images are
+needed and none are used. Ranges fixed beforehand by representative images would save about a sixth
+of the time, but the rounding is then as large as the effect of a patch (docs/performance.md).
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermlens import __version__
+from dermlens.errors import ExplanationError, ModelError
+from dermlens.files import folder_beside, read_json, sha256_of_file, write_json
+from dermlens.model.bundle import Bundle
+from dermlens.model.lite import LiteClassifier, frozen_function, to_litert, weights_checksum
+
+FOLDER = "int8"
+_MODEL, _FACTS, _AGREEMENT = "model.tflite", "copy.json", "agreement.json"
+
+
+@dataclass(frozen=True)
+class Int8Copy:
+    """A copy on disk.
+
+    Attributes:
+        folder: Where it is.
+        facts: The content of ``copy.json``.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def agreement(self) -> dict[str, Any] | None:
+        """What ``quality.scorer_agreement`` measured with this copy; None if nothing yet."""
+        path = self.folder / _AGREEMENT
+        if not path.is_file():
+            return None
+        measured = read_json(path)
+        # Of another copy, put here by hand, it would say nothing.
+        return measured if measured.get("model_sha256") == self.facts["model_sha256"] else None
+
+    def store_agreement(self, measured: dict[str, Any]) -> Path:
+        """Keep what was measured with this copy; an older measurement is replaced."""
+        content = {**measured, "model_sha256": self.facts["model_sha256"]}
+        return write_json(self.folder / _AGREEMENT, content)
+
+    def scorer(self, model: Any) -> "Int8Scorer":
+        """Return the copy as a scorer for explainers of the Keras model it was made from."""
+        if weights_sha256(model) != self.facts["weights_sha256"]:
+            raise ModelError(
+                f"The int8 copy in {self.folder} was made from other weights. Call int8_copy, "
+                "which makes it again."
+            )
+        return Int8Scorer(LiteClassifier(self.folder / _MODEL), weights_checksum(model))
+
+
+class Int8Scorer:
+    """Logits from an int8 copy; see ``explain.perturbation.Scorer``.
+
+    Args:
+        classifier: The copy.
+        checksum: Of the weights it was made from (``lite.weights_checksum``).
+    """
+
+    name = "int8"
+
+    def __init__(self, classifier: LiteClassifier, checksum: int) -> None:
+        self._classifier, self._checksum = classifier, checksum
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 logits (n, C) of images (n, H, W, 3), RGB 0..255."""
+        return self._classifier.logits(images)
+
+    def check(self, model: Any) -> None:
+        """Raise ExplanationError if the model was trained or randomized since."""
+        if weights_checksum(model) != self._checksum:
+            raise ExplanationError(
+                "The model's weights have changed since its int8 copy was made, so the copy would "
+                "explain another model. Use the scorer float32, or make the copy again."
+            )
+
+
+def weights_sha256(model: Any) -> str:
+    """Return the SHA-256 of a model's weights as they are in memory, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(f"{weight.shape}{weight.dtype}".encode())
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
+def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
+    """Return the copy of a bundle's weights if there is a sound one; makes nothing."""
+    return _find(bundle, weights_sha256(bundle.model))
+
+
+def int8_copy(bundle: Bundle) -> Int8Copy:
+    """Return the copy of a bundle's weights; made (about half a minute) if there is none.
+
+    Raises:
+        ModelError: If the model is in mixed precision, or cannot be converted.
+    """
+    key = weights_sha256(bundle.model)
+    return _find(bundle, key) or _make(bundle, key)
+
+
+def _folders(bundle: Bundle, key: str) -> list[Path]:
+    """Return where a copy may be: beside a bundle that is on disk, and in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    beside = [bundle.path / FOLDER] if (bundle.path / "bundle.json").is_file() else []
+    return [*beside, cache / "dermlens" / FOLDER / key[:32]]
+
+
+def _find(bundle: Bundle, key: str) -> Int8Copy | None:
+    for folder in _folders(bundle, key):
+        if not (folder / _FACTS).is_file() or not (folder / _MODEL).is_file():
+            continue
+        facts = read_json(folder / _FACTS)
+        sound = facts.get("model_sha256") == sha256_of_file(folder / _MODEL)
+        if facts.get("weights_sha256") == key and sound:
+            return Int8Copy(folder, facts)
+    return None
+
+
+def _make(bundle: Bundle, key: str) -> Int8Copy:
+    folders = _folders(bundle, key)
+    # The parent is what must be writable: the folder is renamed into it when complete.
+    writable = [folder for folder in folders[:-1] if os.access(folder.parent, os.W_OK)]
+    content = _converted(bundle)
+    with folder_beside((writable or folders[-1:])[0]) as building:
+        (building / _MODEL).write_bytes(content)
+        facts = {
+            "weights_sha256": key,
+            "model_sha256": sha256_of_file(building / _MODEL),
+            "weights": "int8, one scale per output channel",
+            "activations": "int8 while running, ranges of each image; no representative images",
+            "backbone": bundle.architecture.backbone,
+            "input_size": list(bundle.input_size),
+            "classes": list(bundle.classes),
+            "dermlens_version": __version__,
+        }
+        write_json(building / _FACTS, facts)
+    return Int8Copy((writable or folders[-1:])[0], facts)
+
+
+def _converted(bundle: Bundle) -> bytes:
+    import tensorflow as tf
+
+    if bundle.model.dtype_policy.compute_dtype != "float32":
+        raise ModelError(
+            "A mixed-precision model has no int8 copy. Load the bundle with load_bundle, which "
+            "builds it in float32."
+        )
+
+    def run(image: Any) -> dict[str, Any]:
+        return {"logits": tf.cast(bundle.model(image, training=False), tf.float32)}
+
+    return to_litert(
+        frozen_function(run, bundle.input_size),
+        ["logits"],
+        "dynamic",
+        name=bundle.architecture.backbone,
+        instead="Use the scorer float32.",
+    )

@@ -1,0 +1,151 @@
+"""Do maps made with the int8 copy of a model agree with those of the model itself?
+
+Same images, same classes, same random masks: what differs is the evaluator alone. Pearson's r of
+the raw maps and the overlap of their strongest fifth are kept with the copy, and decide whether
+it is used unasked (``explain.scorers``).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermlens.data.images import load_image
+from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
+from dermlens.errors import UsageError
+from dermlens.explain.registry import METHODS, create
+from dermlens.explain.scorers import SUFFICIENT_CORRELATION
+from dermlens.model.bundle import Bundle
+from dermlens.model.int8_copy import int8_copy
+from dermlens.progress import progress
+from dermlens.quality.agreement import TOP_SHARE, top_overlap
+
+SCORED: tuple[str, ...] = ("occlusion", "lime", "shap", "rise")
+"""Methods that can use another evaluator than the Keras model."""
+
+
+def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Pearson's r of two maps (H, W); two constant maps agree (1), one does not (0).
+
+    Example:
+        >>> round(map_correlation(np.array([[1.0, 2.0]]), np.array([[5.0, 9.0]])), 6)
+        1.0
+    """
+    flat = [np.asarray(values, np.float64).ravel() for values in (first, second)]
+    spreads = [float(np.ptp(values)) for values in flat]
+    if min(spreads) == 0.0:
+        return float(max(spreads) == 0.0)
+    return float(np.clip(np.corrcoef(flat[0], flat[1])[0, 1], -1.0, 1.0))
+
+
+def images_of_split(
+    data: Path, split: str, n: int, size: tuple[int, int], *, seed: int = 0
+) -> np.ndarray:
+    """Return about ``n`` images of a split, of every diagnosis its share: uint8 (N, H, W, 3).
+
+    Raises:
+        DataError: If the data set is not split, or the split is empty.
+    """
+    table = sample_in_proportion(select_split(read_manifest(data), split), n, seed)
+    return np.stack([load_image(Path(data) / path, size) for path in table.path])
+
+
+def measure_scorer(
+    bundle: Bundle,
+    images: np.ndarray,
+    *,
+    methods: Sequence[str] = SCORED,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    source: str = "given images",
+    batch_size: int = 16,
+    seed: int = 0,
+) -> tuple[dict[str, Any], Path]:
+    """Make the int8 copy if need be, compare its maps with the model's, and keep the result.
+
+    The class explained is the one the bundle decides on, the same for both.
+
+    Args:
+        bundle: Trained model.
+        images: uint8 (N, H, W, 3) at the model's input size.
+        methods: Some of ``SCORED``.
+        options: Arguments of methods, by name; default those of the command line.
+        source: What the images are, in words.
+        batch_size: Images per pass.
+        seed: Sets everything random.
+
+    Returns:
+        What was measured: ``images``, ``source`` and by method ``pearson`` (mean over images),
+        ``lowest_pearson``, ``top_20_iou`` (mean), ``forward_passes`` and the seconds per image of
+        both; and the file it was written to.
+
+    Raises:
+        UsageError: If a method cannot use a scorer, or there are no images.
+        ModelError: If the copy cannot be made.
+    """
+    unable = [name for name in methods if METHODS[name].family != "perturbation"]
+    if unable or not methods:
+        raise UsageError(
+            f"Only methods that look at changed images have a scorer, not {', '.join(unable)}. "
+            f"Use some of: {', '.join(SCORED)}."
+        )
+    if len(images) == 0:
+        raise UsageError("Agreement cannot be measured without images. Give at least one.")
+    copy = int8_copy(bundle)
+    scorer = copy.scorer(bundle.model)
+    goals = bundle.calibration.decide(bundle.logits(images, batch_size=batch_size))
+    results: dict[str, Any] = {}
+    with progress("Comparing scorers", len(methods) * len(images)) as advance:
+        for name in methods:
+            pair = _pair(bundle, scorer, name, (options or {}).get(name, {}))
+            rows = []
+            for image, goal in zip(images, goals, strict=True):
+                made = [
+                    one.attribute(image[None], int(goal), batch_size=batch_size, seed=seed)
+                    for one in pair
+                ]
+                rows.append(_compared(made))
+                advance(1, name)
+            results[name] = _summary(rows)
+    measured = {"source": source, "images": len(images), "seed": seed, "methods": results}
+    return measured, copy.store_agreement(measured)
+
+
+def _pair(bundle: Bundle, scorer: Any, name: str, options: Mapping[str, Any]) -> list[Any]:
+    return [
+        create(name, bundle.model, classes=bundle.classes, scorer=one, **options)
+        for one in (None, scorer)
+    ]
+
+
+def _compared(made: Sequence[Any]) -> dict[str, float]:
+    exact, copied = made
+    return {
+        "pearson": map_correlation(exact.maps[0], copied.maps[0]),
+        "top_20_iou": float(top_overlap(exact.maps, copied.maps, TOP_SHARE)[0]),
+        "forward_passes": exact.cost.forward,
+        "float32_seconds": exact.cost.seconds,
+        "int8_seconds": copied.cost.seconds,
+    }
+
+
+def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    lowest = min(row["pearson"] for row in rows)
+    # The first image of each also pays for tracing.
+    for name in ("float32_seconds", "int8_seconds"):
+        mean[name] = float(np.median([row[name] for row in rows]))
+    return {"pearson": mean.pop("pearson"), "lowest_pearson": lowest, **mean}
+
+
+def agreement_lines(measured: Mapping[str, Any]) -> list[str]:
+    """Say what was measured, one line per method."""
+    lines = [f"int8 copy against the Keras model on {measured['source']}:"]
+    for name, row in measured["methods"].items():
+        used = "used unasked" if row["pearson"] >= SUFFICIENT_CORRELATION else "only on request"
+        lines.append(
+            f"{name}: r {row['pearson']:.4f} (lowest {row['lowest_pearson']:.4f}), strongest fifth "
+            f"IoU {row['top_20_iou']:.3f}, {row['float32_seconds']:.2f} s and "
+            f"{row['int8_seconds']:.2f} s an image; {used}"
+        )
+    return lines

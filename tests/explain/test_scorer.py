@@ -1,0 +1,260 @@
+"""The int8 copy: it agrees, it is kept and made again, and it is never used silently."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dermlens.errors import ExplanationError, ModelError, UsageError
+from dermlens.explain.lime import LIME
+from dermlens.explain.occlusion import Occlusion
+from dermlens.explain.perturbation import MaskedModel
+from dermlens.explain.registry import create, create_several
+from dermlens.explain.scorers import choose_scorers, trusted_methods
+from dermlens.files import read_json, write_json
+from dermlens.model import int8_copy as copies
+from dermlens.model.bundle import Bundle, load_bundle
+from dermlens.model.int8_copy import find_int8_copy, int8_copy
+from dermlens.quality.scorer_agreement import (
+    agreement_lines,
+    images_of_split,
+    map_correlation,
+    measure_scorer,
+)
+from dermlens.report.explanation import describe, explain_files
+from explain_networks import linear_network, smooth_images
+from serving_support import SIZE, picture, save_untrained, untrained_bundle
+
+SMALL: dict[str, dict[str, Any]] = {
+    "occlusion": {"patch": 12, "stride": 6},
+    "lime": {"segments": 8, "samples": 60},
+    "shap": {"segments": 8, "samples": 60},
+    "rise": {"samples": 60, "cells": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test may write into the user's real cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("scorer") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def bundle(saved: Path) -> Bundle:
+    loaded = load_bundle(saved)
+    int8_copy(loaded)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return smooth_images(3, SIZE)
+
+
+def test_logits_agree_and_do_not_depend_on_the_batch(bundle: Bundle, images: np.ndarray) -> None:
+    scorer = int8_copy(bundle).scorer(bundle.model)
+    made, exact = scorer.logits(images.astype(np.float32)), bundle.logits(images)
+    assert made.shape == exact.shape and made.dtype == np.float32
+    assert np.abs(made - exact).max() < 0.05 * np.abs(exact).max()
+    assert np.abs(made - exact).max() > 0, "this is not a copy in whole numbers"
+    one_by_one = np.concatenate([scorer.logits(i[None].astype(np.float32)) for i in images])
+    np.testing.assert_array_equal(made, one_by_one)
+
+
+def test_measured_agreement_is_kept_and_makes_the_copy_the_default(
+    bundle: Bundle, images: np.ndarray
+) -> None:
+    assert choose_scorers(bundle, list(SMALL)) == {}, "nothing was measured yet"
+    measured, path = measure_scorer(bundle, images, options=SMALL, batch_size=8)
+    assert measured["images"] == 3 and set(measured["methods"]) == set(SMALL)
+    for name, row in measured["methods"].items():
+        assert row["pearson"] > 0.99, name
+        assert row["lowest_pearson"] <= row["pearson"] < 1.0, "the model was compared with itself"
+        assert 0.5 < row["top_20_iou"] <= 1.0
+    assert path == bundle.path / "int8" / "agreement.json"
+    assert len(agreement_lines(measured)) == 5
+    assert set(choose_scorers(bundle, ["grad_cam", *SMALL])) == set(SMALL)
+
+    stored = read_json(path)
+    stored["methods"]["lime"]["pearson"] = 0.9899
+    del stored["methods"]["rise"]
+    write_json(path, stored)
+    assert trusted_methods(bundle, list(SMALL)) == ["occlusion", "shap"]
+    assert choose_scorers(bundle, list(SMALL), "float32") == {}
+    write_json(path, {**stored, "model_sha256": "of another copy"})
+    assert trusted_methods(bundle, list(SMALL)) == []
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_result_names_what_evaluated_the_images(
+    name: str, bundle: Bundle, images: np.ndarray
+) -> None:
+    scorer = choose_scorers(bundle, [name], "int8")[name]
+    exact = create(name, bundle.model, **SMALL[name]).attribute(images[:1], "mel", batch_size=8)
+    copied = create(name, bundle.model, scorer=scorer, **SMALL[name]).attribute(
+        images[:1], "mel", batch_size=8
+    )
+    assert exact.details["scorer"] == describe(exact)["scorer"] == "float32"
+    assert copied.details["scorer"] == describe(copied)["scorer"] == "int8"
+    assert exact.cost.forward == copied.cost.forward
+    assert map_correlation(exact.maps[0], copied.maps[0]) > 0.98
+    assert not np.array_equal(exact.maps, copied.maps), "the scorer was accepted and ignored"
+
+
+class Recording:
+    """A scorer that notes what it is given."""
+
+    name = "recording"
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        self.seen.append(images.copy())
+        return images.sum(axis=(1, 2))
+
+    def check(self, model: Any) -> None:
+        pass
+
+
+def test_masked_images_reach_the_scorer_batch_by_batch() -> None:
+    """Exactly the covered images, none of the padding, never more than a batch at once."""
+    recording = Recording()
+    model = linear_network(np.zeros((8, 12, 3, 3)))
+    explainer = Occlusion(model, patch=4, stride=4, fill="black", scorer=recording)
+    image = smooth_images(1, (8, 12)).astype(np.float32)
+    result = explainer.attribute(image, 0, batch_size=3)
+    assert [len(batch) for batch in recording.seen] == [3, 3, 1]
+    expected = [image[0]]
+    for top, left, bottom, right in result.details["boxes"][0]:
+        covered = image[0].copy()
+        covered[top:bottom, left:right] = 0.0
+        expected.append(covered)
+    np.testing.assert_allclose(np.concatenate(recording.seen), expected)
+    blocks = image[0, ..., 0].reshape(2, 4, 3, 4).sum(axis=(1, 3))
+    np.testing.assert_allclose(result.maps[0], np.kron(blocks, np.ones((4, 4))), rtol=1e-4)
+    assert result.cost.forward == 7
+
+
+def test_shared_masks_use_a_scorer_only_if_both_methods_have_it(bundle: Bundle) -> None:
+    recording = Recording()
+    pair = ("lime", "shap")
+    both = create_several(pair, bundle.model, scorers=dict.fromkeys(pair, recording))
+    one = create_several(pair, bundle.model, scorers={"lime": recording})
+    assert [explainer.scorer for explainer in both.values()] == [recording, recording]  # type: ignore[attr-defined]
+    assert [explainer.scorer for explainer in one.values()] == [None, None]  # type: ignore[attr-defined]
+    alone = create_several(("lime",), bundle.model, scorers={"lime": recording})["lime"]
+    assert isinstance(alone, LIME) and alone.scorer is recording
+
+
+def test_copy_is_reused_and_made_again_when_weights_change(
+    bundle: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = int8_copy(bundle)
+    scorer = first.scorer(bundle.model)
+    explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
+    kernel = bundle.model.get_layer("logits").kernel
+    before = kernel.numpy()
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "_converted", lambda _: pytest.fail("made a second time"))
+        assert int8_copy(bundle).facts == first.facts
+    try:
+        kernel.assign(before[:, ::-1])
+        assert find_int8_copy(bundle) is None
+        with pytest.raises(ExplanationError, match="weights have changed"):
+            explainer.attribute(images[:1], "mel")
+        with pytest.raises(ModelError, match="other weights"):
+            first.scorer(bundle.model)
+        again = int8_copy(bundle)
+        assert again.folder == first.folder and again.facts != first.facts
+        made = again.scorer(bundle.model).logits(images.astype(np.float32))
+        exact = bundle.logits(images)
+        assert np.abs(made - exact).max() < 0.05 * np.abs(exact).max()
+    finally:
+        kernel.assign(before)
+        int8_copy(bundle)
+
+
+def test_damaged_copy_is_not_used(bundle: Bundle) -> None:
+    copy = int8_copy(bundle)
+    (copy.folder / "model.tflite").write_bytes(b"no longer a model")
+    assert find_int8_copy(bundle) is None
+    assert int8_copy(bundle).facts["weights_sha256"] == copy.facts["weights_sha256"]
+    assert find_int8_copy(bundle) is not None
+    assert sorted(path.name for path in copy.folder.iterdir()) == ["copy.json", "model.tflite"]
+
+
+def test_user_cache_where_the_bundle_cannot_be_written(
+    saved: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    place = Path(shutil.copytree(saved, tmp_path / "read-only", ignore=lambda *_: {"int8"}))
+    loaded = load_bundle(place)
+    monkeypatch.setattr(copies.os, "access", lambda path, mode: Path(path) != place)
+    monkeypatch.setattr(copies, "_converted", lambda _: b"content")
+    made = int8_copy(loaded)
+    assert made.folder.is_relative_to(cache) and not (place / "int8").exists()
+    monkeypatch.setattr(copies, "_converted", lambda _: pytest.fail("made a second time"))
+    assert int8_copy(loaded).folder == made.folder
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(copies, "_converted", lambda _: b"content")
+    nowhere = untrained_bundle()
+    assert int8_copy(nowhere).folder.is_relative_to(cache), "a bundle in memory has no folder"
+
+
+def test_explanations_of_files_name_the_scorer(bundle: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "photo.png"
+    picture(0).save(file)
+    for choice, expected in ((None, "float32"), ("int8", "int8"), ("float32", "float32")):
+        out = tmp_path / str(choice)
+        explain_files(bundle, [file], out, methods="grad_cam,occlusion", scorer=choice)
+        facts = json.loads((out / "photo" / "explanation.json").read_text())["methods"]
+        assert facts["occlusion"]["scorer"] == expected
+        assert "scorer" not in facts["grad_cam"]
+    with pytest.raises(UsageError, match="Unknown scorer 'int4'"):
+        explain_files(bundle, [file], tmp_path / "no", methods="occlusion", scorer="int4")
+
+
+def test_measuring_is_refused_where_it_means_nothing(
+    bundle: Bundle, images: np.ndarray, prepared: Path
+) -> None:
+    with pytest.raises(UsageError, match="grad_cam"):
+        measure_scorer(bundle, images, methods=["grad_cam"])
+    with pytest.raises(UsageError, match="at least one"):
+        measure_scorer(bundle, images[:0])
+    chosen = images_of_split(prepared, "validation", 7, SIZE)
+    assert chosen.shape == (7, *SIZE, 3) and chosen.dtype == np.uint8
+
+
+def test_map_correlation() -> None:
+    flat, slope = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
+    assert map_correlation(flat, flat) == 1.0 and map_correlation(flat, slope) == 0.0
+    assert map_correlation(slope, -slope) == pytest.approx(-1.0)
+
+
+def test_scorer_is_traced_once_for_any_image() -> None:
+    recording = Recording()
+    masked = MaskedModel(
+        linear_network(np.zeros((4, 6, 3, 3))),
+        lambda shared, kept: 1.0 - shared[None] * kept[:, :1, None],
+        2,
+        Occlusion(linear_network(np.zeros((4, 6, 3, 3)))).network.cost,
+        scorer=recording,
+    )
+    area = np.zeros((4, 6), np.float32)
+    area[0] = 1.0
+    for image in smooth_images(3, (4, 6)).astype(np.float32):
+        masked.logits(image, np.zeros_like(image), area, np.ones((3, 1), np.float32))
+    assert masked.traces == 1 and masked.cost.forward == 9
+    assert (np.concatenate(recording.seen)[:, 0] == 0).all()
