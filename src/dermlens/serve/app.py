@@ -206,6 +206,8 @@ def _upload_folder() -> Uploads:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Seconds until the end of a session is noticed.
+    os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
     uploads = Uploads(folder, kept=folder / "examples")
     atexit.register(uploads.close)
     uploads.start()

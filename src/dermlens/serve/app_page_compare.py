@@ -208,7 +208,7 @@ def _ink(red: int, green: int, blue: int) -> str:
     """Return the text color with the larger contrast (WCAG relative luminance)."""
     share = np.array([red, green, blue]) / 255
     linear = np.where(share <= 0.03928, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    return "#fff" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "#101820"
+    return "#fff" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "#000"
 
 
 def _card(title: str, picture: str, caption: str) -> str:

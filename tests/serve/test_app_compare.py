@@ -1,0 +1,185 @@
+"""The Compare and Batch tabs without a server: what they do and what they show."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermlens.errors import UsageError
+from dermlens.report.comparer import Comparer
+from dermlens.serve import app_batch, app_page_compare
+from dermlens.serve.app_actions import DECISION, Actions, Analysis
+from dermlens.serve.app_desk import Desk
+from dermlens.serve.app_explaining import Explaining, Progress
+from dermlens.serve.app_tabs import name_of
+from dermlens.serve.app_tabs_compare import maps_file
+from serving_support import text_of, untrained_bundle
+
+METHODS = ["grad_cam", "integrated_gradients"]
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return Desk(untrained_bundle())
+
+
+@pytest.fixture(scope="module")
+def analysis(desk: Desk, lesion: Path) -> Analysis:
+    return desk.actions.analyze(lesion)
+
+
+@pytest.fixture(scope="module")
+def states(desk: Desk, analysis: Analysis) -> list[Progress]:
+    return list(desk.explaining.compare(analysis, METHODS, "mel", "vasc"))
+
+
+def test_comparison_is_what_the_command_computes(
+    desk: Desk, analysis: Analysis, states: list[Progress]
+) -> None:
+    expected = Comparer(desk.bundle, METHODS).compare(analysis.image, target="mel", against="vasc")
+    found = states[-1].comparison
+    assert tuple(found.combined) == tuple(METHODS)
+    for name in METHODS:
+        np.testing.assert_allclose(
+            found.combined[name].maps, expected.combined[name].maps, atol=1e-5
+        )
+    assert found.agreement is not None and expected.agreement is not None
+    np.testing.assert_allclose(found.agreement.consensus, expected.agreement.consensus, atol=1e-6)
+    assert found.reading.others == expected.reading.others
+    assert found.summary == expected.summary
+    loaded = np.load(io.BytesIO(maps_file(found)))
+    np.testing.assert_array_equal(loaded["grad_cam"], found.combined["grad_cam"].maps[0])
+
+
+def test_every_part_is_shown_when_it_is_ready(analysis: Analysis, states: list[Progress]) -> None:
+    assert [s.running for s in states] == [*METHODS, "agreement", "scales", "discrimination", None]
+    assert [s.done for s in states] == [1, 2, 3, 4, 5, 6] and states[0].total == 6
+    pages = [text_of(app_page_compare.comparison(analysis.display, s)) for s in states]
+    assert "2 of 6: Grad-CAM." in pages[0] and "1. Methods" not in pages[0]
+    assert "1. Methods" in pages[1] and "2. How far" not in pages[2]
+    assert "2. How far" in pages[3] and "3. Several" not in pages[3]
+    assert "3. Several" in pages[4] and "4. Why" not in pages[4]
+    assert "Complete." in pages[5] and "Summary" in pages[5]
+    assert pages[5].index("Summary") < pages[5].index("1. Methods")
+    stopped = text_of(app_page_compare.comparison(analysis.display, states[2], stopped=True))
+    assert stopped.startswith("Stopped after 3 of 6 parts.")
+
+
+def test_warnings_stand_before_the_sentences(analysis: Analysis, states: list[Progress]) -> None:
+    text = text_of(app_page_compare.comparison(analysis.display, states[-1]))
+    summary = states[-1].comparison.summary
+    assert summary is not None and summary.doubts
+    sentence = " ".join(summary.sentences["diagnosis"].replace("\xa0", " ").split())
+    for doubt in summary.doubts:
+        assert text.index(" ".join(doubt.text.replace("\xa0", " ").split())) < text.index(sentence)
+
+
+def test_matrix_cells_are_readable_on_their_color() -> None:
+    for value in np.linspace(-1, 1, 21):
+        html = app_page_compare.matrix_table(np.full((1, 1), value), ["A"], signed=True)
+        ground, ink = html.split("background:rgb(")[1].split(")")[0], html.split(";color:")[1][:7]
+        levels = [int(part) for part in ground.split(",")]
+        text = (255, 255, 255) if ink.startswith("#fff") else (0, 0, 0)
+        assert contrast(levels, text) >= 4.5
+
+
+def contrast(first: Any, second: Any) -> float:
+    """The contrast of two colors as WCAG 2 defines it."""
+
+    def luminance(color: Any) -> float:
+        share = np.array(color) / 255
+        linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_wrong_choices_are_refused(desk: Desk, analysis: Analysis) -> None:
+    for methods, target, against in (
+        ([], DECISION, DECISION),
+        (["magic"], DECISION, DECISION),
+        (["grad_cam"], "moles", DECISION),
+        (["grad_cam"], "mel", "mel"),
+    ):
+        with pytest.raises(UsageError):
+            next(desk.explaining.compare(analysis, methods, target, against))
+
+
+def test_one_visitor_waits_for_another(desk: Desk, analysis: Analysis) -> None:
+    explaining = Explaining(desk.actions)
+    steps = explaining.explain(analysis, ["grad_cam"])
+    next(steps)
+    assert not explaining._running.locked()
+    first, second = (
+        explaining.compare(analysis, ["grad_cam"]),
+        explaining.compare(analysis, METHODS),
+    )
+    assert next(first).total == 5 and next(second).total == 6
+    assert tuple(next(second).comparison.combined) == ("grad_cam",)
+
+
+def test_desk_analyzes_an_image_once_per_session(
+    desk: Desk, lesion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    analyze = desk.actions.analyze
+    monkeypatch.setattr(desk.actions, "analyze", lambda path: calls.append(path) or analyze(path))
+    desk.analyze("ann", str(lesion))
+    *_, last = desk.explain("ann", str(lesion), ["grad_cam"], DECISION)
+    assert len(calls) == 1 and desk.shown("ann", "explanation") is last
+    list(desk.explain("bob", str(lesion), ["grad_cam"], DECISION))
+    assert len(calls) == 2
+    desk.forget("ann")
+    assert desk.shown("ann", "analysis") is None and desk.shown("bob", "analysis") is not None
+    with pytest.raises(UsageError, match="no image yet"):
+        next(desk.explain("ann", None, ["grad_cam"], DECISION))
+
+
+def test_names_of_downloads_are_harmless() -> None:
+    assert name_of("/tmp/a/lesion 1.png") == "lesion_1"
+    assert name_of('/tmp/"><script>.png') == "script"
+    assert name_of("/tmp/\u200b.png") == "image"
+
+
+def test_batch_table_and_csv(actions: Actions, lesion: Path, tmp_path: Path) -> None:
+    plain, broken = tmp_path / "plain.png", tmp_path / "broken.png"
+    Image.new("RGB", (300, 200), (200, 160, 150)).save(plain)
+    broken.write_bytes(b"no image")
+    files = [("lesion.png", lesion), ("=1+1.png", plain), ("../../broken.png", broken)]
+    states = list(app_batch.analyze_many(actions, files))
+    assert [len(rows) for rows in states] == [1, 2, 3]
+    table = app_batch.shown_table(actions, states[-1])
+    assert tuple(table.columns) == app_batch.COLUMNS
+    assert list(table.Verdict) == ["answers", "abstains", "not read"]
+    assert list(table.File) == ["lesion.png", "=1+1.png", "broken.png"]
+    assert "No lesion stands out" in table.Reason[1] and "cannot be decoded" in table.Reason[2]
+    expected = actions.analyze(lesion)
+    assert table.Melanoma[0] == pytest.approx(expected.probabilities[4], abs=5e-4)
+    rows = list(csv.DictReader(io.StringIO(app_batch.as_csv(actions, states[-1]))))
+    assert rows[1]["file"] == "'=1+1.png" and rows[1]["abstain"] == "True"
+    assert rows[2]["predicted"] == "" and rows[2]["error"].endswith(".")
+    found = [float(rows[0][f"probability_{c}"]) for c in actions.bundle.classes]
+    np.testing.assert_allclose(found, expected.probabilities, rtol=1e-5)
+    assert app_batch.as_data(actions, states[-1])[0]["logits"]["mel"] == pytest.approx(
+        float(expected.logits[4])
+    )
+
+
+@pytest.fixture(scope="module")
+def actions(desk: Desk) -> Actions:
+    return desk.actions
+
+
+def test_batches_have_limits(
+    actions: Actions, lesion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="101 files were given; up to 100"):
+        next(app_batch.analyze_many(actions, [("a.png", lesion)] * 101))
+    monkeypatch.setattr(app_batch, "MAX_BATCH_BYTES", lesion.stat().st_size)
+    with pytest.raises(UsageError, match="together"):
+        next(app_batch.analyze_many(actions, [("a.png", lesion)] * 2))

@@ -1,0 +1,326 @@
+"""The page behind a real server: every endpoint, limits, what a visitor must not reach."""
+
+import base64
+import io
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermlens.diagnoses import DIAGNOSES
+from dermlens.serve.app_actions import DECISION, Actions
+from serving_support import picture, text_of, untrained_bundle
+
+SENTENCES = {
+    "text": "cannot be decoded as an image",
+    "empty": "empty",
+    "cut": "damaged or cut off",
+    "svg": "cannot be decoded as an image",
+    "bomb": "far more than the 50 million pixels|pixels, more than",
+}
+
+
+@pytest.fixture(scope="module")
+def client(served: Any) -> Any:
+    from gradio_client import Client
+
+    return Client(served.url, verbose=False)
+
+
+def sent(path: Path) -> Any:
+    from gradio_client import handle_file
+
+    return handle_file(str(path))
+
+
+def test_endpoints_are_named_typed_and_described(client: Any) -> None:
+    described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    names = {"/analyze", "/explain", "/compare", "/report", "/maps", "/batch"}
+    assert set(described) == names
+    for endpoint in described.values():
+        assert endpoint["description"].endswith(".")
+        for parameter in endpoint["parameters"]:
+            assert parameter["label"] and parameter["type"]
+    given = [p["parameter_name"] for p in described["/compare"]["parameters"]]
+    assert given == ["image", "methods", "target", "against", "color_map"]
+
+
+def test_analyze(client: Any, lesion: Path) -> None:
+    actions = Actions(untrained_bundle())
+    expected = actions.analyze(lesion)
+    answer, overlay, facts, _ = client.predict(sent(lesion), api_name="/analyze")
+    assert facts["decision"] == actions.bundle.classes[expected.decision]
+    assert facts["probabilities"]["mel"] == pytest.approx(expected.probabilities[4], abs=1e-5)
+    assert facts["abstain"] is False and facts["usability"]["shorter_side"] == 240
+    assert DIAGNOSES[expected.decision].name in text_of(answer)
+    assert "data:image/jpeg;base64," in overlay and "data:image/png;base64," in overlay
+
+
+def test_explain_gives_each_method_when_it_is_ready(client: Any, lesion: Path) -> None:
+    job = client.submit(sent(lesion), ["grad_cam", "layer_cam"], "bcc", api_name="/explain")
+    cards, explained = job.result()
+    assert [facts["running"] for _, facts in job.outputs()] == ["grad_cam", "layer_cam", None]
+    assert explained["target"] == "bcc" and list(explained["methods"]) == ["grad_cam", "layer_cam"]
+    assert cards.count("<article") == 2
+
+
+def test_compare_streams_its_parts_and_gives_report_and_maps(client: Any, lesion: Path) -> None:
+    methods = ["grad_cam", "integrated_gradients"]
+    job = client.submit(sent(lesion), methods, "mel", "nv", api_name="/compare")
+    page, numbers = job.result()
+    running = [facts["running"] for _, facts in job.outputs()]
+    assert running == [*methods, "agreement", "scales", "discrimination", None]
+    assert numbers["target"] == "mel" and "nv" in numbers["compared_with"]
+    text = text_of(page)
+    parts = ["Summary", "1. Methods side by side", "2. How far they agree", "3. Several scales"]
+    places = [text.index(part) for part in [*parts, "4. Why this diagnosis and not another"]]
+    assert places == sorted(places)
+    for warning in numbers["warnings"]:
+        assert places[0] < text.index(" ".join(warning["text"].replace("\xa0", " ").split()))
+    report = client.predict(api_name="/report")
+    assert (report["name"], report["type"]) == ("lesion.html", "text/html")
+    html = base64.b64decode(report["base64"]).decode()
+    assert html.startswith("<!DOCTYPE html>") and "not a medical device" in html
+    maps = np.load(io.BytesIO(base64.b64decode(client.predict(api_name="/maps")["base64"])))
+    assert {*methods, "consensus", "scale__fused", "contrast__nv__grad_cam"} <= set(maps.files)
+
+
+def test_report_needs_a_complete_comparison(served: Any) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match="no complete comparison"):
+        Client(served.url, verbose=False).predict(api_name="/report")
+
+
+def test_batch_has_a_row_for_every_file(
+    client: Any, lesion: Path, bad_files: dict[str, Path]
+) -> None:
+    files = [sent(lesion), *(sent(path) for path in bad_files.values())]
+    status, table, file, facts = client.predict(files, api_name="/batch")
+    assert "6 files" in text_of(status) and "5 could not be read" in text_of(status)
+    assert [row["file"] for row in facts] == ["lesion.png", *(p.name for p in bad_files.values())]
+    assert facts[0]["error"] is None and facts[0]["probabilities"]
+    assert all(row["error"].endswith(".") and "probabilities" not in row for row in facts[1:])
+    assert table["headers"][:2] == ["File", "Verdict"]
+    assert [row[1] for row in table["data"][1:]] == ["not read"] * 5
+    lines = base64.b64decode(file["base64"]).decode().splitlines()
+    assert lines[0].startswith("file,predicted,abstain") and len(lines) == 7
+
+
+def test_bad_files_are_refused_with_a_sentence_and_the_server_lives_on(
+    client: Any, lesion: Path, bad_files: dict[str, Path]
+) -> None:
+    from gradio_client.exceptions import AppError
+
+    for kind, path in bad_files.items():
+        for endpoint, more in (("/analyze", ()), ("/explain", (["grad_cam"], DECISION))):
+            with pytest.raises(AppError, match=SENTENCES[kind]) as refused:
+                client.predict(sent(path), *more, api_name=endpoint)
+            assert "Traceback" not in str(refused.value) and "/tmp" not in str(refused.value)
+    with pytest.raises(AppError, match="no image yet"):
+        client.predict(None, ["grad_cam"], DECISION, api_name="/explain")
+    with pytest.raises(AppError, match="no files yet"):
+        client.predict(None, api_name="/batch")
+    assert client.predict(sent(lesion), api_name="/analyze")[2]["note"]
+
+
+def call(url: str, endpoint: str, data: list[Any], **more: Any) -> tuple[str, Any]:
+    """Call an endpoint over plain HTTP; the last event and its data."""
+    began = httpx.post(f"{url}gradio_api/call/{endpoint}", json={"data": data, **more})
+    began.raise_for_status()
+    event = "none"
+    with httpx.stream(
+        "GET", f"{url}gradio_api/call/{endpoint}/{began.json()['event_id']}", timeout=60
+    ) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                event = line[7:]
+            elif line.startswith("data: ") and event in ("complete", "error"):
+                return event, json.loads(line[6:])
+    return event, None
+
+
+def upload(url: str, name: str, content: bytes) -> httpx.Response:
+    return httpx.post(f"{url}gradio_api/upload", files={"files": (name, content)}, timeout=60)
+
+
+def as_upload(path: str) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_plain_http(served: Any, lesion: Path) -> None:
+    path = upload(served.url, "lesion.png", lesion.read_bytes()).json()[0]
+    event, data = call(served.url, "analyze", [as_upload(path), "inferno"])
+    assert event == "complete" and set(data[2]["probabilities"]) == {d.code for d in DIAGNOSES}
+    session = {"session_hash": "plain-http"}
+    methods = ["grad_cam", "hires_cam"]
+    request = [as_upload(path), methods, "decision", "decision", "inferno"]
+    assert call(served.url, "compare", request, **session)[0] == "complete"
+    event, data = call(served.url, "maps", [], **session)
+    assert event == "complete" and data[0]["name"] == "lesion.npz"
+
+
+def test_no_file_of_the_server_and_no_other_server_is_reachable(served: Any, lesion: Path) -> None:
+    secret = Path(tempfile.gettempdir()) / "dermlens-test-secret.png"
+    picture(5, 240, 320).save(secret)
+    try:
+        for path in (
+            "/etc/passwd",
+            str(secret),
+            f"{served.uploads}/../dermlens-test-secret.png",
+            "..%2f..%2f..%2fetc%2fpasswd",
+            "http://127.0.0.1:9/x",
+            "https://example.org/x.png",
+        ):
+            for route in ("file=", "file/"):
+                answer = httpx.get(f"{served.url}gradio_api/{route}{path}")
+                assert answer.status_code in (403, 404), (route, path)
+                assert "root:" not in answer.text
+        for path in ("/etc/passwd", str(secret), "http://127.0.0.1:9/x.png", "../../etc/passwd"):
+            event, _ = call(served.url, "analyze", [as_upload(path), "inferno"])
+            assert event == "error", path
+            event, _ = call(served.url, "batch", [[as_upload(path)]])
+            assert event == "error", path
+        for unmarked in ({"path": str(secret)}, {"path": f"{served.uploads}/../{secret.name}"}):
+            event, data = call(served.url, "analyze", [unmarked, "inferno"])
+            assert (event, data["error"]) == ("error", "Only uploaded files are read.")
+            assert call(served.url, "batch", [[unmarked]])[0] == "error"
+    finally:
+        secret.unlink()
+
+
+def announced(url: str, length: int) -> bytes:
+    """Return the answer to a request that says how long it is and sends nothing more."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port), timeout=10) as line:
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        line.sendall(head.encode())
+        return line.recv(2000)
+
+
+def test_large_and_unmeasured_requests_are_refused_before_they_are_read(served: Any) -> None:
+    answer = upload(served.url, "large.png", b"x" * (50 * 2**20))
+    assert answer.status_code == 413 and "maximum" in answer.text.lower()
+    address = f"{served.url}gradio_api/upload"
+    assert b" 413 " in announced(served.url, 10**10)
+    answer = httpx.post(address, content=iter([b"x"]), timeout=10)
+    assert answer.status_code == 411
+
+
+def test_path_like_names_stay_in_the_upload_folder(served: Any, lesion: Path) -> None:
+    assert upload(served.url, "..", lesion.read_bytes()).status_code == 400
+    for name in ("../../../evil.png", "/etc/evil.png", "..\\..\\evil.png", "a/b/evil.png"):
+        paths = upload(served.url, name, lesion.read_bytes()).json()
+        assert Path(paths[0]).resolve().is_relative_to(served.uploads.resolve())
+        event, data = call(served.url, "analyze", [as_upload(paths[0]), "inferno"])
+        assert event == "complete"
+    given = {**as_upload(paths[0]), "orig_name": "../../=evil.png"}
+    event, data = call(served.url, "batch", [[given]])
+    assert event == "complete" and data[3][0]["file"] == "=evil.png"
+    table = base64.b64decode(data[2]["base64"]).decode()
+    assert "\n'=evil.png," in table
+
+
+def marked_files(marks: list[bytes]) -> list[Path]:
+    """Return every file under the system's folder for temporary files that holds a mark."""
+    found = []
+    for folder, _, names in os.walk(tempfile.gettempdir()):
+        for path in (Path(folder) / name for name in names):
+            try:
+                small = path.is_file() and path.stat().st_size < 5_000_000
+                if small and any(mark in path.read_bytes() for mark in marks):
+                    found.append(path)
+            except OSError:
+                continue
+    return found
+
+
+def test_no_file_holds_a_marked_image_after_the_session(served: Any, tmp_path: Path) -> None:
+    from gradio_client import Client
+
+    stream = io.BytesIO()
+    mark = os.urandom(24)
+    picture(8, 240, 320).save(stream, "PNG")
+    content = stream.getvalue() + mark
+    assert marked_files([mark]) == []
+    client = Client(served.url, verbose=False)
+    path = upload(served.url, "marked.png", content).json()[0]
+    other = upload(served.url, "second.png", content + b"2").json()[0]
+    client.predict(as_upload(path), api_name="/analyze")
+    client.predict([as_upload(path), as_upload(other)], api_name="/batch")
+    client.submit(as_upload(path), ["grad_cam", "hires_cam"], api_name="/compare").result()
+    client.predict(api_name="/report")
+    assert set(marked_files([mark])) == {Path(path).resolve(), Path(other).resolve()}
+    client.close()
+    deadline = time.monotonic() + 20
+    while marked_files([mark]) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert marked_files([mark]) == []
+    assert not Path(path).parent.exists()
+
+
+def test_twenty_visitors_are_all_served_and_see_their_place(served: Any, lesion: Path) -> None:
+    dependencies = httpx.get(f"{served.url}config").json()["dependencies"]
+    number = next(one["id"] for one in dependencies if one["api_name"] == "analyze")
+    path = upload(served.url, "lesion.png", lesion.read_bytes()).json()[0]
+    answers: list[Any] = []
+    places: list[int] = []
+    barrier = threading.Barrier(20)
+
+    def visit(visitor: int) -> None:
+        session = f"visitor-{visitor}"
+        body = {
+            "data": [as_upload(path), "inferno"],
+            "fn_index": number,
+            "session_hash": session,
+        }
+        barrier.wait()
+        httpx.post(f"{served.url}gradio_api/queue/join", json=body, timeout=60).raise_for_status()
+        address = f"{served.url}gradio_api/queue/data?session_hash={session}"
+        with httpx.stream("GET", address, timeout=60) as stream:
+            for line in stream.iter_lines():
+                message = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if message.get("msg") == "estimation":
+                    places.append(message["rank"])
+                if message.get("msg") == "process_completed":
+                    assert message["success"]
+                    answers.append(message["output"]["data"][2]["decision"])
+                    return
+
+    threads = [threading.Thread(target=visit, args=(one,)) for one in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == 20 and len(set(answers)) == 1
+    assert max(places, default=0) >= 5
+
+
+def test_nothing_is_written_into_the_package_or_the_working_folder(served: Any) -> None:
+    from dermlens.serve import app
+
+    assert not list(Path(app.__file__).parent.glob("*.pyi"))
+    assert not Path(".gradio").exists()
+
+
+def test_decompression_bombs_of_every_format_are_refused(tmp_path: Path) -> None:
+    from dermlens.errors import DataError
+    from dermlens.serve.app_reading import read_upload
+
+    large = Image.new("1", (9000, 9000))
+    for kind in ("png", "tiff", "bmp"):
+        large.save(tmp_path / f"large.{kind}")
+        with pytest.raises(DataError, match="9000 x 9000 pixels, more than the 50 million"):
+            read_upload(tmp_path / f"large.{kind}")
+    with pytest.raises(DataError, match="no longer here"):
+        read_upload(tmp_path / "gone.png")
