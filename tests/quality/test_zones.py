@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
+from dermlens.explain.fills import border_ring
 from dermlens.quality.zones import (
     BORDER,
     CORE,
     RING,
+    RING_SHARE,
     SKIN,
-    border_ring,
     lesion_zones,
     zone_areas,
     zone_shares,
@@ -63,7 +64,7 @@ def test_shares_by_hand_and_one_map_at_a_time() -> None:
 def test_areas() -> None:
     zones = lesion_zones(disk((100, 140), (50, 70), 30))
     assert zone_areas(zones) == pytest.approx([(zones == k).mean() for k in range(4)])
-    assert border_ring((100, 140)).mean() == pytest.approx(1 - 90 * 130 / 14000)
+    assert border_ring((100, 140), RING_SHARE).mean() == pytest.approx(1 - 90 * 130 / 14000)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -7,6 +7,8 @@ from dermlens.errors import UsageError
 FILLS: tuple[str, ...] = ("mean_skin", "blur", "black")
 DARK = 40.0
 """Border pixels up to this mean of RGB are the dark corners of a dermatoscope, not skin."""
+SKIN_RING = 0.1
+"""Width, as a share of the shorter side, of the border ring whose color stands for skin."""
 _BLUR_SHARE = 0.12
 
 Fill = str | tuple[float, float, float] | np.ndarray
@@ -67,9 +69,18 @@ def skin_color(image: np.ndarray) -> np.ndarray:
     return np.median(bright if len(bright) > len(pixels) // 10 else pixels, axis=0)
 
 
-def border_ring(size: tuple[int, ...]) -> np.ndarray:
-    """Return the ring along the image's border, a tenth of the shorter side wide: bool (H, W)."""
-    width = max(1, min(size) // 10)
+def border_ring(size: tuple[int, ...], share: float = SKIN_RING) -> np.ndarray:
+    """Return the ring along the image's border: bool (H, W).
+
+    Args:
+        size: (H, W).
+        share: Width as a share of the shorter side; at least one pixel.
+
+    Example:
+        >>> border_ring((3, 4)).astype(int).tolist()
+        [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
+    """
+    width = max(1, round(share * min(size)))
     ring = np.ones(size, bool)
     ring[width:-width, width:-width] = False
     return ring

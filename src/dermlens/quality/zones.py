@@ -8,6 +8,7 @@ and gel lie there. An automated proxy; it was not validated by clinicians.
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.fills import border_ring
 
 ZONES: tuple[str, ...] = ("core", "border", "skin", "ring")
 """Names by label: lesion core, band along its outline, surrounding skin, image border ring."""
@@ -44,26 +45,13 @@ def lesion_zones(mask: np.ndarray) -> np.ndarray:
     mask = np.asarray(mask, bool)
     if mask.ndim != 2 or mask.size == 0:
         raise UsageError(f"A lesion mask must be (H, W), not of shape {mask.shape}.")
-    zones = np.where(border_ring(mask.shape), RING, SKIN).astype(np.int8)
+    zones = np.where(border_ring(mask.shape, RING_SHARE), RING, SKIN).astype(np.int8)
     zones[mask] = CORE
     if mask.any() and not mask.all():
         half_width = max(1.0, BAND_SHARE * 2 * np.sqrt(mask.sum() / np.pi))
         distance = np.where(mask, distance_transform_edt(mask), distance_transform_edt(~mask))
         zones[distance <= half_width] = BORDER
     return zones
-
-
-def border_ring(size: tuple[int, ...]) -> np.ndarray:
-    """Return the image border ring: bool (H, W), at least one pixel wide.
-
-    Example:
-        >>> border_ring((3, 4)).astype(int).tolist()
-        [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
-    """
-    width = max(1, round(RING_SHARE * min(size)))
-    ring = np.ones(size, bool)
-    ring[width:-width, width:-width] = False
-    return ring
 
 
 def zone_shares(maps: np.ndarray, zones: np.ndarray) -> np.ndarray:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from dermlens.explain.contrast import negative_share
+from dermlens.explain.fills import border_ring
 from dermlens.explain.multiscale import MultiScaleResult
 from dermlens.explain.registry import method
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
-from dermlens.quality.zones import ZONES, border_ring, lesion_zones, zone_areas, zone_shares
+from dermlens.quality.zones import RING_SHARE, ZONES, lesion_zones, zone_areas, zone_shares
 from dermlens.report.comparison import Comparison
 from dermlens.report.facts import ContrastFacts, Facts, odds_of
 
@@ -102,7 +103,7 @@ def _places(lesion: np.ndarray | None, maps: Maps, against: Maps) -> dict[str, A
         return {}
     size = next(iter(maps.values())).shape
     if lesion is None or not lesion.any():
-        ring = border_ring(size)
+        ring = border_ring(size, RING_SHARE)
         return {
             "ring": {n: float(relevance_mass(m[None], ring[None])[0]) for n, m in maps.items()},
             "ring_area": float(ring.mean()),
