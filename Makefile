@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo
+# Test files run in parallel; each stays in one process.
+WORKERS ?= 2
 
 .PHONY: demo test check app clean
 
@@ -9,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/dermlens demo --out $(OUT)
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: .venv/.installed-test
 	$(BIN)/ruff check .
