@@ -7,7 +7,8 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explain.fills import fill_image, skin_color
-from dermlens.explain.occlusion import Occlusion, patch_boxes
+from dermlens.explain.occlusion import Occlusion, patch_boxes, spread_over_boxes
+from dermlens.explain.patch_field import PatchField
 from dermlens.explain.rise import RISE, _soft_masks
 from explain_networks import function_network, linear_network, smooth_images
 
@@ -139,3 +140,118 @@ def test_rise_settings_are_checked() -> None:
     for options in ({"samples": 1}, {"cells": 0}, {"keep": 1.0}, {"keep": 0.0}):
         with pytest.raises(UsageError, match="RISE needs"):
             RISE(linear_network(np.zeros((4, 4, 3, 2))), **options)
+
+
+def wavy_weights(size: tuple[int, int], cycles: float) -> np.ndarray:
+    row, column = np.mgrid[: size[0], : size[1]] / max(size)
+    wave = np.sin(2 * np.pi * cycles * row + 1) + np.cos(2 * np.pi * cycles * column)
+    return np.repeat(wave[..., None, None], 3, axis=2) * np.array([1.0, -0.5])
+
+
+def test_fewer_passes_keep_the_map_of_a_smooth_network() -> None:
+    size = (48, 64)
+    model, image = linear_network(wavy_weights(size, 0.7)), np.full((1, *size, 3), 200.0)
+    dense = Occlusion(model, fill="black").attribute(image, 0)
+    few = Occlusion(model, fill="black", passes=41).attribute(image, 0)
+    assert (dense.cost.forward, few.cost.forward) == (166, 41)
+    assert np.corrcoef(dense.maps.ravel(), few.maps.ravel())[0, 1] > 0.99
+    known = few.details["evaluated"][0]
+    assert known.sum() == 40
+    np.testing.assert_allclose(
+        few.details["effects"][0][known], dense.details["effects"][0][known], rtol=1e-4
+    )
+    assert 0 < few.details["expected_error"][0] < 0.2
+    assert "expected_error" not in dense.details
+    np.testing.assert_array_equal(few.scores, dense.scores)
+
+
+def test_enough_passes_give_the_complete_map_exactly() -> None:
+    weights = np.random.default_rng(0).normal(size=(24, 32, 3, 3))
+    images, model = smooth_images(2, (24, 32)), linear_network(weights)
+    coarse: dict[str, Any] = {"patch": 8, "stride": 4}
+    dense = Occlusion(model, **coarse).attribute(images, "all")
+    same = Occlusion(model, passes=10_000, **coarse).attribute(images, "all")
+    np.testing.assert_array_equal(dense.maps, same.maps)
+    # A tolerance that nothing reaches ends with every patch measured.
+    every = Occlusion(model, tolerance=1e-12, **coarse).attribute(images, "all")
+    assert every.details["evaluated"].all() and every.cost.forward == dense.cost.forward
+    np.testing.assert_allclose(every.maps, dense.maps, rtol=1e-3, atol=0.05)
+    assert (every.details["expected_error"] == 0).all()
+
+
+def test_passes_go_where_the_effect_is() -> None:
+    """Only one place matters, off the middle; skin there shows it, and the rest is plain."""
+    model = function_network((48, 64), lambda pixels: _corner(pixels))
+    image = np.random.default_rng(0).normal(150, 20, (1, 48, 64, 3)).clip(0, 255)
+    dense = Occlusion(model).attribute(image, 0)
+    few = Occlusion(model, passes=48).attribute(image, 0)
+    assert np.corrcoef(dense.maps.ravel(), few.maps.ravel())[0, 1] > 0.97
+    boxes, known = few.details["boxes"][0], few.details["evaluated"][0]
+    near = (boxes[:, 0] < 16) & (boxes[:, 3] > 48)
+    assert known[near].mean() > 1.5 * known[~near].mean()
+
+
+def _corner(pixels: Any) -> Any:
+    import keras
+
+    return keras.ops.sum(pixels[:, 4:12, 50:58], axis=(1, 2)) / 100
+
+
+def test_tolerance_is_kept_and_spends_less_on_the_easier_image() -> None:
+    size = (48, 64)
+    image = np.full((1, *size, 3), 200.0)
+    spent = []
+    for cycles in (0.4, 3.0):
+        model = linear_network(wavy_weights(size, cycles))
+        dense = Occlusion(model, fill="black").attribute(image, 0).maps
+        early = Occlusion(model, fill="black", tolerance=0.1).attribute(image, 0)
+        assert early.details["expected_error"][0] <= 0.1
+        assert np.linalg.norm(early.maps - dense) <= 0.1 * np.linalg.norm(dense)
+        spent.append(early.cost.forward)
+    assert spent[0] < spent[1] <= 166 and (spent[0] - 16) % 8 == 0
+
+
+def test_estimated_maps_do_not_depend_on_batches_or_neighbors() -> None:
+    weights = np.random.default_rng(1).normal(size=(24, 32, 3, 3))
+    images, model = smooth_images(3, (24, 32)), linear_network(weights)
+    together = Occlusion(model, passes=30).attribute(images, 1, batch_size=16)
+    alone = Occlusion(model, passes=30).attribute(images[2:], 1, batch_size=3)
+    assert together.cost.forward == 90 and alone.cost.forward == 30
+    np.testing.assert_array_equal(together.details["evaluated"][2], alone.details["evaluated"][0])
+    np.testing.assert_allclose(together.maps[2], alone.maps[0], rtol=1e-3, atol=0.05)
+    every = Occlusion(model, passes=30).attribute(images, "all")
+    assert every.maps.shape == (3, 3, 24, 32) and every.cost.forward == 90
+    assert every.details["expected_error"].shape == (3, 3)
+
+
+def test_expected_error_is_about_the_true_error() -> None:
+    """Effects drawn from smooth fields: over many, the error expected is the error made."""
+    from scipy.ndimage import gaussian_filter
+
+    boxes = patch_boxes((48, 64), (8, 8), (4, 4))
+    generator, ratios = np.random.default_rng(0), []
+    for _ in range(12):
+        field = gaussian_filter(generator.normal(size=(11, 15)), 1.2).ravel()[None]
+        patches = PatchField(boxes, np.ones((48, 64)))
+        measured = patches.first(48)
+        fit = patches.fit(measured, field[:, measured])
+        maps = [spread_over_boxes(one, boxes, (48, 64)) for one in (field, fit.effects)]
+        true = np.linalg.norm(maps[0] - maps[1]) / np.linalg.norm(maps[1])
+        ratios.append(fit.error[0] / true)
+    assert 0.5 < np.median(ratios) < 2.0
+
+
+def test_no_effect_at_all_is_an_empty_map() -> None:
+    model = linear_network(np.zeros((24, 32, 3, 2)))
+    result = Occlusion(model, passes=20, tolerance=0.1).attribute(smooth_images(1, (24, 32)), 0)
+    assert (result.maps == 0).all() and result.cost.forward == 16
+
+
+def test_bad_budgets_are_refused() -> None:
+    model = linear_network(np.zeros((80, 80, 3, 2)))
+    with pytest.raises(UsageError, match="16 passes or more"):
+        Occlusion(model, passes=15)
+    with pytest.raises(UsageError, match="tolerance"):
+        Occlusion(model, tolerance=1.0)
+    with pytest.raises(UsageError, match="too many to choose from"):
+        Occlusion(model, patch=8, stride=1, passes=40).attribute(np.zeros((1, 80, 80, 3)), 0)

@@ -2,6 +2,9 @@
 
 effect(patch) = score(image) - score(image with the patch replaced); the value of a pixel is the
 mean effect of the patches that cover it, so pixels under many patches do not count more.
+
+With fewer passes than patches, patches are measured where the effect is, and the effects of the
+others are estimated (``patch_field``).
 """
 
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import even_batch
+from dermlens.explain.patch_field import PatchField
 from dermlens.explain.perturbation import (
     Choose,
     Explained,
@@ -24,6 +28,10 @@ from dermlens.explain.perturbation import (
 from dermlens.explain.score import Score
 
 _PATCHES_PER_SHORT_SIDE = 6
+_FIRST = 16
+"""Evaluations before effects are looked at, the unchanged image included."""
+_ROUND = 8
+"""Evaluations between two looks; a constant, so that maps do not depend on the batch size."""
 
 
 def patch_starts(length: int, patch: int, stride: int) -> np.ndarray:
@@ -86,10 +94,16 @@ class Occlusion(PerturbationExplainer):
             shorter side.
         stride: Step in pixels, at most the patch; default half the patch.
         fill: What the patch shows: ``"mean_skin"``, ``"blur"``, ``"black"``, a color or an image.
+        passes: Evaluations per image at most, 16 or more, the unchanged image included; default
+            one for every patch.
+        tolerance: Stop when ``expected_error`` is at most so much; 0 never stops early.
         scorer: Evaluates the covered images in place of the model.
         classes: Codes in the order of the logits.
 
     Result details: ``boxes`` int32 (P, 4) and ``effects`` (N, P), or (N, C, P) for all classes.
+    With ``passes`` or ``tolerance``, effects are estimates where ``evaluated`` (N, P) is False, and
+    ``expected_error`` (N,), or (N, C), is the expected root mean square error of the map relative
+    to the map; a map of relative error e correlates with the complete one by about sqrt(1 - e²).
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
@@ -108,12 +122,22 @@ class Occlusion(PerturbationExplainer):
         patch: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
         fill: Fill = "mean_skin",
+        passes: int | None = None,
+        tolerance: float = 0.0,
         scorer: Scorer | None = None,
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(model, classes=classes)
         self.patch = None if patch is None else _pair(patch, "patch")
         self.stride = None if stride is None else _pair(stride, "stride")
+        if passes is not None and passes < _FIRST:
+            raise UsageError(
+                f"Occlusion needs {_FIRST} passes or more to know where the effect is, not "
+                f"{passes}."
+            )
+        if not 0 <= tolerance < 1:
+            raise UsageError(f"The tolerance of an occlusion is 0..1, not {tolerance}.")
+        self.passes, self.tolerance = passes, tolerance
         self.fill, self.scorer = fill, scorer
         self._models: dict[int, MaskedModel] = {}
 
@@ -141,27 +165,75 @@ class Occlusion(PerturbationExplainer):
     def _one(
         self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
     ) -> Explained:
-        size = (image.shape[0], image.shape[1])
-        boxes = self.boxes(size)
-        jobs = np.concatenate([np.zeros((1, 4), np.int32), boxes])
-        batch = even_batch(len(jobs), batch_size)
+        boxes = self.boxes((image.shape[0], image.shape[1]))
+        budget = len(boxes) + 1 if self.passes is None else self.passes
+        if budget <= len(boxes) or self.tolerance > 0:
+            return self._coarse_to_fine(image, boxes, budget, choose, score, batch_size)
+        batch = even_batch(len(boxes) + 1, batch_size)
+        logits = self._logits(image, [_NOWHERE, *boxes], batch)
+        goals = choose(logits[:1])
+        values = score_values(score, logits)[:, goals].T
+        effects = values[:, :1] - values[:, 1:]
+        return _explained(image, boxes, goals, values[:, 0], effects)
+
+    def _logits(self, image: np.ndarray, boxes: Sequence[np.ndarray], batch: int) -> np.ndarray:
+        """Return logits (n, C) of an image with each box covered."""
         if batch not in self._models:
             self._models[batch] = MaskedModel(
                 self.model, _outside, batch, self.network.cost, scorer=self.scorer
             )
-        logits = self._models[batch].logits(
-            image, fill_image(image, self.fill), np.array(size, np.int32), jobs
-        )
+        extent = np.array(image.shape[:2], np.int32)
+        jobs = np.stack(boxes).astype(np.int32)
+        return self._models[batch].logits(image, fill_image(image, self.fill), extent, jobs)
+
+    def _coarse_to_fine(
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        budget: int,
+        choose: Choose,
+        score: Score,
+        batch_size: int,
+    ) -> Explained:
+        """Measure patches in rounds, each where the last ones say that it helps most."""
+        change = np.sqrt(((image - fill_image(image, self.fill)) ** 2).mean(axis=-1))
+        field, batch = PatchField(boxes, change), even_batch(_ROUND, batch_size)
+        most = min(budget - 1, len(boxes))
+        measured = field.first(min(_FIRST - 1, most))
+        logits = self._logits(image, [_NOWHERE, *boxes[measured]], batch)
         goals = choose(logits[:1])
-        values = score_values(score, logits)[:, goals].T
-        effects = values[:, :1] - values[:, 1:]
-        return Explained(
-            spread_over_boxes(effects, boxes, size),
-            goals,
-            values[:, 0].astype(np.float32),
-            {"effects": effects.astype(np.float32)},
-            {"boxes": boxes},
-        )
+        while True:
+            values = score_values(score, logits)[:, goals].T
+            fit = field.fit(measured, values[:, :1] - values[:, 1:])
+            left = most - len(measured)
+            if left <= 0 or (fit.error <= self.tolerance).all():
+                break
+            added = field.following(fit, measured, min(_ROUND, left))
+            logits = np.concatenate([logits, self._logits(image, list(boxes[added]), batch)])
+            measured = measured + added
+        result = _explained(image, boxes, goals, values[:, 0], fit.effects)
+        result.facts["expected_error"] = fit.error.astype(np.float32)
+        result.once["evaluated"] = np.isin(np.arange(len(boxes)), measured)
+        return result
+
+
+_NOWHERE = np.zeros(4, np.int32)
+
+
+def _explained(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    goals: np.ndarray,
+    values: np.ndarray,
+    effects: np.ndarray,
+) -> Explained:
+    return Explained(
+        spread_over_boxes(effects, boxes, (image.shape[0], image.shape[1])),
+        goals,
+        values.astype(np.float32),
+        {"effects": effects.astype(np.float32)},
+        {"boxes": boxes},
+    )
 
 
 def _outside(size: Any, boxes: Any) -> Any:
