@@ -136,10 +136,49 @@ def _place(pixels: Any) -> Any:
     return keras.ops.mean(pixels[:, 4:8, 26:32], axis=(1, 2))
 
 
+def test_rise_stops_when_the_map_no_longer_changes() -> None:
+    model = function_network((24, 36), _place)
+    image = np.full((1, 24, 36, 3), 100.0)
+    image[0, 4:8, 26:32] = 250.0
+    whole = RISE(model, samples=960, cells=4).attribute(image, 0, seed=2)
+    early = RISE(model, samples=960, cells=4, tolerance=0.25).attribute(image, 0, seed=2)
+    assert whole.details["samples"][0] == 960 and whole.cost.forward == 961
+    spent = int(early.details["samples"][0])
+    assert spent < 960 and spent % 96 == 0 and early.cost.forward == spent + 1
+    assert whole.details["expected_error"][0] < early.details["expected_error"][0] <= 0.25
+    # Had it gone on, the map would have been the same: the masks are drawn beforehand.
+    short = RISE(model, samples=960, cells=4, tolerance=1e-9).attribute(image, 0, seed=2)
+    np.testing.assert_allclose(short.maps, whole.maps, atol=1e-3)
+    assert short.details["samples"][0] == 960
+    again = RISE(model, samples=960, cells=4, tolerance=0.25).attribute(
+        image, 0, seed=2, batch_size=5
+    )
+    assert again.details["samples"][0] == spent
+    np.testing.assert_allclose(again.maps, early.maps, atol=1e-3)
+
+
+def test_rise_knows_its_error() -> None:
+    """The spread over other draws of masks is what every single draw expects."""
+    weights = np.random.default_rng(0).normal(size=(12, 20, 3, 2))
+    model, image = linear_network(weights), smooth_images(1, (12, 20))
+    explainer = RISE(model, samples=150, cells=3)
+    results = [explainer.attribute(image, "all", seed=seed) for seed in range(24)]
+    maps = np.stack([one.maps[0] for one in results])
+    spread = np.sqrt(maps.var(axis=0, ddof=1).mean(axis=(1, 2)))
+    size = np.sqrt((maps**2).mean(axis=(0, 2, 3)))
+    expected = np.sqrt(np.mean([one.details["expected_error"][0] ** 2 for one in results], axis=0))
+    np.testing.assert_allclose(expected, spread / size, rtol=0.25)
+    flat = RISE(linear_network(np.zeros((12, 20, 3, 2))), samples=500, tolerance=0.1)
+    empty = flat.attribute(image, 0)
+    assert empty.details["samples"][0] == 96 and (empty.maps == 0).all()
+
+
 def test_rise_settings_are_checked() -> None:
     for options in ({"samples": 1}, {"cells": 0}, {"keep": 1.0}, {"keep": 0.0}):
         with pytest.raises(UsageError, match="RISE needs"):
             RISE(linear_network(np.zeros((4, 4, 3, 2))), **options)
+    with pytest.raises(UsageError, match="tolerance of RISE"):
+        RISE(linear_network(np.zeros((4, 4, 3, 2))), tolerance=-0.1)
 
 
 def wavy_weights(size: tuple[int, int], cycles: float) -> np.ndarray:

@@ -3,6 +3,10 @@
 Soft random masks, drawn on a coarse grid, enlarged bilinearly and shifted, hide parts of the
 image. The value of a pixel is the mean score of the images in which it was visible, minus the mean
 over all masks, so that zero means no influence.
+
+Masks alternate between two halves, each with a map of its own. Half the difference of the two maps
+is the standard error of their mean, so how far the map still is from that of endless masks is known
+without a longer run.
 """
 
 from collections.abc import Sequence
@@ -25,6 +29,9 @@ from dermlens.explain.perturbation import (
 )
 from dermlens.explain.score import Score
 
+_ROUND = 96
+"""Masks between two looks at the error."""
+
 
 class RISE(PerturbationExplainer):
     """RISE: random soft masks, weighted by the score of what they leave visible.
@@ -35,8 +42,13 @@ class RISE(PerturbationExplainer):
         cells: Cells along the shorter side of the image.
         keep: Probability that a cell stays visible, between 0 and 1.
         fill: What stands for hidden pixels.
+        tolerance: Stop when ``expected_error`` is at most so much; 0 evaluates all samples.
         scorer: Evaluates the masked images in place of the model.
         classes: Codes in the order of the logits.
+
+    Result details: ``samples`` (N,): masks evaluated; ``expected_error`` (N,), or (N, C) for all
+    classes: standard error of the map over other random masks, as its root mean square relative to
+    that of the map.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
@@ -56,6 +68,7 @@ class RISE(PerturbationExplainer):
         cells: int = 7,
         keep: float = 0.5,
         fill: Fill = "mean_skin",
+        tolerance: float = 0.0,
         scorer: Scorer | None = None,
         classes: Sequence[str] = CODES,
     ) -> None:
@@ -63,7 +76,9 @@ class RISE(PerturbationExplainer):
         if samples < 2 or cells < 1 or not 0 < keep < 1:
             raise UsageError("RISE needs 2 or more samples, 1 or more cells and 0 < keep < 1.")
         self.samples, self.cells, self.keep, self.fill = samples, cells, keep, fill
-        self.scorer = scorer
+        if not 0 <= tolerance < 1:
+            raise UsageError(f"The tolerance of RISE is 0..1, not {tolerance}.")
+        self.tolerance, self.scorer = tolerance, scorer
         self._models: dict[int, MaskedModel] = {}
         self._sum: Any = None
 
@@ -98,26 +113,45 @@ class RISE(PerturbationExplainer):
         drawn = self.draw(size, image_generator(seed, image))
         whole = np.ones_like(drawn[:1])
         whole[:, :2, -1] = 0.0
-        batch = even_batch(self.samples + 1, batch_size)
+        # Rounds have a size of their own, so that where RISE stops does not depend on batches.
+        step = self.samples if not self.tolerance else min(_ROUND, self.samples)
+        batch = even_batch(self.samples + 1 if step == self.samples else step, batch_size)
+        extent = np.array(size, np.int32)
+        logits = self._logits(image, extent, np.concatenate([whole, drawn[:step]]), batch)
+        goals = choose(logits[:1])
+        value = score_values(score, logits[:1])[0, goals]
+        halves, count = _Halves(value, size), 0
+        while True:
+            fresh = drawn[count : count + step]
+            # The change of score is summed up, which keeps its digits where scores are large.
+            change = score_values(score, logits[-len(fresh) :])[:, goals] - value
+            halves.add(change, self._sums(extent, fresh, change, count % 2, batch), count)
+            count += len(fresh)
+            maps, error = halves.maps_and_error()
+            if count >= self.samples or (error <= self.tolerance).all():
+                break
+            logits = self._logits(image, extent, drawn[count : count + step], batch)
+        return Explained(
+            maps.astype(np.float32),
+            goals,
+            value.astype(np.float32),
+            {"expected_error": error.astype(np.float32)},
+            {"samples": count},
+        )
+
+    def _logits(
+        self, image: np.ndarray, extent: np.ndarray, packed: np.ndarray, batch: int
+    ) -> np.ndarray:
         if batch not in self._models:
             self._models[batch] = MaskedModel(
                 self.model, _soft_masks, batch, self.network.cost, scorer=self.scorer
             )
-        extent = np.array(size, np.int32)
-        logits = self._models[batch].logits(
-            image, fill_image(image, self.fill), extent, np.concatenate([whole, drawn])
-        )
-        goals = choose(logits[:1])
-        values = score_values(score, logits)[:, goals]
-        sampled = values[1:]
-        visible, coverage = self._accumulate(extent, drawn, sampled - sampled.mean(axis=0), batch)
-        maps = visible / np.maximum(coverage, 1e-6)
-        return Explained(maps.astype(np.float32), goals, values[0].astype(np.float32))
+        return self._models[batch].logits(image, fill_image(image, self.fill), extent, packed)
 
-    def _accumulate(
-        self, extent: np.ndarray, drawn: np.ndarray, values: np.ndarray, batch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return sum of value times mask, (T, H, W), and sum of masks, (H, W)."""
+    def _sums(
+        self, extent: np.ndarray, drawn: np.ndarray, change: np.ndarray, first: int, batch: int
+    ) -> np.ndarray:
+        """Return sums over masks of change times mask, and of masks: (2 halves, T + 1, H, W)."""
         import tensorflow as tf
 
         if self._sum is None:
@@ -126,11 +160,58 @@ class RISE(PerturbationExplainer):
                 return tf.einsum("bt,bhw->thw", weights, _soft_masks(size, masks))
 
             self._sum = tf.function(add_up, autograph=False, reduce_retracing=True)
-        weights = np.concatenate([values, np.ones((len(values), 1))], axis=1).astype(np.float32)
+        rows = np.concatenate([change, np.ones((len(change), 1))], axis=1)
+        odd = ((np.arange(len(rows)) + first) % 2 == 1)[:, None]
+        weights = np.concatenate([rows * ~odd, rows * odd], axis=1).astype(np.float32)
         total = np.zeros((weights.shape[1], int(extent[0]), int(extent[1])))
         for part in batches(len(drawn), batch):
             total += self._sum(extent, drawn[part], weights[part]).numpy()
-        return total[:-1], total[-1]
+        return total.reshape(2, rows.shape[1], *total.shape[1:])
+
+
+class _Halves:
+    """Sums over the masks of two halves, and what follows from them.
+
+    Args:
+        value: (T,): scores of the unchanged image, to know how many targets there are.
+        size: (H, W).
+    """
+
+    def __init__(self, value: np.ndarray, size: tuple[int, int]) -> None:
+        self._sums = np.zeros((2, len(value) + 1, *size))
+        self._change = np.zeros((2, len(value)))
+        self._count = np.zeros(2)
+
+    def add(self, change: np.ndarray, sums: np.ndarray, before: int) -> None:
+        """Add masks: changes of score (n, T), their sums, and how many masks came before."""
+        self._sums += sums
+        for half in range(2):
+            own = change[(np.arange(len(change)) + before) % 2 == half]
+            self._change[half] += own.sum(axis=0)
+            self._count[half] += len(own)
+
+    def maps_and_error(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return maps (T, H, W) of all masks, and their relative standard error (T,)."""
+        maps = _mean_where_visible(self._sums.sum(axis=0), self._change.sum(axis=0), self._total)
+        pair = [
+            _mean_where_visible(self._sums[half], self._change[half], self._count[half])
+            for half in range(2)
+        ]
+        missing = np.sqrt(((pair[0] - pair[1]) ** 2).mean(axis=(1, 2))) / 2
+        found = np.sqrt((maps**2).mean(axis=(1, 2)))
+        # A network that nothing changes has an empty map, which more masks cannot improve.
+        return maps, np.where(missing > 0, missing / np.maximum(found, 1e-12), 0.0)
+
+    @property
+    def _total(self) -> float:
+        return float(self._count.sum())
+
+
+def _mean_where_visible(sums: np.ndarray, change: np.ndarray, count: float) -> np.ndarray:
+    """Return the mean change where a pixel is visible minus the mean change, (T, H, W)."""
+    mean = (change / max(count, 1.0))[:, None, None]
+    coverage = sums[-1]
+    return (sums[:-1] - mean * coverage) / np.maximum(coverage, 1e-6)
 
 
 def _soft_masks(size: Any, packed: Any) -> Any:
