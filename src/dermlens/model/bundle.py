@@ -7,7 +7,7 @@
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
     BUNDLE/outlier.npz    directions and means of the outlier detector
     BUNDLE/history.csv    the training record
-    BUNDLE/split.csv      image_id, lesion_id, dx, split
+    BUNDLE/split.csv      image_id, split (before packing also lesion_id, dx)
 
 Loading builds the network from its description and copies weights into it: nothing is unpickled
 and no stored code is run.
@@ -201,7 +201,7 @@ def save_bundle(
         training: Configuration and outcome of the training.
         data: Name, fingerprint and counts of the data set.
         history: Training record.
-        split: Columns image_id, lesion_id, dx, split.
+        split: Columns image_id and split, and any others.
         outlier: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
     """

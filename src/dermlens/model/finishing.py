@@ -104,7 +104,8 @@ def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") ->
         training=bundle.facts["training"],
         data=bundle.facts["data"],
         history=bundle.history,
-        split=training_data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
+        # Ids alone: the data set's metadata is not ours to hand out.
+        split=training_data.table.loc[:, ["image_id", "split"]],
         outlier=outlier,
         dtype=dtype,
     )
