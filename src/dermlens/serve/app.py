@@ -229,6 +229,7 @@ def _served() -> dict[str, Any]:
         "theme": app_style.theme(),
         "css": app_style.CSS,
         "head": app_style.HEAD,
+        "js": app_style.ON_LOAD,
         "app_kwargs": {"middleware": [Middleware(Guard)]},
         "prevent_thread_lock": True,
     }

@@ -12,6 +12,18 @@ SET_CONTOUR = """
 """
 WITH_IMAGE = """() => { document.body.classList.remove("dl-alone"); }"""
 WITHOUT_IMAGE = """() => { document.body.classList.add("dl-alone"); }"""
+ON_LOAD = """
+() => {
+  const describe = () => document.querySelectorAll("img:not([alt]), img[alt='']").forEach((one) => {
+    const drawn = /drawn_([a-z]+)[.]jpg/.exec(one.src);
+    one.alt = drawn ? "Drawn example, " + drawn[1] : "Uploaded image";
+  });
+  new MutationObserver(describe).observe(document.body, { childList: true, subtree: true,
+    attributes: true, attributeFilter: ["src"] });
+  describe();
+}
+"""
+"""Gives words to the pictures that Gradio shows without."""
 SAVE = """
 (id) => { setTimeout(() => {
   const link = document.querySelector("#dl-file a"); if (link) link.click(); }, 150); }
