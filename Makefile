@@ -5,7 +5,7 @@ OUT ?= demo
 # Test files run in parallel; each stays in one process.
 WORKERS ?= 2
 
-.PHONY: demo test check app clean
+.PHONY: demo test check app bench clean
 
 demo: .venv/.installed
 	$(BIN)/dermlens demo --out $(OUT)
@@ -17,6 +17,16 @@ check: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine that does nothing else; takes hours. BUNDLE and DATA: a trained model and its data set.
+BENCH := $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA))
+bench: .venv/.installed-test
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps xplique==2.0.2
+	$(BIN)/python benchmarks/receptive_fields.py
+	$(BIN)/python benchmarks/explainers.py --publish
+	$(if $(and $(BUNDLE),$(DATA)),$(BIN)/dermlens scorer $(BUNDLE) $(DATA) --n 100)
+	$(BIN)/python benchmarks/peers.py $(BENCH)
+	$(BIN)/python benchmarks/curves.py $(BENCH)
 
 .venv/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dermlens needs Python 3.11 or newer; run make PYTHON=python3.11 ...')"

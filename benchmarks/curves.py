@@ -1,0 +1,184 @@
+"""What more passes buy: quality of LIME, Kernel SHAP, RISE, Integrated Gradients and occlusion.
+
+For every method and budget: Pearson's r and overlap of the strongest fifth with the map of ten
+times the default budget (another seed, so that nothing is shared), and the areas under the deletion
+and insertion curves. The knee is the budget after which more passes buy least.
+
+Run ``python benchmarks/curves.py [--bundle BUNDLE] [--data DATA] [--images 10] [--quick]``. With
+``--scorer int8`` changed images are evaluated by the bundle's int8 copy.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from bench_tools import arguments, given_images, given_model, machine, markdown, publish
+
+from dermlens.cli_options import parse_size
+from dermlens.errors import UsageError
+from dermlens.explain.registry import METHODS, create
+from dermlens.quality.agreement import TOP_SHARE, top_overlap
+from dermlens.quality.removal import RemovalCurves, area_under, removal_places
+from dermlens.quality.scorer_agreement import map_correlation
+
+REFERENCE_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Budgets of one method.
+
+    Attributes:
+        method: Name in the registry.
+        option: Name of its argument that sets the budget.
+        budgets: Values of it.
+        reference: Arguments of ten times the default budget.
+    """
+
+    method: str
+    option: str
+    budgets: tuple[int, ...]
+    reference: dict[str, Any]
+
+
+SWEEPS = (
+    Sweep("lime", "samples", (60, 125, 250, 500, 1000, 2000), {"samples": 5000}),
+    Sweep("shap", "samples", (125, 250, 500, 1000, 2000), {"samples": 5000}),
+    Sweep("rise", "samples", (125, 250, 500, 1000, 2000, 4000), {"samples": 10000}),
+    Sweep("integrated_gradients", "points", (4, 8, 16, 32, 64), {"points": 160}),
+    # A tenth of the stride's area is ten times the patches.
+    Sweep("occlusion", "passes", (24, 32, 40, 48, 64, 80, 96, 128, 166), {"stride": 5}),
+)
+QUICK_SWEEPS = (
+    Sweep("lime", "samples", (60, 120), {"samples": 240}),
+    Sweep("shap", "samples", (125, 250), {"samples": 300}),
+    Sweep("rise", "samples", (40, 80), {"samples": 160}),
+    Sweep("integrated_gradients", "points", (2, 4), {"points": 8}),
+    Sweep("occlusion", "passes", (24, 48), {"stride": 16}),
+)
+
+
+def measure(
+    sweep: Sweep, model: Any, images: np.ndarray, goals: np.ndarray, batch: int, scorer: Any
+) -> list[dict[str, Any]]:
+    """Return a row for every image and budget of a method."""
+    shared = {"scorer": scorer} if METHODS[sweep.method].family == "perturbation" else {}
+    curves, rows = RemovalCurves(model, batch_size=batch), []
+
+    def explain(image: np.ndarray, goal: int, seed: int, explainer: Any) -> Any:
+        return explainer.attribute(image[None], int(goal), batch_size=batch, seed=seed)
+
+    best = create(sweep.method, model, **sweep.reference, **shared)
+    wanted = [explain(i, g, REFERENCE_SEED, best).maps for i, g in zip(images, goals, strict=True)]
+    for budget in sweep.budgets:
+        explainer = create(sweep.method, model, **{sweep.option: budget}, **shared)
+        for position, (image, goal) in enumerate(zip(images, goals, strict=True)):
+            try:
+                made = explain(image, goal, 0, explainer)
+            except UsageError as refused:
+                print(f"{sweep.method} {budget}: {refused}")
+                break
+            places = removal_places(made.maps[0])
+            pixels, aim = image.astype(np.float32), int(goal)
+            rows.append(
+                {
+                    "method": sweep.method,
+                    "budget": f"{sweep.option} {budget}",
+                    "image": position,
+                    "forward": made.cost.forward,
+                    "backward": made.cost.backward,
+                    "r": map_correlation(made.maps[0], wanted[position][0]),
+                    "top_20_iou": float(top_overlap(made.maps, wanted[position], TOP_SHARE)[0]),
+                    "deletion": area_under(curves.deletion(pixels, places, aim)),
+                    "insertion": area_under(curves.insertion(pixels, places, aim)),
+                    "seconds": made.cost.seconds,
+                }
+            )
+        print(f"{sweep.method} {sweep.option} {budget} done", flush=True)
+    return rows
+
+
+def knee(passes: np.ndarray, quality: np.ndarray) -> int:
+    """Return the position of the point farthest above the line from the first to the last point.
+
+    Passes count by their logarithm (the "kneedle" of Satopää et al., ICDCS Workshops 2011).
+    """
+    x, y = np.log(np.asarray(passes, float)), np.asarray(quality, float)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return len(x) - 1
+    return int(np.argmax((y - y[0]) / np.ptp(y) - (x - x[0]) / np.ptp(x)))
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return means over images by method and budget, the knee marked."""
+    mean = rows.groupby(["method", "budget"], sort=False).mean(numeric_only=True).reset_index()
+    lowest = rows.groupby(["method", "budget"], sort=False).r.min().reset_index(name="lowest_r")
+    mean = mean.merge(lowest, on=["method", "budget"]).drop(columns="image")
+    mean["knee"] = ""
+    for _, part in mean.groupby("method"):
+        mean.loc[part.index[knee(part.forward.to_numpy(), part.r.to_numpy())], "knee"] = "knee"
+    return mean
+
+
+def figure(mean: pd.DataFrame) -> Any:
+    """Draw agreement, and insertion minus deletion, over passes."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    for name, part in mean.groupby("method", sort=False):
+        left.plot(part.forward, part.r, marker="o", label=METHODS[str(name)].title)
+        right.plot(part.forward, part.insertion - part.deletion, marker="o")
+        marked = part[part.knee == "knee"]
+        left.plot(marked.forward, marked.r, "o", markersize=12, fillstyle="none", color="0.2")
+    for axes, title in ((left, "r with 10 times the budget"), (right, "insertion minus deletion")):
+        axes.set_xscale("log")
+        axes.set_xlabel("forward passes per image")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    left.legend()
+    return drawn
+
+
+def chosen_scorer(bundle: Path | None, choice: str) -> Any:
+    """Return the int8 scorer of a bundle, or None for the Keras model."""
+    if choice == "float32":
+        return None, None
+    from dermlens.model.bundle import load_bundle
+    from dermlens.model.int8_copy import int8_copy
+
+    if bundle is None:
+        raise UsageError("An int8 scorer belongs to a bundle. Give --bundle.")
+    loaded = load_bundle(bundle)
+    return loaded.model, int8_copy(loaded).scorer(loaded.model)
+
+
+def main() -> None:
+    """Sweep every method and write table and figure."""
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--size", default="192x256", help="HxW, where no bundle says")
+    parser.add_argument("--scorer", choices=("float32", "int8"), default="float32")
+    parser.add_argument("--methods", default=",".join(sweep.method for sweep in SWEEPS))
+    given = parser.parse_args()
+    size = parse_size(given.size)
+    model, scorer = chosen_scorer(given.bundle, given.scorer)
+    model = model or given_model(given.bundle, size)
+    count = 1 if given.quick else given.images
+    images = given_images(given.data, count, size)
+    goals = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)
+    rows: list[dict[str, Any]] = []
+    for sweep in QUICK_SWEEPS if given.quick else SWEEPS:
+        if sweep.method in given.methods.split(","):
+            rows += measure(sweep, model, images, goals, given.batch_size, scorer)
+    mean = summary(pd.DataFrame(rows))
+    out = given.out or (Path("bench-quick") if given.quick else None)
+    intro = f"{machine()} {len(images)} images, scorer {given.scorer}, means over images."
+    shown = mean.round({"forward": 0, "seconds": 2}).round(3)
+    publish(out, "curves", f"{intro}\n\n{markdown(shown)}", figure(mean))
+
+
+if __name__ == "__main__":
+    main()
