@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli_support import dermlens
 from dermlens.errors import ExplanationError, ModelError, UsageError
 from dermlens.explain.lime import LIME
 from dermlens.explain.occlusion import Occlusion
@@ -235,6 +236,26 @@ def test_measuring_is_refused_where_it_means_nothing(
         measure_scorer(bundle, images[:0])
     chosen = images_of_split(prepared, "validation", 7, SIZE)
     assert chosen.shape == (7, *SIZE, 3) and chosen.dtype == np.uint8
+
+
+def test_commands(saved: Path, bundle: Bundle, prepared: Path, tmp_path: Path) -> None:
+    """The command measures, keeps and says it; explaining then uses the copy unasked."""
+    file, stored = tmp_path / "photo.png", saved / "int8" / "agreement.json"
+    picture(0).save(file)
+    done = dermlens("scorer", saved, prepared, "--n", 2, "--methods", "occlusion")
+    assert done.code == 0, done.err
+    assert str(stored) in done.out and "strongest fifth" in done.out
+    measured = read_json(stored)
+    assert measured["images"] >= 2 and list(measured["methods"]) == ["occlusion"]
+    stored_r = measured["methods"]["occlusion"]["pearson"]
+    out = tmp_path / "out"
+    done = dermlens("explain", saved, file, "--methods", "occlusion", "--out", out)
+    assert done.code == 0, done.err
+    facts = json.loads((out / "photo" / "explanation.json").read_text())["methods"]["occlusion"]
+    assert facts["scorer"] == ("int8" if stored_r >= 0.99 else "float32")
+    refused = dermlens("explain", saved, file, "--scorer", "int4", "--methods", "occlusion")
+    assert refused.code == 2 and "Unknown scorer" in refused.err
+    stored.unlink()
 
 
 def test_map_correlation() -> None:
