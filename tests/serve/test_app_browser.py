@@ -209,9 +209,9 @@ def test_bad_files_leave_a_sentence_and_no_old_answer(
     assert complaints == []
 
 
-def test_stop_leaves_what_is_finished(
-    page: Any, lesion: Path, complaints: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slow_methods(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Every method takes so long that a visitor can press buttons meanwhile."""
     timed = Explaining._timed
 
     def slowly(self: Explaining, name: str, *rest: Any, **options: Any) -> Any:
@@ -219,6 +219,32 @@ def test_stop_leaves_what_is_finished(
         return timed(self, name, *rest, **options)
 
     monkeypatch.setattr(Explaining, "_timed", slowly)
+    return monkeypatch
+
+
+def test_a_second_visitor_sees_their_place(
+    browser: Any, page: Any, served: Any, lesion: Path, slow_methods: pytest.MonkeyPatch
+) -> None:
+    context = browser.new_context()
+    second = context.new_page()
+    second.goto(served.url)
+    for visitor in (page, second):
+        visitor.set_default_timeout(SECONDS)
+        visitor.wait_for_selector("#dl-upload input[type=file]", state="attached")
+        upload(visitor, lesion)
+        visitor.wait_for_selector("#dl-answer .dl-verdict")
+        tab(visitor, "Explain")
+        button(visitor, "Explain").click()
+    second.locator("#dl-explained").get_by_text("queue:").wait_for()
+    slow_methods.undo()
+    for visitor in (page, second):
+        wait_for_text(visitor, "#dl-explained", "by 3 of 3 methods")
+    context.close()
+
+
+def test_stop_leaves_what_is_finished(
+    page: Any, lesion: Path, complaints: list[str], slow_methods: pytest.MonkeyPatch
+) -> None:
     upload(page, lesion)
     page.wait_for_selector("#dl-answer .dl-verdict")
     tab(page, "Explain")
@@ -231,7 +257,7 @@ def test_stop_leaves_what_is_finished(
     wait_for_text(page, "#dl-explained", "Stopped after")
     page.wait_for_timeout(1200)
     assert "Stopped after" in text(page, "#dl-explained")
-    monkeypatch.undo()
+    slow_methods.undo()
     button(page, "Explain").click()
     wait_for_text(page, "#dl-explained", "by 5 of 5 methods")
     assert complaints == []

@@ -222,7 +222,7 @@ def _served() -> dict[str, Any]:
         "quiet": True,
         "show_error": True,
         "max_file_size": MAX_BYTES,
-        "max_threads": 16,
+        "max_threads": 8,
         "state_session_capacity": SESSIONS_KEPT,
         "ssr_mode": False,
         "footer_links": ["api"],

@@ -16,7 +16,7 @@ from typing import Any
 
 SECONDS_KEPT = 840
 """Checked every ``_SECONDS_BETWEEN``, so that no upload grows older than 15 minutes."""
-SESSIONS_KEPT = 24
+SESSIONS_KEPT = 16
 MAX_REQUEST_BYTES = 260 * 2**20
 """Of one request: the largest batch and its envelope."""
 _SECONDS_BETWEEN = 30.0

@@ -76,6 +76,8 @@ footer, footer button, footer a { color: var(--dl-muted) !important; }
 .dl-examples .gallery { gap: 0.4rem !important; }
 .dl-examples .gallery-item, .dl-examples .gallery-item img { max-width: 4.4rem; height: auto; }
 .tabitem:has(#dl-batch-status .dl-empty) #dl-batch { display: none; }
+.wrap.minimal { overflow: visible !important; }
+.wrap.minimal .progress-text { color: var(--dl-muted); font-variant-numeric: tabular-nums; }
 #dl-file { padding: 0; min-height: 0; }
 :focus-visible { outline: 2px solid var(--dl-bar) !important; outline-offset: 2px; }
 """

@@ -135,10 +135,10 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         return verdict(desk.bundle, found), drawn, desk.actions.facts(found), DECISION
 
     @sentences
-    def show(wanted: str, colors: str, request: gr.Request) -> str:
+    def show(wanted: str, colors: str, request: gr.Request) -> Any:
         held = desk.shown(request.session_hash, "analysis")
         if held is None:
-            return ""
+            return gr.skip()
         goal = desk.actions.target(held.analysis, wanted)
         return grad_cam(desk.bundle, held.analysis, goal, checked_color_map(colors))
 
@@ -183,9 +183,9 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> str:
+    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> Any:
         if shown is None or shown.step is None:
-            return EMPTY_EXPLANATION
+            return gr.skip()
         chosen = checked_color_map(colors)
         return cards(desk.bundle, shown.analysis, shown.step, chosen, stopped=stopped)
 
@@ -198,11 +198,11 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
             yield draw(shown, color_map), desk.explaining.facts(shown.step)
 
     @sentences
-    def redraw(colors: str, request: gr.Request) -> str:
+    def redraw(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "explanation"), colors)
 
     @sentences
-    def stopped(colors: str, request: gr.Request) -> str:
+    def stopped(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "explanation"), colors, stopped=True)
 
     running = start.click(
@@ -216,7 +216,7 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
             "agreement of each method."
         ),
         show_progress="minimal",
-        show_progress_on=stop,
+        show_progress_on=drawn,
         **SHARED,
     )
     stop.click(stopped, color_map, drawn, cancels=[running], queue=False, **PRIVATE)

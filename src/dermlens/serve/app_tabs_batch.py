@@ -82,7 +82,7 @@ def batch_tab(desk: Desk) -> None:
             "the sentence that says why it could not be read."
         ),
         show_progress="minimal",
-        show_progress_on=stop,
+        show_progress_on=status,
         concurrency_limit=1,
     )
     stop.click(

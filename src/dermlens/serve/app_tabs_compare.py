@@ -72,9 +72,9 @@ def _connect_running(
     start, stop = buttons
     drawn, facts = outputs
 
-    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> str:
+    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> Any:
         if shown is None or shown.progress is None:
-            return EMPTY_COMPARISON
+            return gr.skip()
         return comparison(
             shown.analysis.display, shown.progress, checked_color_map(colors), stopped=stopped
         )
@@ -95,11 +95,11 @@ def _connect_running(
             yield draw(shown, color_map), plain({**running, **numbers})
 
     @sentences
-    def redraw(colors: str, request: gr.Request) -> str:
+    def redraw(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "comparison"), colors)
 
     @sentences
-    def stopped(colors: str, request: gr.Request) -> str:
+    def stopped(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "comparison"), colors, stopped=True)
 
     running = start.click(
@@ -113,7 +113,7 @@ def _connect_running(
             "and the numbers, summary and warnings as data."
         ),
         show_progress="minimal",
-        show_progress_on=stop,
+        show_progress_on=drawn,
         **SHARED,
     )
     stop.click(stopped, color_map, drawn, cancels=[running], queue=False, **PRIVATE)
