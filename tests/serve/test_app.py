@@ -172,7 +172,7 @@ def test_methods_are_explained_one_after_the_other(
     assert last.agreement == {name: pytest.approx(both) for name in names}
     text = text_of(app_page_cards.cards(bundle, analysis, last))
     assert "Melanoma" in text and "completeness gap" in text
-    assert f"agreement with the other maps {both:.2f}" in text
+    assert f"agreement with others {both:.2f}" in text
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
     running = text_of(app_page_cards.cards(bundle, analysis, states[1]))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from dermlens.errors import UsageError
 from dermlens.report.comparer import Comparer
-from dermlens.serve import app_batch, app_page_compare
+from dermlens.serve import app_batch, app_page_compare, app_style
 from dermlens.serve.app_actions import DECISION, Actions, Analysis
 from dermlens.serve.app_desk import Desk
 from dermlens.serve.app_explaining import Explaining, Progress
@@ -85,6 +86,20 @@ def test_matrix_cells_are_readable_on_their_color() -> None:
         levels = [int(part) for part in ground.split(",")]
         text = (255, 255, 255) if ink.startswith("#fff") else (0, 0, 0)
         assert contrast(levels, text) >= 4.5
+
+
+@pytest.mark.parametrize("block", [":root", ".dark"])
+def test_words_are_readable_on_their_ground(block: str) -> None:
+    rules = app_style.CSS.split(block + " {")[1].split("}")[0]
+    named = dict(re.findall(r"--dl-([a-z-]+): (#[0-9a-f]{6})", rules))
+    ground = "#ffffff" if block == ":root" else "#0b0f19"
+    pairs = [(named[text], ground) for text in ("ink", "muted", "alarm", "bar", "doubt")]
+    pairs += [(named[text], named["card"]) for text in ("ink", "muted", "doubt")]
+    pairs += [(named["note-ink"], named["note"]), (named["doubt"], named["doubt-soft"])]
+    pairs += [(named[text], named["alarm-soft"]) for text in ("ink", "alarm")]
+    for text, behind in pairs:
+        levels = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in (text, behind)]
+        assert contrast(*levels) >= 4.5, (text, behind)
 
 
 def contrast(first: Any, second: Any) -> float:

@@ -133,7 +133,7 @@ def _checks(result: Attribution, agreement: float | None) -> str:
     if fit is not None:
         found.append((f"R² {_number(fit)}", not fit >= LOW_R2))
     if agreement is not None:
-        text = f"agreement with the other maps {_number(agreement)}"
+        text = f"agreement with others {_number(agreement)}"
         found.append((text, not agreement >= LOW_AGREEMENT))
     if not found:
         return ""

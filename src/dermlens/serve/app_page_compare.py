@@ -140,7 +140,7 @@ def _agreement(display: np.ndarray, agreement: Agreement, color_map: str) -> str
     )
     maps = _grid(
         _card(
-            "Consensus: mean rank",
+            "Consensus",
             layers(
                 display,
                 agreement.consensus,
@@ -150,10 +150,10 @@ def _agreement(display: np.ndarray, agreement: Agreement, color_map: str) -> str
                 ends=("ranked low by all", "ranked high by all"),
                 limits=(0.0, 1.0),
             ),
-            "Bright: places that all methods rank high.",
+            "Mean rank. Bright: places that all methods rank high.",
         )
         + _card(
-            "Disagreement: spread of ranks",
+            "Disagreement",
             layers(
                 display,
                 agreement.disagreement,
@@ -163,7 +163,7 @@ def _agreement(display: np.ndarray, agreement: Agreement, color_map: str) -> str
                 ends=("none", "most possible"),
                 limits=(0.0, _MOST_DISAGREEMENT),
             ),
-            "Bright: some rank it high and others low. Do not rely on a single map there.",
+            "Spread of ranks. Bright: some methods rank it high, others low.",
         )
     )
     mean = _between_families(agreement.between_families)
@@ -192,7 +192,9 @@ def matrix_table(matrix: np.ndarray, names: Sequence[str], *, signed: bool) -> s
     )
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = []
-    for name, values, painted in zip(names, matrix, colors, strict=True):
+    # Adding zero turns a rounded -0.00 into 0.00.
+    shown = np.round(matrix, 2) + 0.0
+    for name, values, painted in zip(names, shown, colors, strict=True):
         cells = "".join(
             f'<td style="background:rgb({r},{g},{b});color:{_ink(r, g, b)}">{value:.2f}</td>'
             for value, (r, g, b) in zip(values, painted.tolist(), strict=True)
@@ -236,6 +238,7 @@ def _scales(display: np.ndarray, scales: MultiScaleResult, color_map: str) -> st
                     signed=one.signed,
                     text=f"Map at the scale {one.label}",
                     color_map=color_map,
+                    ends=None if one.signed else ("least", "most"),
                 ),
                 "",
             )

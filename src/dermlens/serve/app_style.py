@@ -28,7 +28,19 @@ SAVE = """
 (id) => { setTimeout(() => {
   const link = document.querySelector("#dl-file a"); if (link) link.click(); }, 150); }
 """
-HEAD = '<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">'
+HEAD = """
+<meta name="robots" content="noindex"><meta name="color-scheme" content="light dark">
+<style>
+body.dl-alone .dl-image, body.dl-alone .dl-display { display: none !important; }
+body.dl-alone .dl-main > .dl-tabs { grid-column: 1 / -1 !important; }
+@media (max-width: 640px) {
+  .gradio-container .app { padding: 0.7rem !important; }
+  .gradio-container button[role="tab"] { padding: 0 0.4rem !important;
+    font-size: 0.84rem !important; }
+}
+</style>
+"""
+"""Gradio confines ``CSS`` to what lies inside its own frame; this reaches the frame as well."""
 
 _COLORS = """
 :root { --dl-opacity: 0.55; --dl-contour: none; --dl-alarm: #a8321f; --dl-alarm-soft: #fdf1ee;
@@ -53,22 +65,21 @@ footer .divider { display: none; }
 .dl-banner { background: var(--dl-note); color: var(--dl-note-ink); border-radius: 8px;
   padding: 0.5rem 0.9rem; font-size: 0.92rem; border: 1px solid var(--dl-line); }
 .dl-banner strong { color: inherit; }
-body.dl-alone .dl-image, body.dl-alone .dl-display { display: none !important; }
 @media (min-width: 768px) {
   .dl-main { display: grid !important; grid-template-columns: minmax(270px, 2fr) 5fr;
     grid-template-rows: auto 1fr; }
   .dl-main > .dl-tabs { grid-column: 2; grid-row: 1 / span 2; min-width: 0 !important; }
 }
-body.dl-alone .dl-main { display: block !important; }
 @media (max-width: 640px) {
-  .app { padding: 0.7rem !important; }
   .app .wrap, .app .contain, .app .column, .app .row > * { min-width: 0 !important;
     max-width: 100% !important; }
 }
 .dark .dl-main button[role="tab"].selected { color: #7cc4de; }
 footer, footer button, footer a { color: var(--dl-muted) !important; }
 #dl-about { max-width: 86ch; }
-#dl-about table { border-collapse: collapse; width: 100%; margin: 0.3rem 0 0.9rem; }
+#dl-about table { border: 0 !important; border-collapse: collapse; width: 100%;
+  margin: 0.3rem 0 0.9rem; }
+#dl-about thead, #dl-about tbody, #dl-about tr { border: 0 !important; }
 #dl-about th, #dl-about td { border: 0 !important; padding: 0.4rem 0.7rem 0.4rem 0;
   text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--dl-line) !important; }

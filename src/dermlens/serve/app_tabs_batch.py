@@ -45,7 +45,7 @@ def batch_tab(desk: Desk) -> None:
         show_search="filter",
         wrap=True,
         label="Results; click a heading to sort",
-        max_height=560,
+        max_height=640,
         elem_id="dl-batch",
     )
     link = gr.HTML(None, html_template=FILE_TEMPLATE, elem_id="dl-csv")
@@ -115,8 +115,9 @@ def _told(rows: list[Row], seconds: float) -> str:
     flagged = sum(
         row.analysis is not None and row.analysis.flags.get("melanoma", False) for row in rows
     )
+    taken = f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
     text = (
-        f"{len(rows)} files in {duration(seconds)}: the model abstains on {abstained}, "
+        f"{len(rows)} files in {taken}: the model abstains on {abstained}, "
         f"melanoma is not excluded on {flagged}, {unread} could not be read."
     )
     return finished(text)
