@@ -125,7 +125,7 @@ def train(
         "input_size": None if size is None else parse_size(size),
     }
     architecture = replace(base.architecture, **_given(network))
-    configuration = replace(base, architecture=architecture, **_given(given))
+    configuration = preset_configuration(preset, architecture=architecture, **_given(given))
     run_training(data, out, configuration, resume=resume)
     for path in write_training_figures(out, data):
         say(f"Wrote {path}")
