@@ -74,7 +74,7 @@ def about(seconds: float) -> str:
 
     Example:
         >>> about(0.4), about(17.2), about(130)
-        ('a second', '20 s', '2 min 10 s')
+        ('a second', '15 s', '2 min 10 s')
     """
     if seconds < 1.5:
         return "a second"
