@@ -280,6 +280,39 @@ def test_expected_error_is_about_the_true_error() -> None:
     assert 0.5 < np.median(ratios) < 2.0
 
 
+def test_first_patches_lie_apart_and_where_something_changes() -> None:
+    boxes = patch_boxes((48, 64), (8, 8), (4, 4))
+    first = boxes[PatchField(boxes, np.ones((48, 64))).first(12)]
+    apart = np.abs(first[:, None, :2] - first[None, :, :2]).max(axis=-1)
+    assert (apart + 99 * np.eye(12) >= 8).all(), "two of the first patches overlap"
+    half = np.zeros((48, 64))
+    half[:, :32] = 1.0
+    left = boxes[PatchField(boxes, half).first(12)][:, 1] < 32
+    assert left.sum() >= 8
+
+
+def test_every_patch_is_the_one_that_lowers_the_error_of_the_map_most() -> None:
+    """Against trying each: what is left of the covariance, and the squared map it stands for."""
+    boxes = patch_boxes((20, 28), (8, 8), (4, 4))
+    field = PatchField(boxes, np.ones((20, 28)))
+    root = np.random.default_rng(0).normal(size=(len(boxes), len(boxes)))
+    left = root @ root.T
+    spread = np.stack(
+        [spread_over_boxes(one[None], boxes, (20, 28)).ravel() for one in np.eye(len(boxes))], 1
+    )
+    expected: list[int] = []
+    for _ in range(5):
+        after = {
+            c: left - np.outer(left[:, c], left[c]) / left[c, c]
+            for c in range(len(boxes))
+            if c not in expected
+        }
+        errors = {c: np.trace(spread @ one @ spread.T) for c, one in after.items()}
+        expected.append(min(errors, key=lambda c: errors[c]))
+        left = after[expected[-1]]
+    assert field._most_useful(root @ root.T, [], 5) == expected
+
+
 def test_no_effect_at_all_is_an_empty_map() -> None:
     model = linear_network(np.zeros((24, 32, 3, 2)))
     result = Occlusion(model, passes=20, tolerance=0.1).attribute(smooth_images(1, (24, 32)), 0)
