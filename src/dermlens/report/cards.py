@@ -90,6 +90,7 @@ def model_card(
         data={"name": "unknown data", "synthetic": False, **facts["data"]},
         split=_split_counts(facts["data"]),
         training={"early_size": None, **facts["training"]},
+        epochs_run=int((bundle.history.phase == "finetuning").sum()),
         storage=facts.get("storage", "float32"),
         license=facts.get("license", "MIT"),
         version=facts["dermlens_version"],
