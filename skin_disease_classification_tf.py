@@ -58,18 +58,19 @@ def run(options: argparse.Namespace) -> None:
         data = prepare(options.source, out / "data").data
     if read_manifest(data).split.isna().any():
         split_data_set(data, seed=options.seed)
-    base = preset("ham10000", seed=options.seed)
+    base = preset("ham10000")
     network = {
         "backbone": options.backbone,
         "input_size": options.size and parse_size(options.size),
     }
-    configuration = replace(
-        base,
-        architecture=replace(base.architecture, **{k: v for k, v in network.items() if v}),
-        weights=options.weights or base.weights,
-        train_from=options.train_from or base.train_from,
-        epochs=base.epochs if options.epochs is None else options.epochs,
-    )
+    changes = {
+        "architecture": replace(base.architecture, **{k: v for k, v in network.items() if v}),
+        "seed": options.seed,
+        "weights": options.weights,
+        "train_from": options.train_from,
+        "epochs": options.epochs,
+    }
+    configuration = preset("ham10000", **{k: v for k, v in changes.items() if v is not None})
     resume = (out / "run" / "configuration.json").is_file()
     bundle = train(data, out / "run", configuration, resume=resume)
     written = write_training_figures(out / "run", data)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import HamSource
+from dermlens.model import bundle as bundles
 from dermlens.serve import app as serving
 from dermlens.serve import demo
 from serving_support import picture, save_untrained
@@ -70,7 +71,12 @@ def test_deployment_serves_the_bundle_it_is_given(
     assert run(SCRIPTS[0], tmp_path, "--port", 7999, "--auth", "ann:secret") == 0
     assert calls == [(tmp_path, "127.0.0.1", 7999, False, ("ann", "secret"))]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundles, "SHIPPED", tmp_path / "shipped")
     assert run(SCRIPTS[0]) == 2
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "bundle.json").write_text("{}")
+    assert run(SCRIPTS[0]) == 0
+    assert calls[-1][0] == tmp_path / "shipped"
 
 
 def test_classification_prepares_trains_and_evaluates_and_goes_on(
