@@ -34,8 +34,8 @@ def export(
     formats: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: saved_model, float32, float16, int8; tflite stands for the "
-            "last three."
+            help="Separated by commas: saved_model, float32, float16, dynamic, int8; tflite stands "
+            "for float32, float16 and dynamic."
         ),
     ] = "saved_model,tflite",
     data: Annotated[

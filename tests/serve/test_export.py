@@ -50,7 +50,8 @@ def exported(
 ) -> Path:
     out = tmp_path_factory.mktemp("exported")
     labels = np.array([0, 1, 4, 4])
-    exporting.export(bundle, out, images=ExportImages(originals, labels, originals, "four"))
+    images = ExportImages(originals, labels, originals, "four")
+    exporting.export(bundle, out, exporting.FORMATS, images)
     return out
 
 
@@ -201,7 +202,9 @@ def test_metadata_and_parity_are_written(
         assert parity["peak_memory_mb"] > 10
         integrated = parity["min_integrated_gradients_correlation"]
         assert (integrated > 0.9999) if name == "saved_model" else integrated is None
-    files = {"float32": "model", "float16": "model_float16", "int8": "model_int8"}
+    files = {kind: f"model_{kind}" for kind in ("float16", "dynamic", "int8")} | {
+        "float32": "model"
+    }
     for name, stem in files.items():
         assert artifacts[name]["bytes"] == (exported / f"{stem}.tflite").stat().st_size
     assert artifacts["int8"]["bytes"] < artifacts["float32"]["bytes"]
@@ -213,7 +216,7 @@ def test_metadata_and_parity_are_written(
     }
     table = (exported / "parity.md").read_text()
     size = (exported / "model_int8.tflite").stat().st_size / 1e6
-    assert f"| LiteRT int8 | {size:.1f} MB |" in table and "| SavedModel |" in table
+    assert f"| LiteRT int8, fixed ranges | {size:.1f} MB |" in table and "| SavedModel |" in table
     assert (
         f"Compared on four. Balanced accuracy of the Keras model: {np.mean(recalls):.4f}." in table
     )

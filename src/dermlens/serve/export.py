@@ -5,7 +5,8 @@
     OUT/saved_model/          TensorFlow SavedModel with named signatures, and metadata.json
     OUT/model.tflite          LiteRT float32: probabilities and the Grad-CAM maps of all classes
     OUT/model_float16.tflite  the same with weights in half precision: half the size
-    OUT/model_int8.tflite     the same in whole numbers: a quarter of the size, fastest
+    OUT/model_dynamic.tflite  weights in whole numbers, activations by each image's own range
+    OUT/model_int8.tflite     all in whole numbers, ranges fixed beforehand by training images
     OUT/model*.json           metadata of each file above
     OUT/parity.json           measured agreement of each artifact with the Keras model
     OUT/parity.md             the same as a table
@@ -35,12 +36,13 @@ from dermlens.serve.parity import (
 )
 from dermlens.serve.parity_table import parity_markdown
 
-FORMATS: tuple[str, ...] = ("saved_model", "float32", "float16", "int8")
-GROUPS: dict[str, tuple[str, ...]] = {"tflite": FORMATS[1:]}
+FORMATS: tuple[str, ...] = ("saved_model", "float32", "float16", "dynamic", "int8")
+GROUPS: dict[str, tuple[str, ...]] = {"tflite": ("float32", "float16", "dynamic")}
 """Names that stand for several formats."""
 _FILES = {
     "float32": "model.tflite",
     "float16": "model_float16.tflite",
+    "dynamic": "model_dynamic.tflite",
     "int8": "model_int8.tflite",
 }
 _OUTPUTS = ("logits", "maps", "probabilities")
@@ -150,7 +152,8 @@ def export_tflite(
         bundle: Trained model.
         out: File to write, ``*.tflite``; the metadata is named ``*.json``.
         reference: Images to measure the agreement on.
-        kind: ``"float32"``; ``"float16"``: weights in half precision; ``"int8"``: weights and
+        kind: ``"float32"``; ``"float16"``: weights in half precision; ``"dynamic"``: weights in
+            whole numbers, activations by each image's own range; ``"int8"``: weights and
             activations in whole numbers.
         representative: For ``"int8"``: uint8 (H, W, 3) each, which set the ranges.
 
@@ -197,8 +200,8 @@ def parse_formats(names: Sequence[str]) -> list[str]:
         UsageError: If a name is unknown or none is given.
 
     Example:
-        >>> parse_formats(["tflite", "int8"])
-        ['float32', 'float16', 'int8']
+        >>> parse_formats(["tflite", "float16"])
+        ['float32', 'float16', 'dynamic']
     """
     wanted = [f for name in names for f in GROUPS.get(name, (name,))]
     unknown = [name for name in wanted if name not in FORMATS]

@@ -46,6 +46,7 @@ TOLERANCES: dict[str, Tolerance] = {
     "saved_model": Tolerance(probability=1e-4, map_correlation=0.999),
     "float32": Tolerance(probability=1e-4, map_correlation=0.999),
     "float16": Tolerance(probability=1e-2, map_correlation=0.999),
+    "dynamic": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
     "int8": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
 }
 

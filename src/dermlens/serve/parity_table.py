@@ -10,7 +10,8 @@ TITLES = {
     "saved_model": "SavedModel",
     "float32": "LiteRT float32",
     "float16": "LiteRT float16",
-    "int8": "LiteRT int8",
+    "dynamic": "LiteRT int8, dynamic ranges",
+    "int8": "LiteRT int8, fixed ranges",
 }
 
 
