@@ -12,6 +12,7 @@ import numpy as np
 from dermlens.cli_options import parse_size
 from dermlens.data.augmentation import Augmentation
 from dermlens.data.pipeline import TrainingSet, training_batches
+from dermlens.diagnoses import CODES
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.optimization import classification_loss
 
@@ -56,7 +57,8 @@ def step_rate(size: tuple[int, int], precision: str) -> float:
     @tf.function
     def step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            loss = classification_loss(labels, model(images, training=True), weights)
+            truth = tf.one_hot(labels, len(CODES))
+            loss = classification_loss(truth, model(images, training=True), weights)
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
         return loss

@@ -81,6 +81,18 @@ def train(
     imbalance_power: Annotated[float, typer.Option(help="0..1, of imbalance handling.")] = 0.5,
     label_smoothing: Annotated[float | None, typer.Option(help="0..1.")] = None,
     focal_gamma: Annotated[float | None, typer.Option(help="Focal loss; 0 for none.")] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Mix pairs of images (Beta parameter); 0 for none.")
+    ] = None,
+    augmentation: Annotated[
+        str | None, typer.Option(help="none, normal or strong variation of training images.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Bundle to learn from beside the labels (distillation).")
+    ] = None,
+    teacher_share: Annotated[
+        float | None, typer.Option(help="Share of the loss the teacher sets, 0..1.")
+    ] = None,
     patience: Annotated[int | None, typer.Option(help="Early stopping; 0 for never.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
     early_size: Annotated[
@@ -97,6 +109,7 @@ def train(
     """
     from dataclasses import replace
 
+    from dermlens.data.augmentation import augmentation_named
     from dermlens.data.pipeline import ImbalanceHandling
     from dermlens.model.configuration import preset as preset_configuration
     from dermlens.model.training import train as run_training
@@ -112,6 +125,10 @@ def train(
         "fresh_rate": fresh_rate,
         "label_smoothing": label_smoothing,
         "focal_gamma": focal_gamma,
+        "mixup": mixup,
+        "augmentation": None if augmentation is None else augmentation_named(augmentation),
+        "teacher": teacher,
+        "teacher_share": teacher_share,
         "patience": patience,
         "precision": precision,
         "early_size": None if early_size is None else parse_size(early_size),

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermlens.data.pipeline import ImbalanceHandling
 from dermlens.errors import DataError, DermlensError, ModelError, UsageError
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
@@ -27,21 +25,9 @@ from dermlens.model.optimization import (
 from dermlens.model.prediction import Predictor
 from dermlens.model.training import train
 from dermlens.model.weights import Coverage, full_coverage, no_coverage, save_by_name
+from tests_support import tiny_configuration as configuration
 
 HERE = Path(__file__).resolve().parent
-
-
-def configuration(**changes) -> TrainingConfiguration:
-    base = TrainingConfiguration(
-        architecture=Architecture("tiny", (32, 40), dropout=0.2),
-        epochs=3,
-        batch_size=8,
-        train_from="all",
-        fresh_rate=5e-3,
-        average_decay=0.9,
-        imbalance=ImbalanceHandling("none"),
-    )
-    return replace(base, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +119,7 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 from tests_support import register_tiny_backbone
 register_tiny_backbone()
-from test_training import configuration
+from tests_support import tiny_configuration as configuration
 from dermlens.model.training import train
 train(Path({data!r}), Path({out!r}), configuration(epochs=5), resume="--resume" in sys.argv)
 """
@@ -263,7 +249,8 @@ def test_what_is_trained(tiny):
 
 def test_loss_by_hand():
     logits = np.array([[2.0, 0.0], [0.0, 1.0]], np.float32)
-    labels, weights = np.array([0, 0], np.int32), np.array([1.0, 3.0], np.float32)
+    labels = np.array([[1, 0], [1, 0]], np.float32)
+    weights = np.array([1.0, 3.0], np.float32)
     p = np.array([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))])
     plain = float(classification_loss(labels, logits, weights))
     assert plain == pytest.approx((-np.log(p) * weights).mean(), rel=1e-5)
@@ -272,6 +259,10 @@ def test_loss_by_hand():
     smooth = float(classification_loss(labels, logits, weights, smoothing=0.2))
     expected = (-(0.9 * np.log(p) + 0.1 * np.log(1 - p)) * weights).mean()
     assert smooth == pytest.approx(expected, rel=1e-5)
+    mixed = np.array([[0.75, 0.25], [1, 0]], np.float32)
+    expected = np.array([-0.75 * np.log(p[0]) - 0.25 * np.log(1 - p[0]), -np.log(p[1])])
+    loss = float(classification_loss(mixed, logits, weights))
+    assert loss == pytest.approx((expected * weights).mean(), rel=1e-5)
 
 
 def test_schedule():

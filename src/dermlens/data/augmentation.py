@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -44,6 +46,33 @@ class Augmentation:
 
 
 NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+STRONG_AUGMENTATION = Augmentation(
+    zoom=0.35,
+    stretch=0.15,
+    shift=0.1,
+    brightness=0.12,
+    contrast=0.3,
+    saturation=0.35,
+    hue=14.0,
+    erasing=0.4,
+    erased_area=0.25,
+)
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": NO_AUGMENTATION,
+    "normal": Augmentation(),
+    "strong": STRONG_AUGMENTATION,
+}
+
+
+def augmentation_named(name: str) -> Augmentation:
+    """Return an augmentation by its name: none, normal or strong.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    if name not in AUGMENTATIONS:
+        raise UsageError(f"Unknown augmentation {name!r}. Use one of: {', '.join(AUGMENTATIONS)}.")
+    return AUGMENTATIONS[name]
 
 
 def augment(images: Any, seed: Any, how: Augmentation) -> Any:
@@ -148,3 +177,32 @@ def _erase(images: Any, draws: Any, how: Augmentation) -> Any:
     inside = inside_y[:, :, None] & inside_x[:, None, :]
     mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
     return tf.where(inside[..., None], mean, images)
+
+
+def mix(images: Any, truth: Any, weights: Any, seed: Any, alpha: float) -> tuple[Any, Any, Any]:
+    """Mix each image of a batch with the next one (mixup, Zhang et al. 2018).
+
+    Args:
+        images: float32 tensor (B, H, W, 3).
+        truth: float32 tensor (B, C), shares of classes.
+        weights: float32 tensor (B,), loss weights.
+        seed: int32 tensor (2,).
+        alpha: Shares are drawn from Beta(alpha, alpha), > 0: small values leave most images
+            almost as they are, 1 draws every share equally often.
+
+    Returns:
+        All three mixed with the same shares.
+    """
+    import tensorflow as tf
+
+    count = tf.shape(images)[0]
+    draws = tf.random.stateless_gamma((2, count), seed, alpha)
+    # Both draws can underflow for small alpha; then the image stays as it is.
+    share = draws[0] / tf.maximum(draws[0] + draws[1], 1e-30)
+    share = tf.maximum(share, 1.0 - share)
+
+    def blend(values: Any) -> Any:
+        own = tf.reshape(share, tf.concat([[count], tf.ones(len(values.shape) - 1, "int32")], 0))
+        return values * own + tf.roll(values, -1, axis=0) * (1.0 - own)
+
+    return blend(images), blend(truth), blend(weights)

@@ -20,6 +20,7 @@ _NOT_NEGATIVE = (
     "focal_gamma",
     "patience",
     "early_epochs",
+    "mixup",
 )
 
 
@@ -49,6 +50,11 @@ class TrainingConfiguration:
         focal_gamma: Exponent of the focal loss; 0 for cross-entropy.
         imbalance: Handling of rare classes.
         augmentation: Strength of online augmentation.
+        mixup: Parameter alpha of mixing pairs of images; 0 for none.
+        teacher: Folder of a bundle whose outputs are learned beside the labels (distillation);
+            ``"none"`` for labels alone.
+        teacher_share: Share of the loss that the teacher sets, 0..1.
+        teacher_temperature: Softens both networks' outputs in that share.
         patience: Epochs without a better validation balanced accuracy before stopping; 0: never.
         early_size: Smaller (height, width) for the first ``early_epochs`` epochs, or None.
         early_epochs: Epochs at ``early_size``.
@@ -73,6 +79,10 @@ class TrainingConfiguration:
     focal_gamma: float = 0.0
     imbalance: ImbalanceHandling = field(default_factory=ImbalanceHandling)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.0
+    teacher: str = "none"
+    teacher_share: float = 0.7
+    teacher_temperature: float = 2.0
     patience: int = 0
     early_size: tuple[int, int] | None = None
     early_epochs: int = 0
@@ -88,6 +98,12 @@ class TrainingConfiguration:
         for name in ("label_smoothing", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must lie in 0..1, not {getattr(self, name)}.")
+        if not 0 <= self.teacher_share <= 1:
+            raise UsageError(f"teacher_share must lie in 0..1, not {self.teacher_share}.")
+        if not self.teacher_temperature > 0:
+            raise UsageError(
+                f"teacher_temperature must be positive, not {self.teacher_temperature}."
+            )
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.data.augmentation import mix
 from dermlens.data.pipeline import epoch_order, training_batches
 from dermlens.model.checkpoint import read_facts, restore_state, save_state
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
@@ -15,6 +16,7 @@ from dermlens.model.optimization import (
     RunningAverage,
     TwoRateOptimizer,
     classification_loss,
+    distillation_loss,
     learning_rate_factor,
 )
 from dermlens.model.prediction import Predictor
@@ -65,6 +67,7 @@ class Finetuning:
         data: What to train on.
         out: Folder of the run.
         history: Record to add to.
+        teacher: Frozen network to learn from beside the labels, or None.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Finetuning:
         data: TrainingData,
         out: Path,
         history: History,
+        teacher: Any | None = None,
     ) -> None:
         self._model = model
+        self._teacher = teacher
         self._configuration = configuration
         self._data = data
         self._history = history
@@ -109,23 +114,51 @@ class Finetuning:
         import tensorflow as tf
 
         model, optimizer, average = self._model, self._optimizer, self._average
-        smoothing = self._configuration.label_smoothing
-        gamma = self._configuration.focal_gamma
         sources = [variable.value for variable in optimizer.trained]
+        classes = len(self._configuration.architecture.classes)
 
         @tf.function(reduce_retracing=True)
         def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
+            truth = tf.one_hot(labels, classes)
+            images, truth, weights = self._mixed(images, truth, weights, number)
+            # Outside the tape: nothing of the teacher is to be kept for gradients.
+            taught = None if self._teacher is None else self._teacher(images, training=False)
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
-                loss = classification_loss(
-                    labels, logits, weights, smoothing=smoothing, focal_gamma=gamma
-                )
+                loss = self._loss(truth, logits, weights, taught)
             optimizer.apply(tape.gradient(loss, sources))
             average.update(number)
-            right = tf.argmax(logits, 1, output_type=labels.dtype) == labels
+            right = tf.argmax(logits, 1) == tf.argmax(truth, 1)
             return loss, tf.reduce_mean(tf.cast(right, tf.float32))
 
         return step
+
+    def _mixed(self, images: Any, truth: Any, weights: Any, number: Any) -> tuple[Any, Any, Any]:
+        import tensorflow as tf
+
+        alpha = self._configuration.mixup
+        if alpha == 0:
+            return images, truth, weights
+        seed = tf.stack([tf.constant(self._configuration.seed % 2**31, tf.int32), number])
+        return mix(images, truth, weights, seed, alpha)
+
+    def _loss(self, truth: Any, logits: Any, weights: Any, taught: Any | None) -> Any:
+        """Return the loss by the labels, or partly by the teacher's logits."""
+        configuration = self._configuration
+        by_labels = classification_loss(
+            truth,
+            logits,
+            weights,
+            smoothing=configuration.label_smoothing,
+            focal_gamma=configuration.focal_gamma,
+        )
+        if taught is None:
+            return by_labels
+        share = configuration.teacher_share
+        by_teacher = distillation_loss(
+            taught, logits, weights, temperature=configuration.teacher_temperature
+        )
+        return (1.0 - share) * by_labels + share * by_teacher
 
     def run(self) -> None:
         """Train the remaining epochs, storing the state after each."""

@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from dermlens.data.manifest import class_counts, select_split
-from dermlens.errors import DataError, UsageError
+from dermlens.errors import UsageError
 from dermlens.model.bundle import Bundle, load_bundle, save_bundle
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.classifier import Architecture
 from dermlens.model.outlier import OutlierDetector, fit_outlier_detector, with_threshold
 from dermlens.model.prediction import Predictor, split_features, with_features
-from dermlens.model.training_data import TrainingData, load_training_data
+from dermlens.model.training_data import TrainingData, load_training_data, require_same_data
 from dermlens.model.weights import rounded
 from dermlens.progress import progress
 
@@ -61,10 +60,6 @@ def fit_on_data(
     return calibration, with_threshold(detector.stored_as(dtype), features[held])
 
 
-def _splits(table: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(table.image_id, table.split, strict=True))
-
-
 def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") -> Bundle:
     """Write a bundle with smaller weights, everything fitted again to the weights as stored.
 
@@ -84,13 +79,7 @@ def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") ->
     bundle_path = Path(bundle_path)
     bundle = load_bundle(bundle_path)
     training_data = load_training_data(data)
-    mine, theirs = pd.read_csv(bundle_path / "split.csv"), training_data.table
-    same_images = bundle.facts["data"].get("fingerprint") == training_data.fingerprint
-    if not same_images or _splits(mine) != _splits(theirs):
-        raise DataError(
-            f"{data} is not the data set {bundle_path} was trained on (other images or another "
-            "split). Prepare and split it as then."
-        )
+    require_same_data(bundle_path, bundle.facts["data"].get("fingerprint"), training_data)
     bundle.model.set_weights(rounded(bundle.model.get_weights(), dtype))
     seed = int(bundle.facts["training"].get("seed", 0))
     calibration, outlier = fit_on_data(

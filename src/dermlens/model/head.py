@@ -95,7 +95,7 @@ def train_head(
         with tf.GradientTape() as tape:
             logits = tf.matmul(x, layer.kernel.value) + layer.bias.value
             loss = classification_loss(
-                y,
+                tf.one_hot(y, classes),
                 logits,
                 w,
                 smoothing=configuration.label_smoothing,

@@ -7,12 +7,12 @@ import numpy as np
 
 
 def classification_loss(
-    labels: Any, logits: Any, weights: Any, *, smoothing: float = 0.0, focal_gamma: float = 0.0
+    truth: Any, logits: Any, weights: Any, *, smoothing: float = 0.0, focal_gamma: float = 0.0
 ) -> Any:
     """Weighted cross-entropy with label smoothing and focal modulation.
 
     Args:
-        labels: int tensor (B,).
+        truth: float32 tensor (B, C): one-hot labels, or shares of classes in mixed images.
         logits: float32 tensor (B, C).
         weights: float32 tensor (B,).
         smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016).
@@ -25,13 +25,33 @@ def classification_loss(
 
     classes = logits.shape[-1]
     log_p = tf.nn.log_softmax(logits)
-    truth = tf.one_hot(labels, classes)
     target = truth * (1.0 - smoothing) + smoothing / classes
     loss = -tf.reduce_sum(target * log_p, axis=-1)
     if focal_gamma > 0:
         p_target = tf.exp(tf.reduce_sum(truth * log_p, axis=-1))
         loss *= (1.0 - p_target) ** focal_gamma
     return tf.reduce_mean(loss * weights)
+
+
+def distillation_loss(teacher_logits: Any, logits: Any, weights: Any, *, temperature: float) -> Any:
+    """Divergence of a network's softened probabilities from its teacher's (Hinton et al. 2015).
+
+    Args:
+        teacher_logits: float32 tensor (B, C).
+        logits: float32 tensor (B, C).
+        weights: float32 tensor (B,).
+        temperature: Both logits are divided by it; the loss is multiplied by its square, so that
+            gradients keep their size.
+
+    Returns:
+        Scalar >= 0: the sum of weighted Kullback-Leibler divergences over the batch size.
+    """
+    import tensorflow as tf
+
+    log_q = tf.nn.log_softmax(teacher_logits / temperature)
+    log_p = tf.nn.log_softmax(logits / temperature)
+    divergence = tf.reduce_sum(tf.exp(log_q) * (log_q - log_p), axis=-1)
+    return tf.reduce_mean(divergence * weights) * temperature**2
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:

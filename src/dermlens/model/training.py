@@ -13,6 +13,7 @@ from dermlens.model.bundle import Bundle, load_bundle, save_bundle
 from dermlens.model.checkpoint import read_facts
 from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.distillation import load_teacher, teacher_facts
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
@@ -42,8 +43,8 @@ def train(
         The loaded bundle.
 
     Raises:
-        DataError: If the data set cannot be used.
-        ModelError: If weights do not fit, or ``out`` holds another run.
+        DataError: If the data set cannot be used, or the teacher was trained on another.
+        ModelError: If weights or the teacher do not fit, or ``out`` holds another run.
     """
     out = Path(out)
     training_data = load_training_data(data)
@@ -54,6 +55,7 @@ def train(
     started = time.monotonic()
     model, coverage = _build(configuration)
     stage_start(model, configuration.train_from)
+    teacher = load_teacher(configuration, training_data)
     training_data.images(configuration.architecture.input_size)
     # All that was given has proved usable; only now does the run get its folder.
     _claim(out, configuration, training_data)
@@ -64,7 +66,7 @@ def train(
     began = read_facts(out / "checkpoint" / "state.npz") is not None
     if configuration.head_epochs and coverage.complete and not began:
         _head_phase(model, training_data, configuration, out, history)
-    finetuning = Finetuning(model, coverage, configuration, training_data, out, history)
+    finetuning = Finetuning(model, coverage, configuration, training_data, out, history, teacher)
     finetuning.run()
     bundle = _finish(out, finetuning, coverage, configuration, training_data, history)
     say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
@@ -169,6 +171,7 @@ def _finish(
         training={
             **configuration.to_json(),
             "weights": Path(configuration.weights).name,
+            "teacher": teacher_facts(configuration),
             "uncovered_layers": list(coverage.uncovered),
             "best_epoch": finetuning.best_epoch,
         },

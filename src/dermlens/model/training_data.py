@@ -74,6 +74,30 @@ def load_training_data(data: Path) -> TrainingData:
     )
 
 
+def require_same_data(bundle_path: Path, fingerprint: str | None, data: TrainingData) -> None:
+    """Refuse a bundle that was trained on other images or another split.
+
+    Args:
+        bundle_path: Its folder.
+        fingerprint: Of the data it was trained on, as the bundle tells.
+        data: The data set it must have been trained on.
+
+    Raises:
+        DataError: If it was not.
+    """
+    stored = pd.read_csv(bundle_path / "split.csv")
+    same_split = _splits(stored) == _splits(data.table)
+    if fingerprint != data.fingerprint or not same_split:
+        raise DataError(
+            f"{data.folder} is not the data set {bundle_path} was trained on (other images or "
+            "another split). Prepare and split it as then."
+        )
+
+
+def _splits(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(table.image_id, table.split, strict=True))
+
+
 def training_set(
     data: TrainingData, configuration: TrainingConfiguration, size: tuple[int, int]
 ) -> TrainingSet:

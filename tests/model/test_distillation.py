@@ -1,0 +1,127 @@
+"""Learning from a teacher and from mixed images."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dermlens.data.augmentation import AUGMENTATIONS, augmentation_named, mix
+from dermlens.data.cache import cached_images
+from dermlens.data.manifest import read_manifest
+from dermlens.data.splits import split_data_set
+from dermlens.errors import DataError, ModelError, UsageError
+from dermlens.model.bundle import load_bundle
+from dermlens.model.classifier import Architecture
+from dermlens.model.optimization import distillation_loss
+from dermlens.model.training import train
+from tests_support import tiny_configuration as configuration
+
+
+def test_divergence_from_the_teacher_by_hand():
+    taught = np.array([[2.0, 0.0], [0.0, 0.0]], np.float32)
+    logits = np.array([[0.0, 0.0], [0.0, 0.0]], np.float32)
+    weights = np.array([2.0, 5.0], np.float32)
+    q = 1 / (1 + np.exp(-1))
+    divergence = q * np.log(q / 0.5) + (1 - q) * np.log((1 - q) / 0.5)
+    loss = float(distillation_loss(taught, logits, weights, temperature=2.0))
+    assert loss == pytest.approx(4 * 2 * divergence / 2, rel=1e-5)
+    assert float(distillation_loss(taught, taught + 3, weights, temperature=2.0)) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_mixing_uses_one_share_for_image_labels_and_weights():
+    images = np.arange(5, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3), np.float32)
+    truth = np.eye(5, dtype=np.float32)
+    mixed, shares, weights = (
+        value.numpy() for value in mix(images, truth, np.arange(5.0, dtype="float32"), [1, 2], 1.0)
+    )
+    own = shares.diagonal()
+    assert np.all((own >= 0.5) & (own <= 1)) and len(np.unique(own)) == 5
+    assert shares == pytest.approx(
+        np.diag(own) + np.roll(np.eye(5), 1, axis=1) * (1 - own)[:, None]
+    )
+    expected = shares @ np.arange(5)
+    assert weights == pytest.approx(expected, rel=1e-6)
+    assert mixed == pytest.approx(expected[:, None, None, None] * np.ones((1, 2, 2, 3)), rel=1e-6)
+    again = mix(images, truth, np.arange(5.0, dtype="float32"), [1, 2], 1.0)[0].numpy()
+    assert np.array_equal(mixed, again)
+
+
+def test_small_alpha_leaves_most_images_alone():
+    shares = mix(
+        np.zeros((200, 1, 1, 3), np.float32),
+        np.eye(200, dtype=np.float32),
+        np.ones(200, np.float32),
+        [0, 0],
+        0.05,
+    )[1].numpy()
+    own = shares.diagonal()
+    assert np.isfinite(own).all() and np.mean(own > 0.98) > 0.7
+
+
+def test_augmentations_have_names():
+    assert augmentation_named("strong").zoom > augmentation_named("normal").zoom
+    with pytest.raises(UsageError, match=", ".join(AUGMENTATIONS)):
+        augmentation_named("weak")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher_share": 1.5}, "teacher_share"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature"),
+        ({"mixup": -1.0}, "mixup"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, words):
+    with pytest.raises(UsageError, match=words):
+        configuration(**changes)
+
+
+@pytest.fixture(scope="module")
+def teacher(prepared, tmp_path_factory):
+    from tests_support import register_tiny_backbone
+
+    register_tiny_backbone()
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    # Another input size: the teacher looks at images of the student's.
+    how = configuration(architecture=Architecture("tiny", (40, 48)), epochs=6)
+    train(prepared, out, how)
+    return out / "bundle"
+
+
+def test_a_student_that_gets_only_the_teacher_follows_it(prepared, teacher, tmp_path):
+    """Without a share for the labels, its outputs approach the teacher's all the same."""
+    images = cached_images(prepared, read_manifest(prepared), (32, 40))[:40]
+    taught = load_bundle(teacher)
+    how = {"teacher": str(teacher), "teacher_share": 1.0, "mixup": 0.2, "seed": 3}
+    student = train(prepared, tmp_path / "student", configuration(epochs=8, **how))
+    alone = train(prepared, tmp_path / "alone", configuration(epochs=1, seed=3))
+    goal = _at_size(taught, (32, 40)).predict(images.astype(np.float32), verbose=0)
+    near, far = (np.abs(bundle.logits(images) - goal).mean() for bundle in (student, alone))
+    assert near < 0.6 * far
+    facts = json.loads((tmp_path / "student" / "bundle" / "bundle.json").read_text())["training"]
+    assert facts["teacher"] == {"backbone": "tiny", "best_epoch": taught.best_epoch}
+    assert facts["mixup"] == 0.2
+
+
+def _at_size(bundle, size):
+    from dermlens.model.classifier import build_classifier
+
+    model = build_classifier(Architecture("tiny", size))
+    model.set_weights(bundle.model.get_weights())
+    return model
+
+
+def test_a_teacher_that_saw_other_data_or_classes_is_refused(prepared, teacher, tmp_path):
+    import shutil
+
+    other = tmp_path / "data"
+    shutil.copytree(prepared, other)
+    split_data_set(other, seed=5)
+    with pytest.raises(DataError, match="not the data set"):
+        train(other, tmp_path / "run", configuration(teacher=str(teacher)))
+    with pytest.raises(ModelError, match="not a bundle"):
+        train(prepared, tmp_path / "run", configuration(teacher=str(tmp_path)))
+    assert not (tmp_path / "run").exists()
