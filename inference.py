@@ -18,7 +18,9 @@ import json
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -247,19 +249,39 @@ def predict(
     facts = artifact.facts
     size = (int(facts["input_size"][0]), int(facts["input_size"][1]))
     names: set[str] = set()
-    for start in range(0, len(files), artifact.batch):
-        records, images = [], []
-        for path in files[start : start + artifact.batch]:
-            record: dict = {"path": str(path), "error": ""}
-            try:
-                images.append(fit(read_rgb(path), size))
-            except Unreadable as error:
-                record["error"] = f"{path} {error}."
-            records.append(record)
+    batches = [files[at : at + artifact.batch] for at in range(0, len(files), artifact.batch)]
+    for part, pictures in ahead(lambda part: [read_or_error(path, size) for path in part], batches):
+        records = [
+            {"path": str(path), "error": picture if isinstance(picture, str) else ""}
+            for path, picture in zip(part, pictures, strict=True)
+        ]
         good = [record for record in records if not record["error"]]
         if good:
-            predict_batch(artifact, np.stack(images), good, explain, target, names)
+            images = np.stack([picture for picture in pictures if not isinstance(picture, str)])
+            predict_batch(artifact, images, good, explain, target, names)
         yield from records
+
+
+def read_or_error(path: Path, size: tuple[int, int]) -> np.ndarray | str:
+    """Return an image file as uint8 (height, width, 3), or the sentence that says why not."""
+    try:
+        return fit(read_rgb(path), size)
+    except Unreadable as error:
+        return f"{path} {error}."
+
+
+def ahead(work: Callable, items: list) -> Iterator[tuple]:
+    """Yield (item, work(item)) in order, worked out in another thread up to two items ahead.
+
+    Files are decoded while the model computes, and never more than three batches are held.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque((item, pool.submit(work, item)) for item in items[:2])
+        for item in [*items[2:], None, None][: len(items)]:
+            first, future = waiting.popleft()
+            if item is not None:
+                waiting.append((item, pool.submit(work, item)))
+            yield first, future.result()
 
 
 def predict_batch(

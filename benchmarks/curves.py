@@ -64,12 +64,15 @@ def measure(
     sweep: Sweep, model: Any, images: np.ndarray, goals: np.ndarray, batch: int, scorer: Any
 ) -> list[dict[str, Any]]:
     """Return a row for every image and budget of a method."""
-    shared = {"scorer": scorer} if METHODS[sweep.method].family == "perturbation" else {}
+    shared: dict[str, Any] = (
+        {"scorer": scorer} if METHODS[sweep.method].family == "perturbation" else {}
+    )
     curves, rows = RemovalCurves(model, batch_size=batch), []
 
     def explain(image: np.ndarray, goal: int, seed: int, explainer: Any) -> Any:
         return explainer.attribute(image[None], int(goal), batch_size=batch, seed=seed)
 
+    shared |= METHODS[sweep.method].fixed
     best = create(sweep.method, model, **sweep.reference, **shared)
     wanted = [explain(i, g, REFERENCE_SEED, best).maps for i, g in zip(images, goals, strict=True)]
     for budget in sweep.budgets:

@@ -262,7 +262,7 @@ def loop_contests(ring: Ring) -> Iterator[Contest]:
             total += tape.gradient(score, pixels).numpy().sum(axis=0)
         return ((ring.image - ring.fill) * total / points).sum(axis=-1)[None]
 
-    ours = ring.ours("integrated_gradients", points=points)
+    ours = ring.ours("integrated_gradients", points=points, tolerance=None)
     yield Contest(
         "integrated_gradients", "loop, GradientTape", f"{points} points", ours, integrated
     )
@@ -294,7 +294,7 @@ def xplique_contests(ring: Ring) -> Iterator[Contest]:
         "integrated_gradients",
         "xplique IntegratedGradients",
         f"{points} points, black",
-        ring.ours("integrated_gradients", points=points, baselines="black"),
+        ring.ours("integrated_gradients", points=points, tolerance=None, baselines="black"),
         call(peer.IntegratedGradients(ring.model, batch_size=batch, steps=points, reducer="sum")),
     )
     yield Contest(

@@ -172,3 +172,18 @@ def test_nothing_to_do_ends_with_2_and_a_sentence(
     with pytest.raises(SystemExit) as ended:
         inference.main([])
     assert ended.value.code == 2
+
+
+def test_files_are_read_ahead_in_order_and_not_all_at_once(inference: ModuleType) -> None:
+    for count in (0, 1, 2, 3, 7):
+        started: list[int] = []
+
+        def work(item: int, started: list[int] = started) -> int:
+            started.append(item)
+            return item * 10
+
+        given = []
+        for item, result in inference.ahead(work, list(range(count))):
+            given.append((item, result))
+            assert len(started) <= len(given) + 2, "a long folder must not fill the memory"
+        assert given == [(item, item * 10) for item in range(count)]

@@ -11,7 +11,7 @@ from dermlens.explain.score import Contrast, Logit, Probability
 from explain_networks import smooth_images, trained_like
 
 SMALL: dict[str, dict[str, Any]] = {
-    "integrated_gradients": {"points": 6},
+    "integrated_gradients": {"points": 6, "tolerance": None},
     "smooth_grad": {"samples": 5},
     "gradient_shap": {"samples": 5},
     "occlusion": {"patch": 9, "stride": 6},

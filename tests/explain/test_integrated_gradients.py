@@ -32,7 +32,9 @@ def red(*values: float) -> np.ndarray:
 @pytest.mark.parametrize(("rule", "points"), [("gauss_legendre", 8), ("trapezoid", 400)])
 def test_analytic_function(rule: str, points: int) -> None:
     start, end = red(0.5, -1.0, 0.25), red(3.0, 2.0, 1.5)
-    explainer = IntegratedGradients(analytic_network(), points=points, rule=rule, baselines=start)
+    explainer = IntegratedGradients(
+        analytic_network(), points=points, rule=rule, baselines=start, tolerance=None
+    )
     result = explainer.attribute(end[None], 0)
     expected = [5 * 2.5, 4.0 - 1.0, np.sin(1.5) - np.sin(0.25)]
     np.testing.assert_allclose(result.maps[0, 0], expected, rtol=1e-5)
@@ -78,7 +80,7 @@ def test_channels_are_summed_so_that_each_image_is_complete() -> None:
     """The mean over channels would give a third of the change of score."""
     model, images = trained_like((24, 36)), smooth_images(3, (24, 36))
     for score in (Logit(), Contrast(1), Probability()):
-        explainer = IntegratedGradients(model, points=256, baselines="black")
+        explainer = IntegratedGradients(model, points=256, baselines="black", tolerance=None)
         result = explainer.attribute(images, 4, score=score)
         change = result.scores - result.details["baseline_score"]
         sums = result.maps.sum(axis=(1, 2))
@@ -90,9 +92,12 @@ def test_channels_are_summed_so_that_each_image_is_complete() -> None:
 def test_expected_gradients_are_the_mean_over_baselines() -> None:
     model, images = trained_like((20, 28)), smooth_images(2, (20, 28))
     names = ["mean_skin", "blur", "black"]
-    together = IntegratedGradients(model, points=6, baselines=names).attribute(images, 1)
+    together = IntegratedGradients(model, points=6, tolerance=None, baselines=names).attribute(
+        images, 1
+    )
     alone = [
-        IntegratedGradients(model, points=6, baselines=n).attribute(images, 1).maps for n in names
+        IntegratedGradients(model, points=6, tolerance=None, baselines=n).attribute(images, 1).maps
+        for n in names
     ]
     np.testing.assert_allclose(together.maps, np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
     assert together.cost.backward == 2 * 3 * 6
@@ -102,8 +107,8 @@ def test_expected_gradients_are_the_mean_over_baselines() -> None:
 def test_the_worst_part_of_the_path_is_halved_until_the_gap_is_small(rule: str) -> None:
     model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
     options: dict[str, Any] = {"points": 2, "rule": rule, "baselines": "black"}
-    loose = IntegratedGradients(model, **options).attribute(images, 4)
-    tight = IntegratedGradients(model, tolerance=0.01, **options).attribute(images, 4)
+    loose = IntegratedGradients(model, tolerance=None, **options).attribute(images, 4)
+    tight = IntegratedGradients(model, **options).attribute(images, 4)
     assert loose.details["completeness_gap"].max() > 0.01
     assert tight.details["completeness_gap"].max() <= 0.01
     used = tight.details["points"]
@@ -138,10 +143,10 @@ def test_the_gap_holds_for_all_classes_and_several_baselines() -> None:
     explainer = IntegratedGradients(model, points=4, tolerance=0.02, baselines=names)
     result = explainer.attribute(images, "all")
     change = result.scores - result.details["baseline_score"]
-    np.testing.assert_allclose(
-        result.maps.sum(axis=(2, 3)), change, atol=0.021 * np.abs(change).max()
-    )
-    assert (result.details["completeness_gap"] <= 0.02).all()
+    missing = np.abs(result.maps.sum(axis=(2, 3)) - change).max(axis=1)
+    assert (missing <= 0.0201 * np.abs(change).max(axis=1)).all()
+    one = explainer.attribute(images, 1)
+    assert (one.details["completeness_gap"] <= 0.02).all()
     alone = explainer.attribute(images[1:], "all")
     np.testing.assert_allclose(alone.maps[0], result.maps[1], atol=1e-4)
 

@@ -176,7 +176,7 @@ def test_methods_are_explained_one_after_the_other(
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
     running = text_of(app_page_cards.cards(bundle, analysis, states[1]))
-    assert "2 of 2: Integrated Gradients" in running and "18 forward, 16 backward" in running
+    assert "2 of 2: Integrated Gradients" in running and "about 22 forward, 64 backward" in running
     stopped = text_of(app_page_cards.cards(bundle, analysis, states[1], stopped=True))
     assert stopped.startswith("Stopped after 1 of 2 methods.")
     facts = explaining.facts(last)
@@ -189,7 +189,7 @@ def test_expected_time_is_passes_times_a_pass_until_measured(actions: Actions) -
     fresh = Explaining(actions)
     assert actions.pass_seconds > 0
     assert fresh.expected("occlusion") == 166 * actions.pass_seconds
-    assert fresh.expected("integrated_gradients") == (18 + 2 * 16) * actions.pass_seconds
+    assert fresh.expected("integrated_gradients") == (22 + 2 * 64) * actions.pass_seconds
     found = fresh._timed("occlusion", lambda: "done")
     assert found == "done" and fresh.expected("occlusion") < 166 * actions.pass_seconds
     page = app_page_cards.busy("Working", 1, 4, 12.0, 95.0)

@@ -20,7 +20,9 @@ from dermlens.explain.gradients import GradientEngine, even_batch
 from dermlens.explain.score import Score
 
 RULES = ("gauss_legendre", "trapezoid")
-MAX_POINTS = 512
+MAX_POINTS = 256
+LEAST_CHANGE = 1e-6
+"""Of a score; smaller changes are taken for this one where something is divided by them."""
 _LEAST = {"gauss_legendre": 1, "trapezoid": 2}
 
 
@@ -62,8 +64,9 @@ class IntegratedGradients(Explainer):
         baselines: One or several of: ``"mean_skin"``, ``"blur"``, ``"black"``, a color, an image
             (H, W, 3). With several, attributions are averaged (Expected Gradients).
         tolerance: Relative completeness gap to reach, by halving the part of the path where the
-            attribution is farthest from the change of score (up to 512 points in use), or None
-            to use ``points`` as they are.
+            attribution is farthest from the change of score (up to 256 points in use), or None
+            to use ``points`` as they are. With all classes at once, relative to the largest
+            change of score among them.
         classes: Codes in the order of the logits.
 
     Result details: ``completeness_gap`` (relative, per image), ``baseline_score``, ``points`` (in
@@ -73,7 +76,8 @@ class IntegratedGradients(Explainer):
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
         >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = IntegratedGradients(model, points=8).attribute(images, targets="mel")
+        >>> explainer = IntegratedGradients(model, points=8, tolerance=None)
+        >>> result = explainer.attribute(images, targets="mel")
         >>> result.maps.shape, result.cost.backward
         ((1, 32, 48), 8)
     """
@@ -87,7 +91,7 @@ class IntegratedGradients(Explainer):
         points: int = 16,
         rule: str = "gauss_legendre",
         baselines: Fill | Sequence[Fill] = "mean_skin",
-        tolerance: float | None = None,
+        tolerance: float | None = 0.01,
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(model, classes=classes)
@@ -171,7 +175,7 @@ class IntegratedGradients(Explainer):
         points = self.points
         half = max(-(-self.points // 2), _LEAST[self.rule])
         drawn, gap = self._summed(stretches, values, lowest)
-        while self.tolerance is not None and gap.max() > self.tolerance:
+        while self._too_far(gap, values - lowest.mean(axis=0)):
             worst = max(stretches, key=lambda stretch: stretch.error)
             points += 2 * half - worst.points
             if points > MAX_POINTS:
@@ -192,6 +196,17 @@ class IntegratedGradients(Explainer):
             "points": np.full(len(goals), points),
         }
         return drawn, facts
+
+    def _too_far(self, gap: np.ndarray, change: np.ndarray) -> bool:
+        """Tell whether the gap of some target (T,) is over the tolerance.
+
+        Relative to the largest change of score: a class whose score hardly changes would
+        otherwise cost the most passes to be told apart from nothing.
+        """
+        if self.tolerance is None:
+            return False
+        missing = gap * np.maximum(np.abs(change), LEAST_CHANGE)
+        return bool(missing.max() > self.tolerance * max(np.abs(change).max(), LEAST_CHANGE))
 
     def _along(
         self, pixels: np.ndarray, goals: np.ndarray, score: Score, batch_size: int
@@ -271,5 +286,5 @@ def completeness_gap(maps: np.ndarray, values: np.ndarray, lowest: np.ndarray) -
     """
     change = (values - lowest).astype(np.float64)
     missing = np.abs(maps.astype(np.float64).sum(axis=(1, 2)) - change)
-    scale = np.maximum(np.abs(change), 1e-6)
+    scale = np.maximum(np.abs(change), LEAST_CHANGE)
     return (missing / scale).astype(np.float32)

@@ -1,7 +1,7 @@
 """The methods by name: what they answer, what they cost, how to build them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dermlens.diagnoses import CODES
@@ -20,10 +20,12 @@ class Method:
         name: Name on the command line, in files and in tables.
         title: Name for people.
         family: ``"activation"``, ``"gradient"`` or ``"perturbation"``.
-        forward: Forward passes per image at default settings and 3:4.
+        forward: Forward passes per image at default settings and 3:4; about as many where
+            ``fixed`` holds options.
         backward: Backward passes per image, likewise.
         question: The question it answers, in one plain sentence.
         build: Makes the explainer from a model.
+        fixed: Options under which every image costs the same; empty where it does anyway.
     """
 
     name: str
@@ -33,13 +35,15 @@ class Method:
     backward: int
     question: str
     build: Callable[..., Explainer]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cost(self) -> str:
         """The passes in words."""
+        about = "about " if self.fixed else ""
         if not self.backward:
-            return f"{self.forward:,} forward"
-        return f"{self.forward:,} forward, {self.backward:,} backward"
+            return f"{about}{self.forward:,} forward"
+        return f"{about}{self.forward:,} forward, {self.backward:,} backward"
 
 
 def _class(module: str, kind: str) -> Callable[..., Explainer]:
@@ -77,10 +81,11 @@ METHODS: dict[str, Method] = {
             "integrated_gradients",
             "Integrated Gradients",
             "gradient",
-            18,
-            16,
+            22,
+            64,
             "How much does each pixel add to the score on the way from plain skin to this image?",
             _class("integrated_gradients", "IntegratedGradients"),
+            {"tolerance": None},
         ),
         Method(
             "occlusion",

@@ -179,7 +179,7 @@ def create_baselines(
     Raises:
         UsageError: If a name is unknown.
     """
-    from dermlens.explain.registry import create
+    from dermlens.explain.registry import create, method
 
     made: dict[str, Explainer] = {}
     copy: Any = None
@@ -190,5 +190,7 @@ def create_baselines(
         if not name.startswith(UNTRAINED_PREFIX):
             raise UsageError(f"Unknown baseline {name!r}. Use some of: {', '.join(BASELINES)}.")
         copy = untrained_copy(model, seed) if copy is None else copy
-        made[name] = create(name.removeprefix(UNTRAINED_PREFIX), copy, classes=classes)
+        kind = name.removeprefix(UNTRAINED_PREFIX)
+        # The scores of such a network hardly change: accuracy relative to that costs much.
+        made[name] = create(kind, copy, classes=classes, **method(kind).fixed)
     return made

@@ -225,8 +225,8 @@ class ClassifierGraph:
     ) -> dict[str, Any]:
         """Return Integrated Gradients of the logit of one class each, from plain skin.
 
-        As ``explain.IntegratedGradients`` at its defaults: Gauss-Legendre points on the straight
-        path from the image's skin color.
+        As ``explain.IntegratedGradients`` with ``tolerance=None``: Gauss-Legendre points on the
+        straight path from the image's skin color.
 
         Args:
             fitted: float32 tensor (N, H, W, 3).

@@ -144,7 +144,9 @@ class Reference:
     @cached_property
     def integrated(self) -> np.ndarray:
         """Integrated Gradients of the first decisions, float32 (n, H, W)."""
-        explainer = IntegratedGradients(self.bundle.model, classes=self.bundle.classes)
+        explainer = IntegratedGradients(
+            self.bundle.model, tolerance=None, classes=self.bundle.classes
+        )
         return explainer.attribute(self.fitted[:_INTEGRATED], self.decisions[:_INTEGRATED]).maps
 
     def balanced_accuracy(self, probabilities: np.ndarray) -> float | None:
