@@ -1,5 +1,9 @@
 """The benchmark on a planted truth: resumable, ranked as it must be, sound statistics."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +177,36 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
         for cost in one["cost"]["per_image"].values():
             cost.pop("seconds")
     assert ours == theirs
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from test_benchmark import PLAN, extra, planted_bundle
+from dermlens.quality.benchmark import run_benchmark
+bundle = planted_bundle()
+run_benchmark(bundle, Path({data!r}), Path({out!r}), PLAN, extra=extra(bundle))
+"""
+
+
+def test_a_process_that_is_killed_loses_nothing_that_was_finished(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    """kill -9 gives no chance to tidy up: what lies there must be whole."""
+    out, here = tmp_path / "out", Path(__file__).resolve().parent
+    script = SCRIPT.format(path=[str(here), str(here.parent)], data=str(data), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while process.poll() is None:
+        if len(list((out / "pieces").rglob("P*.json"))) >= 2:
+            process.kill()
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL, "killed, not finished"
+    assert not (out / "benchmark.csv").exists()
+    bundle = planted_bundle()
+    run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+    for name in ("benchmark", "lesions", "randomization", "consistency", "shortcuts"):
+        assert (out / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes(), name
 
 
 def test_the_planted_truth_ranks_first_and_random_last(summary: dict[str, Any]) -> None:
