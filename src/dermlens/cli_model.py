@@ -13,6 +13,10 @@ def pack(
     data: Annotated[Path, typer.Argument(help="The data set it was trained on.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     storage: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    average_with: Annotated[
+        Path | None,
+        typer.Option(help="Bundle this one was fine-tuned from; weights are averaged with it."),
+    ] = None,
 ) -> None:
     """Write a smaller bundle, calibrated again to its weights as they are stored.
 
@@ -20,7 +24,7 @@ def pack(
     """
     from dermlens.model.finishing import pack as write_packed
 
-    write_packed(bundle, data, out, dtype=storage)
+    write_packed(bundle, data, out, dtype=storage, average_with=average_with)
     size = sum(file.stat().st_size for file in out.iterdir())
     say(f"Wrote {out} ({size / 1e6:.1f} MB)")
 

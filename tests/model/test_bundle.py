@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,24 @@ def test_packing_halves_the_weights_and_calibrates_what_is_stored(finished, tmp_
     assert again.best_epoch == whole.best_epoch and again.history.equals(whole.history)
     table = predict_split(again, finished[1], "validation")
     assert table.abstain.mean() == pytest.approx(again.outlier.false_rejects)
+
+
+def test_packing_averages_two_runs_of_one_network(finished, tmp_path) -> None:
+    bundle, data = finished
+    start = {"architecture": Architecture("tiny", (32, 40)), "batch_size": 8, "train_from": "all"}
+    begun = {"weights": str(bundle / "weights.h5"), "head_epochs": 0, "epochs": 1}
+    train(data, tmp_path / "more", TrainingConfiguration(**start, **begun))
+    more = tmp_path / "more" / "bundle"
+    packed = pack(more, data, tmp_path / "packed", dtype="float32", average_with=bundle)
+    weights = [load_bundle(path).model.get_weights() for path in (bundle, more)]
+    for mine, one, other in zip(packed.model.get_weights(), *weights, strict=True):
+        np.testing.assert_allclose(mine, (one + other) / 2, atol=1e-6)
+    assert packed.facts["training"]["averaged_with"]["epochs"] == 2
+    smaller = TrainingConfiguration(**start | {"architecture": Architecture("tiny", (32, 32))})
+    train(data, tmp_path / "smaller", replace(smaller, epochs=1))
+    with pytest.raises(ModelError, match="cannot be averaged"):
+        pack(more, data, tmp_path / "no", average_with=tmp_path / "smaller" / "bundle")
+    assert not (tmp_path / "no").exists()
 
 
 def test_statistics_keep_their_range_in_float16() -> None:

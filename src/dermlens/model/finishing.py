@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.manifest import class_counts, select_split
-from dermlens.errors import UsageError
+from dermlens.errors import ModelError, UsageError
 from dermlens.model.bundle import Bundle, load_bundle, save_bundle
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.classifier import Architecture
@@ -60,7 +60,14 @@ def fit_on_data(
     return calibration, with_threshold(detector.stored_as(dtype), features[held])
 
 
-def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") -> Bundle:
+def pack(
+    bundle_path: Path,
+    data: Path,
+    out: Path,
+    *,
+    dtype: str = "float16",
+    average_with: Path | None = None,
+) -> Bundle:
     """Write a bundle with smaller weights, everything fitted again to the weights as stored.
 
     Args:
@@ -68,11 +75,14 @@ def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") ->
         data: The data set it was trained on, split as it was then.
         out: Folder to write.
         dtype: Storage of weights, ``"float16"`` or ``"float32"``.
+        average_with: Bundle whose weights are averaged with these, half and half: the network
+            this one was fine-tuned from, or another fine-tuned from the same (Wortsman et al.,
+            ICML and CVPR 2022). Networks trained apart have nothing in common to be averaged.
 
     Raises:
         UsageError: If the storage is unknown.
-        ModelError: If the bundle cannot be loaded.
-        DataError: If the data set is not split, or not the one of the bundle.
+        ModelError: If a bundle cannot be loaded, or the two are of other architectures.
+        DataError: If the data set is not split, or not the one of both bundles.
     """
     if dtype not in ("float16", "float32"):
         raise UsageError(f"Unknown storage {dtype!r}. Use float16 or float32.")
@@ -80,8 +90,11 @@ def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") ->
     bundle = load_bundle(bundle_path)
     training_data = load_training_data(data)
     require_same_data(bundle_path, bundle.facts["data"].get("fingerprint"), training_data)
+    training = dict(bundle.facts["training"])
+    if average_with is not None:
+        training["averaged_with"] = _average(bundle, Path(average_with), training_data)
     bundle.model.set_weights(rounded(bundle.model.get_weights(), dtype))
-    seed = int(bundle.facts["training"].get("seed", 0))
+    seed = int(training.get("seed", 0))
     calibration, outlier = fit_on_data(
         bundle.model, bundle.architecture, training_data, seed=seed, dtype=dtype
     )
@@ -90,7 +103,7 @@ def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") ->
         model=bundle.model,
         architecture=bundle.architecture,
         calibration=calibration,
-        training=bundle.facts["training"],
+        training=training,
         data=bundle.facts["data"],
         history=bundle.history,
         # Ids alone: the data set's metadata is not ours to hand out.
@@ -98,3 +111,19 @@ def pack(bundle_path: Path, data: Path, out: Path, *, dtype: str = "float16") ->
         outlier=outlier,
         dtype=dtype,
     )
+
+
+def _average(bundle: Bundle, path: Path, data: TrainingData) -> dict[str, Any]:
+    """Give a bundle's network the mean of its weights and another's; return facts about that."""
+    other = load_bundle(path)
+    if other.architecture != bundle.architecture:
+        raise ModelError(
+            f"{path} cannot be averaged with {bundle.path}: it is a {other.architecture.backbone} "
+            f"at {other.input_size[0]}x{other.input_size[1]}, of other classes or dropout. Use two "
+            "runs of one architecture, one started from the other."
+        )
+    require_same_data(path, other.facts["data"].get("fingerprint"), data)
+    pairs = zip(bundle.model.get_weights(), other.model.get_weights(), strict=True)
+    bundle.model.set_weights([(mine + theirs) / 2 for mine, theirs in pairs])
+    names = ("weights", "uncovered_layers", "best_epoch", "epochs", "seed")
+    return {name: other.facts["training"].get(name) for name in names}
