@@ -10,6 +10,7 @@ import numpy as np
 
 from dermlens.diagnoses import CODES, class_index
 from dermlens.errors import ExplanationError
+from dermlens.explain.folding import folded_logits
 from dermlens.explain.score import Logit, Score
 
 Targets = None | str | int | Sequence[str | int] | np.ndarray
@@ -93,7 +94,7 @@ def call(model: Any, images: Any) -> Any:
     """Call a model in inference mode: float32 pixels in, float32 logits out."""
     import tensorflow as tf
 
-    return tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
+    return tf.cast(folded_logits(model, tf.cast(images, tf.float32)), tf.float32)
 
 
 class Explainer(ABC):

@@ -1,0 +1,128 @@
+"""Does the benchmark find the truth where it is known?
+
+    python benchmarks/known_truth.py DATA --bundle BUNDLE [--images 150] [--out known_truth]
+
+On drawn data every class is decided by one structure, whose outline is kept. That outline is
+planted among the methods as an explanation: it must come first, a random map last, and methods must
+beat a Gaussian in the middle of the image. DATA and BUNDLE come from ``dermlens demo``. Can be
+interrupted; the same command goes on.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.data.manifest import read_manifest, select_split
+from dermlens.errors import DataError
+from dermlens.explain.base import Explainer
+from dermlens.files import read_json
+from dermlens.model.bundle import Bundle, load_bundle
+from dermlens.quality.baselines import ModelFreeMap, title
+from dermlens.quality.benchmark import run_benchmark
+from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
+from dermlens.quality.metric import METRICS, STRUCTURE_PREFIX, metric
+from dermlens.report.benchmark_report import (
+    describe,
+    interval_text,
+    markdown_table,
+    ranking_table,
+    write_benchmark_report,
+)
+
+RIVAL = "centered_gaussian"
+
+
+class Oracle(ModelFreeMap):
+    """The outline of the structure that decides the class, looked up by the image's pixels.
+
+    Args:
+        bundle: Trained on the drawn data.
+        structures: bool (H, W) by the bytes of the float32 image.
+    """
+
+    name = "oracle"
+
+    def __init__(self, bundle: Bundle, structures: dict[bytes, np.ndarray]) -> None:
+        super().__init__(bundle.model, classes=bundle.classes)
+        self.structures = structures
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return 1 on the structure, 0 elsewhere."""
+        return self.structures[image.tobytes()].astype(np.float32)
+
+
+def planted(bundle: Bundle, data: Path, plan: BenchmarkPlan) -> dict[str, Explainer]:
+    """Return the oracle, which knows the images that the plan measures.
+
+    Raises:
+        DataError: If an image has no known structure.
+    """
+    items = select_items(select_split(read_manifest(data), plan.split), data, plan.n, plan.seed)
+    structures = {}
+    for item in items:
+        loaded = load(item, bundle.input_size)
+        if loaded.structure is None:
+            raise DataError(
+                f"{data} holds no structure of {item.image_id}. Give the data of dermlens demo."
+            )
+        structures[loaded.image.tobytes()] = loaded.structure
+    return {Oracle.name: Oracle(bundle, structures)}
+
+
+def structure_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return every ranked metric on the structures: a row per method, best first."""
+    names = [
+        name
+        for name in summary["metrics"]
+        if name.removeprefix(STRUCTURE_PREFIX) in METRICS and name.startswith(STRUCTURE_PREFIX)
+    ]
+    order = [row["method"] for row in summary["ranking"]["localization"]]
+    return pd.DataFrame(
+        {
+            "method": title(method),
+            **{metric(n).title: interval_text(summary["metrics"][n][method]) for n in names},
+        }
+        for method in order
+    )
+
+
+def against_rival(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return, for each method, on which structure metrics it differs from the Gaussian (Holm)."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, found in summary["comparisons"].items():
+        if not name.startswith(STRUCTURE_PREFIX) or not metric(name).ranked:
+            continue
+        for one in found:
+            if RIVAL not in (one["first"], one["second"]):
+                continue
+            method = one["second"] if one["first"] == RIVAL else one["first"]
+            verdict = {None: "no difference", RIVAL: "worse"}.get(one["better"], "better")
+            rows.setdefault(method, {})[metric(name).title] = verdict
+    return pd.DataFrame({"method": title(m), **verdicts} for m, verdicts in rows.items())
+
+
+def main() -> None:
+    """Run the benchmark and print its tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=150)
+    parser.add_argument("--out", type=Path, default=Path("known_truth"))
+    options = parser.parse_args()
+    bundle = load_bundle(options.bundle)
+    plan = BenchmarkPlan(n=options.images, robustness=0, randomization=0, pairs=0, probes=0)
+    run_benchmark(
+        bundle, options.data, options.out, plan, extra=planted(bundle, options.data, plan)
+    )
+    write_benchmark_report(options.out)
+    summary = read_json(options.out / "summary.json")
+    for table in (ranking_table(summary), structure_table(summary), against_rival(summary)):
+        print(f"\n{markdown_table(table)}")
+    print(f"\n{describe(summary)}")
+
+
+if __name__ == "__main__":
+    main()
