@@ -22,6 +22,7 @@ check: .venv/.installed-test
 BENCH := $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA))
 bench: .venv/.installed-test
 	$(BIN)/python benchmarks/receptive_fields.py
+	$(BIN)/python benchmarks/folding.py $(BENCH) --publish
 	$(BIN)/python benchmarks/explainers.py --publish
 	$(if $(and $(BUNDLE),$(DATA)),$(BIN)/dermlens scorer $(BUNDLE) $(DATA) --n 100)
 	$(BIN)/python benchmarks/peers.py $(BENCH)
