@@ -62,7 +62,8 @@ def tables() -> Tables:
                     "color_relation": -value,
                 }
             )
-            costs = {"forward": FORWARD[name], "backward": 0.0, "seconds": 0.01}
+            # The first image pays for tracing.
+            costs = {"forward": FORWARD[name], "backward": 0.0, "seconds": 0.01 if number else 5.0}
             cost.append({"image_id": f"I{number}", "method": name, **costs})
     lesions = pd.DataFrame(
         {
@@ -117,6 +118,8 @@ def test_summary_of_known_tables(summary: dict[str, Any]) -> None:
     assert (mass["count"], mass["excluded"]) == (23, 1)
     sensitivity = summary["metrics"]["max_sensitivity"]["grad_cam"]
     assert (sensitivity["count"], sensitivity["excluded"]) == (4, 0)
+    cost = summary["cost"]["per_image"]["occlusion"]
+    assert cost == {"forward": 166.0, "backward": 0.0, "seconds": 0.01}
     order = [row["method"] for row in summary["ranking"]["overall"]]
     assert order == ["grad_cam", "occlusion", "untrained_grad_cam", "uniform"]
     assert summary["ranking"]["overall"][0]["mean_rank"] == 1.0

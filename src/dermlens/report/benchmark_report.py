@@ -54,7 +54,9 @@ def benchmark_page(summary: dict[str, Any]) -> Page:
             figures.quality_versus_cost(summary),
             "Overall mean rank against cost. Squares are baselines.",
         )
-    page.table(cost_table(summary), "What a map costs, each method run alone.")
+    page.table(
+        cost_table(summary), "What a map costs, each method run alone: mean passes, median seconds."
+    )
     for family in FAMILIES:
         names = figures.family_metrics(summary, family)
         if not names:
@@ -127,7 +129,7 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Return forward and backward passes and seconds per image of each method."""
+    """Return mean forward and backward passes and median seconds per image of each method."""
     rows = [
         {"method": title(name), **summary["cost"]["per_image"][name]}
         for name in figures.methods_of(summary)
