@@ -45,11 +45,11 @@ def raw_passes(model: Any, size: tuple[int, int], batch: int) -> tuple[float, fl
 
     images = tf.random.uniform((batch, *size, 3), 0, 255)
 
-    @tf.function
+    @tf.function(autograph=False)
     def forward(pixels: tf.Tensor) -> tf.Tensor:
         return model(pixels, training=False)
 
-    @tf.function
+    @tf.function(autograph=False)
     def both(pixels: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(pixels)

@@ -11,7 +11,7 @@ say so.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -434,8 +434,10 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sizes", default="192x256,224x224", help="HxW, separated by commas")
     parser.add_argument("--peers", default=",".join(GROUPS), help="separated by commas")
+    parser.add_argument("--repeats", type=int, help="how often each side is timed; default 5")
     given = parser.parse_args()
     budgets, text = QUICK if given.quick else Budgets(), [machine()]
+    budgets = replace(budgets, repeats=given.repeats or budgets.repeats)
     tables: dict[str, pd.DataFrame] = {}
     out: Path | None = given.out or (Path("bench-quick") if given.quick else None)
     for size in given.sizes.split(","):
