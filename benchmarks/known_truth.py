@@ -23,7 +23,7 @@ from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.quality.baselines import ModelFreeMap, title
 from dermlens.quality.benchmark import run_benchmark
 from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
-from dermlens.quality.metric import METRICS, STRUCTURE_PREFIX, metric
+from dermlens.quality.metric import STRUCTURE_PREFIX, metric
 from dermlens.report.benchmark_report import (
     describe,
     interval_text,
@@ -73,12 +73,8 @@ def planted(bundle: Bundle, data: Path, plan: BenchmarkPlan) -> dict[str, Explai
 
 
 def structure_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Return every ranked metric on the structures: a row per method, best first."""
-    names = [
-        name
-        for name in summary["metrics"]
-        if name.removeprefix(STRUCTURE_PREFIX) in METRICS and name.startswith(STRUCTURE_PREFIX)
-    ]
+    """Return every metric on the structures with its interval: a row per method, best first."""
+    names = [name for name in summary["metrics"] if name.startswith(STRUCTURE_PREFIX)]
     order = [row["method"] for row in summary["ranking"]["localization"]]
     return pd.DataFrame(
         {
@@ -96,11 +92,10 @@ def against_rival(summary: dict[str, Any]) -> pd.DataFrame:
         if not name.startswith(STRUCTURE_PREFIX) or not metric(name).ranked:
             continue
         for one in found:
-            if RIVAL not in (one["first"], one["second"]):
+            if one["second"] != RIVAL:
                 continue
-            method = one["second"] if one["first"] == RIVAL else one["first"]
             verdict = {None: "no difference", RIVAL: "worse"}.get(one["better"], "better")
-            rows.setdefault(method, {})[metric(name).title] = verdict
+            rows.setdefault(one["first"], {})[metric(name).title] = verdict
     return pd.DataFrame({"method": title(m), **verdicts} for m, verdicts in rows.items())
 
 

@@ -97,6 +97,19 @@ def test_convolution_that_something_else_reads_too() -> None:
     np.testing.assert_allclose(folded_logits(model, images()), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_normalization_of_another_axis_is_not_folded_and_nothing_is_computed_twice() -> None:
+    import keras
+
+    inputs = keras.Input((*SIZE, 3))
+    maps = keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255.0)(inputs))
+    rows = keras.layers.BatchNormalization(axis=1)(maps)
+    joined = keras.layers.Add()([rows, keras.layers.ReLU()(maps)])
+    model = unsettled(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(joined)))
+    expected = model(images(), training=False)
+    np.testing.assert_allclose(folded_logits(model, images()), expected, rtol=1e-4, atol=1e-5)
+    assert [operation.type for operation in operations(model)].count("Conv2D") == 1
+
+
 def test_model_that_ends_with_a_convolution() -> None:
     import keras
 
