@@ -15,7 +15,7 @@ from dermlens import __version__
 from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
 from dermlens.cli_model import card, export, pack
-from dermlens.cli_options import BatchSize, BundleAndImages, Seed, parse_size
+from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed, parse_size
 from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
 from dermlens.progress import say
@@ -238,13 +238,7 @@ def explain(
     score: Annotated[
         str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")
     ] = "logit",
-    scorer: Annotated[
-        str | None,
-        typer.Option(
-            help="What evaluates changed images for occlusion, LIME, SHAP and RISE: float32, or "
-            "int8 (faster); default int8 where 'dermlens scorer' found the maps to agree."
-        ),
-    ] = None,
+    scorer: ScorerChoice = None,
     opacity: Annotated[float, typer.Option(help="Of the overlay, 0..1.")] = 0.5,
     batch_size: BatchSize = 16,
     seed: Seed = 0,

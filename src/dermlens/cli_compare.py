@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, BundleAndImages, Seed
+from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed
 from dermlens.progress import say
 
 
@@ -25,6 +25,7 @@ def compare(
         Path | None,
         typer.Option(help="Outline of the lesion, white inside; or a folder of outlines."),
     ] = None,
+    scorer: ScorerChoice = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
 ) -> None:
@@ -46,6 +47,7 @@ def compare(
         target=target,
         against=against,
         mask=mask,
+        scorer=scorer,
         batch_size=batch_size,
         seed=seed,
     )

@@ -10,6 +10,13 @@ from dermlens.errors import UsageError
 
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
+ScorerChoice = Annotated[
+    str | None,
+    typer.Option(
+        help="What evaluates changed images for occlusion, LIME, SHAP and RISE: float32, or "
+        "int8 (faster); default int8 where 'dermlens scorer' found the maps to agree."
+    ),
+]
 
 BundleAndImages = Annotated[
     list[Path],

@@ -214,6 +214,96 @@ def test_user_cache_where_the_bundle_cannot_be_written(
     assert int8_copy(nowhere).folder.is_relative_to(cache), "a bundle in memory has no folder"
 
 
+def carrying(saved: Path, place: Path, measured: dict[str, Any]) -> Bundle:
+    """Return a bundle handed on with a measurement but without the copy."""
+    import shutil
+
+    shutil.copytree(saved, place, ignore=lambda *_: {"int8"})
+    write_json(place / "int8" / "agreement.json", measured)
+    return load_bundle(place)
+
+
+def test_bundle_can_bring_the_measurement_without_the_copy(
+    bundle: Bundle, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = int8_copy(bundle).facts
+    good = {
+        "weights_sha256": facts["weights_sha256"],
+        "model_sha256": facts["model_sha256"],
+        "methods": {"occlusion": {"pearson": 0.995}, "lime": {"pearson": 0.98}},
+    }
+    loaded = carrying(saved, tmp_path / "good", good)
+    place = loaded.path / "int8" / "model.tflite"
+    # 166 passes are not worth the making of a copy, 100 times as many are.
+    assert choose_scorers(loaded, list(SMALL)) == {} and not place.exists()
+    assert list(choose_scorers(loaded, list(SMALL), images=100)) == ["occlusion"]
+    assert place.exists() and read_json(place.with_name("agreement.json")) == good
+    assert list(choose_scorers(loaded, list(SMALL))) == ["occlusion"], "now there is a copy"
+
+    # A newer converter makes another copy, of which nothing is known.
+    other = carrying(saved, tmp_path / "converter", {**good, "model_sha256": "another"})
+    assert choose_scorers(other, list(SMALL), images=100) == {}
+    assert find_int8_copy(other) is not None and choose_scorers(other, list(SMALL)) == {}
+
+    monkeypatch.setattr(copies, "_converted", lambda _: pytest.fail("made without need"))
+    weights = carrying(saved, tmp_path / "weights", {**good, "weights_sha256": "others"})
+    assert choose_scorers(weights, list(SMALL), images=100) == {}
+    bad = {**good, "methods": {"occlusion": {"pearson": 0.98}}}
+    assert choose_scorers(carrying(saved, tmp_path / "bad", bad), list(SMALL), images=100) == {}
+
+    def fails(_: Bundle) -> bytes:
+        raise ModelError("It cannot be converted.")
+
+    monkeypatch.setattr(copies, "_converted", fails)
+    broken = carrying(saved, tmp_path / "broken", good)
+    assert choose_scorers(broken, list(SMALL), images=100) == {}, "unasked, it is no error"
+    with pytest.raises(ModelError, match="cannot be converted"):
+        choose_scorers(broken, list(SMALL), "int8")
+
+
+def test_nothing_is_written_into_the_package(
+    bundle: Bundle, saved: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = int8_copy(bundle).facts
+    measured = {**facts, "methods": {"shap": {"pearson": 0.999}}}
+    shipped = carrying(saved, tmp_path / "shipped", measured)
+    monkeypatch.setattr(copies, "SHIPPED", shipped.path)
+    made = int8_copy(shipped)
+    assert made.folder.is_relative_to(cache)
+    assert [path.name for path in (shipped.path / "int8").iterdir()] == ["agreement.json"]
+    assert trusted_methods(shipped, list(SMALL)) == ["shap"]
+
+
+def test_copy_of_another_input_size_is_another_copy(bundle: Bundle) -> None:
+    from dermlens.model.classifier import Architecture, build_classifier
+
+    known = bundle.architecture
+    larger = build_classifier(Architecture(known.backbone, (SIZE[0] + 32, SIZE[1]), known.classes))
+    larger.set_weights(bundle.model.get_weights())
+    assert copies.weights_sha256(larger) != copies.weights_sha256(bundle.model)
+
+
+def test_comparison_uses_the_scorer_and_names_it(
+    bundle: Bundle, images: np.ndarray, tmp_path: Path
+) -> None:
+    from dermlens.report.comparer import Comparer
+
+    assert all(getattr(e, "scorer", None) is None for e in Comparer(bundle).explainers.values())
+    one = Comparer(bundle, ["lime"], scorer="int8").explainers["lime"]
+    assert isinstance(one, LIME) and one.scorer is not None
+    file = tmp_path / "photo.png"
+    picture(0).save(file)
+    done = dermlens(
+        "compare", bundle.path, file, "--methods", "grad_cam,occlusion", "--scorer", "int8",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    page = (tmp_path / "out" / "photo" / "comparison.html").read_text()
+    assert "int8 copy was used for Occlusion." in page
+    facts = read_json(tmp_path / "out" / "photo" / "comparison.json")
+    assert facts["methods"]["occlusion"]["scorer"] == "int8"
+
+
 def test_explanations_of_files_name_the_scorer(bundle: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "photo.png"
     picture(0).save(file)

@@ -10,6 +10,7 @@ from dermlens.explain.base import Explainer, Family
 
 if TYPE_CHECKING:
     from dermlens.explain.perturbation import Scorer
+    from dermlens.explain.segment_bank import SegmentBank
 
 
 @dataclass(frozen=True)
@@ -235,13 +236,24 @@ def create_several(
         scorers: What evaluates changed images in place of the model, by method; see
             ``scorers.choose_scorers``. A shared set uses a scorer only if both methods have it.
     """
-    from dermlens.explain.segment_bank import SegmentBank
-
     chosen: dict[str, dict[str, Any]] = {
         name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
     }
     if {"lime", "shap"} <= set(names):
-        both = {"lime", "shap"} <= set(chosen)
-        bank = SegmentBank(model, scorer=chosen["lime"]["scorer"] if both else None)
+        bank = shared_bank(model, ("lime", "shap"), scorers or {})
         chosen |= {"lime": {"bank": bank}, "shap": {"bank": bank}}
     return {name: create(name, model, classes=classes, **chosen.get(name, {})) for name in names}
+
+
+def shared_bank(model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"]) -> "SegmentBank":
+    """Return the masked evaluations that some of LIME and Kernel SHAP share.
+
+    Args:
+        model: Keras model from raw RGB 0..255 to logits.
+        names: ``"lime"``, ``"shap"`` or both.
+        scorers: By method; used only if every method has one.
+    """
+    from dermlens.explain.segment_bank import SegmentBank
+
+    every = all(name in scorers for name in names)
+    return SegmentBank(model, scorer=scorers[names[0]] if every else None)

@@ -4,20 +4,29 @@
 several times faster on processors with 8-bit instructions, and a little different.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dermlens.errors import UsageError
+from dermlens.errors import ModelError, UsageError
 from dermlens.explain.perturbation import FLOAT32, Scorer
 from dermlens.explain.registry import METHODS
 from dermlens.model.bundle import Bundle
+from dermlens.progress import say
+
+if TYPE_CHECKING:
+    from dermlens.model.int8_copy import Int8Copy
 
 SCORERS: tuple[str, ...] = (FLOAT32, "int8")
 SUFFICIENT_CORRELATION = 0.99
 """The copy is the default only where its maps correlate at least so with the Keras model's."""
 
 
+WORTH_A_COPY = 2500
+"""Passes from which making the copy, some 20 s, takes less time than it saves."""
+
+
 def choose_scorers(
-    bundle: Bundle, methods: Sequence[str], choice: str | None = None
+    bundle: Bundle, methods: Sequence[str], choice: str | None = None, *, images: int = 1
 ) -> dict[str, Scorer]:
     """Return the scorer of each method that is not to use the Keras model.
 
@@ -25,25 +34,29 @@ def choose_scorers(
         bundle: Trained model.
         methods: Keys of ``registry.METHODS``; only perturbation methods can have a scorer.
         choice: ``"float32"``; ``"int8"``: the copy is made if there is none; None: the copy where
-            there is one and its measured agreement is sufficient for the method.
+            its measured agreement is sufficient for the method. Where a bundle brings such a
+            measurement along but there is no copy yet, it is made if enough passes are expected.
+        images: How many images are going to be explained, about.
 
     Raises:
         UsageError: If the choice is unknown.
-        ModelError: If the copy cannot be made.
+        ModelError: If the copy is asked for and cannot be made.
     """
     if choice is not None and choice not in SCORERS:
         raise UsageError(f"Unknown scorer {choice!r}. Use one of: {', '.join(SCORERS)}.")
     able = [name for name in methods if METHODS[name].family == "perturbation"]
     if choice == FLOAT32 or not able:
         return {}
-    if choice is None:
-        able = trusted_methods(bundle, able)
-        if not able:
-            return {}
     from dermlens.model.int8_copy import int8_copy
 
-    scorer = int8_copy(bundle).scorer(bundle.model)
-    return dict.fromkeys(able, scorer)
+    if choice is None:
+        copy = _unasked(bundle, able, images)
+        able = [] if copy is None else _sufficient(copy.agreement, able)
+    else:
+        copy = int8_copy(bundle)
+    if copy is None or not able:
+        return {}
+    return dict.fromkeys(able, copy.scorer(bundle.model))
 
 
 def trusted_methods(bundle: Bundle, methods: Sequence[str]) -> list[str]:
@@ -55,9 +68,29 @@ def trusted_methods(bundle: Bundle, methods: Sequence[str]) -> list[str]:
     from dermlens.model.int8_copy import find_int8_copy
 
     copy = find_int8_copy(bundle)
-    measured = {} if copy is None else (copy.agreement or {}).get("methods", {})
+    return [] if copy is None else _sufficient(copy.agreement, methods)
+
+
+def _sufficient(agreement: Mapping[str, Any] | None, methods: Sequence[str]) -> list[str]:
+    measured = (agreement or {}).get("methods", {})
     return [
         name
         for name in methods
         if (measured.get(name, {}).get("pearson") or 0.0) >= SUFFICIENT_CORRELATION
     ]
+
+
+def _unasked(bundle: Bundle, methods: Sequence[str], images: int) -> "Int8Copy | None":
+    """Return the copy that is there, or one made because it is known to be good and pays."""
+    from dermlens.model.int8_copy import carried_agreement, find_int8_copy, int8_copy
+
+    found = find_int8_copy(bundle)
+    good = _sufficient(carried_agreement(bundle), methods) if found is None else []
+    if images * sum(METHODS[name].forward for name in good) < max(WORTH_A_COPY, 1):
+        return found
+    say("Making the int8 copy of the model, once: some 20 s.")
+    try:
+        return int8_copy(bundle)
+    except (ModelError, OSError) as error:
+        say(f"There is no int8 copy ({error}); the model itself is evaluated.")
+        return None

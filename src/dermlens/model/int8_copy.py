@@ -7,7 +7,10 @@
     BUNDLE/int8/agreement.json   how far maps made with it agree with the Keras model's, if measured
 
 The copy is made once and stands beside the bundle, or in the user's cache directory where the
-bundle's folder cannot be written. It is made again when the weights differ.
+bundle's folder cannot be written or is the package's own. It is made again when the weights differ.
+
+A bundle that is handed on may hold ``agreement.json`` without the copy itself, which is four times
+larger than what else would be needed: it counts for a copy that is the same byte by byte.
 
 Weights are stored in eight bits, per output channel. Activations are rounded to eight bits while
 the copy runs, each layer by the range it has in that very image, so no representative images are
@@ -26,7 +29,7 @@ import numpy as np
 from dermlens import __version__
 from dermlens.errors import ExplanationError, ModelError
 from dermlens.files import folder_beside, read_json, sha256_of_file, write_json
-from dermlens.model.bundle import Bundle
+from dermlens.model.bundle import SHIPPED, Bundle, is_bundle
 from dermlens.model.lite import LiteClassifier, frozen_function, to_litert, weights_checksum
 
 FOLDER = "int8"
@@ -40,25 +43,26 @@ class Int8Copy:
     Attributes:
         folder: Where it is.
         facts: The content of ``copy.json``.
+        carried: What the bundle brought along as measured with a copy of its weights, or None.
     """
 
     folder: Path
     facts: dict[str, Any]
+    carried: dict[str, Any] | None = None
 
     @property
     def agreement(self) -> dict[str, Any] | None:
         """What ``quality.scorer_agreement`` measured with this copy; None if nothing yet."""
-        path = self.folder / _AGREEMENT
-        if not path.is_file():
-            return None
-        measured = read_json(path)
-        # Of another copy, put here by hand, it would say nothing.
-        return measured if measured.get("model_sha256") == self.facts["model_sha256"] else None
+        for measured in (_read_agreement(self.folder), self.carried):
+            # Of another copy, such as a newer converter's, it would say nothing.
+            if measured and measured.get("model_sha256") == self.facts["model_sha256"]:
+                return measured
+        return None
 
     def store_agreement(self, measured: dict[str, Any]) -> Path:
         """Keep what was measured with this copy; an older measurement is replaced."""
-        content = {**measured, "model_sha256": self.facts["model_sha256"]}
-        return write_json(self.folder / _AGREEMENT, content)
+        of = {name: self.facts[name] for name in ("weights_sha256", "model_sha256")}
+        return write_json(self.folder / _AGREEMENT, {**measured, **of})
 
     def scorer(self, model: Any) -> "Int8Scorer":
         """Return the copy as a scorer for explainers of the Keras model it was made from."""
@@ -97,12 +101,29 @@ class Int8Scorer:
 
 
 def weights_sha256(model: Any) -> str:
-    """Return the SHA-256 of a model's weights as they are in memory, as hexadecimal text."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a model's weights as they are in memory and of its input size."""
+    # A copy takes images of one size only.
+    digest = hashlib.sha256(f"{model.input_shape[1:]}".encode())
     for weight in model.get_weights():
         digest.update(f"{weight.shape}{weight.dtype}".encode())
         digest.update(np.ascontiguousarray(weight).data)
     return digest.hexdigest()
+
+
+def carried_agreement(bundle: Bundle) -> dict[str, Any] | None:
+    """Return what a bundle brings along as measured with a copy of its weights, or None.
+
+    Whether it is the copy that would be made here is known only when that is made.
+    """
+    measured = _read_agreement(bundle.path / FOLDER)
+    if measured is None or measured.get("weights_sha256") != weights_sha256(bundle.model):
+        return None
+    return measured
+
+
+def _read_agreement(folder: Path) -> dict[str, Any] | None:
+    path = folder / _AGREEMENT
+    return read_json(path) if path.is_file() else None
 
 
 def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
@@ -111,7 +132,7 @@ def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
 
 
 def int8_copy(bundle: Bundle) -> Int8Copy:
-    """Return the copy of a bundle's weights; made (about half a minute) if there is none.
+    """Return the copy of a bundle's weights; made (some 20 s for ResNet50) if there is none.
 
     Raises:
         ModelError: If the model is in mixed precision, or cannot be converted.
@@ -123,7 +144,9 @@ def int8_copy(bundle: Bundle) -> Int8Copy:
 def _folders(bundle: Bundle, key: str) -> list[Path]:
     """Return where a copy may be: beside a bundle that is on disk, and in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    beside = [bundle.path / FOLDER] if (bundle.path / "bundle.json").is_file() else []
+    # Nothing is written into the installed package.
+    kept = is_bundle(bundle.path) and bundle.path != SHIPPED
+    beside = [bundle.path / FOLDER] if kept else []
     return [*beside, cache / "dermlens" / FOLDER / key[:32]]
 
 
@@ -134,7 +157,7 @@ def _find(bundle: Bundle, key: str) -> Int8Copy | None:
         facts = read_json(folder / _FACTS)
         sound = facts.get("model_sha256") == sha256_of_file(folder / _MODEL)
         if facts.get("weights_sha256") == key and sound:
-            return Int8Copy(folder, facts)
+            return Int8Copy(folder, facts, _read_agreement(bundle.path / FOLDER))
     return None
 
 
@@ -142,7 +165,7 @@ def _make(bundle: Bundle, key: str) -> Int8Copy:
     folders = _folders(bundle, key)
     # The parent is what must be writable: the folder is renamed into it when complete.
     writable = [folder for folder in folders[:-1] if os.access(folder.parent, os.W_OK)]
-    content = _converted(bundle)
+    content, carried = _converted(bundle), _read_agreement(bundle.path / FOLDER)
     with folder_beside((writable or folders[-1:])[0]) as building:
         (building / _MODEL).write_bytes(content)
         facts = {
@@ -156,7 +179,9 @@ def _make(bundle: Bundle, key: str) -> Int8Copy:
             "dermlens_version": __version__,
         }
         write_json(building / _FACTS, facts)
-    return Int8Copy((writable or folders[-1:])[0], facts)
+        if carried is not None:
+            write_json(building / _AGREEMENT, carried)
+    return Int8Copy((writable or folders[-1:])[0], facts, carried)
 
 
 def _converted(bundle: Bundle) -> bytes:

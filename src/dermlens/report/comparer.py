@@ -16,9 +16,9 @@ from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
 from dermlens.explain.contrast import SignedCAM, of_class, runner_up
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
-from dermlens.explain.registry import SIX, create, method
+from dermlens.explain.registry import SIX, create, method, shared_bank
 from dermlens.explain.score import Logit
-from dermlens.explain.segment_bank import SegmentBank
+from dermlens.explain.scorers import choose_scorers
 from dermlens.model.bundle import Bundle
 from dermlens.report.comparison import (
     Comparison,
@@ -44,26 +44,37 @@ class Comparer:
         bundle: Trained model.
         methods: Names in the registry; those of the combined visualization.
         batch_size: Images per pass; bounds memory.
+        scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
+            it was measured to give the same maps (``explain.scorers``). Scales other than the
+            methods' own are always evaluated by the model.
+        images: How many images are going to be compared, about.
 
     Raises:
-        UsageError: If no method is given or one is unknown.
+        UsageError: If no method is given, or one or the scorer is unknown.
         ExplanationError: If the model cannot be explained by one of them.
     """
 
     def __init__(
-        self, bundle: Bundle, methods: Sequence[str] = SIX, *, batch_size: int = 16
+        self,
+        bundle: Bundle,
+        methods: Sequence[str] = SIX,
+        *,
+        batch_size: int = 16,
+        scorer: str | None = None,
+        images: int = 1,
     ) -> None:
         self.bundle, self.batch_size = bundle, batch_size
         self.methods = tuple(method(name).name for name in dict.fromkeys(methods))
         if not self.methods:
             raise UsageError("No method is chosen. Name at least one.")
         model, classes = bundle.model, bundle.classes
-        shared = bool({"lime", "shap"} & set(self.methods))
-        bank = SegmentBank(model) if shared else None
+        scorers = choose_scorers(bundle, self.methods, scorer, images=images)
+        shared = sorted({"lime", "shap"} & set(self.methods))
+        bank = shared_bank(model, shared, scorers) if shared else None
+        options: dict[str, dict[str, Any]] = {k: {"scorer": v} for k, v in scorers.items()}
+        options |= {name: {"bank": bank} for name in shared}
         self.explainers: dict[str, Explainer] = {
-            name: create(
-                name, model, classes=classes, **({"bank": bank} if name in ("lime", "shap") else {})
-            )
+            name: create(name, model, classes=classes, **options.get(name, {}))
             for name in self.methods
         }
         self._cam = SignedCAM(model, classes=classes)

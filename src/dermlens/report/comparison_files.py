@@ -32,6 +32,7 @@ def compare_files(
     target: str | None = None,
     against: str | None = None,
     mask: Path | None = None,
+    scorer: str | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
@@ -47,6 +48,7 @@ def compare_files(
         against: A diagnosis to contrast it with, beside the runner-up.
         mask: Outline of the lesion: an image file, white inside, for a single image; or a folder
             that holds ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
+        scorer: What evaluates changed images; see ``Comparer``.
         batch_size: Images per pass.
         seed: Sets everything random.
 
@@ -66,7 +68,7 @@ def compare_files(
             class_index(code, bundle.classes)
     masks = find_masks(files, mask)
     _check_files(files, masks)
-    comparer = Comparer(bundle, names, batch_size=batch_size)
+    comparer = Comparer(bundle, names, batch_size=batch_size, scorer=scorer, images=len(files))
     written = []
     with progress("Comparing", len(files) * (len(names) + len(STEPS) - 1)) as advance:
         for path in files:

@@ -61,9 +61,15 @@ def comparison_page(comparison: Comparison, name: str) -> str:
         )
     if comparison.discrimination is not None:
         _discrimination(page, comparison)
-    page.section("What it cost").table(
-        costs_table(comparison), "Images sent through the network, gradients taken, and time."
-    )
+    caption = "Images sent through the network, gradients taken, and time."
+    copied = [
+        method(name).title
+        for name, result in comparison.combined.items()
+        if result.details.get("scorer") == "int8"
+    ]
+    if copied:
+        caption += f" The network's int8 copy was used for {', '.join(copied)}."
+    page.section("What it cost").table(costs_table(comparison), caption)
     return page.html()
 
 

@@ -63,7 +63,7 @@ def explain_files(
     explained = parse_score(score, bundle.classes)
     chosen = None if target is None else class_index(target, bundle.classes)
     _check_files(files)
-    scorers = choose_scorers(bundle, names, scorer)
+    scorers = choose_scorers(bundle, names, scorer, images=len(files))
     explainers = create_several(names, bundle.model, classes=bundle.classes, scorers=scorers)
     # One predictor for all images: it is traced once.
     predictor = bundle.predictor(batch_size=1)

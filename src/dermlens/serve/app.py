@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dermlens.errors import UsageError
+from dermlens.explain.registry import METHODS
+from dermlens.explain.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.progress import say
 from dermlens.serve import app_page, app_style
@@ -36,6 +38,8 @@ EXAMPLES: tuple[tuple[str, int], ...] = (
 )
 """Diagnosis and seed of the drawn examples."""
 _QUEUE = 64
+VISITS = 100
+"""Images that a served page is expected to explain, about."""
 
 
 def parse_auth(text: str | None) -> tuple[str, str] | None:
@@ -182,6 +186,8 @@ def launch(
         UsageError: If the port is taken.
     """
     bundle = load_bundle(bundle_path)
+    # Made now if it is to be made at all, not while the first visitor waits.
+    choose_scorers(bundle, list(METHODS), images=VISITS)
     uploads = _upload_folder()
     page = build_app(bundle, uploads.folder / "examples", uploads)
     try:

@@ -121,7 +121,8 @@ def _cost(result: Attribution) -> str:
     forward, backward = result.cost.forward, result.cost.backward
     passes = f"{forward:,} forward" + (f" and {backward:,} backward" if backward else "")
     unit = "pass" if forward + backward == 1 else "passes"
-    return f"It took {passes} {unit} of the network, {result.cost.seconds:.1f} s."
+    network = "network" if result.details.get("scorer") != "int8" else "network's int8 copy"
+    return f"It took {passes} {unit} of the {network}, {result.cost.seconds:.1f} s."
 
 
 def _checks(result: Attribution, agreement: float | None) -> str:
