@@ -268,18 +268,23 @@ def loop_contests(ring: Ring) -> Iterator[Contest]:
     )
 
 
-def xplique_contests(ring: Ring) -> Iterator[Contest]:
-    """Integrated Gradients, occlusion, LIME and Kernel SHAP against xplique."""
+def xplique_attributions() -> Any:
+    """Return xplique's methods; it cannot be imported as it is beside this TensorFlow."""
     import sys
+    from importlib import import_module
     from unittest.mock import MagicMock
-
-    import tensorflow as tf
 
     # It imports these for methods that are not measured here; they need an older TensorFlow.
     for name in ("tensorflow_probability", "einops"):
         sys.modules.setdefault(name, MagicMock())
-    from xplique import attributions as peer
+    return import_module("xplique.attributions")
 
+
+def xplique_contests(ring: Ring) -> Iterator[Contest]:
+    """Integrated Gradients, occlusion, LIME and Kernel SHAP against xplique."""
+    import tensorflow as tf
+
+    peer = xplique_attributions()
     goal = tf.one_hot([TARGET], ring.model.output_shape[-1])
     samples, points, batch = ring.budgets.samples, ring.budgets.points, ring.batch
     side = min(ring.image.shape[:2]) // 6

@@ -18,6 +18,7 @@ from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.int8_copy import find_int8_copy, int8_copy
+from dermlens.quality import scorer_agreement
 from dermlens.quality.scorer_agreement import (
     agreement_lines,
     images_of_split,
@@ -326,6 +327,46 @@ def test_measuring_is_refused_where_it_means_nothing(
         measure_scorer(bundle, images[:0])
     chosen = images_of_split(prepared, "validation", 7, SIZE)
     assert chosen.shape == (7, *SIZE, 3) and chosen.dtype == np.uint8
+
+
+def test_interrupted_measurement_goes_on(
+    bundle: Bundle, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {name: SMALL[name] for name in ("occlusion", "lime")}
+    arguments: dict[str, Any] = {"methods": list(options), "options": options, "batch_size": 8}
+    expected, stored = measure_scorer(bundle, images, **arguments)
+    part = stored.with_name("agreement.part.json")
+    assert not part.exists()
+    stored.unlink()
+    done: list[str] = []
+    compare = scorer_agreement._row
+
+    def until_killed(pair: Any, *rest: Any) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(pair[0].name)
+        return compare(pair, *rest)
+
+    monkeypatch.setattr(scorer_agreement, "_row", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure_scorer(bundle, images, **arguments)
+    assert done == ["occlusion", "lime", "occlusion"] and not stored.exists()
+
+    def counted(pair: Any, *rest: Any) -> Any:
+        done.append(pair[0].name)
+        return compare(pair, *rest)
+
+    monkeypatch.setattr(scorer_agreement, "_row", counted)
+    resumed, _ = measure_scorer(bundle, images, **arguments)
+    assert len(done) == 6 and not part.exists(), "what was measured is not measured again"
+    for name, row in resumed["methods"].items():
+        for figure in ("pearson", "lowest_pearson", "top_20_iou", "forward_passes"):
+            assert row[figure] == expected["methods"][name][figure]
+    # Another seed is another measurement.
+    part.write_text(json.dumps({"of": 1, "rows": {"occlusion 0": {"pearson": 2.0}}}))
+    assert measure_scorer(bundle, images, **arguments, seed=1)[0]["seed"] == 1
+    assert len(done) == 12
+    stored.unlink()
 
 
 def test_commands(saved: Path, bundle: Bundle, prepared: Path, tmp_path: Path) -> None:

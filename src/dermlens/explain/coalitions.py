@@ -2,8 +2,8 @@
 
 LIME and Kernel SHAP both fit a weighted linear model to scores of masked images, and both weight
 a mask by its *size* (how many pieces it keeps) alone. So one set of masks can serve both: a mask
-of size s, drawn with a known probability, stands for all masks of that size. Sizes with few masks
-are evaluated completely; the others are sampled in pairs of a mask and its complement.
+of size s, drawn with a known probability, stands for all masks of that size. Masks are sampled in
+pairs of a mask and its complement.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from scipy.special import comb, gammaln
 
 from dermlens.errors import UsageError
 
-DESIGNS = ("lime", "shap", "both")
+DESIGNS = ("lime", "shap", "even", "both")
 MOST_PIECES_ENUMERATED = 20
+_ROUNDS = 50
 
 
 def shapley_mass(pieces: int) -> np.ndarray:
@@ -100,8 +101,10 @@ def coalitions(
     Args:
         pieces: Number of superpixels, at least 2.
         samples: Largest number of masks, at least 4.
-        design: ``"shap"``: sizes after the Shapley kernel, the extreme sizes completely;
-            ``"lime"``: every piece kept with probability 1/2; ``"both"``: half of each.
+        design: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the
+            Shapley kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask
+            twice, for fits that need no weights; ``"both"``: half after LIME, half with all sizes
+            alike.
         generator: Source of randomness.
 
     Returns:
@@ -124,13 +127,14 @@ def coalitions(
     blocks = [np.ones((1, pieces), bool), np.zeros((1, pieces), bool)]
     left = samples - 2
     shapley = shapley_mass(pieces)
-    if design != "lime":
-        for size in _worth_enumerating(pieces, left if design == "shap" else left // 2, shapley):
+    if design == "shap":
+        for size in _worth_enumerating(pieces, left, shapley):
             blocks.append(_masks_of_size(pieces, size))
             complete[size] = True
             left -= len(blocks[-1])
     chances = _chances(pieces, design, shapley, complete)
-    drawn, pairs = _draw(pieces, left, chances, generator)
+    draw = _draw_different if design == "even" else _draw
+    drawn, pairs = draw(pieces, left, chances, generator)
     known = np.concatenate(blocks)
     return Coalitions(
         np.concatenate([known, drawn]),
@@ -178,9 +182,10 @@ def _masks_of_size(pieces: int, size: int) -> np.ndarray:
 
 def _chances(pieces: int, design: str, shapley: np.ndarray, complete: np.ndarray) -> np.ndarray:
     """Return the probability of each size among drawn masks; symmetric under complement."""
-    parts = {"shap": (1.0, 0.0), "lime": (0.0, 1.0), "both": (0.5, 0.5)}[design]
+    masses = {"shap": shapley, "lime": binomial_mass(pieces), "even": np.ones(pieces + 1)}
     chances = np.zeros(pieces + 1)
-    for share, mass in zip(parts, (shapley, binomial_mass(pieces)), strict=True):
+    for name, mass in masses.items():
+        share = 0.5 if design == "both" and name != "shap" else float(design == name)
         open_mass = np.where(complete, 0.0, mass)
         if share and open_mass.sum() > 0:
             chances += share * open_mass / open_mass.sum()
@@ -194,9 +199,32 @@ def _draw(
     if count <= 0 or chances.sum() <= 0:
         return np.zeros((0, pieces), bool), np.zeros(0, int)
     couples = -(-count // 2)
-    sizes = generator.choice(pieces + 1, size=couples, p=chances)
-    order = generator.random((couples, pieces)).argsort(axis=1)
-    rank = order.argsort(axis=1)
-    masks = rank < sizes[:, None]
+    masks = _masks_of(generator.choice(pieces + 1, size=couples, p=chances), pieces, generator)
     both = np.stack([masks, ~masks], axis=1).reshape(2 * couples, pieces)
     return both[:count], np.repeat(np.arange(couples), 2)[:count]
+
+
+def _draw_different(
+    pieces: int, count: int, chances: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw masks, each followed by its complement, none of them twice."""
+    couples, found = -(-count // 2), dict[bytes, np.ndarray]()
+    for _ in range(_ROUNDS):
+        missing = couples - len(found)
+        if missing <= 0:
+            break
+        # At even distances along the distribution: as many of each size as there should be.
+        levels = (np.arange(missing) + generator.random()) / missing * chances.sum()
+        sizes = np.searchsorted(chances.cumsum(), levels, side="right").clip(1, pieces - 1)
+        for mask in _masks_of(generator.permutation(sizes), pieces, generator):
+            if (~mask).tobytes() not in found:
+                found.setdefault(mask.tobytes(), mask)
+    masks = np.array(list(found.values()), bool).reshape(len(found), pieces)
+    both = np.stack([masks, ~masks], axis=1).reshape(2 * len(found), pieces)[:count]
+    return both, np.repeat(np.arange(len(found)), 2)[:count]
+
+
+def _masks_of(sizes: np.ndarray, pieces: int, generator: np.random.Generator) -> np.ndarray:
+    """Return a random mask of each size: bool (n, M)."""
+    rank = generator.random((len(sizes), pieces)).argsort(axis=1).argsort(axis=1)
+    return rank < sizes[:, None]

@@ -1,23 +1,44 @@
-"""Kernel SHAP on superpixels (Lundberg & Lee, NIPS 2017).
+"""Kernel SHAP on superpixels (Lundberg & Lee, NIPS 2017), and the same values from fewer masks.
 
-The Shapley values of the game v(S) = score of the image with only the superpixels in S, found by
-least squares under the Shapley kernel. That the values sum to score(image) - score(all replaced)
-is a constraint of the solution, not a hope. Masks come in pairs with their complements (Covert &
-Lee, AISTATS 2021); where all 2^M masks fit the budget, the values are exact.
+The Shapley values of the game v(S) = score of the image with only the superpixels in S. Where all
+2^M masks fit the budget, they are exact. Otherwise masks come in pairs with their complements
+(Covert & Lee, AISTATS 2021), and there are two estimators:
+
+* ``"process"``, the default: a sum over pieces plus a Gaussian process (``shapley_process``);
+* ``"regression"``: Kernel SHAP as published, least squares under the Shapley kernel.
+
+Both estimate the same values. That they sum to score(image) - score(all replaced) is a constraint
+of the solution, not a hope.
 """
 
+from collections.abc import Sequence
 from math import factorial
+from typing import Any
 
 import numpy as np
 
+from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
+from dermlens.explain.base import Attribution
 from dermlens.explain.coalitions import Coalitions, shapley_mass
+from dermlens.explain.fills import Fill
+from dermlens.explain.perturbation import Scorer
+from dermlens.explain.segment_bank import (
+    DEFAULT_SAMPLES,
+    DEFAULT_SEGMENTS,
+    Segmentation,
+    SegmentBank,
+)
 from dermlens.explain.segment_explainer import (
     NORMAL_95,
     Fit,
     SegmentExplainer,
     sampling_variance,
 )
+from dermlens.explain.shapley_process import process_values
+
+ESTIMATORS = {"process": "even", "regression": "shap"}
+"""Each with the masks it is best served by (``coalitions.DESIGNS``)."""
 
 
 def shapley_values(values: np.ndarray) -> np.ndarray:
@@ -49,7 +70,7 @@ def shapley_values(values: np.ndarray) -> np.ndarray:
 
 
 class KernelSHAP(SegmentExplainer):
-    """Kernel SHAP on superpixels.
+    """Shapley values of superpixels.
 
     Args:
         model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
@@ -60,10 +81,13 @@ class KernelSHAP(SegmentExplainer):
             0 evaluates all samples.
         bank: Evaluations to share with LIME; replaces segments, samples, fill and scorer.
         scorer: Evaluates the masked images in place of the model.
+        estimator: ``"process"`` or ``"regression"``; see above.
         classes: Codes in the order of the logits.
 
-    Result details: those of ``SegmentExplainer``, ``baseline_score`` (N,) and ``additivity_gap``
-    (N,): |sum of values - (score - baseline score)|.
+    Result details: those of ``SegmentExplainer``, ``estimator``, ``baseline_score`` (N,) and
+    ``additivity_gap`` (N,): |sum of values - (score - baseline score)|; with the process also
+    ``explained`` (N,): share of the variance of the scores that it predicts where they were left
+    out. A low value means that more samples are needed.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
@@ -75,20 +99,66 @@ class KernelSHAP(SegmentExplainer):
     """
 
     name = "shap"
-    design = "shap"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        segments: Segmentation = DEFAULT_SEGMENTS,
+        samples: int = DEFAULT_SAMPLES,
+        fill: Fill = "mean_skin",
+        stable_top: int = 0,
+        bank: SegmentBank | None = None,
+        scorer: Scorer | None = None,
+        estimator: str = "process",
+        classes: Sequence[str] = CODES,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise UsageError(
+                f"Unknown estimator {estimator!r} of Shapley values. Use one of: "
+                f"{', '.join(ESTIMATORS)}."
+            )
+        self.estimator, self.design = estimator, ESTIMATORS[estimator]
+        super().__init__(
+            model,
+            segments=segments,
+            samples=samples,
+            fill=fill,
+            stable_top=stable_top,
+            bank=bank,
+            scorer=scorer,
+            classes=classes,
+        )
+
+    def _attribute(self, *arguments: Any) -> Attribution:
+        result = super()._attribute(*arguments)
+        result.details["estimator"] = self.estimator
+        return result
 
     def _least(self, masks: Coalitions) -> int:
         # K masks with their complements span K + 1 dimensions.
-        return min(len(masks.masks), max(masks.enumerated + 2, 2 * masks.pieces + 2))
+        return min(len(masks.masks), max(masks.enumerated + 2, 2 * masks.pieces + 4))
 
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
+        facts: dict[str, np.ndarray] = {"baseline_score": values[1]}
         if masks.exhaustive:
             weights, half_width = self._exact(masks, values)
+            found = np.ones(len(weights))
         else:
             self._enough(masks)
-            weights, half_width = _constrained(masks, values)
-        gap = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
-        return Fit(weights, half_width, {"baseline_score": values[1], "additivity_gap": gap})
+            weights, half_width, found = self._estimated(masks, values)
+        if self.estimator == "process":
+            facts["explained"] = found
+        facts["additivity_gap"] = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
+        return Fit(weights, half_width, facts)
+
+    def _estimated(
+        self, masks: Coalitions, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.estimator == "regression":
+            return *_constrained(masks, values), np.full(values.shape[1], np.nan)
+        fit = process_values(masks, values)
+        return fit.values, NORMAL_95 * fit.deviation, fit.explained
 
     def _enough(self, masks: Coalitions) -> None:
         if len(masks.masks) < 2 * masks.pieces + 2:

@@ -5,7 +5,9 @@ the raw maps and the overlap of their strongest fifth are kept with the copy, an
 it is used unasked (``explain.scorers``).
 """
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import numpy as np
 from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
 from dermlens.errors import UsageError
-from dermlens.explain.registry import METHODS, create
+from dermlens.explain.registry import METHODS, create, create_several
 from dermlens.explain.scorers import SUFFICIENT_CORRELATION
+from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.model.int8_copy import int8_copy
 from dermlens.progress import progress
@@ -23,6 +26,7 @@ from dermlens.quality.agreement import TOP_SHARE, top_overlap
 
 SCORED: tuple[str, ...] = ("occlusion", "lime", "shap", "rise")
 """Methods that can use another evaluator than the Keras model."""
+_PARTIAL = "agreement.part.json"
 
 
 def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -63,7 +67,8 @@ def measure_scorer(
 ) -> tuple[dict[str, Any], Path]:
     """Make the int8 copy if need be, compare its maps with the model's, and keep the result.
 
-    The class explained is the one the bundle decides on, the same for both.
+    The class explained is the one the bundle decides on, the same for both. Interrupted, it goes on
+    where it was when called again with the same arguments.
 
     Args:
         bundle: Trained model.
@@ -94,32 +99,73 @@ def measure_scorer(
     copy = int8_copy(bundle)
     scorer = copy.scorer(bundle.model)
     goals = bundle.calibration.decide(bundle.logits(images, batch_size=batch_size))
-    results: dict[str, Any] = {}
+    exact, copied = (_explainers(bundle, methods, one, options or {}) for one in (None, scorer))
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+    kept = _Kept(copy.folder / _PARTIAL, f"{methods} {options} {seed} {copy.facts}")
     with progress("Comparing scorers", len(methods) * len(images)) as advance:
-        for name in methods:
-            pair = _pair(bundle, scorer, name, (options or {}).get(name, {}))
-            rows = []
-            for image, goal in zip(images, goals, strict=True):
-                made = [
-                    one.attribute(image[None], int(goal), batch_size=batch_size, seed=seed)
-                    for one in pair
-                ]
-                rows.append(_compared(made))
+        for image, goal in zip(images, goals, strict=True):
+            for name in methods:
+                pair = (exact[name], copied[name])
+                measure = partial(_row, pair, image, int(goal), batch_size, seed)
+                rows[name].append(kept.row(name, image, measure))
                 advance(1, name)
-            results[name] = _summary(rows)
+    results = {name: _summary(found) for name, found in rows.items()}
     measured = {"source": source, "images": len(images), "seed": seed, "methods": results}
-    return measured, copy.store_agreement(measured)
+    path = copy.store_agreement(measured)
+    kept.forget()
+    return measured, path
 
 
-def _pair(bundle: Bundle, scorer: Any, name: str, options: Mapping[str, Any]) -> list[Any]:
-    return [
-        create(name, bundle.model, classes=bundle.classes, scorer=one, **options)
-        for one in (None, scorer)
-    ]
+def _explainers(
+    bundle: Bundle,
+    methods: Sequence[str],
+    scorer: Any | None,
+    options: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return explainers as the command line builds them, LIME and Kernel SHAP sharing masks."""
+    scorers = {} if scorer is None else dict.fromkeys(methods, scorer)
+    if not options:
+        return dict(create_several(methods, bundle.model, classes=bundle.classes, scorers=scorers))
+    return {
+        name: create(
+            name, bundle.model, classes=bundle.classes, scorer=scorer, **options.get(name, {})
+        )
+        for name in methods
+    }
 
 
-def _compared(made: Sequence[Any]) -> dict[str, float]:
-    exact, copied = made
+class _Kept:
+    """What was measured before an interruption, by method and image.
+
+    Args:
+        path: File to keep it in.
+        of: Everything else the figures depend on; those of something else are not used.
+    """
+
+    def __init__(self, path: Path, of: str) -> None:
+        self._path, self._of = path, zlib.crc32(of.encode())
+        stored = read_json(path) if path.is_file() else {}
+        self._rows: dict[str, Any] = stored["rows"] if stored.get("of") == self._of else {}
+
+    def row(self, name: str, image: np.ndarray, measure: Callable[[], Any]) -> Any:
+        """Return the kept figures of an image, or measure and keep them."""
+        key = f"{name} {zlib.crc32(np.ascontiguousarray(image).data)}"
+        if key not in self._rows:
+            self._rows[key] = measure()
+            write_json(self._path, {"of": self._of, "rows": self._rows})
+        return self._rows[key]
+
+    def forget(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+
+def _row(
+    pair: Sequence[Any], image: np.ndarray, goal: int, batch_size: int, seed: int
+) -> dict[str, float]:
+    exact, copied = (
+        one.attribute(image[None], goal, batch_size=batch_size, seed=seed) for one in pair
+    )
     return {
         "pearson": map_correlation(exact.maps[0], copied.maps[0]),
         "top_20_iou": float(top_overlap(exact.maps, copied.maps, TOP_SHARE)[0]),
