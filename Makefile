@@ -23,6 +23,8 @@ BENCH := $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA))
 bench: .venv/.installed-test
 	$(BIN)/python benchmarks/receptive_fields.py
 	$(BIN)/python benchmarks/folding.py $(BENCH) --publish
+	$(BIN)/python benchmarks/training.py $(BENCH) --publish
+	$(BIN)/python benchmarks/settings.py $(BENCH) --publish
 	$(BIN)/python benchmarks/explainers.py --batch-size 32 --publish
 	$(if $(and $(BUNDLE),$(DATA)),$(BIN)/dermlens scorer $(BUNDLE) $(DATA) --n 100)
 	$(BIN)/python benchmarks/peers.py $(BENCH)

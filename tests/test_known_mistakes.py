@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from dermlens.data.images import fit_mask, load_image
-from dermlens.explain import shap
 from dermlens.explain.fills import fill_image
 from dermlens.explain.grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
@@ -317,18 +316,20 @@ def test_11_additivity_is_held_to_what_can_fail(
     np.testing.assert_allclose(sums, change, atol=1e-5 * np.abs(change).max() + 1e-6)
 
 
+@pytest.mark.parametrize("estimator", ["process", "regression"])
 def test_11_the_reported_gap_can_fail(
-    model: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    estimator: str, model: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Halved weights explain half of the change, and the gap must say so."""
-    fit: Callable[..., tuple[np.ndarray, np.ndarray]] = shap._constrained
+    fit: Callable[..., Any] = KernelSHAP._estimated
 
-    def halved(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
-        weights, half_width = fit(*arguments)
-        return weights / 2, half_width
+    def halved(*arguments: Any) -> tuple[np.ndarray, ...]:
+        weights, *rest = fit(*arguments)
+        return weights / 2, *rest
 
-    monkeypatch.setattr(shap, "_constrained", halved)
-    result = KernelSHAP(model, segments=12, samples=60).attribute(images, 4)
+    monkeypatch.setattr(KernelSHAP, "_estimated", halved)
+    explainer = KernelSHAP(model, segments=12, samples=60, estimator=estimator)
+    result = explainer.attribute(images, 4)
     change = result.scores - result.details["baseline_score"]
     np.testing.assert_allclose(result.details["additivity_gap"], np.abs(change) / 2, rtol=1e-3)
 

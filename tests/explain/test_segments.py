@@ -66,7 +66,7 @@ def test_painting_gives_pixels_the_value_of_their_piece() -> None:
     np.testing.assert_array_equal(drawn[0], [[5, 5, -1], [2, -1, -1]])
 
 
-@pytest.mark.parametrize("design", ["lime", "shap", "both"])
+@pytest.mark.parametrize("design", ["lime", "shap", "even", "both"])
 @pytest.mark.parametrize(("pieces", "samples"), [(4, 16), (7, 60), (12, 300), (40, 400)])
 def test_masks_are_valid_and_paired(design: str, pieces: int, samples: int) -> None:
     made = coalitions(pieces, samples, design, np.random.default_rng(0))

@@ -91,13 +91,12 @@ def odd_parts(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.nda
         is left out.
     """
     everything = masks.masks
-    place = {mask.tobytes(): position for position, mask in enumerate(everything)}
-    rows, others = [], []
+    first: dict[bytes, int] = {}
     for position, mask in enumerate(everything):
-        other = place.get((~mask).tobytes())
-        if other is not None and position < other and place[mask.tobytes()] == position:
-            rows.append(position)
-            others.append(other)
+        first.setdefault(mask.tobytes(), position)
+    couples = [(at, first.get((~everything[at]).tobytes(), -1)) for at in first.values()]
+    rows = [at for at, other in couples if at < other]
+    others = [other for at, other in couples if at < other]
     return everything[rows], (values[rows] - values[others]) / 2
 
 
