@@ -34,7 +34,7 @@ def smooth_game(pieces: int, seed: int) -> np.ndarray:
 
 
 def saturating_game(pieces: int, seed: int) -> np.ndarray:
-    """Worth of all coalitions: as with a classifier's score, half of the evidence is nearly enough."""
+    """Worth of all coalitions: half of the evidence is nearly enough, as it is for a classifier."""
     weights = np.random.default_rng(seed).exponential(size=pieces)
     return 1 - np.exp(-4 * (every(pieces) @ weights) / weights.sum())
 
