@@ -287,8 +287,8 @@ def _compared(what: str, seconds: np.ndarray, most: float) -> dict[str, str]:
     ratios = seconds[:, 0] / seconds[:, 1]
     return {
         "what": what,
-        "package": f"{package:#.3g} s",
-        "bare": f"{bare:#.3g} s",
+        "package": f"{package:.3f} s",
+        "bare": f"{bare:.3f} s",
         "ratio": f"{package / bare:.3f} ({ratios.min():.3f} to {ratios.max():.3f})",
         "goal": _goal(f"at most {most:.2f}", bool(package / bare <= most)),
     }

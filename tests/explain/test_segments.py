@@ -13,7 +13,7 @@ from dermlens.explain.fills import fill_image
 from dermlens.explain.lime import LIME, nearness
 from dermlens.explain.segment_bank import SegmentBank
 from dermlens.explain.segment_explainer import ranking
-from dermlens.explain.shap import KernelSHAP, _constrained, shapley_values
+from dermlens.explain.shap import KernelSHAP, constrained_values, shapley_values
 from dermlens.explain.superpixels import grid_cells, painted, superpixels
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 
@@ -183,7 +183,7 @@ def test_exact_values_and_the_kernel_regression_agree_with_the_definition() -> N
     np.testing.assert_allclose(shapley_values(worth[:, None])[0], expected, atol=1e-12)
     everything = coalitions(6, 64, "shap", np.random.default_rng(0))
     codes = everything.masks @ (1 << np.arange(6))
-    fitted, _ = _constrained(everything, worth[codes][:, None])
+    fitted, _ = constrained_values(everything, worth[codes][:, None])
     np.testing.assert_allclose(fitted[0], expected, atol=1e-9)
 
 
@@ -194,7 +194,7 @@ def test_sampled_values_are_close_add_up_and_their_intervals_cover() -> None:
     for seed in range(150):
         made = coalitions(10, 200, "shap", np.random.default_rng(seed))
         values = worth[made.masks @ (1 << np.arange(10))][:, None]
-        fitted, half = _constrained(made, values)
+        fitted, half = constrained_values(made, values)
         assert fitted.sum() == pytest.approx(worth[-1] - worth[0], abs=1e-9)
         errors.append(fitted[0] - expected)
         covered.append(np.abs(fitted[0] - expected) <= half[0])

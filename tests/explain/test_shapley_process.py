@@ -5,7 +5,7 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explain.coalitions import Coalitions, coalitions
-from dermlens.explain.shap import KernelSHAP, _constrained, shapley_values
+from dermlens.explain.shap import KernelSHAP, constrained_values, shapley_values
 from dermlens.explain.shapley_process import (
     _covariance,
     _posterior,
@@ -149,7 +149,7 @@ def test_error_is_well_below_that_of_the_regression_and_intervals_cover() -> Non
         covered.append(np.abs(fit.values[0] - exact) <= 1.96 * fit.deviation[0])
         explained.append(fit.explained[0])
         kernel = coalitions(12, 120, "shap", np.random.default_rng(seed))
-        fitted, _ = _constrained(kernel, worth[code(kernel.masks)][:, None])
+        fitted, _ = constrained_values(kernel, worth[code(kernel.masks)][:, None])
         regression.append(np.mean((fitted[0] - exact) ** 2) / spread)
     assert np.mean(process) < 0.3 * np.mean(regression)
     assert 0.9 < np.mean(covered) <= 0.999

@@ -98,7 +98,7 @@ class SegmentBank:
         batch = even_batch(self.samples, batch_size)
         if batch not in self._models:
             self._models[batch] = MaskedModel(
-                self.model, _segment_masks, batch, cost, scorer=self.scorer
+                self.model, segment_masks, batch, cost, scorer=self.scorer
             )
         self._models[batch].cost = cost
         return self._models[batch]
@@ -130,7 +130,7 @@ class SegmentBank:
         return np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
 
 
-def _segment_masks(labels: Any, kept: Any) -> Any:
+def segment_masks(labels: Any, kept: Any) -> Any:
     """Return masks (B, H, W) from labels (H, W) and kept pieces (B, M)."""
     import tensorflow as tf
 

@@ -156,7 +156,7 @@ class KernelSHAP(SegmentExplainer):
         self, masks: Coalitions, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.estimator == "regression":
-            return *_constrained(masks, values), np.full(values.shape[1], np.nan)
+            return *constrained_values(masks, values), np.full(values.shape[1], np.nan)
         fit = process_values(masks, values)
         return fit.values, NORMAL_95 * fit.deviation, fit.explained
 
@@ -177,7 +177,7 @@ class KernelSHAP(SegmentExplainer):
         return weights, np.zeros_like(weights)
 
 
-def _constrained(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def constrained_values(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted least squares whose solution sums to the whole change of score, exactly."""
     weights = masks.weights(shapley_mass(masks.pieces))
     kept = masks.masks.astype(np.float64)
