@@ -2,8 +2,10 @@
 
 For every contest both sides get the same compiled network, the same superpixels or patches, the
 same fill and the same number of passes; works are timed in turn. Beside every ratio stands how far
-the maps agree, and, where a method draws masks at random, how far the peer agrees with itself under
-another seed: a faster wrong map does not count.
+the maps agree, and, where a method draws masks at random, how far each side agrees with itself
+under another seed: a faster wrong map does not count. With a bundle, methods that only look at
+scores run twice, evaluating the network and its int8 copy, which is what they do by default where
+it was measured to give the same maps.
 
 Run ``python benchmarks/peers.py [--bundle BUNDLE] [--data DATA] [--quick]``. ``xplique`` refuses
 TensorFlow 2.21 unless installed by ``pip install --no-deps xplique==2.0.2``; without it, its rows
@@ -32,7 +34,7 @@ from bench_tools import (
 from dermlens.cli_options import parse_size
 from dermlens.explain.fills import fill_image
 from dermlens.explain.layers import find_features
-from dermlens.explain.registry import create
+from dermlens.explain.registry import METHODS, create
 from dermlens.explain.superpixels import painted, superpixels
 
 TARGET = 4
@@ -68,14 +70,15 @@ class Contest:
         method: Name in the registry.
         peer: Package and class.
         budget: In words.
-        ours, theirs: Make the maps.
+        ours: Make the maps; by name of the scorer, the default one last.
+        theirs: Make the peer's.
         random: True if the peer's maps depend on a seed.
     """
 
     method: str
     peer: str
     budget: str
-    ours: Maps
+    ours: dict[str, Maps]
     theirs: Maps
     random: bool = False
 
@@ -83,10 +86,17 @@ class Contest:
 class Ring:
     """The network, the images and the calls that all contests share."""
 
-    def __init__(self, model: Any, images: np.ndarray, batch: int, budgets: Budgets) -> None:
+    def __init__(
+        self,
+        model: Any,
+        images: np.ndarray,
+        batch: int,
+        budgets: Budgets,
+        scorer: Any | None = None,
+    ) -> None:
         import tensorflow as tf
 
-        self.model, self.batch, self.budgets = model, batch, budgets
+        self.model, self.batch, self.budgets, self.scorer = model, batch, budgets, scorer
         self.images = images.astype(np.float32)
         self.image = self.images[0]
         self.fill = fill_image(self.image, "mean_skin")
@@ -111,16 +121,22 @@ class Ring:
             rows.append(self.logits(np.where(keep, self.image, self.fill))[:, TARGET])
         return np.concatenate(rows)
 
-    def ours(self, name: str, *, one: bool = True, **options: Any) -> Maps:
-        """Return a call of a method of this package, built once."""
-        explainer = create(name, self.model, **options)
+    def ours(self, name: str, *, one: bool = True, **options: Any) -> dict[str, Maps]:
+        """Return calls of a method of this package by scorer, built once."""
         images = self.image[None] if one else self.images
+        copied = self.scorer is not None and METHODS[name].family == "perturbation"
+        scorers: dict[str, Any] = {"float32": {}}
+        scorers |= {"int8": {"scorer": self.scorer}} if copied else {}
 
-        def maps(seed: int) -> np.ndarray:
-            found = explainer.attribute(images, TARGET, batch_size=self.batch, seed=seed)
-            return found.maps
+        def maps(explainer: Any) -> Maps:
+            return lambda seed: (
+                explainer.attribute(images, TARGET, batch_size=self.batch, seed=seed).maps
+            )
 
-        return maps
+        return {
+            key: maps(create(name, self.model, **options, **chosen))
+            for key, chosen in scorers.items()
+        }
 
 
 def cam_contests(ring: Ring) -> Iterator[Contest]:
@@ -330,6 +346,11 @@ def xplique_contests(ring: Ring) -> Iterator[Contest]:
         yield Contest(name, f"xplique {kind.__name__}", f"{samples} passes", ours, theirs, True)
 
 
+COLUMNS = [
+    "method", "peer", "budget", "scorer", "float32_s", "int8_s", "theirs_s", "ratio_float32",
+    "ratio", "lowest", "highest", "agreement_float32", "agreement", "ours_itself", "peer_itself",
+]  # fmt: skip
+
 GROUPS: dict[str, Callable[[Ring], Iterator[Contest]]] = {
     "tf-keras-vis": cam_contests,
     "shap": shap_contests,
@@ -340,25 +361,35 @@ GROUPS: dict[str, Callable[[Ring], Iterator[Contest]]] = {
 
 
 def hold(contest: Contest, repeats: int) -> dict[str, Any]:
-    """Return one row: times, ratio with its spread, agreement, and the peer's own noise."""
-    agreement = correlation(contest.ours(0), contest.theirs(0))
-    noise = correlation(contest.theirs(0), contest.theirs(1)) if contest.random else float("nan")
-    # A new seed every time: evaluations of a known image and seed would be remembered.
-    seeds = (count(2), count(2))
-    works = [lambda: contest.ours(next(seeds[0])), lambda: contest.theirs(next(seeds[1]))]
-    seconds = alternating(works, repeats)
-    ratios = seconds[:, 1] / seconds[:, 0]
-    return {
+    """Return one row: times, ratios with their spread, agreement, and what is noise of a side."""
+    default = list(contest.ours)[-1]
+    first, theirs = {key: maps(0) for key, maps in contest.ours.items()}, contest.theirs(0)
+    row: dict[str, Any] = {
         "method": contest.method,
         "peer": contest.peer,
         "budget": contest.budget,
-        "ours_s": float(np.median(seconds[:, 0])),
-        "theirs_s": float(np.median(seconds[:, 1])),
-        "ratio": float(np.median(ratios)),
-        "lowest": float(ratios.min()),
-        "highest": float(ratios.max()),
-        "agreement": agreement,
-        "peer_itself": noise,
+        "scorer": default,
+        "agreement_float32": correlation(first["float32"], theirs),
+        "agreement": correlation(first[default], theirs),
+    }
+    if contest.random:
+        row["ours_itself"] = correlation(first[default], contest.ours[default](1))
+        row["peer_itself"] = correlation(theirs, contest.theirs(1))
+    # A new seed every time: evaluations of a known image and seed would be remembered.
+    seeds = count(2)
+    sides = [*contest.ours.values(), contest.theirs]
+    works = [lambda side=side: side(next(seeds)) for side in sides]
+    seconds = alternating(works, repeats)
+    ratios = seconds[:, -1:] / seconds[:, :-1]
+    middle = np.median(seconds, axis=0)
+    return row | {
+        "float32_s": float(middle[0]),
+        "int8_s": float(middle[1]) if default == "int8" else float("nan"),
+        "theirs_s": float(middle[-1]),
+        "ratio_float32": float(np.median(ratios[:, 0])),
+        "ratio": float(np.median(ratios[:, -1])),
+        "lowest": float(ratios[:, -1].min()),
+        "highest": float(ratios[:, -1].max()),
     }
 
 
@@ -398,11 +429,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
                 "method": row["method"],
                 "peer": row["peer"],
                 "budget": row["budget"],
-                "ours (s)": number(row["ours_s"], 2),
+                "float32 (s)": number(row["float32_s"], 2),
+                "int8 (s)": number(row["int8_s"], 2),
                 "theirs (s)": number(row["theirs_s"], 2),
+                "times faster, float32": number(row["ratio_float32"], 2),
                 "times faster": number(row["ratio"], 2),
                 "spread": "" if pd.isna(row["ratio"]) else spread,
-                "agreement r": number(row["agreement"], 3),
+                "r, float32": number(row["agreement_float32"], 3),
+                "r": number(row["agreement"], 3),
+                "ours with itself": number(row["ours_itself"], 3),
                 "peer with itself": number(row["peer_itself"], 3),
             }
         )
@@ -434,6 +469,21 @@ def figure(tables: dict[str, pd.DataFrame]) -> Any:
     return drawn
 
 
+def model_and_scorer(path: Path | None, size: tuple[int, int]) -> tuple[Any, Any | None]:
+    """Return the network for images of a size, and its int8 copy where there is a bundle."""
+    model = given_model(path, size)
+    if path is None:
+        return model, None
+    from dermlens.model.bundle import load_bundle
+    from dermlens.model.int8_copy import int8_copy
+
+    bundle = load_bundle(path)
+    if bundle.input_size != size:
+        shape = replace(bundle.architecture, input_size=size)
+        bundle = replace(bundle, path=Path("resized"), architecture=shape, model=model)
+    return model, int8_copy(bundle).scorer(model)
+
+
 def main() -> None:
     """Hold the contests at every size and write table and figure."""
     parser = arguments(__doc__)
@@ -446,15 +496,18 @@ def main() -> None:
     tables: dict[str, pd.DataFrame] = {}
     out: Path | None = given.out or (Path("bench-quick") if given.quick else None)
     for size in given.sizes.split(","):
-        model = given_model(given.bundle, parse_size(size))
+        model, scorer = model_and_scorer(given.bundle, parse_size(size))
         images = given_images(given.data, budgets.images, parse_size(size))
-        ring = Ring(model, images, given.batch_size, budgets)
+        ring = Ring(model, images, given.batch_size, budgets, scorer)
         table = run(ring, given.peers.split(","))
-        columns = ["ours_s", "theirs_s", "ratio", "lowest", "highest", "agreement", "peer_itself"]
-        tables[size] = table.reindex(columns=["method", "peer", "budget", *columns])
+        tables[size] = table.reindex(columns=COLUMNS)
         median = tables[size].ratio.median()
         text += [f"### {size}, batches of {given.batch_size}", markdown(readable(tables[size]))]
-        text += [f"Median ratio {median:.2f}, lowest {tables[size].ratio.min():.2f}."]
+        plain = tables[size].ratio_float32
+        text += [
+            f"Median ratio {median:.2f}, lowest {tables[size].ratio.min():.2f}; all in float32 "
+            f"{plain.median():.2f} and {plain.min():.2f}."
+        ]
     publish(out, "peers", "\n\n".join(text), figure(tables))
 
 

@@ -272,8 +272,9 @@ def _step_seconds(setting: Setting, train_from: str, precision: str) -> np.ndarr
     import keras
 
     steps = Steps(setting, train_from, precision)
-    works = [steps.epoch, steps.in_memory, steps.bare, steps.pipeline, steps.turn]
-    seconds = alternating(works, setting.budget.rounds) / setting.budget.steps
+    # The pipeline is ended right after its epoch, as in training.
+    works = [steps.epoch, steps.turn, steps.in_memory, steps.bare, steps.pipeline]
+    seconds = alternating(works, setting.budget.rounds)[:, [0, 2, 3, 4, 1]] / setting.budget.steps
     # Optimizer slots and graphs of one setting are not to stay for the next.
     del steps, works
     keras.backend.clear_session()

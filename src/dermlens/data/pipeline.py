@@ -151,4 +151,8 @@ def training_batches(
         return varied, labels, weights
 
     dataset = tf.data.Dataset.from_tensor_slices((batches, np.arange(steps, dtype=np.int32)))
-    return dataset.map(load, num_parallel_calls=workers, deterministic=True).prefetch(4)
+    loaded = dataset.map(load, num_parallel_calls=workers, deterministic=True).prefetch(4)
+    # Nothing here is left to tune, and the end of an epoch would wait for the tuner to wake up.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return loaded.with_options(options)
