@@ -20,6 +20,7 @@ check: .venv/.installed-test
 
 # On a machine that does nothing else; takes hours. BUNDLE and DATA: a trained model and its data set.
 BENCH := $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA))
+INT8 := $(if $(BUNDLE),--scorer int8)
 bench: .venv/.installed-test
 	$(BIN)/python benchmarks/receptive_fields.py
 	$(BIN)/python benchmarks/folding.py $(BENCH) --publish
@@ -27,8 +28,10 @@ bench: .venv/.installed-test
 	$(BIN)/python benchmarks/settings.py $(BENCH) --publish
 	$(BIN)/python benchmarks/explainers.py --batch-size 32 --publish
 	$(if $(and $(BUNDLE),$(DATA)),$(BIN)/dermlens scorer $(BUNDLE) $(DATA) --n 100)
+	$(BIN)/python benchmarks/shapley.py $(BENCH) $(INT8)
 	$(BIN)/python benchmarks/peers.py $(BENCH)
-	$(BIN)/python benchmarks/curves.py $(BENCH)
+	$(if $(DATA),$(BIN)/python benchmarks/defaults.py $(BENCH))
+	$(BIN)/python benchmarks/curves.py $(BENCH) $(INT8)
 
 .venv/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dermlens needs Python 3.11 or newer; run make PYTHON=python3.11 ...')"
