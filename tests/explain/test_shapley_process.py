@@ -200,3 +200,16 @@ def test_both_estimators_approach_the_exact_values_of_a_network() -> None:
     assert exact.details["explained"][0] == 1.0 and (exact.details["interval"] == 0).all()
     with pytest.raises(UsageError, match="Unknown estimator 'kernel'"):
         KernelSHAP(model, estimator="kernel")
+
+
+def test_as_few_couples_as_pieces_still_give_values_that_add_up() -> None:
+    made = coalitions(20, 42, "both", np.random.default_rng(0))
+    kept, _ = odd_parts(made, np.zeros((42, 1)))
+    scores = np.random.default_rng(1).normal(size=(42, 1))
+    for count in (42, 38):
+        fit = process_values(made.first(count), scores[:count])
+        assert fit.values.sum() == pytest.approx(scores[0, 0] - scores[1, 0])
+        assert np.isfinite(fit.values).all() and np.isfinite(fit.deviation).all()
+        # 21 couples of 20 pieces leave one to judge by, 19 couples none.
+        assert np.isnan(fit.explained[0]) == (count == 38)
+    assert len(kept) == 21

@@ -34,6 +34,8 @@ LENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """rho = exp(-1 / length); a length is a number of pieces."""
 NOISES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 """Of what neither trend nor process explains, relative to the variance of the process."""
+_UNKNOWN = (8.0, 0.01)
+"""Length and noise where there are no more couples than pieces to choose them by."""
 _EXACT = 1e-9
 _TINY = 1e-300
 
@@ -46,7 +48,8 @@ class ProcessFit:
         values: float64 (T, M); they sum to the worth of all pieces less that of none.
         deviation: float64 (T, M): posterior standard deviation.
         explained: float64 (T,): share of the variance of the odd part that is predicted where it
-            was left out, at most 1; low or negative where the values deserve no trust.
+            was left out, at most 1; low or negative where the values deserve no trust, NaN where
+            there are too few masks to say.
     """
 
     values: np.ndarray
@@ -134,7 +137,9 @@ def _most_likely(signs: np.ndarray, odd: np.ndarray) -> list[tuple[float, float]
     free = left[:, rank:]
     count, scale = free.shape[1], np.maximum((odd**2).mean(axis=0), _TINY)
     best = np.full(odd.shape[1], -np.inf)
-    chosen = [(LENGTHS[0], NOISES[-1])] * odd.shape[1]
+    chosen = [_UNKNOWN] * odd.shape[1]
+    if count == 0:
+        return chosen
     for length in LENGTHS:
         spread, turn = np.linalg.eigh(free.T @ _covariance(signs, np.exp(-1 / length)) @ free)
         power = (turn.T @ (free.T @ odd)) ** 2 / scale
@@ -174,7 +179,12 @@ def _posterior(
         - np.einsum("km,kl,lm->m", reach, inverse, reach, optimize=True)
         + np.einsum("pm,pq,qm->m", unknown, spread, unknown, optimize=True)
     )
-    left_out = (pull / np.maximum(np.diag(projected), _TINY))[1:]
-    around = float((odd[1:] ** 2).sum())
-    explained = 1.0 - float((left_out**2).sum()) / around if around > 0 else 1.0
+    explained = _explained(pull, np.diag(projected), odd) if couples > pieces else float("nan")
     return values, np.sqrt(scale * np.maximum(variance, 0.0)), explained
+
+
+def _explained(pull: np.ndarray, precision: np.ndarray, odd: np.ndarray) -> float:
+    """Return the share of the variance that is predicted where it was left out, in closed form."""
+    around = float((odd[1:] ** 2).sum())
+    left_out = pull[1:] / np.maximum(precision[1:], _TINY)
+    return 1.0 - float((left_out**2).sum()) / around if around > 0 else 1.0
