@@ -26,6 +26,7 @@ bench: .venv/.installed-test
 	$(BIN)/python benchmarks/folding.py $(BENCH) --publish
 	$(BIN)/python benchmarks/training.py $(BENCH) --publish
 	$(BIN)/python benchmarks/settings.py $(BENCH) --publish
+	$(BIN)/python benchmarks/memory.py $(BENCH) --publish
 	$(BIN)/python benchmarks/explainers.py --batch-size 32 --publish
 	$(if $(and $(BUNDLE),$(DATA)),$(BIN)/dermlens scorer $(BUNDLE) $(DATA) --n 100)
 	$(BIN)/python benchmarks/shapley.py $(BENCH) $(INT8)
