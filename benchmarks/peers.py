@@ -363,18 +363,20 @@ GROUPS: dict[str, Callable[[Ring], Iterator[Contest]]] = {
 def hold(contest: Contest, repeats: int) -> dict[str, Any]:
     """Return one row: times, ratios with their spread, agreement, and what is noise of a side."""
     default = list(contest.ours)[-1]
-    first, theirs = {key: maps(0) for key, maps in contest.ours.items()}, contest.theirs(0)
+    draws = (0, 1) if contest.random else (0,)
+    first = {key: maps(0) for key, maps in contest.ours.items()}
+    ours = [first[default], *(contest.ours[default](seed) for seed in draws[1:])]
+    theirs = [contest.theirs(seed) for seed in draws]
     row: dict[str, Any] = {
         "method": contest.method,
         "peer": contest.peer,
         "budget": contest.budget,
         "scorer": default,
-        "agreement_float32": correlation(first["float32"], theirs),
-        "agreement": correlation(first[default], theirs),
+        "agreement_float32": np.mean([correlation(first["float32"], b) for b in theirs]),
+        "agreement": np.mean([correlation(a, b) for a in ours for b in theirs]),
     }
     if contest.random:
-        row["ours_itself"] = correlation(first[default], contest.ours[default](1))
-        row["peer_itself"] = correlation(theirs, contest.theirs(1))
+        row["ours_itself"], row["peer_itself"] = correlation(*ours), correlation(*theirs)
     # A new seed every time: evaluations of a known image and seed would be remembered.
     seeds = count(2)
     sides = [*contest.ours.values(), contest.theirs]
