@@ -65,6 +65,7 @@ class Budget:
         steps: Steps of fine-tuning per round.
         rounds: Rounds of fine-tuning that count.
         repeats: Evaluations that count.
+        all_layers: Whether training all layers is measured too.
     """
 
     images: int
@@ -73,6 +74,7 @@ class Budget:
     steps: int = 8
     rounds: int = 5
     repeats: int = 3
+    all_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,8 @@ class Steps:
         self.turn()
 
     def _unwatched(self) -> Any:
-        """Return a pipeline to be run alone, without the thread whose end can take seconds."""
-        import tensorflow as tf
-
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        return iter(next(self._epochs)[1].with_options(options))
+        """Return a pipeline to be run alone."""
+        return iter(next(self._epochs)[1])
 
     def _prepared(self) -> Iterator[tuple[int, Any]]:
         """Yield epochs as fine-tuning makes them; built here, run when iterated."""
@@ -254,6 +252,8 @@ def step_rows(setting: Setting) -> tuple[list[dict[str, str]], list[dict[str, st
     rows, parts = [], []
     for precision in PRECISIONS:
         for train_from, depth in TRAIN_FROM.items():
+            if train_from == "all" and not setting.budget.all_layers:
+                continue
             name = f"{precision}, {depth}"
             say(f"Fine-tuning step: {name}")
             seconds = _step_seconds(setting, train_from, precision)
@@ -388,7 +388,15 @@ def made_setting(given: Any, folder: Path) -> Setting:
     """Return what the command line asks for."""
     size = parse_size(QUICK_SIZE if given.quick else given.size)
     batch = min(given.batch_size, 8) if given.quick else given.batch_size
-    budget = Budget(min(given.images, 56), 16, 3, 2, 1, 1) if given.quick else Budget(given.images)
+    budget = Budget(
+        given.images,
+        steps=given.steps,
+        rounds=given.rounds,
+        repeats=given.repeats,
+        all_layers=given.all_layers,
+    )
+    if given.quick:
+        budget = Budget(min(given.images, 56), 16, 3, 2, 1, 1)
     # Quick runs always draw: a data set would be decoded as a whole at their size.
     real = given.data is not None and not given.quick
     data = load_training_data(given.data) if real else drawn_data(folder, given.images, size)
@@ -401,6 +409,10 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--size", default="192x256", help="HxW; with --quick 64x64, drawn")
     parser.add_argument("--images", type=int, default=1500, help="images evaluated")
+    parser.add_argument("--steps", type=int, default=8, help="steps of fine-tuning per round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of fine-tuning")
+    parser.add_argument("--repeats", type=int, default=3, help="evaluations")
+    parser.add_argument("--all-layers", action="store_true", help="also train all layers")
     parser.add_argument("--publish", action="store_true", help="write docs/performance.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
