@@ -241,8 +241,9 @@ def backward_share(bundle: Bundle, batch: int) -> float:
 
 def costs(bundle: Bundle, rows: pd.DataFrame, data: Path, batch: int) -> pd.DataFrame:
     """Return passes and seconds of both sides on the second image; the first one warms up."""
-    images = [load_image(data / path, bundle.input_size) for path in rows.path[:2]]
-    goals = bundle.calibration.decide(bundle.logits(np.stack(images)))
+    pixels = [load_image(data / path, bundle.input_size) for path in rows.path[:2]]
+    images = np.stack(pixels).astype(np.float32)
+    goals = bundle.calibration.decide(bundle.logits(images))
     ours, theirs, share = (
         Ours(bundle, batch, None),
         Peers(bundle, batch),
