@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
+from dermlens.explain import shapley_process
 from dermlens.explain.coalitions import Coalitions, coalitions
 from dermlens.explain.shap import KernelSHAP, constrained_values, shapley_values
 from dermlens.explain.shapley_process import (
@@ -137,6 +138,14 @@ def test_values_add_up_and_follow_their_pieces() -> None:
     np.testing.assert_allclose(alone.values[0], fit.values[1], atol=1e-10)
 
 
+def test_values_add_up_even_where_the_fit_alone_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapley_process, "_EXACT", 0.5)
+    worth = smooth_game(10, 1)
+    made = coalitions(10, 90, "even", np.random.default_rng(0))
+    fit = process_values(made, worth[code(made.masks)][:, None])
+    assert fit.values.sum() == pytest.approx(worth[-1] - worth[0], abs=1e-12)
+
+
 def test_error_is_well_below_that_of_the_regression_and_intervals_cover() -> None:
     process, regression, covered, explained = [], [], [], []
     for seed in range(40):
@@ -197,6 +206,8 @@ def test_both_estimators_approach_the_exact_values_of_a_network() -> None:
         assert np.corrcoef(found.maps.ravel(), exact.maps.ravel())[0, 1] > 0.995
         assert ("explained" in found.details) == (estimator == "process")
         assert found.cost.forward == 600
+        if estimator == "process":
+            assert 0.5 < found.details["explained"][0] < 1
     assert exact.details["explained"][0] == 1.0 and (exact.details["interval"] == 0).all()
     with pytest.raises(UsageError, match="Unknown estimator 'kernel'"):
         KernelSHAP(model, estimator="kernel")

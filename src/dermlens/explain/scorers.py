@@ -86,7 +86,7 @@ def _unasked(bundle: Bundle, methods: Sequence[str], images: int) -> "Int8Copy |
 
     found = find_int8_copy(bundle)
     good = _sufficient(carried_agreement(bundle), methods) if found is None else []
-    if images * sum(METHODS[name].forward for name in good) < max(WORTH_A_COPY, 1):
+    if images * sum(METHODS[name].forward for name in good) < WORTH_A_COPY:
         return found
     say("Making the int8 copy of the model, once: some 20 s.")
     try:
