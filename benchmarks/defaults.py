@@ -54,6 +54,7 @@ LOCALIZATION = {
 }
 LOWER_IS_BETTER = ("deletion",)
 XPLIQUE_PATCH = 3
+SMALLEST_SHOWN = 0.0005
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
@@ -265,9 +266,17 @@ def costs(bundle: Bundle, rows: pd.DataFrame, data: Path, batch: int) -> pd.Data
 
 
 def pieces(
-    bundle: Bundle, rows: pd.DataFrame, data: Path, folder: Path, batch: int, scorer: str | None
+    bundle: Bundle,
+    rows: pd.DataFrame,
+    data: Path,
+    folder: Path,
+    batch: int,
+    scorer: str | None,
+    stored: bool,
 ) -> Iterator[dict[str, Any]]:
     """Yield a measured row for every image, method and side, stored ones first looked for.
+
+    With ``stored``, nothing is measured.
 
     Images come in random order, so that those of an interrupted run are a fair sample.
     """
@@ -277,6 +286,8 @@ def pieces(
             for side in ("ours", "theirs"):
                 path = folder / f"{item.image_id}_{name}_{side}.json"
                 if not path.is_file():
+                    if stored:
+                        continue
                     if ours is None:
                         ours, theirs, curves = _sides(bundle, batch, scorer)
                     explain = (ours if side == "ours" else theirs).explain
@@ -337,7 +348,8 @@ def paired(measured: pd.DataFrame) -> pd.DataFrame:
         title = METHODS[name].title if name in METHODS else name
         line: dict[str, Any] = {"method": title, "images": len(part)}
         for metric, one in zip(metrics, found, strict=True):
-            bold = "**" if one.low > 0 or one.high < 0 else ""
+            seen = (one.low > 0 or one.high < 0) and abs(one.mean) >= SMALLEST_SHOWN
+            bold = "**" if seen else ""
             line[metric] = f"{bold}{one.mean:+.3f}{bold} [{one.low:+.3f}, {one.high:+.3f}]"
         table.append(line)
     return pd.DataFrame(table)
@@ -394,6 +406,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--pieces", type=Path, default=Path("runs/defaults"))
     parser.add_argument("--scorer", choices=("float32", "int8"), default="int8")
+    parser.add_argument("--stored", action="store_true", help="tell what is stored so far")
     parser.add_argument("--part", choices=("costs", "quality", "both"), default="both")
     given = parser.parse_args()
     if given.data is None:
@@ -402,12 +415,14 @@ def main() -> None:
     test = select_split(read_manifest(given.data), "test")
     rows = sample_in_proportion(test[test.mask_path.notna()], count)
     costs_path = given.pieces / "costs.json"
-    if given.part != "quality":
+    if given.part != "quality" and not given.stored:
         found = costs(bundle, rows, given.data, given.batch_size)
         write_json(costs_path, {"machine": machine(), "rows": found.to_dict("records")})
     if given.part == "costs":
         return
-    each = pieces(bundle, rows, given.data, given.pieces, given.batch_size, given.scorer)
+    each = pieces(
+        bundle, rows, given.data, given.pieces, given.batch_size, given.scorer, given.stored
+    )
     measured = []
     for one in each:
         measured.append(one)
@@ -417,9 +432,9 @@ def main() -> None:
     text = [
         known["machine"],
         cost_text(pd.DataFrame(known["rows"])),
-        f"Quality on {len(rows)} test images: mean difference of pairs with its 95 % interval over "
-        f"lesions, positive where ours are better, **bold** where the interval leaves out 0. "
-        f"Perturbation methods of both sides evaluated by the {given.scorer} scorer.",
+        f"Quality on {table.image.nunique()} test images: mean difference of pairs with its 95 % "
+        "interval over lesions, positive where ours are better, **bold** where the interval leaves "
+        f"out 0. Perturbation methods of both sides evaluated by the {given.scorer} scorer.",
         markdown(paired(table)),
     ]
     publish(

@@ -145,7 +145,7 @@ def _folders(bundle: Bundle, key: str) -> list[Path]:
     """Return where a copy may be: beside a bundle that is on disk, and in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Nothing is written into the installed package.
-    kept = is_bundle(bundle.path) and bundle.path != SHIPPED
+    kept = is_bundle(bundle.path) and bundle.path.resolve() != SHIPPED.resolve()
     beside = [bundle.path / FOLDER] if kept else []
     return [*beside, cache / "dermlens" / FOLDER / key[:32]]
 
