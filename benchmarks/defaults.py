@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bench_tools import arguments, machine, markdown, publish
+from explainers import raw_passes
 from peers import xplique_attributions
 
 from dermlens.data.images import load_image, load_mask
@@ -211,45 +212,15 @@ class Ours:
         return getattr(getattr(self.explainers[name], "scorer", None), "name", "float32")
 
 
-def backward_share(bundle: Bundle, batch: int) -> float:
-    """Return how many forward passes the gradient of a pass costs on top of it."""
-    import tensorflow as tf
-
-    pixels = tf.random.stateless_uniform((batch, *bundle.input_size, 3), (0, 0), 0, 255)
-
-    @tf.function
-    def forward(x: Any) -> Any:
-        return bundle.model(x, training=False)
-
-    @tf.function
-    def gradient(x: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            score = tf.reduce_sum(bundle.model(x, training=False)[:, 0])
-        return tape.gradient(score, x)
-
-    seconds = []
-    for work in (forward, gradient):
-        work(pixels)
-        each = []
-        for _ in range(5):
-            start = time.perf_counter()
-            work(pixels).numpy()
-            each.append(time.perf_counter() - start)
-        seconds.append(float(np.median(each)))
-    return seconds[1] / seconds[0] - 1.0
-
-
 def costs(bundle: Bundle, rows: pd.DataFrame, data: Path, batch: int) -> pd.DataFrame:
     """Return passes and seconds of both sides on the second image; the first one warms up."""
     pixels = [load_image(data / path, bundle.input_size) for path in rows.path[:2]]
     images = np.stack(pixels).astype(np.float32)
     goals = bundle.calibration.decide(bundle.logits(images))
-    ours, theirs, share = (
-        Ours(bundle, batch, None),
-        Peers(bundle, batch),
-        backward_share(bundle, batch),
-    )
+    ours, theirs = Ours(bundle, batch, None), Peers(bundle, batch)
+    alone, with_gradient = raw_passes(bundle.model, bundle.input_size, batch)
+    # How many forward passes a gradient costs on top of its own.
+    share = with_gradient / alone - 1.0
     table = []
     for name in SIX:
         line: dict[str, Any] = {"method": name, "scorer": ours.scorer(name), "peer": PEERS[name]}

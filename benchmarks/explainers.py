@@ -6,7 +6,6 @@ that nothing but the network costs time.
 """
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +73,6 @@ def measure(name: str, model: Any, images: np.ndarray, batch: int) -> dict[str, 
         "forward": result.cost.forward / len(work),
         "backward": result.cost.backward / len(work),
         "seconds": result.cost.seconds / len(work),
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 

@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--size 192x256] [--publish]
     python benchmarks/memory.py --bundle BUNDLE --data DATA [--images 4000] [--publish]
 
-The second form also runs ``dermlens benchmark`` on many images, of a small network to be done in
-time, and notes the memory it holds on the way. Linux only: figures come from ``/proc``.
+The second form also runs ``dermlens benchmark`` on many images, of a small network if it is to be
+done in time, and notes the memory it holds on the way. Linux only: figures come from ``/proc``.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from dermlens.explain.registry import METHODS
 
 BATCHES = (8, 32)
 NOTHING = "nothing: TensorFlow and the network"
-MIB_PER_GIB = 1024.0
+KIB_PER_GIB = 1024.0**2
 _QUICK_PLAN = (
     "--methods", "grad_cam", "--no-baselines", "--samples", "20", "--steps", "4",
     "--robustness", "0", "--randomization", "0", "--pairs", "0", "--probes", "0",
@@ -33,7 +33,7 @@ _QUICK_PLAN = (
 
 
 def peak_of(name: str, size: tuple[int, int], batch: int) -> float:
-    """Explain two images in this process and return its peak memory in GiB."""
+    """Explain some images in this process and return its peak memory in GiB."""
     import resource
 
     from dermlens.explain.registry import create
@@ -44,7 +44,7 @@ def peak_of(name: str, size: tuple[int, int], batch: int) -> float:
     if name != NOTHING:
         count = batch if METHODS[name].family == "activation" else 2
         create(name, model).attribute(images[:count], 4, batch_size=batch)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB_PER_GIB**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_GIB
 
 
 def methods_table(size: str) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def held(process: subprocess.Popen[bytes]) -> float:
     except OSError:
         return 0.0
     found = [line.split()[1] for line in lines if line.startswith("VmRSS")]
-    return float(found[0]) / MIB_PER_GIB**2 if found else 0.0
+    return float(found[0]) / KIB_PER_GIB if found else 0.0
 
 
 def benchmark_table(bundle: Path, data: Path, images: int) -> pd.DataFrame:

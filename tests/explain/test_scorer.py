@@ -13,7 +13,7 @@ from dermlens.explain.lime import LIME
 from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.explain.registry import create, create_several
-from dermlens.explain.scorers import choose_scorers, trusted_methods
+from dermlens.explain.scorers import choose_scorers
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
@@ -89,10 +89,10 @@ def test_measured_agreement_is_kept_and_makes_the_copy_the_default(
     stored["methods"]["lime"]["pearson"] = 0.9899
     del stored["methods"]["rise"]
     write_json(path, stored)
-    assert trusted_methods(bundle, list(SMALL)) == ["occlusion", "shap"]
+    assert list(choose_scorers(bundle, list(SMALL))) == ["occlusion", "shap"]
     assert choose_scorers(bundle, list(SMALL), "float32") == {}
     write_json(path, {**stored, "model_sha256": "of another copy"})
-    assert trusted_methods(bundle, list(SMALL)) == []
+    assert list(choose_scorers(bundle, list(SMALL))) == []
     path.unlink()
 
 
@@ -272,7 +272,7 @@ def test_nothing_is_written_into_the_package(
     made = int8_copy(shipped)
     assert made.folder.is_relative_to(cache)
     assert [path.name for path in (shipped.path / "int8").iterdir()] == ["agreement.json"]
-    assert trusted_methods(shipped, list(SMALL)) == ["shap"]
+    assert list(choose_scorers(shipped, list(SMALL))) == ["shap"]
 
 
 def test_copy_of_another_input_size_is_another_copy(bundle: Bundle) -> None:
@@ -316,6 +316,39 @@ def test_explanations_of_files_name_the_scorer(bundle: Bundle, tmp_path: Path) -
         assert "scorer" not in facts["grad_cam"]
     with pytest.raises(UsageError, match="Unknown scorer 'int4'"):
         explain_files(bundle, [file], tmp_path / "no", methods="occlusion", scorer="int4")
+
+
+def test_many_files_are_said_to_be_many(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dermlens.report import comparer, comparison_files, explanation
+
+    class Asked(Exception):
+        pass
+
+    def ask(*arguments: Any, images: int) -> None:
+        raise Asked(images)
+
+    files = [tmp_path / f"{name}.png" for name in "abc"]
+    for seed, file in enumerate(files):
+        picture(seed).save(file)
+    for module in (explanation, comparer):
+        monkeypatch.setattr(module, "choose_scorers", ask)
+    for work in (explain_files, comparison_files.compare_files):
+        with pytest.raises(Asked, match="3"):
+            work(bundle, files, tmp_path / "out", methods="occlusion")
+
+
+def test_the_page_says_what_was_evaluated(bundle: Bundle, images: np.ndarray) -> None:
+    from dermlens.serve.app_page_cards import _cost
+
+    for choice, words in (
+        ("float32", "of the network, "),
+        ("int8", "of the network's int8 copy, "),
+    ):
+        scorer = choose_scorers(bundle, ["occlusion"], choice).get("occlusion")
+        explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
+        assert words in _cost(explainer.attribute(images[:1], "mel"))
 
 
 def test_measuring_is_refused_where_it_means_nothing(

@@ -224,6 +224,7 @@ def create_several(
     *,
     classes: Sequence[str] = CODES,
     scorers: Mapping[str, "Scorer"] | None = None,
+    bank: "SegmentBank | None" = None,
 ) -> dict[str, Explainer]:
     """Build explainers that share what they can.
 
@@ -235,12 +236,15 @@ def create_several(
         classes: Codes in the order of the logits.
         scorers: What evaluates changed images in place of the model, by method; see
             ``scorers.choose_scorers``. A shared set uses a scorer only if both methods have it.
+        bank: Evaluations for LIME and Kernel SHAP to share; default one of their own if both are
+            asked for.
     """
     chosen: dict[str, dict[str, Any]] = {
         name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
     }
-    if {"lime", "shap"} <= set(names):
+    if bank is None and {"lime", "shap"} <= set(names):
         bank = shared_bank(model, ("lime", "shap"), scorers or {})
+    if bank is not None:
         chosen |= {"lime": {"bank": bank}, "shap": {"bank": bank}}
     return {name: create(name, model, classes=classes, **chosen.get(name, {})) for name in names}
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 SCORERS: tuple[str, ...] = (FLOAT32, "int8")
 SUFFICIENT_CORRELATION = 0.99
 """The copy is the default only where its maps correlate at least so with the Keras model's."""
-
-
 WORTH_A_COPY = 2500
 """Passes from which making the copy, some 20 s, takes less time than it saves."""
 
@@ -59,19 +57,8 @@ def choose_scorers(
     return dict.fromkeys(able, copy.scorer(bundle.model))
 
 
-def trusted_methods(bundle: Bundle, methods: Sequence[str]) -> list[str]:
-    """Return the methods whose maps the int8 copy was measured to keep.
-
-    The mean Pearson correlation with the Keras model's maps must reach
-    ``SUFFICIENT_CORRELATION``. Without a copy, or without a measurement, there is none.
-    """
-    from dermlens.model.int8_copy import find_int8_copy
-
-    copy = find_int8_copy(bundle)
-    return [] if copy is None else _sufficient(copy.agreement, methods)
-
-
 def _sufficient(agreement: Mapping[str, Any] | None, methods: Sequence[str]) -> list[str]:
+    """Return the methods whose mean correlation reaches ``SUFFICIENT_CORRELATION``."""
     measured = (agreement or {}).get("methods", {})
     return [
         name

@@ -6,7 +6,7 @@ in few pieces have similar worth, covariance rho^(number of pieces in which two 
 Under this covariance the Shapley values of the posterior mean, and how uncertain they are, have
 closed forms, so nothing is sampled a second time (Bayesian quadrature: O'Hagan, Journal of
 Statistical Planning and Inference 1991). On images the squared error is several times smaller than
-that of the regression from the same evaluations (docs/performance.md).
+that of the regression from as many evaluations (docs/performance.md).
 
 A coalition and its complement are used together: the Shapley values of a game are those of its odd
 part, (v(S) - v(complement of S)) / 2, so the even part needs no model. The sum over pieces that

@@ -9,8 +9,8 @@
 The copy is made once and stands beside the bundle, or in the user's cache directory where the
 bundle's folder cannot be written or is the package's own. It is made again when the weights differ.
 
-A bundle that is handed on may hold ``agreement.json`` without the copy itself, which is four times
-larger than what else would be needed: it counts for a copy that is the same byte by byte.
+A bundle that is handed on may hold ``agreement.json`` without the copy itself (24 MB for ResNet50):
+it counts for a copy that is the same byte by byte.
 
 Weights are stored in eight bits, per output channel. Activations are rounded to eight bits while
 the copy runs, each layer by the range it has in that very image, so no representative images are

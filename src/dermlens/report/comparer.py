@@ -16,7 +16,7 @@ from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
 from dermlens.explain.contrast import SignedCAM, of_class, runner_up
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
-from dermlens.explain.registry import SIX, create, method, shared_bank
+from dermlens.explain.registry import SIX, create_several, method, shared_bank
 from dermlens.explain.score import Logit
 from dermlens.explain.scorers import choose_scorers
 from dermlens.model.bundle import Bundle
@@ -71,12 +71,9 @@ class Comparer:
         scorers = choose_scorers(bundle, self.methods, scorer, images=images)
         shared = sorted({"lime", "shap"} & set(self.methods))
         bank = shared_bank(model, shared, scorers) if shared else None
-        options: dict[str, dict[str, Any]] = {k: {"scorer": v} for k, v in scorers.items()}
-        options |= {name: {"bank": bank} for name in shared}
-        self.explainers: dict[str, Explainer] = {
-            name: create(name, model, classes=classes, **options.get(name, {}))
-            for name in self.methods
-        }
+        self.explainers: dict[str, Explainer] = create_several(
+            self.methods, model, classes=classes, scorers=scorers, bank=bank
+        )
         self._cam = SignedCAM(model, classes=classes)
         self._network = Network(model)
         self._scales = MultiScale(model, bank=bank, classes=classes)
