@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.errors import DataError
+from dermlens.errors import DataError, UsageError
 from dermlens.files import written_beside
 
 PACKAGES = (
@@ -107,6 +108,30 @@ def given_model(bundle: Path | None, size: tuple[int, int]) -> Any:
     model = build_classifier(Architecture(loaded.architecture.backbone, size, loaded.classes))
     model.set_weights(loaded.model.get_weights())
     return model
+
+
+def model_and_scorer(
+    path: Path | None, size: tuple[int, int], choice: str
+) -> tuple[Any, Any | None]:
+    """Return the network as ``given_model`` does, and a bundle's int8 copy if that is the choice.
+
+    Raises:
+        UsageError: If the copy is asked for without a bundle.
+    """
+    model = given_model(path, size)
+    if choice == "float32":
+        return model, None
+    from dermlens.model.bundle import load_bundle
+    from dermlens.model.int8_copy import int8_copy
+
+    if path is None:
+        raise UsageError("An int8 scorer belongs to a bundle. Give --bundle.")
+    bundle = load_bundle(path)
+    if bundle.input_size != size:
+        # The folder's copy is of the bundle's own size.
+        shape = replace(bundle.architecture, input_size=size)
+        bundle = replace(bundle, path=Path("resized"), architecture=shape, model=model)
+    return model, int8_copy(bundle).scorer(model)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from bench_tools import arguments, given_images, given_model, machine, markdown, publish
+from bench_tools import arguments, given_images, machine, markdown, model_and_scorer, publish
 
 from dermlens.cli_options import parse_size
 from dermlens.errors import UsageError
@@ -165,19 +165,6 @@ def figure(mean: pd.DataFrame) -> Any:
     return drawn
 
 
-def chosen_scorer(bundle: Path | None, choice: str) -> Any:
-    """Return the int8 scorer of a bundle, or None for the Keras model."""
-    if choice == "float32":
-        return None, None
-    from dermlens.model.bundle import load_bundle
-    from dermlens.model.int8_copy import int8_copy
-
-    if bundle is None:
-        raise UsageError("An int8 scorer belongs to a bundle. Give --bundle.")
-    loaded = load_bundle(bundle)
-    return loaded.model, int8_copy(loaded).scorer(loaded.model)
-
-
 def main() -> None:
     """Sweep every method and write table and figure."""
     parser = arguments(__doc__)
@@ -187,8 +174,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(sweep.method for sweep in SWEEPS))
     given = parser.parse_args()
     size = parse_size(given.size)
-    model, scorer = chosen_scorer(given.bundle, given.scorer)
-    model = model or given_model(given.bundle, size)
+    model, scorer = model_and_scorer(given.bundle, size, given.scorer)
     count = 1 if given.quick else given.images
     images = given_images(given.data, count, size)
     goals = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)

@@ -25,9 +25,9 @@ from bench_tools import (
     arguments,
     correlation,
     given_images,
-    given_model,
     machine,
     markdown,
+    model_and_scorer,
     publish,
 )
 
@@ -471,21 +471,6 @@ def figure(tables: dict[str, pd.DataFrame]) -> Any:
     return drawn
 
 
-def model_and_scorer(path: Path | None, size: tuple[int, int]) -> tuple[Any, Any | None]:
-    """Return the network for images of a size, and its int8 copy where there is a bundle."""
-    model = given_model(path, size)
-    if path is None:
-        return model, None
-    from dermlens.model.bundle import load_bundle
-    from dermlens.model.int8_copy import int8_copy
-
-    bundle = load_bundle(path)
-    if bundle.input_size != size:
-        shape = replace(bundle.architecture, input_size=size)
-        bundle = replace(bundle, path=Path("resized"), architecture=shape, model=model)
-    return model, int8_copy(bundle).scorer(model)
-
-
 def main() -> None:
     """Hold the contests at every size and write table and figure."""
     parser = arguments(__doc__)
@@ -498,7 +483,8 @@ def main() -> None:
     tables: dict[str, pd.DataFrame] = {}
     out: Path | None = given.out or (Path("bench-quick") if given.quick else None)
     for size in given.sizes.split(","):
-        model, scorer = model_and_scorer(given.bundle, parse_size(size))
+        choice = "int8" if given.bundle else "float32"
+        model, scorer = model_and_scorer(given.bundle, parse_size(size), choice)
         images = given_images(given.data, budgets.images, parse_size(size))
         ring = Ring(model, images, given.batch_size, budgets, scorer)
         table = run(ring, given.peers.split(","))

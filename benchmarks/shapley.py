@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from bench_tools import arguments, given_images, given_model, machine, markdown, publish
-from curves import chosen_scorer
+from bench_tools import arguments, given_images, machine, markdown, model_and_scorer, publish
 
 from dermlens.cli_options import parse_size
 from dermlens.explain.base import Cost
@@ -112,8 +111,7 @@ def main() -> None:
     parser.add_argument("--scorer", choices=("float32", "int8"), default="float32")
     given = parser.parse_args()
     size = parse_size(given.size)
-    model, scorer = chosen_scorer(given.bundle, given.scorer)
-    model = model or given_model(given.bundle, size)
+    model, scorer = model_and_scorer(given.bundle, size, given.scorer)
     images = given_images(given.data, 1 if given.quick else given.images, size)
     goals = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)
     masked = MaskedModel(model, segment_masks, given.batch_size, Cost(), scorer=scorer)
