@@ -262,6 +262,30 @@ def test_bundle_can_bring_the_measurement_without_the_copy(
         choose_scorers(broken, list(SMALL), "int8")
 
 
+def test_the_page_makes_the_copy_before_anybody_waits(
+    bundle: Bundle, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dermlens.serve import app
+
+    facts = int8_copy(bundle).facts
+    keys = {name: facts[name] for name in ("weights_sha256", "model_sha256")}
+    good = {**keys, "methods": {"occlusion": {"pearson": 0.995}}}
+    place = carrying(saved, tmp_path / "served", good).path
+    assert not (place / "int8" / "model.tflite").exists()
+
+    class Built(Exception):
+        """Ends the start where the page is built."""
+
+    def build(bundle: Bundle, *_: Any) -> None:
+        raise Built(find_int8_copy(bundle) is not None)
+
+    monkeypatch.setattr(app, "build_app", build)
+    # The real one changes the environment of the whole process.
+    monkeypatch.setattr(app, "_upload_folder", lambda: app.Uploads(tmp_path, kept=tmp_path))
+    with pytest.raises(Built, match="True"):
+        app.launch(place, block=False)
+
+
 def test_nothing_is_written_into_the_package(
     bundle: Bundle, saved: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
