@@ -14,6 +14,7 @@ from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.explain.registry import create, create_several
 from dermlens.explain.scorers import choose_scorers
+from dermlens.explain.segment_bank import SegmentBank
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
@@ -373,6 +374,12 @@ def test_the_page_says_what_was_evaluated(bundle: Bundle, images: np.ndarray) ->
         scorer = choose_scorers(bundle, ["occlusion"], choice).get("occlusion")
         explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
         assert words in _cost(explainer.attribute(images[:1], "mel"))
+    both = create_several(
+        ["lime", "shap"], bundle.model, bank=SegmentBank(bundle.model, **SMALL["lime"])
+    )
+    first, shared = (both[name].attribute(images[:1], "mel") for name in ("lime", "shap"))
+    assert "forward passes of the network, " in _cost(first)
+    assert _cost(shared).startswith("No new pass: what the network had answered before ")
 
 
 def test_measuring_is_refused_where_it_means_nothing(

@@ -122,6 +122,10 @@ def _cost(result: Attribution) -> str:
     passes = f"{forward:,} forward" + (f" and {backward:,} backward" if backward else "")
     unit = "pass" if forward + backward == 1 else "passes"
     network = "network" if result.details.get("scorer") != "int8" else "network's int8 copy"
+    if forward + backward == 0:
+        # LIME and Kernel SHAP share their masks; so does an image that is explained again.
+        seconds = f"{result.cost.seconds:.1f} s"
+        return f"No new pass: what the {network} had answered before served again, {seconds}."
     return f"It took {passes} {unit} of the {network}, {result.cost.seconds:.1f} s."
 
 
