@@ -32,6 +32,7 @@ bench: .venv/.installed-test
 	$(BIN)/python benchmarks/shapley.py $(BENCH) $(INT8)
 	$(BIN)/python benchmarks/peers.py $(BENCH)
 	$(if $(DATA),$(BIN)/python benchmarks/defaults.py $(BENCH))
+	$(if $(DATA),$(BIN)/python benchmarks/occlusion_patches.py $(BENCH))
 	$(BIN)/python benchmarks/curves.py $(BENCH) $(INT8)
 
 .venv/.installed: pyproject.toml requirements.txt

@@ -262,7 +262,7 @@ def pieces(
                     if ours is None:
                         ours, theirs, curves = _sides(bundle, batch, scorer)
                     explain = (ours if side == "ours" else theirs).explain
-                    found = _measured(bundle, item, data, curves, name, explain)
+                    found = judged(bundle, item, data, curves, name, explain)
                     facts = {"image": item.image_id, "lesion": item.lesion_id}
                     write_json(path, {**facts, "method": name, "side": side, **found})
                 yield read_json(path)
@@ -277,9 +277,10 @@ def _sides(bundle: Bundle, batch: int, scorer: str | None) -> tuple[Ours, Peers,
     )
 
 
-def _measured(
+def judged(
     bundle: Bundle, item: Any, data: Path, curves: RemovalCurves, name: str, explain: Any
 ) -> dict[str, float]:
+    """Return what the map of an image (a row of the manifest) is worth, and its seconds."""
     image = load_image(data / item.path, bundle.input_size)
     mask = load_mask(data / item.mask_path, bundle.input_size)[None]
     goal = int(bundle.calibration.decide(curves.ends(image.astype(np.float32))["image"][None])[0])
@@ -371,6 +372,13 @@ def figure(measured: pd.DataFrame) -> Any:
     return drawn
 
 
+def _sampled(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return rows in the proportions of the diagnoses, filled up where shares were rounded down."""
+    rows = sample_in_proportion(table, count)
+    left = table.drop(rows.index)
+    return pd.concat([rows, left.sample(min(len(left), max(0, count - len(rows))), random_state=0)])
+
+
 def main() -> None:
     """Measure costs and quality and write tables and figure."""
     parser = arguments(__doc__)
@@ -384,7 +392,7 @@ def main() -> None:
         raise UsageError("Localization needs outlined lesions. Give --data.")
     bundle, count = load_bundle(find_bundle(given.bundle)), 2 if given.quick else given.images
     test = select_split(read_manifest(given.data), "test")
-    rows = sample_in_proportion(test[test.mask_path.notna()], count)
+    rows = _sampled(test[test.mask_path.notna()], count)
     costs_path = given.pieces / "costs.json"
     if given.part != "quality" and not given.stored:
         found = costs(bundle, rows, given.data, given.batch_size)
