@@ -1,6 +1,6 @@
 """What other patches and fills than the default's would be worth for occlusion.
 
-    python benchmarks/occlusion_patches.py --bundle BUNDLE --data DATA [--images 16] [--out FOLDER]
+    python benchmarks/occlusion_patches.py --bundle BUNDLE --data DATA [--images 16]
 
 Deletion, insertion and localization of the lesion on validation images, as ``defaults.py``
 measures them, evaluated by the bundle's int8 copy.
