@@ -303,7 +303,7 @@ def xplique_contests(ring: Ring) -> Iterator[Contest]:
     peer = xplique_attributions()
     goal = tf.one_hot([TARGET], ring.model.output_shape[-1])
     samples, points, batch = ring.budgets.samples, ring.budgets.points, ring.batch
-    # Divides both sizes: what is left at the border is covered here and not there.
+    # Divides the default sizes. A border left over is covered by ours and not by this peer.
     side = 32
     segments = tf.constant(ring.labels)
 
