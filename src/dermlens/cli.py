@@ -15,7 +15,14 @@ from dermlens import __version__
 from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
 from dermlens.cli_model import card, export, pack
-from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed, parse_size
+from dermlens.cli_options import (
+    BatchSize,
+    BundleAndImages,
+    Decision,
+    ScorerChoice,
+    Seed,
+    parse_size,
+)
 from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
 from dermlens.progress import say
@@ -204,9 +211,17 @@ def predict(
     paths: BundleAndImages,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("predictions.csv"),
     views: Annotated[int, typer.Option(help="Test-time views: 1, 4 or 8.")] = 1,
+    level: Annotated[
+        float | None,
+        typer.Option(help="Share of images whose prediction set is to hold the diagnosis, 0..1."),
+    ] = None,
+    decision: Annotated[
+        Decision,
+        typer.Option(help="What is said first: the most probable diagnosis, or the balanced rule."),
+    ] = Decision.MOST_PROBABLE,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Predict images or folders: one row each, calibrated probabilities.
+    """Predict images or folders: most probable diagnosis, what cannot be excluded, flags.
 
     Example: dermlens predict photo.jpg folder/ --out predictions.csv
     """
@@ -217,8 +232,8 @@ def predict(
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
     loaded = load_bundle(bundle)
-    table = predict_files(loaded, files, views=views, batch_size=batch_size)
-    for line in describe_predictions(table, loaded):
+    table = predict_files(loaded, files, views=views, batch_size=batch_size, level=level)
+    for line in describe_predictions(table, loaded, balanced=decision is Decision.BALANCED):
         say(line)
     say(f"Wrote {write_csv(out, table)}")
     if (table.error != "").any():
@@ -233,7 +248,8 @@ def explain(
         str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
     ] = "grad_cam",
     target: Annotated[
-        str | None, typer.Option(help="Diagnosis to explain; default the predicted one.")
+        str | None,
+        typer.Option(help="A code, predicted (the default), runner_up or flagged."),
     ] = None,
     score: Annotated[
         str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")

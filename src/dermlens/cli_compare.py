@@ -16,7 +16,7 @@ def compare(
         str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
     ] = "six",
     target: Annotated[
-        str | None, typer.Option(help="Diagnosis to explain; default the predicted one.")
+        str | None, typer.Option(help="A code, predicted (the default), runner_up or flagged.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Diagnosis to contrast it with, beside the runner-up.")

@@ -1,12 +1,21 @@
 """Options that several commands share."""
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dermlens.errors import UsageError
+
+
+class Decision(StrEnum):
+    """What stands first in an answer."""
+
+    MOST_PROBABLE = "most_probable"
+    BALANCED = "balanced"
+
 
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]

@@ -25,8 +25,8 @@ def benchmark(
         str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
     ] = "six",
     target: Annotated[
-        str, typer.Option(help="Explain the class 'decided' on, or the 'truth'.")
-    ] = "decided",
+        str, typer.Option(help="Explain the most probable class ('predicted') or the 'truth'.")
+    ] = "predicted",
     samples: Annotated[int, typer.Option(help="Masks per image of LIME and SHAP.")] = 500,
     steps: Annotated[int, typer.Option(help="Removal steps of deletion and insertion.")] = 10,
     robustness: Annotated[

@@ -4,7 +4,6 @@ Source: Tschandl, Rosendahl & Kittler, "The HAM10000 dataset", Scientific Data 5
 180161 (2018), doi:10.1038/sdata.2018.161.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dermlens.errors import UsageError
@@ -89,25 +88,3 @@ def by_code(code: str) -> Diagnosis:
         return _BY_CODE[code]
     except KeyError:
         raise UsageError(f"Unknown diagnosis {code!r}. Use one of: {', '.join(CODES)}.") from None
-
-
-def class_index(target: str | int, classes: Sequence[str] = CODES) -> int:
-    """Return the position of a class given by code or by position.
-
-    Args:
-        target: Class code such as ``"mel"``, or a position in ``classes``.
-        classes: Codes in the order of the model's outputs.
-
-    Raises:
-        UsageError: If the class is not among ``classes``.
-
-    Example:
-        >>> class_index("mel"), class_index(4)
-        (4, 4)
-    """
-    if isinstance(target, str):
-        if target in classes:
-            return list(classes).index(target)
-    elif 0 <= int(target) < len(classes):
-        return int(target)
-    raise UsageError(f"Unknown target class {target!r}. Use one of: {', '.join(classes)}.")

@@ -4,21 +4,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
-from dermlens.diagnoses import CODES, class_index
+from dermlens.diagnoses import CODES
 from dermlens.errors import ExplanationError
 from dermlens.explain.folding import folded_logits
 from dermlens.explain.score import Logit, Score
+from dermlens.explain.target import Targets, check_targets, is_all, part_of, resolve_targets
 
-Targets = None | str | int | Sequence[str | int] | np.ndarray
-"""None: the predicted class; a code or position; one per image; or ``"all"``."""
 Progress = Callable[[int], None]
 """Called with the number of images finished since the last call."""
-
-ALL = "all"
 
 
 @dataclass
@@ -130,8 +127,9 @@ class Explainer(ABC):
 
         Args:
             images: uint8 or float (N, H, W, 3), RGB 0..255, at the model's input size.
-            targets: Class to explain: None for the predicted one, a code or position, one per
-                image, or ``"all"``.
+            targets: Class to explain: None for the most probable one; ``"runner_up"``,
+                ``"flagged"``, a code or a position; one of these per image; or ``"all"``
+                (``explain.target``).
             score: What is explained; default the logit.
             batch_size: Images per pass; bounds memory. Results do not depend on it.
             seed: Sets everything random. What is drawn for an image depends on the seed and the
@@ -147,6 +145,8 @@ class Explainer(ABC):
             UsageError: If a target is unknown.
         """
         images = self._checked(images)
+        if not is_all(targets):
+            check_targets(targets, self.classes, len(images))
         explained: Score = Logit() if score is None else score
         before = Cost(self.network.cost.forward, self.network.cost.backward)
         start = time.perf_counter()
@@ -180,18 +180,8 @@ class Explainer(ABC):
             logits: float (n, C) of the batch.
             offset: Position of the batch's first image in the call.
         """
-        count = len(logits)
-        if targets is None:
-            return logits.argmax(axis=1).astype(np.int32)
-        if isinstance(targets, str | int | np.integer):
-            chosen = class_index(cast("str | int", targets), self.classes)
-            return np.full(count, chosen, np.int32)
-        listed = list(targets)[offset : offset + count]
-        if len(listed) != count:
-            raise ExplanationError(
-                f"{len(list(targets))} targets were given for more images. Give one per image."
-            )
-        return np.array([class_index(t, self.classes) for t in listed], np.int32)
+        part = part_of(targets, slice(offset, offset + len(logits)))
+        return resolve_targets(part, logits, self.classes)
 
     @abstractmethod
     def _attribute(
@@ -224,11 +214,6 @@ class Explainer(ABC):
             Cost(),
             details,
         )
-
-
-def is_all(targets: Targets) -> bool:
-    """Tell whether all classes are asked for."""
-    return isinstance(targets, str) and targets == ALL
 
 
 def batches(count: int, size: int) -> list[slice]:

@@ -13,7 +13,7 @@ Contrastive explanations: Prabhushankar et al., "Contrastive explanations in neu
 ICIP 2020; Jacovi et al., EMNLP 2021.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,9 @@ class SignedCAM(GradCAM):
     name = "grad_cam"
     signed = True
 
-    def _scaled_up(self, maps: Any, images: Any) -> Any:
-        """Scale (n, T, h, w) up like Grad-CAM, without rectifying."""
-        import tensorflow as tf
-
-        shape = tf.shape(maps)
-        flat = tf.reshape(maps, (shape[0] * shape[1], shape[2], shape[3], 1))
-        size = tf.shape(images)[1:3]
-        large = tf.image.resize(flat, size, method="bilinear")
-        return tf.reshape(large, (shape[0], shape[1], size[0], size[1]))
+    def _rectified(self, maps: Any) -> Any:
+        """Keep both signs."""
+        return maps
 
 
 @dataclass(frozen=True)
@@ -132,25 +126,27 @@ def negative_share(maps: np.ndarray) -> np.ndarray:
     return np.maximum(-flat, 0).sum(axis=1) / np.where(size > 0, size, 1.0)
 
 
-def runner_up(values: np.ndarray, target: int) -> int:
+def strongest_other(values: np.ndarray, target: int, preferred: Sequence[int] | None = None) -> int:
     """Return the class with the highest value apart from the target.
 
     Args:
-        values: float (C,): logits, probabilities or decision values, with at least two classes.
+        values: float (C,): logits or probabilities, with at least two classes.
         target: Position of the class to leave out.
+        preferred: Positions that come first, such as those of a prediction set.
 
     Raises:
         ExplanationError: If there is only one class.
 
     Example:
-        >>> runner_up(np.array([0.1, 0.7, 0.2]), 1), runner_up(np.array([0.1, 0.7, 0.2]), 0)
-        (2, 1)
+        >>> values = np.array([0.1, 0.6, 0.3])
+        >>> strongest_other(values, 1), strongest_other(values, 1, preferred=(1, 0))
+        (2, 0)
     """
     if len(values) < 2:
         raise ExplanationError("A model with one class has no other class to compare with.")
-    others = np.asarray(values, np.float64).copy()
-    others[target] = -np.inf
-    return int(others.argmax())
+    others = [one for one in preferred or () if one != target]
+    others = others or [one for one in range(len(values)) if one != target]
+    return max(others, key=lambda one: float(values[one]))
 
 
 def of_class(result: Attribution, position: int) -> Attribution:

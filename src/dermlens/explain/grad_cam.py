@@ -23,27 +23,38 @@ from dermlens.explain.base import (
     Attribution,
     Explainer,
     Progress,
-    Targets,
     batches,
-    is_all,
 )
 from dermlens.explain.layers import find_features
+from dermlens.explain.registration import Drawing, Registration, registered
 from dermlens.explain.score import Score
+from dermlens.explain.target import (
+    PREDICTED,
+    PREDICTED_POSITION,
+    Targets,
+    depend_on_answer,
+    is_all,
+    part_of,
+)
 
 FORMS = ("auto", "closed", "tape")
 
 
 class ClassActivationMap(Explainer):
-    """Base of the family: activations times weights from gradients, rectified, scaled up.
+    """Base of the family: activations times weights from gradients, rectified, drawn in place.
 
     Args:
         model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
         layer: Layer whose feature maps are used; default the last.
         form: ``"auto"``: closed where possible; ``"closed"`` or ``"tape"`` to insist.
+        registration: ``"receptive_field"``: every cell is drawn where the network looks
+            (``explain.registration``); ``"tiles"``: a plain bilinear resize, as other packages
+            draw, which is up to half a cell off.
         classes: Codes in the order of the logits.
 
     Raises:
         ExplanationError: If the model has no feature maps, or ``form="closed"`` is not possible.
+        UsageError: If the form or the registration is unknown.
     """
 
     signed = False
@@ -54,6 +65,7 @@ class ClassActivationMap(Explainer):
         layer: str | None = None,
         *,
         form: str = "auto",
+        registration: Registration = "receptive_field",
         classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(model, classes=classes)
@@ -61,6 +73,7 @@ class ClassActivationMap(Explainer):
             raise UsageError(f"Unknown form {form!r}. Use one of: {', '.join(FORMS)}.")
         self.features = find_features(model, layer)
         self.form = form
+        self.drawing = Drawing(model, [self.features.step], registration)
         if form == "closed" and self.features.dense is None:
             raise ExplanationError(
                 "The closed form needs global average pooling and one Dense layer above the "
@@ -94,16 +107,17 @@ class ClassActivationMap(Explainer):
         progress: Progress | None,
     ) -> Attribution:
         every, closed = is_all(targets), self.closed(score)
+        sides = self.drawing.weights(images.shape[1:3])[0]
         maps, chosen, scores = [], [], []
         for part in batches(len(images), batch_size):
             batch = images[part].astype(np.float32)
             count = len(batch)
-            index = self._wanted(targets, part.start, count, every)
+            index = self._wanted(targets, part.start, batch, every)
             if closed:
-                logits, drawn = self._function(score, closed, every)(batch, index)
+                logits, drawn = self._function(score, closed, every)(batch, index, *sides)
                 self.network.cost.forward += count
             else:
-                logits, drawn = self._taped(batch, index, score, every)
+                logits, drawn = self._taped(batch, index, sides, score, every)
             logits = np.asarray(logits)
             values = np.asarray(score.values(logits))
             maps.append(np.asarray(drawn))
@@ -120,22 +134,30 @@ class ClassActivationMap(Explainer):
             result.maps = result.maps[:, 0]
         return result
 
-    def _wanted(self, targets: Targets, start: int, count: int, every: bool) -> np.ndarray:
-        """Return the targets of a batch; -1 stands for the predicted class."""
-        if every or targets is None:
-            return np.full(count, -1, np.int32)
-        unknown = np.zeros((count, len(self.classes)), np.float32)
-        return self.resolve(targets, unknown, start)
+    def _wanted(self, targets: Targets, start: int, batch: np.ndarray, every: bool) -> np.ndarray:
+        """Return the targets of a batch; -1 stands for the most probable class."""
+        if every or targets is None or (isinstance(targets, str) and targets == PREDICTED):
+            return np.full(len(batch), PREDICTED_POSITION, np.int32)
+        if depend_on_answer(part_of(targets, slice(start, start + len(batch)))):
+            logits = np.asarray(self.network.logits(batch))
+        else:
+            logits = np.zeros((len(batch), len(self.classes)), np.float32)
+        return self.resolve(targets, logits, start)
 
     def _taped(
-        self, batch: np.ndarray, index: np.ndarray, score: Score, every: bool
+        self,
+        batch: np.ndarray,
+        index: np.ndarray,
+        sides: tuple[np.ndarray, np.ndarray],
+        score: Score,
+        every: bool,
     ) -> tuple[Any, np.ndarray]:
         function = self._function(score, False, every)
         goals = range(len(self.classes)) if every else [None]
         drawn, logits = [], None
         for goal in goals:
             chosen = index if goal is None else np.full(len(batch), goal, np.int32)
-            logits, part = function(batch, chosen)
+            logits, part = function(batch, chosen, *sides)
             drawn.append(np.asarray(part))
             self.network.cost.forward += len(batch)
             self.network.cost.backward += len(batch)
@@ -148,29 +170,27 @@ class ClassActivationMap(Explainer):
         if key not in self._functions:
             body = self._closed_body(score, every) if closed else self._tape_body(score)
 
-            def traced(images: Any, index: Any) -> Any:
+            def traced(images: Any, index: Any, rows: Any, columns: Any) -> Any:
                 self.traces += 1
-                return body(images, index)
+                logits, maps = body(images, index)
+                return logits, registered(self._rectified(maps), rows, columns)
 
             self._functions[key] = tf.function(
                 traced,
                 input_signature=[
                     tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32),
                     tf.TensorSpec((None,), tf.int32),
+                    tf.TensorSpec((None, None), tf.float32),
+                    tf.TensorSpec((None, None), tf.float32),
                 ],
             )
         return self._functions[key]
 
-    def _scaled_up(self, maps: Any, images: Any) -> Any:
-        """Rectify (n, T, h, w) and scale bilinearly about half-pixel centers to the images."""
+    def _rectified(self, maps: Any) -> Any:
+        """Keep what speaks for the target, before the map is drawn at the image's size."""
         import tensorflow as tf
 
-        maps = tf.nn.relu(maps)
-        shape = tf.shape(maps)
-        flat = tf.reshape(maps, (shape[0] * shape[1], shape[2], shape[3], 1))
-        size = tf.shape(images)[1:3]
-        large = tf.image.resize(flat, size, method="bilinear")
-        return tf.reshape(large, (shape[0], shape[1], size[0], size[1]))
+        return tf.nn.relu(maps)
 
     def _closed_body(self, score: Score, every: bool) -> Any:
         import tensorflow as tf
@@ -190,8 +210,7 @@ class ClassActivationMap(Explainer):
             else:
                 goal = _goal(index, logits)
                 gradients = tf.gather(weights, goal)[:, None]
-            maps = self._combine_uniform(activations, gradients)
-            return logits, self._scaled_up(maps, images)
+            return logits, self._combine_uniform(activations, gradients)
 
         return body
 
@@ -204,8 +223,7 @@ class ClassActivationMap(Explainer):
                 goal = _goal(index, logits)
                 value = tf.gather(score.values(logits), goal, axis=1, batch_dims=1)
             gradients = tf.cast(tape.gradient(value, activations), tf.float32)
-            maps = self._combine(tf.cast(activations, tf.float32), gradients[:, None])
-            return logits, self._scaled_up(maps, images)
+            return logits, self._combine(tf.cast(activations, tf.float32), gradients[:, None])
 
         return body
 

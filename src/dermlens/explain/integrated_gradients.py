@@ -14,10 +14,11 @@ import numpy as np
 
 from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution, Explainer, Progress, Targets, batches, is_all
+from dermlens.explain.base import Attribution, Explainer, Progress, batches
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import GradientEngine, even_batch
 from dermlens.explain.score import Score
+from dermlens.explain.target import Targets, is_all
 
 RULES = ("gauss_legendre", "trapezoid")
 MAX_POINTS = 256

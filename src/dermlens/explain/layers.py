@@ -16,14 +16,17 @@ from dermlens.errors import ExplanationError
 
 @dataclass
 class Step:
-    """One operation as it ran: its path, what it read and wrote (by identity), output shape."""
+    """One operation as it ran: its path, what it read and wrote (by identity), and shapes."""
 
     operation: Any
     path: str
     reads: list[int]
+    read_shapes: list[tuple[int, ...]]
     writes: int
     shape: tuple[int | None, ...]
     output: Any = field(repr=False)
+    args: Any = field(repr=False)
+    kwargs: Any = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,13 @@ def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[...
     return each(operation, path, args, kwargs)
 
 
-def recorded_steps(model: Any) -> list[Step]:
+def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step]:
     """Run a model's graph on symbols and return every operation in the order in which they ran.
+
+    Args:
+        model: Keras functional or sequential model.
+        size: (height, width) of the images in pixels; default the model's, or 64 where it takes
+            any.
 
     Raises:
         ExplanationError: If the model is no functional or sequential Keras model.
@@ -144,9 +152,22 @@ def recorded_steps(model: Any) -> list[Step]:
 
     def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
         output = apply_operation(operation, args, kwargs)
-        read = [id(v) for v in tf.nest.flatten((args, kwargs)) if tf.is_tensor(v)]
+        read = [v for v in tf.nest.flatten((args, kwargs)) if tf.is_tensor(v)]
+        shapes = [tuple(v.shape) for v in read]
         shape = tuple(output.shape) if tf.is_tensor(output) else ()
-        steps.append(Step(operation, path, read, id(output), shape, output))
+        steps.append(
+            Step(
+                operation,
+                path,
+                [id(v) for v in read],
+                shapes,
+                id(output),
+                shape,
+                output,
+                args,
+                kwargs,
+            )
+        )
         return output
 
     if not (isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")):
@@ -155,7 +176,8 @@ def recorded_steps(model: Any) -> list[Step]:
             "layers cannot be found. Rebuild it with keras.Model(inputs, outputs)."
         )
     # Traced, not run: values are symbols and nothing is computed.
-    shape = (1, *(side or 64 for side in model.input_shape[1:]))
+    sides = size or tuple(side or 64 for side in model.input_shape[1:3])
+    shape = (1, *sides, model.input_shape[3])
     tf.function(
         lambda images: run_graph(model, images, each), autograph=False
     ).get_concrete_function(tf.TensorSpec(shape, tf.float32))

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dermlens.explain.base import Attribution, Cost, Explainer, Progress, Targets, call, is_all
+from dermlens.explain.base import Attribution, Cost, Explainer, Progress, batches, call
 from dermlens.explain.score import Score
+from dermlens.explain.target import Targets, depend_on_answer, is_all, resolve_targets
 
 FLOAT32 = "float32"
 """Name of the scorer that is the Keras model itself."""
@@ -153,6 +154,13 @@ class PerturbationExplainer(Explainer):
         if self.scorer is not None:
             self.scorer.check(self.model)
         every = is_all(targets)
+        if self.scorer is not None and not every and depend_on_answer(targets):
+            # The model says what it predicts, never the copy that stands in for it.
+            answers = [
+                np.asarray(self.network.logits(images[part].astype(np.float32)))
+                for part in batches(len(images), batch_size)
+            ]
+            targets = resolve_targets(targets, np.concatenate(answers), self.classes)
         done: list[Explained] = []
         for position, image in enumerate(images):
 

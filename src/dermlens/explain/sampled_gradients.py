@@ -18,14 +18,13 @@ from dermlens.explain.base import (
     Attribution,
     Explainer,
     Progress,
-    Targets,
     batches,
     image_generator,
-    is_all,
 )
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import GradientEngine, even_batch
 from dermlens.explain.score import Score
+from dermlens.explain.target import Targets, is_all
 
 
 class _SampledGradients(Explainer):

@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dermlens.diagnoses import CODES, class_index
+from dermlens.diagnoses import CODES
 from dermlens.errors import ExplanationError, UsageError
+from dermlens.explain.target import class_position
 
 
 class Score(Protocol):
@@ -103,7 +104,7 @@ def parse_score(text: str, classes: tuple[str, ...] = CODES) -> Score:
     if kind == "probability" and not other:
         return Probability()
     if kind == "contrast" and other:
-        return Contrast(class_index(other, classes))
+        return Contrast(class_position(other, classes))
     raise UsageError(
         f"Unknown score {text!r}. Use logit, probability, or contrast:CODE such as contrast:nv."
     )

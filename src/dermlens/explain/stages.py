@@ -21,6 +21,7 @@ import numpy as np
 from dermlens.diagnoses import CODES
 from dermlens.explain.base import Cost, batches
 from dermlens.explain.layers import Step, apply_operation, find_features, recorded_steps, run_graph
+from dermlens.explain.registration import Drawing, Registration, registered
 from dermlens.explain.score import Logit, Score
 
 
@@ -100,6 +101,7 @@ class StageCAM:
 
     Args:
         model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        registration: Where cells are drawn, see ``explain.registration``.
         classes: Codes in the order of the logits.
 
     Raises:
@@ -114,9 +116,16 @@ class StageCAM:
         (True, (1, 32, 48), 1, 1)
     """
 
-    def __init__(self, model: Any, *, classes: Sequence[str] = CODES) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        registration: Registration = "receptive_field",
+        classes: Sequence[str] = CODES,
+    ) -> None:
         self.model, self.classes = model, tuple(classes)
         self.stages = find_stages(model)
+        self.drawing = Drawing(model, [stage.step for stage in self.stages], registration)
         self.cost, self.traces = Cost(), 0
         self._functions: dict[str, Any] = {}
 
@@ -138,9 +147,10 @@ class StageCAM:
         """
         function = self._function(Logit() if score is None else score)
         goals = np.asarray(goals, np.int32)
+        sides = self.drawing.weights(np.shape(images)[1:3])
         parts = []
         for part in batches(len(images), batch_size):
-            drawn = function(np.asarray(images[part], np.float32), goals[part])
+            drawn = function(np.asarray(images[part], np.float32), goals[part], sides)
             parts.append([np.asarray(one) for one in drawn])
             self.cost.forward += len(goals[part])
             self.cost.backward += len(goals[part])
@@ -151,24 +161,30 @@ class StageCAM:
 
         if repr(score) not in self._functions:
 
-            def traced(images: Any, goals: Any) -> Any:
+            def traced(images: Any, goals: Any, sides: Any) -> Any:
                 self.traces += 1
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     caught, logits = self._caught(images, tape.watch)
                     value = tf.gather(score.values(logits), goals, axis=1, batch_dims=1)
                 gradients = tape.gradient(value, caught)
-                size = tf.shape(images)[1:3]
                 last = len(caught) - 1
                 return [
-                    _layer_cam(*pair, size, even=position < last)
-                    for position, pair in enumerate(zip(caught, gradients, strict=True))
+                    registered(_layer_cam(*pair, even=position < last), *weights)
+                    for position, (*pair, weights) in enumerate(
+                        zip(caught, gradients, sides, strict=True)
+                    )
                 ]
 
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+            side = tf.TensorSpec((None, None), tf.float32)
             self._functions[repr(score)] = tf.function(
                 traced,
                 autograph=False,
-                input_signature=[pixels, tf.TensorSpec((None,), tf.int32)],
+                input_signature=[
+                    pixels,
+                    tf.TensorSpec((None,), tf.int32),
+                    [(side, side) for _ in self.stages],
+                ],
             )
         return self._functions[repr(score)]
 
@@ -194,15 +210,15 @@ class StageCAM:
         return caught, tf.cast(logits, tf.float32)
 
 
-def _layer_cam(activations: Any, gradients: Any, size: Any, *, even: bool) -> Any:
-    """Return (n, H, W) from activations and gradients (n, h, w, K), scaled up bilinearly."""
+def _layer_cam(activations: Any, gradients: Any, *, even: bool) -> Any:
+    """Return maps (n, h, w) from activations and gradients (n, h, w, K)."""
     import tensorflow as tf
 
     positive = tf.nn.relu(tf.cast(gradients, tf.float32))
     drawn = tf.nn.relu(tf.reduce_sum(tf.cast(activations, tf.float32) * positive, -1, True))
     if even:
         drawn = _without_grid(drawn)
-    return tf.image.resize(drawn, size, method="bilinear")[..., 0]
+    return drawn[..., 0]
 
 
 def _without_grid(maps: Any) -> Any:

@@ -1,14 +1,13 @@
-"""From logits to honest probabilities, a decision rule and operating points.
+"""From logits to an answer: honest probabilities, prediction sets, flags, and the balanced rule.
 
-All are chosen on the validation split and stored with the bundle.
+All are fitted on the validation split and stored with the bundle.
 
-* Temperature: Guo et al., "On calibration of modern neural networks", ICML 2017.
-* Decision rule: the class with the largest calibrated logit minus tau times the log of its
-  frequency in training (logit adjustment; Menon et al., "Long-tail learning via logit
-  adjustment", ICLR 2021). tau = 0 is the plain argmax; tau = 1 aims at balanced accuracy for
-  perfectly calibrated logits. Probabilities are left untouched by it.
+* Temperature: Guo et al., "On calibration of modern neural networks", ICML 2017. It keeps the
+  order of the classes, so the most probable class is that of the largest logit.
+* Prediction sets: ``model.conformal``.
 * Operating points: thresholds on the summed probability of malignant diagnoses and on that of
-  melanoma, independent of the decision rule.
+  melanoma, independent of the other two.
+* Balanced rule: ``model.balanced_rule``, for challenges and for comparing models.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,10 @@ import numpy as np
 
 from dermlens.diagnoses import CODES, MALIGNANT_CODES
 from dermlens.errors import ModelError
+from dermlens.model.balanced_rule import BalancedRule, fit_balanced_rule
+from dermlens.model.conformal import PredictionSets, fit_prediction_sets
 
 DEFAULT_SENSITIVITY: dict[str, float] = {"malignant": 0.95, "melanoma": 0.95}
-_TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
-_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -56,60 +55,78 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns logits into probabilities, decisions and flags.
+    """What turns logits into probabilities, prediction sets and flags.
 
     Attributes:
         temperature: Divides the logits; above 1 softens.
-        tau: Strength of the prior correction in the decision, 0 or more.
-        log_prior: Log frequency of each class in training, in class order.
+        balanced_rule: For balanced accuracy; no part of the answer to a person.
         operating_points: By name.
         classes: Codes in the order of the logits.
+        prediction_sets: None in bundles that carry none.
     """
 
     temperature: float = 1.0
-    tau: float = 0.0
-    log_prior: tuple[float, ...] = tuple(float(-np.log(len(CODES))) for _ in CODES)
+    balanced_rule: BalancedRule = field(default_factory=BalancedRule)
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     classes: tuple[str, ...] = CODES
+    prediction_sets: PredictionSets | None = None
 
     @property
     def rule(self) -> str:
-        """The decision rule in words."""
-        return f"argmax(logit / {self.temperature:.4g} - {self.tau:.4g} * log prior)"
+        """The balanced rule in words."""
+        tau = self.balanced_rule.tau
+        return f"argmax(logit / {self.temperature:.4g} - {tau:.4g} * log prior)"
+
+    def scaled(self, logits: np.ndarray) -> np.ndarray:
+        """Return the calibrated logits, float64 (N, C)."""
+        return np.asarray(logits, np.float64) / self.temperature
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities, float64 (N, C), rows summing to 1."""
-        return softmax(np.asarray(logits, np.float64) / self.temperature)
+        return softmax(self.scaled(logits))
 
-    def adjusted(self, logits: np.ndarray) -> np.ndarray:
-        """Return the calibrated logits minus tau times the log prior, float64 (N, C)."""
-        scaled = np.asarray(logits, np.float64) / self.temperature
-        return scaled - self.tau * np.asarray(self.log_prior)
+    def balanced(self, logits: np.ndarray) -> np.ndarray:
+        """Return the class positions chosen by the balanced rule, int (N,)."""
+        return self.balanced_rule.decide(self.scaled(logits))
 
-    def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Return the class positions chosen by the stored rule, int (N,)."""
-        return self.adjusted(logits).argmax(axis=1)
+    def flags(self, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        """Return which images each operating point flags, bool (N,), by its name."""
+        return {
+            name: point.score(probabilities, self.classes) >= point.threshold
+            for name, point in self.operating_points.items()
+        }
+
+    def set_of(self, probabilities: np.ndarray) -> tuple[int, ...] | None:
+        """Return the class positions that cannot be excluded in one image, most probable first.
+
+        None if the bundle carries no sets.
+
+        Args:
+            probabilities: Calibrated, (C,).
+        """
+        if self.prediction_sets is None:
+            return None
+        inside = self.prediction_sets.contain(probabilities[None])[0]
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple(int(k) for k in order if inside[k])
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
+        sets = self.prediction_sets
         return {
             "temperature": self.temperature,
-            "decision_rule": {
-                "kind": "prior_adjusted",
-                "tau": self.tau,
-                "log_prior": list(self.log_prior),
-                "text": self.rule,
-            },
+            "balanced_rule": {**self.balanced_rule.to_json(), "text": self.rule},
             "operating_points": {
                 name: {**vars(point), "codes": list(point.codes)}
                 for name, point in self.operating_points.items()
             },
+            "prediction_sets": None if sets is None else sets.to_json(),
             "classes": list(self.classes),
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Calibration":
-        """Build from what ``to_json`` returned.
+        """Build from what ``to_json`` returned, now or in earlier versions.
 
         Raises:
             ModelError: If a field is missing.
@@ -119,12 +136,15 @@ class Calibration:
                 name: OperatingPoint(**{**fields, "codes": tuple(fields["codes"])})
                 for name, fields in content["operating_points"].items()
             }
+            # Bundles of format 1 call the rule so, and carry no sets.
+            rule = content.get("balanced_rule") or content["decision_rule"]
+            sets, classes = content.get("prediction_sets"), tuple(content["classes"])
             return cls(
                 temperature=float(content["temperature"]),
-                tau=float(content["decision_rule"]["tau"]),
-                log_prior=tuple(float(v) for v in content["decision_rule"]["log_prior"]),
+                balanced_rule=BalancedRule.from_json(rule),
                 operating_points=points,
-                classes=tuple(content["classes"]),
+                classes=classes,
+                prediction_sets=(None if sets is None else PredictionSets.from_json(sets, classes)),
             )
         except (KeyError, TypeError) as error:
             raise ModelError(
@@ -177,48 +197,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         options={"xatol": 1e-6},
     )
     return float(np.exp(found.x))
-
-
-def choose_tau(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    log_prior: np.ndarray,
-    groups: np.ndarray,
-    *,
-    seed: int = 0,
-) -> float:
-    """Choose the strength of the prior correction for the best balanced accuracy.
-
-    Rare classes have few validation images, so the best value on them alone is noisy: balanced
-    accuracy is averaged over bootstrap resamples of lesions and smoothed over neighboring values.
-
-    Args:
-        logits: Calibrated logits (N, C).
-        labels: int (N,), class positions.
-        log_prior: (C,).
-        groups: Lesion of each image, (N,).
-        seed: Seed of the resampling.
-
-    Returns:
-        One of 0, 0.05, …, 1.5.
-    """
-    _, lesion = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count = lesion.max() + 1
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)[:, lesion]
-    classes = logits.shape[1]
-    truth = np.eye(classes)[labels]
-    support = weights @ truth
-    scores = []
-    for tau in _TAUS:
-        right = (logits - tau * log_prior).argmax(axis=1) == labels
-        hits = weights @ (truth * right[:, None])
-        with np.errstate(invalid="ignore"):
-            recalls = np.where(support > 0, hits / support, np.nan)
-        scores.append(np.nanmean(np.nanmean(recalls, axis=1)))
-    kernel = np.array([0.25, 0.5, 0.25])
-    smooth = np.convolve(np.pad(scores, 1, mode="edge"), kernel, mode="valid")
-    return float(_TAUS[int(smooth.argmax())])
 
 
 def choose_operating_point(
@@ -274,14 +252,14 @@ def fit_calibration(
     sensitivity: dict[str, float] | None = None,
     classes: Sequence[str] = CODES,
 ) -> Calibration:
-    """Fit temperature, decision rule and operating points on validation logits.
+    """Fit temperature, prediction sets, operating points and balanced rule on validation logits.
 
     Args:
         logits: Of the validation images, (N, C).
         labels: int (N,), class positions.
         training_counts: Images per class in training, (C,).
         groups: Lesion of each validation image, (N,).
-        seed: Seed of the resampling behind the decision rule.
+        seed: Seed of the resampling behind the balanced rule.
         sensitivity: Wanted sensitivity of ``malignant`` and ``melanoma``.
         classes: Codes in the order of the logits.
 
@@ -298,7 +276,7 @@ def fit_calibration(
     counts = np.maximum(np.asarray(training_counts, np.float64), 1.0)
     log_prior = np.log(counts / counts.sum())
     scaled = np.asarray(logits, np.float64) / temperature
-    tau = choose_tau(scaled, labels, log_prior, groups, seed=seed)
+    rule = fit_balanced_rule(scaled, labels, log_prior, groups, seed=seed)
     probabilities = softmax(scaled)
     kinds = {"malignant": MALIGNANT_CODES, "melanoma": ("mel",)}
     points = {
@@ -307,4 +285,10 @@ def fit_calibration(
         )
         for name, codes in kinds.items()
     }
-    return Calibration(temperature, tau, tuple(float(v) for v in log_prior), points, tuple(classes))
+    return Calibration(
+        temperature=temperature,
+        balanced_rule=rule,
+        operating_points=points,
+        classes=tuple(classes),
+        prediction_sets=fit_prediction_sets(probabilities, labels, classes),
+    )

@@ -10,7 +10,9 @@ import pandas as pd
 from dermlens.diagnoses import CODES, MALIGNANT_CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.model import metrics
+from dermlens.model.balanced_rule import rule_curve
 from dermlens.model.calibration import Calibration, softmax
+from dermlens.model.set_metrics import set_metrics
 
 RESAMPLES = 2000
 SMALL_GROUP = 30
@@ -38,6 +40,7 @@ def predictions_table(
     calibration: Calibration,
     outlier_scores: np.ndarray | None = None,
     outlier_threshold: float = np.inf,
+    level: float | None = None,
 ) -> pd.DataFrame:
     """Put predictions beside what is known about the images.
 
@@ -47,12 +50,15 @@ def predictions_table(
         calibration: Of the bundle.
         outlier_scores: Of the bundle's outlier detector, (N,), or None.
         outlier_threshold: Of the detector.
+        level: Of the prediction sets, 0..1; default the stored one.
 
     Returns:
         Columns image_id, lesion_id, dx, dx_type, age, sex, localization, then ``logit_<dx>`` and
-        ``probability_<dx>`` per class, ``p_malignant``, ``predicted`` (stored decision rule),
-        ``predicted_argmax`` and, with a detector, ``outlier_score`` and ``abstain`` (the image
-        is unlike the training images). A missing lesion_id becomes the image_id.
+        ``probability_<dx>`` per class, ``p_malignant``, ``predicted`` (the most probable class),
+        ``prediction_set`` (codes that cannot be excluded, most probable first; missing if the
+        bundle carries no sets), ``balanced_rule`` (the class that rule chooses) and, with a
+        detector, ``outlier_score`` and ``abstain`` (the image is unlike the training images). A
+        missing lesion_id becomes the image_id.
     """
     table = pd.DataFrame({name: rows.get(name) for name in _DESCRIPTION}, index=rows.index)
     table["lesion_id"] = table.lesion_id.where(table.lesion_id.notna(), table.image_id)
@@ -60,15 +66,36 @@ def predictions_table(
     probabilities = calibration.probabilities(logits)
     codes = np.array(calibration.classes, dtype=object)
     malignant = [list(codes).index(code) for code in MALIGNANT_CODES]
-    added = {f"logit_{code}": logits[:, k] for k, code in enumerate(codes)}
+    added: dict[str, Any] = {f"logit_{code}": logits[:, k] for k, code in enumerate(codes)}
     added |= {f"probability_{code}": probabilities[:, k] for k, code in enumerate(codes)}
     added["p_malignant"] = probabilities[:, malignant].sum(axis=1)
-    added["predicted"] = codes[calibration.decide(logits)]
-    added["predicted_argmax"] = codes[logits.argmax(axis=1)]
+    added["predicted"] = codes[logits.argmax(axis=1)]
+    added["prediction_set"] = set_codes(calibration, probabilities, level)
+    added["balanced_rule"] = codes[calibration.balanced(logits)]
     if outlier_scores is not None:
         added["outlier_score"] = outlier_scores
         added["abstain"] = outlier_scores > outlier_threshold
     return pd.concat([table, pd.DataFrame(added, index=rows.index)], axis=1).reset_index(drop=True)
+
+
+def set_codes(
+    calibration: Calibration, probabilities: np.ndarray, level: float | None = None
+) -> list[str | None]:
+    """Return the prediction set of each image: codes, most probable first, with blanks between.
+
+    Args:
+        calibration: Of the bundle; without sets every entry is None.
+        probabilities: Calibrated, (N, C).
+        level: 0..1; default the stored one.
+    """
+    if calibration.prediction_sets is None:
+        return [None] * len(probabilities)
+    inside = calibration.prediction_sets.contain(probabilities, level)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return [
+        " ".join(calibration.classes[k] for k in row if chosen[k])
+        for row, chosen in zip(order, inside, strict=True)
+    ]
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -88,7 +115,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
         table[column] = [float("nan") if pd.isna(v) else float(v) for v in table[column]]
     if "abstain" in table.columns:
         table["abstain"] = table.abstain.astype(str) == "True"
-    needed = ("image_id", "lesion_id", "dx", "predicted", *(f"logit_{c}" for c in CODES))
+    known = ("image_id", "lesion_id", "dx", "predicted", "balanced_rule")
+    needed = (*known, *(f"logit_{c}" for c in CODES))
     lacking = [name for name in needed if name not in table.columns]
     if lacking:
         raise DataError(f"{path} lacks the column {lacking[0]!r}. Run 'dermlens evaluate' again.")
@@ -102,7 +130,7 @@ def _arrays(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, np.ndarray
         "logits": table[[f"logit_{c}" for c in classes]].to_numpy(np.float64),
         "probabilities": table[[f"probability_{c}" for c in classes]].to_numpy(np.float64),
         "predicted": np.array([position[code] for code in table.predicted]),
-        "argmax": np.array([position[code] for code in table.predicted_argmax]),
+        "balanced_rule": np.array([position[code] for code in table.balanced_rule]),
     }
 
 
@@ -115,7 +143,8 @@ def metrics_from_predictions(
 ) -> dict[str, Any]:
     """Compute everything in ``metrics.json`` from a predictions table.
 
-    Figures at the top level use the stored decision rule; those under ``argmax`` the plain one.
+    Decision figures at the top level are those of the balanced rule, which challenges score; those
+    under ``most_probable`` of the most probable class, which is the answer to a person.
     Confidence intervals are 95 % percentile intervals over resampled lesions.
 
     Args:
@@ -148,7 +177,7 @@ def metrics_from_predictions(
     point, spread = _figures(data, one, len(classes)), _figures(data, drawn, len(classes))
     support = np.bincount(data["labels"], minlength=len(classes))
     result: dict[str, Any] = {name: float(point[name][0]) for name in _SCALARS}
-    result["decision_rule"] = calibration.rule
+    result["balanced_rule"] = calibration.rule
     result["temperature"] = calibration.temperature
     result["per_class"] = {
         code: {name: float(point[name][0, k]) for name in _PER_CLASS} | {"support": int(support[k])}
@@ -156,11 +185,11 @@ def metrics_from_predictions(
     }
     result["confusion_matrix"] = {
         "classes": list(classes),
-        "counts": metrics.confusion_matrices(data["labels"], data["predicted"], len(classes), one)[
-            0
-        ].astype(int),
+        "counts": metrics.confusion_matrices(
+            data["labels"], data["balanced_rule"], len(classes), one
+        )[0].astype(int),
     }
-    result["argmax"] = _argmax_block(data, one, drawn, classes)
+    result["most_probable"] = _most_probable_block(data, one, drawn, classes)
     result["operating_points"] = _operating_points(data, calibration, one, drawn)
     result["confidence_intervals"] = {
         "level": 0.95,
@@ -176,14 +205,30 @@ def metrics_from_predictions(
     result["per_lesion"] = _per_lesion(table, data, calibration)
     if "abstain" in table.columns:
         result["abstention"] = _abstention(table, data, calibration)
-    result["subgroups"] = _subgroups(table, data, calibration)
+    groups = _groupings(table)
+    result["subgroups"] = _subgroups(groups, data, calibration)
+    sets = calibration.prediction_sets
+    result["prediction_sets"] = (
+        None
+        if sets is None
+        else set_metrics(data["probabilities"], data["labels"], sets, drawn, groups)
+    )
+    curve, _ = rule_curve(
+        calibration.scaled(data["logits"]),
+        data["labels"],
+        calibration.balanced_rule.log_prior,
+        table.lesion_id.to_numpy(),
+        seed=seed,
+    )
+    result["tau"] = calibration.balanced_rule.tau
+    result["balanced_rule_curve"] = [vars(point) for point in curve]
     result["n_images"] = len(table)
     result["n_lesions"] = int(table.lesion_id.nunique())
     return result
 
 
 def _figures(
-    data: dict[str, np.ndarray], weights: np.ndarray, classes: int, decision: str = "predicted"
+    data: dict[str, np.ndarray], weights: np.ndarray, classes: int, decision: str = "balanced_rule"
 ) -> dict[str, np.ndarray]:
     confusion = metrics.confusion_matrices(data["labels"], data[decision], classes, weights)
     return metrics.label_metrics(confusion) | metrics.probability_metrics(
@@ -191,14 +236,14 @@ def _figures(
     )
 
 
-def _argmax_block(
+def _most_probable_block(
     data: dict[str, np.ndarray], one: np.ndarray, drawn: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """The decision figures at the plain argmax, with intervals."""
+    """The decision figures of the most probable class, with intervals."""
 
     def at(weights: np.ndarray) -> dict[str, np.ndarray]:
         return metrics.label_metrics(
-            metrics.confusion_matrices(data["labels"], data["argmax"], len(classes), weights)
+            metrics.confusion_matrices(data["labels"], data["predicted"], len(classes), weights)
         )
 
     point, spread = at(one), at(drawn)
@@ -282,7 +327,7 @@ def _per_lesion(
     merged = {
         "labels": first,
         "probabilities": calibration.probabilities(logits),
-        "predicted": calibration.decide(logits),
+        "balanced_rule": calibration.balanced(logits),
     }
     figures = _figures(merged, np.ones((1, len(lesions))), len(classes))
     return {name: float(figures[name][0]) for name in _SCALARS} | {"n_lesions": len(lesions)}
@@ -300,9 +345,8 @@ def age_band(age: float) -> str:
     return next((name for low, high, name in _AGE_BANDS if low <= age < high), "75+")
 
 
-def _subgroups(
-    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
-) -> dict[str, Any]:
+def _groupings(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the subgroup of each image, as text, by name of the grouping."""
     ages = pd.to_numeric(table.age, errors="coerce").astype(float)
     columns = {
         "sex": table.sex,
@@ -310,10 +354,19 @@ def _subgroups(
         "localization": table.localization,
         "dx_type": table.dx_type,
     }
+    return {
+        name: values.astype(object).where(values.notna(), "missing").astype(str)
+        for name, values in columns.items()
+    }
+
+
+def _subgroups(
+    groupings: dict[str, pd.Series], data: dict[str, np.ndarray], calibration: Calibration
+) -> dict[str, Any]:
     point = calibration.operating_points.get("malignant")
     result: dict[str, Any] = {}
-    for name, values in columns.items():
-        groups = values.astype(object).where(values.notna(), "missing").astype(str).to_numpy()
+    for name, column in groupings.items():
+        groups = column.to_numpy()
         result[name] = {
             group: _subgroup({k: v[groups == group] for k, v in data.items()}, calibration, point)
             for group in sorted(set(groups))
@@ -345,12 +398,12 @@ def _subgroup(data: dict[str, np.ndarray], calibration: Calibration, point: Any)
 def isic_submission(table: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     """Return the official ISIC 2018 Task 3 submission: image, then one column per class.
 
-    The scorer takes a row's largest column as the decision. So that it scores the stored decision
-    rule, a row holds the softmax of the adjusted logits; the calibrated probabilities stand in
+    The scorer takes a row's largest column as the decision. So that it scores the balanced rule,
+    a row holds the softmax of the adjusted logits; the calibrated probabilities stand in
     ``predictions.csv``. Columns are in the challenge's order, not the alphabetical one.
     """
     logits = table[[f"logit_{code}" for code in calibration.classes]].to_numpy(np.float64)
-    shares = softmax(calibration.adjusted(logits))
+    shares = softmax(calibration.balanced_rule.adjusted(calibration.scaled(logits)))
     position = {code.upper(): k for k, code in enumerate(calibration.classes)}
     columns = {name: shares[:, position[name]] for name in _ISIC_COLUMNS}
     return pd.DataFrame({"image": table.image_id, **columns})

@@ -18,11 +18,10 @@ from dermlens.explain.base import (
     Attribution,
     Explainer,
     Progress,
-    Targets,
     image_generator,
-    is_all,
 )
 from dermlens.explain.score import Score
+from dermlens.explain.target import Targets, depend_on_answer, is_all
 from dermlens.quality.randomization import randomized, weighted_layers
 
 UNTRAINED_PREFIX = "untrained_"
@@ -49,8 +48,8 @@ class ModelFreeMap(Explainer):
     ) -> Attribution:
         if is_all(targets):
             raise UsageError(f"The baseline {self.name} knows no classes. Name one target.")
-        # Only the predicted class has to be asked for; a baseline costs no passes otherwise.
-        if targets is None:
+        # Only what depends on the answer has to be asked for; else a baseline costs no passes.
+        if depend_on_answer(targets):
             logits = np.asarray(self.network.logits(images.astype(np.float32)))
         else:
             logits = np.zeros((len(images), len(self.classes)), np.float32)

@@ -127,11 +127,11 @@ def _fingerprint(
     extra: Mapping[str, Explainer] | None,
 ) -> dict[str, Any]:
     """Return everything that results depend on."""
-    weights = bundle.facts.get("sha256", {})
     return {
         **plan.to_json(),
-        "bundle": {**weights, "architecture": bundle.architecture.to_json()},
-        "calibration": bundle.calibration.to_json(),
+        "weights": bundle.facts["sha256"]["weights.h5"],
+        "architecture": bundle.architecture.to_json(),
+        "temperature": bundle.calibration.temperature,
         "images": [item.image_id for item in items],
         "lesions photographed twice": [first.lesion_id for first, _ in pairs],
         "extra": sorted(extra or {}),

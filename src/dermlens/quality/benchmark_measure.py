@@ -11,6 +11,7 @@ import numpy as np
 from dermlens.explain.base import Explainer
 from dermlens.explain.registry import create, method
 from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
+from dermlens.explain.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import structural_similarity
 from dermlens.quality.baselines import (
@@ -116,12 +117,13 @@ class Bench:
         return result.maps
 
     def target(self, loaded: Loaded) -> tuple[int, int, np.ndarray]:
-        """Return the class to explain, the class decided on, and the probabilities (C,)."""
+        """Return the class to explain, the most probable one, and the probabilities (C,)."""
         logits = self.curves.ends(loaded.image)["image"][None]
-        decided = int(self.bundle.calibration.decide(logits)[0])
-        truth = self.bundle.classes.index(loaded.item.dx)
-        target = decided if self.plan.target == "decided" else truth
-        return target, decided, self.bundle.calibration.probabilities(logits)[0]
+        classes = self.bundle.classes
+        predicted = int(resolve_targets(None, logits, classes)[0])
+        truth = class_position(loaded.item.dx, classes)
+        target = predicted if self.plan.target == PREDICTED else truth
+        return target, predicted, self.bundle.calibration.probabilities(logits)[0]
 
     # ---- one image, every method ------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class Bench:
             tick: Called with the name of each method when it is done.
         """
         before = self.curves.cost.forward + self.reactions.cost.forward
-        target, decided, probabilities = self.target(loaded)
+        target, predicted, probabilities = self.target(loaded)
         reactions = self.reactions.measure(loaded.image, self.plan.seed)
         features = (
             asymmetry_map(loaded.image, loaded.mask),
@@ -152,7 +154,7 @@ class Bench:
         areas = zone_areas(lesion_zones(loaded.mask))
         return {
             "target": self.bundle.classes[target],
-            "decided": self.bundle.classes[decided],
+            "predicted": self.bundle.classes[predicted],
             "probability": float(probabilities[target]),
             "traits": lesion_traits(loaded.image, loaded.mask).to_json(),
             "zone_areas": dict(zip(ZONES, areas.tolist(), strict=True)),
@@ -300,12 +302,12 @@ class Bench:
         return arrays
 
     def measure_shortcuts(self, loaded: Loaded) -> list[dict[str, Any]]:
-        """Return how decision and attribution of cheap methods react to pasted artifacts."""
+        """Return how prediction and attribution of cheap methods react to pasted artifacts."""
 
         def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             logits = self.curves.network.logits(images.astype(np.float32)).numpy()
-            calibration = self.bundle.calibration
-            return calibration.probabilities(logits), calibration.decide(logits)
+            predicted = resolve_targets(None, logits, self.bundle.classes)
+            return self.bundle.calibration.probabilities(logits), predicted
 
         explainers = {name: partial(self.explain, name) for name in self.cheap()}
         classes = self.bundle.classes

@@ -13,11 +13,12 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.registry import SIX, method
 from dermlens.explain.segment_bank import DEFAULT_SAMPLES
+from dermlens.explain.target import PREDICTED
 from dermlens.quality.randomization import ORDERS
 from dermlens.quality.removal import STEPS
 from dermlens.quality.subsets import SETS, SQUARES
 
-TARGETS: tuple[str, ...] = ("decided", "truth")
+TARGETS: tuple[str, ...] = (PREDICTED, "truth")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class BenchmarkPlan:
         n: Images, as equally many of each class as the split holds.
         split: ``train``, ``validation``, ``test`` or ``all``.
         seed: Sets selection, draws and noise.
-        target: Class to explain: ``"decided"`` by the model, or the ``"truth"``.
+        target: Class to explain: the most probable one (``"predicted"``), or the ``"truth"``.
         batch_size: Images per pass; bounds memory. It is part of the plan because rounding in
             convolutions may depend on it.
         samples: Masks per image of LIME and Kernel SHAP; a tenth as many superpixels, up to 50.
@@ -48,7 +49,7 @@ class BenchmarkPlan:
     n: int = 500
     split: str = "test"
     seed: int = 0
-    target: str = "decided"
+    target: str = PREDICTED
     batch_size: int = 16
     samples: int = DEFAULT_SAMPLES
     steps: int = STEPS

@@ -14,7 +14,7 @@ from dermlens.quality.consistency import Framed, photo_consistency, zone_consist
 from dermlens.quality.metric import METRICS, STRUCTURE_PREFIX
 from dermlens.quality.zones import ZONES
 
-_ABOUT = ("image_id", "lesion_id", "dx", "decided", "target", "probability", "method", "baseline")
+_ABOUT = ("image_id", "lesion_id", "dx", "predicted", "target", "probability", "method", "baseline")
 _RELATIONS = ("asymmetry_relation", "color_relation")
 _PER_LESION = ("photo_consistency", "zone_consistency")
 
@@ -69,7 +69,7 @@ def assemble(
     for item in items:
         piece = store.read("images", item.image_id)
         about = {"image_id": item.image_id, "lesion_id": item.lesion_id, "dx": item.dx}
-        decision = {name: piece[name] for name in ("decided", "target", "probability")}
+        decision = {name: piece[name] for name in ("predicted", "target", "probability")}
         for name in names:
             found = piece["rows"][name]
             values = {**found["values"], **extra.get((item.image_id, name), {})}

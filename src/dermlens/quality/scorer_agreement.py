@@ -18,6 +18,7 @@ from dermlens.data.manifest import read_manifest, sample_in_proportion, select_s
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS, create, create_several
 from dermlens.explain.scorers import SUFFICIENT_CORRELATION
+from dermlens.explain.target import resolve_targets
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.model.int8_copy import int8_copy
@@ -67,7 +68,7 @@ def measure_scorer(
 ) -> tuple[dict[str, Any], Path]:
     """Make the int8 copy if need be, compare its maps with the model's, and keep the result.
 
-    The class explained is the one the bundle decides on, the same for both. Interrupted, it goes on
+    The most probable class of the model is explained, the same for both. Interrupted, it goes on
     where it was when called again with the same arguments.
 
     Args:
@@ -98,7 +99,7 @@ def measure_scorer(
         raise UsageError("Agreement cannot be measured without images. Give at least one.")
     copy = int8_copy(bundle)
     scorer = copy.scorer(bundle.model)
-    goals = bundle.calibration.decide(bundle.logits(images, batch_size=batch_size))
+    goals = resolve_targets(None, bundle.logits(images, batch_size=batch_size), bundle.classes)
     exact, copied = (_explainers(bundle, methods, one, options or {}) for one in (None, scorer))
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     kept = _Kept(copy.folder / _PARTIAL, f"{methods} {options} {seed} {copy.facts}")

@@ -26,7 +26,7 @@ _PATCH_COLORS = ((64, 132, 214), (246, 190, 55), (94, 170, 90), (226, 100, 120))
 _MARGIN_SHARE = 0.15
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Images (n, H, W, 3) to probabilities (n, C) and decided classes (n,)."""
+"""Images (n, H, W, 3) to probabilities (n, C) and most probable classes (n,)."""
 Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Images (n, H, W, 3) and targets (n,) to maps (n, H, W)."""
 
@@ -167,7 +167,7 @@ def probe(
         image: uint8 or float RGB 0..255, (H, W, 3).
         mask: Lesion, bool (H, W), or None.
         predict: Probabilities and decisions.
-        explainers: By method; their maps explain the class decided on the unchanged image.
+        explainers: By method; their maps explain the class predicted on the unchanged image.
         watched: Position of the class whose probability is followed (melanoma), or None.
         seed: Sets the artifacts.
 
@@ -181,8 +181,8 @@ def probe(
     """
     probes = probe_images(image, mask, seed)
     pictures = np.stack([np.asarray(image, np.float32), *(one.image for one in probes)])
-    probabilities, decided = predict(pictures)
-    target = int(decided[0])
+    probabilities, predicted = predict(pictures)
+    target = int(predicted[0])
     artifacts = [k for k, one in enumerate(probes) if one.name in ARTIFACTS]
     moved = {
         name: _moved(explain, pictures, target, probes, artifacts)
@@ -193,7 +193,7 @@ def probe(
         after = probabilities[number + 1] - probabilities[0]
         row: dict[str, Any] = {
             "probe": one.name,
-            "flipped": float(decided[number + 1] != target),
+            "flipped": float(predicted[number + 1] != target),
             "change_of_target": float(after[target]),
             "change_of_watched": float("nan") if watched is None else float(after[watched]),
             "area": float(one.where.mean()),

@@ -247,7 +247,7 @@ def shortcut_table(summary: dict[str, Any]) -> pd.DataFrame:
         row: dict[str, Any] = {"probe": name.replace("_", " ")}
         for column, one in found.items():
             label = column.replace("change_of_watched", "change of p(mel)")
-            label = label.replace("change_of_target", "change of p(decided)")
+            label = label.replace("change_of_target", "change of p(predicted)")
             if label.startswith("moved_"):
                 label = f"moved: {title(label.removeprefix('moved_'))}"
             row[label] = interval_text(one)

@@ -73,13 +73,13 @@ def model_card(
         shortcuts: Markdown on its shortcut probe, or nothing.
 
     Raises:
-        DataError: If the evaluation is missing, or was made with another decision rule.
+        DataError: If the evaluation is missing, or was made with another balanced rule.
     """
     metrics = read_json(Path(evaluation) / "metrics.json")
-    if metrics.get("decision_rule") != bundle.calibration.rule:
+    if metrics.get("balanced_rule") != bundle.calibration.rule:
         raise DataError(
-            f"The evaluation in {evaluation} was made with another bundle (decision rule "
-            f"{metrics.get('decision_rule')!r}). Run 'dermlens evaluate' again."
+            f"The evaluation in {evaluation} was made with another bundle (balanced rule "
+            f"{metrics.get('balanced_rule')!r}). Run 'dermlens evaluate' again."
         )
     facts = bundle.facts
     height, width = bundle.input_size

@@ -114,7 +114,7 @@ def confusion_matrix(table: pd.DataFrame, column: str = "predicted") -> "Figure"
 
     Args:
         table: Predictions table.
-        column: ``"predicted"`` (stored rule) or ``"predicted_argmax"``.
+        column: ``"predicted"`` (most probable class) or ``"balanced_rule"``.
     """
     counts = metrics.confusion_matrices(
         _labels(table), _labels(table, column), len(CODES), np.ones((1, len(table)))
@@ -223,7 +223,7 @@ def operating_points(table: pd.DataFrame, points: dict[str, Any]) -> "Figure":
 
 
 def per_class_recall(result: dict[str, Any]) -> "Figure":
-    """Draw recall per class under both decision rules, with 95 % lesion-level intervals.
+    """Draw recall per class of both readings, with 95 % lesion-level intervals.
 
     Args:
         result: Content of ``metrics.json``.
@@ -233,8 +233,8 @@ def per_class_recall(result: dict[str, Any]) -> "Figure":
         axes = figure.subplots()
         places = np.arange(len(CODES))
         versions = (
-            ("stored rule", result, -0.18, ACCENT),
-            ("argmax", result["argmax"], 0.18, MUTED),
+            ("most probable class", result["most_probable"], -0.18, ACCENT),
+            ("balanced rule", result, 0.18, MUTED),
         )
         for label, block, shift, color in versions:
             values = np.array([block["per_class"][c]["recall"] for c in CODES], float)

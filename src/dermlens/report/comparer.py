@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import class_index
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
-from dermlens.explain.contrast import SignedCAM, of_class, runner_up
+from dermlens.explain.contrast import SignedCAM, of_class, strongest_other
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
 from dermlens.explain.registry import SIX, create_several, method, shared_bank
 from dermlens.explain.score import Logit
 from dermlens.explain.scorers import choose_scorers
+from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.model.bundle import Bundle
 from dermlens.report.comparison import (
     Comparison,
@@ -108,9 +108,10 @@ class Comparer:
 
         Args:
             image: uint8 RGB (H, W, 3) at the model's input size.
-            target: Diagnosis to explain; None for the one the bundle decides on.
-            against: A diagnosis to contrast it with, beside the runner-up; of no effect where the
-                bundle decides on it.
+            target: Diagnosis to explain; None for the most probable one, or another target of
+                ``explain.target``.
+            against: A diagnosis to contrast it with, beside the most probable other one of the
+                prediction set; of no effect where it is the most probable one itself.
             lesion: Outline of the lesion, bool (H, W), or None.
             seed: Sets everything random.
             advance: Called with the name of each finished method and experiment.
@@ -160,7 +161,7 @@ class Comparer:
                 f"An outline of {np.shape(lesion)} does not fit an image of "
                 f"{np.shape(image)[:2]}. Fit both to the model's input size."
             )
-        wanted = [None if one is None else class_index(one, classes) for one in (target, against)]
+        check_targets([target, against], classes)
         known: dict[tuple[str, int], np.ndarray] = {}
         start = time.perf_counter()
         if self._cam.closed(Logit()):
@@ -170,25 +171,31 @@ class Comparer:
         else:
             logits = np.asarray(self._network.logits(np.asarray(image[None], np.float32)))[0]
         cost = Cost(1, 0, time.perf_counter() - start)
-        values = calibration.adjusted(logits[None])[0]
-        decision = int(calibration.decide(logits[None])[0])
-        goal = decision if wanted[0] is None else wanted[0]
-        if wanted[0] is not None and wanted[1] == goal:
+        predicted, goal, chosen = resolve_targets(
+            [None, target, against], np.stack([logits] * 3), classes
+        ).tolist()
+        if target is not None and against is not None and chosen == goal:
             raise UsageError(
                 f"{classes[goal]} cannot be contrasted with itself. Choose another diagnosis."
             )
-        second = runner_up(values, goal)
-        # A decision for the very diagnosis to contrast with leaves the runner-up to contrast with.
-        others = (second,) if wanted[1] in (None, second, goal) else (second, wanted[1])
+        probabilities = calibration.probabilities(logits[None])[0]
+        inside = calibration.set_of(probabilities)
+        second = strongest_other(probabilities, goal, inside)
+        # What was to be contrasted with may itself be explained; the runner-up is left then.
+        more = () if against is None or chosen in (goal, second) else (chosen,)
         return known, Reading(
             image=np.asarray(image),
             lesion=None if lesion is None else np.asarray(lesion, bool),
             logits=logits,
-            probabilities=calibration.probabilities(logits[None])[0],
-            values=values,
-            decision=decision,
+            probabilities=probabilities,
+            predicted=predicted,
+            prediction_set=inside,
+            flags={
+                name: bool(raised[0])
+                for name, raised in calibration.flags(probabilities[None]).items()
+            },
             target=goal,
-            others=tuple(int(one) for one in others if one is not None),
+            others=(second, *more),
             cost=cost,
         )
 

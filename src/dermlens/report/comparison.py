@@ -28,10 +28,14 @@ class Reading:
         lesion: Outline of the lesion, bool (H, W), or None.
         logits: float32 (C,).
         probabilities: Calibrated, float64 (C,).
-        values: Decision values: calibrated logits less the prior correction, float64 (C,).
-        decision: Class position that the stored rule chooses.
+        predicted: Position of the most probable class.
+        prediction_set: Class positions that cannot be excluded, most probable first; None if the
+            bundle carries no sets.
+        flags: Whether each operating point is reached, by its name.
         target: Class position explained.
-        others: Class positions it is contrasted with: the runner-up, then any chosen one.
+        others: Class positions it is contrasted with: the most probable other one of the
+            prediction set, or the most probable other one where the set holds no other; then any
+            chosen one.
         cost: What was paid.
     """
 
@@ -39,8 +43,9 @@ class Reading:
     lesion: np.ndarray | None
     logits: np.ndarray
     probabilities: np.ndarray
-    values: np.ndarray
-    decision: int
+    predicted: int
+    prediction_set: tuple[int, ...] | None
+    flags: Mapping[str, bool]
     target: int
     others: tuple[int, ...]
     cost: Cost

@@ -14,7 +14,7 @@ from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
 from dermlens.quality.zones import RING_SHARE, ZONES, lesion_zones, zone_areas, zone_shares
 from dermlens.report.comparison import Comparison
-from dermlens.report.facts import ContrastFacts, Facts, odds_of
+from dermlens.report.facts import ContrastFacts, Facts
 
 Maps = Mapping[str, np.ndarray]
 
@@ -37,13 +37,19 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
     }
     agreement = comparison.agreement
     extremes = None if agreement is None else agreement.extremes()
-    margin = float(reading.values[reading.target] - reading.values[other])
+    shown, contrasted = (max(reading.probabilities[k], 1e-12) for k in (reading.target, other))
     return Facts(
         target=comparison.target,
-        decision=classes[reading.decision],
+        predicted=classes[reading.predicted],
+        prediction_set=(
+            None
+            if reading.prediction_set is None
+            else tuple(classes[k] for k in reading.prediction_set)
+        ),
+        flags=dict(reading.flags),
         other=classes[other],
         probabilities=dict(zip(classes, map(float, reading.probabilities), strict=True)),
-        odds=odds_of(margin),
+        odds=float(shown / contrasted),
         agreement=float("nan") if agreement is None else agreement.between_families,
         closest=None if extremes is None else extremes[0],
         farthest=None if extremes is None else extremes[1],

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import load_image, load_mask
-from dermlens.diagnoses import class_index
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.contrast import ClassContrast
 from dermlens.explain.registry import parse_methods
+from dermlens.explain.target import check_targets
 from dermlens.files import folder_beside, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.progress import progress
@@ -44,8 +44,10 @@ def compare_files(
         out: Folder to write ``<image_id>/`` into: ``comparison.html`` (self-contained),
             ``attributions.npz`` (``comparison_maps``), ``comparison.json``.
         methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Diagnosis to explain; None for the one the bundle decides on.
-        against: A diagnosis to contrast it with, beside the runner-up.
+        target: Diagnosis to explain; None for the most probable one, or another target of
+            ``explain.target``.
+        against: A diagnosis to contrast it with, beside the most probable other one of the
+            prediction set.
         mask: Outline of the lesion: an image file, white inside, for a single image; or a folder
             that holds ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
         scorer: What evaluates changed images; see ``Comparer``.
@@ -63,9 +65,7 @@ def compare_files(
     if batch_size < 1 or seed < 0:
         raise UsageError("The batch size must be at least 1, and the seed not negative.")
     names = parse_methods(methods)
-    for code in (target, against):
-        if code is not None:
-            class_index(code, bundle.classes)
+    check_targets([target, against], bundle.classes)
     masks = find_masks(files, mask)
     _check_files(files, masks)
     comparer = Comparer(bundle, names, batch_size=batch_size, scorer=scorer, images=len(files))
@@ -166,10 +166,13 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "image": name,
         "target": comparison.target,
-        "decision": classes[reading.decision],
+        "predicted": classes[reading.predicted],
+        "prediction_set": (
+            None if reading.prediction_set is None else [classes[k] for k in reading.prediction_set]
+        ),
+        "flags": dict(reading.flags),
         "compared_with": [classes[other] for other in reading.others],
         "probabilities": dict(zip(classes, reading.probabilities, strict=True)),
-        "decision_values": dict(zip(classes, reading.values, strict=True)),
         "logits": dict(zip(classes, reading.logits, strict=True)),
         "outline": None if reading.lesion is None else {"area": float(reading.lesion.mean())},
         "methods": {key: describe(result) for key, result in comparison.combined.items()},

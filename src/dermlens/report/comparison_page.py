@@ -42,7 +42,7 @@ def comparison_page(comparison: Comparison, name: str) -> str:
         _summary(page, comparison)
     page.section("What the model says").table(
         probabilities_table(comparison),
-        "Calibrated probabilities, and the values that the decision rule compares (highest wins).",
+        "Calibrated probabilities, and what cannot be excluded.",
     )
     if comparison.combined:
         _combined(page, comparison)
@@ -163,19 +163,21 @@ def _discrimination(page: Page, comparison: Comparison) -> None:
 
 
 def probabilities_table(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per diagnosis, most preferred first."""
+    """Return one row per diagnosis, most probable first."""
     reading = comparison.reading
     roles = {position: "compared" for position in reading.others}
-    roles[reading.decision] = "decision"
-    roles[reading.target] = (
-        "decision, explained" if reading.target == reading.decision else "explained"
-    )
-    order = np.argsort(-reading.values, kind="stable")
+    roles[reading.target] = "explained"
+    order = np.argsort(-reading.probabilities, kind="stable")
+    columns: dict[str, list[str]] = {}
+    if reading.prediction_set is not None:
+        columns["cannot be excluded"] = [
+            "yes" if k in reading.prediction_set else "" for k in order
+        ]
     return pd.DataFrame(
         {
             "diagnosis": [diagnosis_name(comparison.classes[k]) for k in order],
             "probability": [percent(reading.probabilities[k]) for k in order],
-            "decision value": reading.values[order],
+            **columns,
             "role": [roles.get(int(k), "") for k in order],
         }
     )

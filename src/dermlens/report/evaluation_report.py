@@ -10,7 +10,7 @@ from dermlens.files import write_csv, write_json, written_beside
 from dermlens.model.calibration import Calibration
 from dermlens.model.evaluation import RESAMPLES, isic_submission, metrics_from_predictions
 from dermlens.progress import say
-from dermlens.report import charts
+from dermlens.report import charts, set_charts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +34,12 @@ def evaluation_figures(
         "operating_points": lambda: charts.operating_points(table, result["operating_points"]),
         "per_class_recall": lambda: charts.per_class_recall(result),
         "subgroups": lambda: charts.subgroups(result),
+        "balanced_rule": lambda: set_charts.balanced_rule(result),
+        **(
+            {"prediction_sets": lambda: set_charts.prediction_sets(result["prediction_sets"])}
+            if result["prediction_sets"] is not None
+            else {}
+        ),
     }
 
 
@@ -74,9 +80,16 @@ def write_evaluation(
 def summary_line(result: dict[str, Any]) -> str:
     """Return the main figures in one line."""
     low, high = result["confidence_intervals"]["balanced_accuracy"]
-    return (
+    plain, sets = result["most_probable"], result["prediction_sets"]
+    line = (
         f"{result['n_images']:,} images: balanced accuracy {result['balanced_accuracy']:.3f} "
-        f"({low:.3f} to {high:.3f}; argmax {result['argmax']['balanced_accuracy']:.3f}), "
-        f"accuracy {result['accuracy']:.3f}, macro AUC {result['macro_auc']:.3f}, "
-        f"ECE {result['ece']:.3f}"
+        f"({low:.3f} to {high:.3f}) by the balanced rule, {plain['balanced_accuracy']:.3f} by the "
+        f"most probable class; accuracy {plain['accuracy']:.3f} by the most probable class; macro "
+        f"AUC {result['macro_auc']:.3f}, ECE {result['ece']:.3f}"
+    )
+    if sets is None:
+        return f"{line}. This bundle carries no prediction sets: 'dermlens pack' fits them."
+    return (
+        f"{line}; {100 * sets['level']:g} % prediction sets hold the diagnosis of "
+        f"{100 * sets['coverage']:.1f} % of the images, mean size {sets['mean_size']:.2f}"
     )

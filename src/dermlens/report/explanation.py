@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import load_image
-from dermlens.diagnoses import class_index
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.registry import create_several, method, parse_methods
 from dermlens.explain.score import parse_score
 from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.segment_explainer import ranking
+from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import folder_beside, write_json
 from dermlens.model.bundle import Bundle
+from dermlens.model.evaluation import set_codes
 from dermlens.progress import progress
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.figures import Panel, attribution_figure, overlay
@@ -42,7 +43,8 @@ def explain_files(
         out: Folder to write ``<image_id>/`` into: ``attributions.npz`` (one array per method,
             float32 (H, W)), ``<method>.png``, ``all_methods.png``, ``explanation.json``.
         methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Diagnosis to explain; None for the one the bundle decides on.
+        target: Diagnosis to explain; None for the most probable one, or another target of
+            ``explain.target``.
         score: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
             it was measured to give the same maps (``explain.scorers``).
@@ -61,7 +63,7 @@ def explain_files(
     _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
     explained = parse_score(score, bundle.classes)
-    chosen = None if target is None else class_index(target, bundle.classes)
+    check_targets(target, bundle.classes)
     _check_files(files)
     scorers = choose_scorers(bundle, names, scorer, images=len(files))
     explainers = create_several(names, bundle.model, classes=bundle.classes, scorers=scorers)
@@ -72,7 +74,7 @@ def explain_files(
         for path in files:
             image = load_image(path, bundle.input_size)
             logits = predictor.logits(image[None])
-            goal = int(bundle.calibration.decide(logits)[0]) if chosen is None else chosen
+            goal = int(resolve_targets(target, logits, bundle.classes)[0])
             results = {}
             for name, explainer in explainers.items():
                 results[name] = explainer.attribute(
@@ -117,7 +119,10 @@ def _write(
     results: dict[str, Attribution],
     opacity: float,
 ) -> None:
-    probabilities = bundle.calibration.probabilities(logits)[0]
+    calibration = bundle.calibration
+    probabilities = calibration.probabilities(logits)[0]
+    inside = set_codes(calibration, probabilities[None])[0]
+    flags = {name: bool(up[0]) for name, up in calibration.flags(probabilities[None]).items()}
     code = bundle.classes[goal]
     panels = [
         Panel(method(name).title, result.maps[0], result.signed, method(name).cost)
@@ -139,8 +144,9 @@ def _write(
             {
                 "image": path.name,
                 "target": code,
-                "decision": bundle.classes[int(bundle.calibration.decide(logits)[0])],
-                "decision_rule": bundle.calibration.rule,
+                "predicted": bundle.classes[int(probabilities.argmax())],
+                "prediction_set": None if inside is None else inside.split(),
+                "flags": flags,
                 "probabilities": dict(zip(bundle.classes, probabilities, strict=True)),
                 "logits": dict(zip(bundle.classes, logits[0], strict=True)),
                 "input_size": list(bundle.input_size),

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp, log
 from statistics import mean
 
 from dermlens.diagnoses import CODES, by_code
@@ -41,11 +40,12 @@ class Facts:
 
     Attributes:
         target: Code of the explained diagnosis.
-        decision: Code of the model's decision.
-        other: Code of the runner-up: what the decision rule prefers most, the target apart.
+        predicted: Code of the most probable diagnosis.
+        other: Code of the diagnosis it is contrasted with first.
         probabilities: Calibrated, by code.
-        odds: By which the decision rule prefers the target over the runner-up; below 1 it prefers
-            the runner-up.
+        odds: Probability of the target over that of the other; below 1 the other is more probable.
+        prediction_set: Codes that cannot be excluded, most probable first; None if not known.
+        flags: Whether each operating point is reached, by its name.
         inside: Share of positive evidence inside the outline, by method; empty without outline.
         lesion_area: Share of the image inside the outline; NaN without one.
         zones: Mean over methods of the share of positive evidence, by zone; empty without outline.
@@ -66,10 +66,12 @@ class Facts:
     """
 
     target: str
-    decision: str
+    predicted: str
     other: str
     probabilities: Mapping[str, float]
     odds: float
+    prediction_set: tuple[str, ...] | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
     inside: Mapping[str, float] = field(default_factory=dict)
     lesion_area: float = float("nan")
     zones: Mapping[str, float] = field(default_factory=dict)
@@ -129,8 +131,3 @@ def percent(share: float) -> str:
     """
     rounded = f"{100 * share:.0f}"
     return f"under 1{NO_BREAK}%" if share > 0 and rounded == "0" else f"{rounded}{NO_BREAK}%"
-
-
-def odds_of(margin: float) -> float:
-    """Return odds from a difference of decision values, without overflow."""
-    return exp(min(max(margin, log(1e-6)), log(1e6)))

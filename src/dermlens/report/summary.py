@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isnan
 from statistics import mean, median
 
+from dermlens.report.answer import answer_text
 from dermlens.report.facts import ZONE_WORDS, ContrastFacts, Facts, diagnosis_name, percent
 from dermlens.report.trust import HIGH_AGREEMENT, LOW_AGREEMENT, Doubt, doubts
 
@@ -49,18 +50,18 @@ def summarize(facts: Facts) -> Summary:
 
 
 def _diagnosis(facts: Facts) -> str:
-    shown, other = facts.probabilities[facts.target], facts.probabilities[facts.other]
-    verb = "decides for" if facts.target == facts.decision else "does not decide for"
-    text = (
-        f"The model {verb} {diagnosis_name(facts.target)}, explained here, with a calibrated "
-        f"probability of {percent(shown)}. The runner-up is {diagnosis_name(facts.other)}, "
-        f"{percent(other)}."
-    )
-    if facts.target == facts.decision and other > shown:
+    text = answer_text(facts.probabilities, facts.prediction_set, facts.flags)
+    if facts.target != facts.predicted:
         text += (
-            " The decision also weighs how rare a diagnosis is, so it need not be the likeliest."
+            f" Explained here is {diagnosis_name(facts.target)}, "
+            f"{percent(facts.probabilities[facts.target])}."
         )
-    return text
+    return f"{text} {_contrasted(facts)}"
+
+
+def _contrasted(facts: Facts) -> str:
+    other = f"{diagnosis_name(facts.other)}, {percent(facts.probabilities[facts.other])}"
+    return f"It is contrasted with {other}."
 
 
 def _evidence(facts: Facts) -> str:

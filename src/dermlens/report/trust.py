@@ -25,8 +25,8 @@ RING_ENRICHMENT = 1.0
 """Evidence per pixel on the image's border ring over that of the whole image: even a map without
 any preference stays at 1, and lesions rarely lie there."""
 NEAR_TIE_ODDS = 1.5
-"""Odds by which the decision rule prefers the diagnosis: below three to two, small changes of the
-photograph can turn the decision."""
+"""Probability of the diagnosis over that of the other: below three to two, small changes of the
+photograph can turn the answer."""
 CHANCE_ENRICHMENT = 1.0
 """Evidence per pixel inside the lesion over that of the whole image: at 1 or below, the lesion
 counts no more than the skin around it."""
@@ -57,7 +57,7 @@ class Doubt:
 def doubts(facts: Facts) -> tuple[Doubt, ...]:
     """Return the reasons not to trust an explanation, in a fixed order; empty if none."""
     found = (
-        _decided_otherwise(facts),
+        _not_predicted(facts),
         _near_tie(facts),
         _disagreeing(facts),
         _outside(facts),
@@ -71,25 +71,25 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
     return tuple(doubt for doubt in found if doubt is not None)
 
 
-def _decided_otherwise(facts: Facts) -> Doubt | None:
-    if facts.target == facts.decision:
+def _not_predicted(facts: Facts) -> Doubt | None:
+    if facts.target == facts.predicted:
         return None
     return Doubt(
-        "not_the_decision",
-        f"The explained diagnosis {diagnosis_name(facts.target)} is not the model's decision, "
-        f"{diagnosis_name(facts.decision)}: the maps show what would speak for it.",
+        "not_the_most_probable",
+        f"The explained diagnosis {diagnosis_name(facts.target)} is not the most probable one, "
+        f"{diagnosis_name(facts.predicted)}: the maps show what would speak for it.",
     )
 
 
 def _near_tie(facts: Facts) -> Doubt | None:
-    # Where the target is not the decision, the rule prefers the other: that is no tie.
-    if facts.target != facts.decision or not facts.odds < NEAR_TIE_ODDS:
+    # Where the target is not the most probable one, the other is preferred: that is no tie.
+    if facts.target != facts.predicted or not facts.odds < NEAR_TIE_ODDS:
         return None
     return Doubt(
         "near_tie",
-        f"Near tie: the decision rule prefers {diagnosis_name(facts.target)} over "
-        f"{diagnosis_name(facts.other)} by odds of only {facts.odds:.2f} to 1 (threshold "
-        f"{NEAR_TIE_ODDS:g} to 1). Look at both diagnoses' maps.",
+        f"Near tie: {diagnosis_name(facts.target)} is only {facts.odds:.2f} times as probable as "
+        f"{diagnosis_name(facts.other)} (threshold {NEAR_TIE_ODDS:g}). Look at both diagnoses' "
+        "maps.",
         facts.odds,
         NEAR_TIE_ODDS,
     )

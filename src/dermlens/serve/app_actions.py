@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import fit_image
-from dermlens.diagnoses import by_code, class_index
+from dermlens.diagnoses import by_code
+from dermlens.explain.target import PREDICTED, resolve_targets
 from dermlens.model.bundle import Bundle
 from dermlens.serve.app_reading import read_upload
 from dermlens.serve.usability import Usability, usability
 
-DECISION = "decision"
-"""Stands for the diagnosis that the stored rule decides on, where a target is asked for."""
 NOTE = "Research and education only, not a medical device."
 _DISPLAY_WIDTH = 640
 
@@ -28,7 +27,9 @@ class Analysis:
         display: The same part of the photograph at a size for screens, uint8 (h, w, 3).
         logits: float32 (C,).
         probabilities: Calibrated, float64 (C,).
-        decision: Class position chosen by the stored rule.
+        predicted: Position of the most probable class.
+        prediction_set: Class positions that cannot be excluded, most probable first; None where
+            the bundle carries no sets.
         flags: Operating points by name: whether the image lies above the threshold.
         maps: Grad-CAM of every class, float32 (C, H, W).
         usability: What was measured on the photograph; None where it was not.
@@ -41,7 +42,8 @@ class Analysis:
     display: np.ndarray
     logits: np.ndarray
     probabilities: np.ndarray
-    decision: int
+    predicted: int
+    prediction_set: tuple[int, ...] | None
     flags: dict[str, bool]
     maps: np.ndarray
     usability: Usability | None = None
@@ -114,17 +116,15 @@ class Actions:
         logits, maps, features = (tensor.numpy() for tensor in self._forward(image[None]))
         calibration, detector = self.bundle.calibration, self.bundle.outlier
         probabilities = calibration.probabilities(logits)
-        flags = {
-            name: bool(point.score(probabilities, self.bundle.classes)[0] >= point.threshold)
-            for name, point in calibration.operating_points.items()
-        }
+        flags = {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()}
         score = None if detector is None else float(detector.scores(features)[0])
         return Analysis(
             image=image,
             display=image,
             logits=logits[0],
             probabilities=probabilities[0],
-            decision=int(calibration.decide(logits)[0]),
+            predicted=int(resolve_targets(None, logits, self.bundle.classes)[0]),
+            prediction_set=calibration.set_of(probabilities[0]),
             flags=flags,
             maps=maps[0],
             outlier_score=score,
@@ -133,14 +133,14 @@ class Actions:
 
     def target(self, analysis: Analysis, target: str) -> int:
         """Return the class position that a choice of target stands for."""
-        if target == DECISION:
-            return analysis.decision
-        return class_index(target, self.bundle.classes)
+        return int(resolve_targets(target, analysis.logits[None], self.bundle.classes)[0])
 
-    def target_choices(self, first: str = "The model's decision") -> list[tuple[str, str]]:
+    def target_choices(
+        self, first: tuple[str, str] = ("The most probable diagnosis", PREDICTED)
+    ) -> list[tuple[str, str]]:
         """Return (text, value) of the diagnoses that can be explained."""
         named = [(f"{by_code(code).name} ({code})", code) for code in self.bundle.classes]
-        return [(first, DECISION), *named]
+        return [first, *named]
 
     def facts(self, analysis: Analysis) -> dict[str, Any]:
         """Return an analysis as JSON types."""
@@ -149,12 +149,12 @@ class Actions:
         return {
             "abstain": analysis.abstains,
             "reasons": list(analysis.reasons),
-            "decision": bundle.classes[analysis.decision],
-            "name": by_code(bundle.classes[analysis.decision]).name,
+            "predicted": bundle.classes[analysis.predicted],
+            "name": by_code(bundle.classes[analysis.predicted]).name,
+            "prediction_set": set_codes(bundle, analysis),
             "probabilities": by_class(bundle, analysis.probabilities),
             "logits": by_class(bundle, analysis.logits),
             "flags": analysis.flags,
-            "decision_rule": bundle.calibration.rule,
             "outlier_score": analysis.outlier_score,
             "outlier_threshold": None if detector is None else detector.threshold,
             "usability": None if checked is None else _measured(checked),
@@ -188,6 +188,13 @@ class Actions:
             f"The image has only {picture.width} x {picture.height} pixels; the model looks at "
             f"{width} x {height}. Fine structures are missing.",
         )
+
+
+def set_codes(bundle: Bundle, analysis: Analysis) -> list[str] | None:
+    """Return the codes that cannot be excluded, most probable first; None if not known."""
+    if analysis.prediction_set is None:
+        return None
+    return [bundle.classes[k] for k in analysis.prediction_set]
 
 
 def by_class(bundle: Bundle, values: np.ndarray) -> dict[str, float]:

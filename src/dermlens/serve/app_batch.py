@@ -11,11 +11,21 @@ import pandas as pd
 
 from dermlens.diagnoses import by_code
 from dermlens.errors import DataError, UsageError
-from dermlens.serve.app_actions import Actions, Analysis
+from dermlens.serve.app_actions import Actions, Analysis, set_codes
 
 MAX_FILES = 100
 MAX_BATCH_BYTES = 250 * 2**20
-COLUMNS = ("File", "Verdict", "Diagnosis", "Code", "Probability", "Melanoma", "Flag", "Reason")
+COLUMNS = (
+    "File",
+    "Verdict",
+    "Most probable",
+    "Code",
+    "Probability",
+    "Melanoma",
+    "Cannot be excluded",
+    "Flags",
+    "Reason",
+)
 """Of the table on the page."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -95,9 +105,9 @@ def shown_table(actions: Actions, rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         found = row.analysis
         if found is None:
-            shown.append((row.name, "not read", "", "", None, None, "", row.error))
+            shown.append((row.name, "not read", "", "", None, None, "", "", row.error))
             continue
-        code = actions.bundle.classes[found.decision]
+        code = actions.bundle.classes[found.predicted]
         melanoma = found.probabilities[actions.bundle.classes.index("mel")]
         shown.append(
             (
@@ -105,8 +115,9 @@ def shown_table(actions: Actions, rows: Sequence[Row]) -> pd.DataFrame:
                 "abstains" if found.abstains else "answers",
                 by_code(code).name,
                 code,
-                round(float(found.probabilities[found.decision]), 3),
+                round(float(found.probabilities[found.predicted]), 3),
                 round(float(melanoma), 3),
+                ", ".join(c for c in set_codes(actions.bundle, found) or () if c != code),
                 _flag(found, code),
                 " ".join(found.reasons or found.remarks),
             )
@@ -115,9 +126,10 @@ def shown_table(actions: Actions, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _flag(found: Analysis, code: str) -> str:
-    if not found.flags.get("melanoma"):
-        return ""
-    return "melanoma suspected" if code == "mel" else "melanoma not excluded"
+    raised = ["possibly malignant"] if found.flags.get("malignant") else []
+    if found.flags.get("melanoma"):
+        raised.append("melanoma suspected" if code == "mel" else "melanoma not excluded")
+    return ", ".join(raised)
 
 
 def as_data(actions: Actions, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -141,7 +153,8 @@ def as_csv(actions: Actions, rows: Sequence[Row]) -> str:
         line: dict[str, Any] = {"file": _harmless(row.name), "error": row.error}
         if found is not None:
             line |= {
-                "predicted": codes[found.decision],
+                "predicted": codes[found.predicted],
+                "prediction_set": " ".join(set_codes(actions.bundle, found) or ()),
                 "abstain": found.abstains,
                 "reasons": " ".join(found.reasons),
                 "outlier_score": found.outlier_score,
@@ -150,7 +163,7 @@ def as_csv(actions: Actions, rows: Sequence[Row]) -> str:
                 **dict(zip([f"logit_{c}" for c in codes], found.logits, strict=True)),
             }
         lines.append(line)
-    columns = ["file", "predicted", "abstain", "reasons", "outlier_score"]
+    columns = ["file", "predicted", "prediction_set", "abstain", "reasons", "outlier_score"]
     columns += [f"flag_{name}" for name in points]
     columns += [f"probability_{c}" for c in codes] + [f"logit_{c}" for c in codes] + ["error"]
     stream = io.StringIO()

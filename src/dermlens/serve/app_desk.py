@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermlens.errors import UsageError
+from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.model.bundle import Bundle
-from dermlens.serve.app_actions import DECISION, Actions, Analysis
+from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_batch import Row, analyze_many
 from dermlens.serve.app_explaining import Explaining, Progress, Step
 from dermlens.serve.app_privacy import Results, Uploads
@@ -67,8 +68,8 @@ class Desk:
         session: str | None,
         path: str | None,
         methods: Sequence[str],
-        target: str = DECISION,
-        against: str = DECISION,
+        target: str = PREDICTED,
+        against: str = RUNNER_UP,
     ) -> Iterator[Shown]:
         """Compare the methods on an upload part by part; see ``Explaining.compare``."""
         path, found = self._analyzed(session, path)

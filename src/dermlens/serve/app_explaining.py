@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import class_index
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.registry import METHODS, method
+from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report.comparer import Comparer
 from dermlens.report.comparison import Comparison
 from dermlens.report.explanation import describe
-from dermlens.serve.app_actions import DECISION, NOTE, Actions, Analysis
+from dermlens.serve.app_actions import NOTE, Actions, Analysis
 
 BACKWARD = 2.0
 """Forward passes that a gradient costs, about."""
@@ -92,14 +92,14 @@ class Explaining:
         return Comparer(self.bundle, tuple(METHODS))
 
     def explain(
-        self, analysis: Analysis, methods: Sequence[str], target: str = DECISION, seed: int = 0
+        self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED, seed: int = 0
     ) -> Iterator[Step]:
         """Explain an image by several methods, one after the other.
 
         Args:
             analysis: Of the image.
             methods: Names in the registry.
-            target: Code of the diagnosis to explain, or ``DECISION``.
+            target: Diagnosis to explain, as in ``explain.target``.
             seed: Sets everything random.
 
         Yields:
@@ -127,8 +127,8 @@ class Explaining:
         self,
         analysis: Analysis,
         methods: Sequence[str],
-        target: str = DECISION,
-        against: str = DECISION,
+        target: str = PREDICTED,
+        against: str = RUNNER_UP,
         seed: int = 0,
     ) -> Iterator[Progress]:
         """Run the four experiments on an image.
@@ -136,9 +136,9 @@ class Explaining:
         Args:
             analysis: Of the image.
             methods: Names in the registry.
-            target: Code of the diagnosis to explain, or ``DECISION``.
-            against: Code of a diagnosis to contrast it with beside the runner-up, or ``DECISION``
-                for the runner-up alone.
+            target: Diagnosis to explain, as in ``explain.target``.
+            against: Code of a diagnosis to contrast it with beside the most probable other one
+                that cannot be excluded, or ``runner_up`` for that one alone.
             seed: Sets everything random.
 
         Yields:
@@ -148,15 +148,12 @@ class Explaining:
             UsageError: If no method is given, or a name or a class is unknown.
         """
         names = _names(methods)
-        wanted = [
-            None if code == DECISION else class_index(code, self.bundle.classes)
-            for code in (target, against)
-        ]
+        other = None if against == RUNNER_UP else against
         with self._running:
             comparer = copy.copy(self._comparer)
         comparer.methods = names
         pieces = ("reading", *names, "agreement", "scales", "discrimination")
-        steps = comparer.steps(analysis.image, target=wanted[0], against=wanted[1], seed=seed)
+        steps = comparer.steps(analysis.image, target=target, against=other, seed=seed)
         for position, name in enumerate(pieces):
             with self._running:
                 state = self._timed(name, next, steps)

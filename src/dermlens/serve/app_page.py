@@ -39,14 +39,14 @@ def header(bundle: Bundle) -> str:
 
 
 def verdict(bundle: Bundle, analysis: Analysis) -> str:
-    """Return the decision with flags and probabilities, or that the model abstains and why."""
+    """Return the answer with flags and probabilities, or that the model abstains and why."""
     remarks = "".join(
         f'<div class="dl-flag dl-calm">{escape(text)}</div>' for text in analysis.remarks
     )
     if not analysis.abstains:
         return (
             f'<div class="dl-verdict">{_answer(bundle, analysis, "h2")}'
-            f"{_melanoma(bundle, analysis)}{remarks}{_numbers(bundle, analysis)}</div>"
+            f"{_flags(bundle, analysis)}{remarks}{_numbers(bundle, analysis)}</div>"
         )
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in analysis.reasons)
     return (
@@ -56,27 +56,65 @@ def verdict(bundle: Bundle, analysis: Analysis) -> str:
         '<div class="dl-flag dl-calm">That excludes nothing: show a lesion that worries you to a '
         f"doctor.</div>{remarks}"
         '<details class="dl-second"><summary>What it would have said, not to be relied on'
-        f"</summary><div>{_answer(bundle, analysis, 'h3')}{_melanoma(bundle, analysis)}"
+        f"</summary><div>{_answer(bundle, analysis, 'h3')}{_flags(bundle, analysis)}"
         f"{_numbers(bundle, analysis)}</div></details></div>"
     )
 
 
 def _answer(bundle: Bundle, analysis: Analysis, heading: str) -> str:
-    diagnosis = by_code(bundle.classes[analysis.decision])
-    chance = percent(analysis.probabilities[analysis.decision])
+    diagnosis = by_code(bundle.classes[analysis.predicted])
+    chance = percent(analysis.probabilities[analysis.predicted])
     return (
-        f"<{heading}>{escape(diagnosis.name)}</{heading}>"
-        f'<p class="dl-plain">{escape(diagnosis.plain)} The model gives it {chance}.</p>'
+        f"<{heading}>Most probable: {escape(diagnosis.name)}, {chance}</{heading}>"
+        f'<p class="dl-plain">{escape(diagnosis.plain)}</p>'
+        f'<p class="dl-plain"><strong>{_not_excluded(bundle, analysis)}</strong></p>'
     )
 
 
+def _not_excluded(bundle: Bundle, analysis: Analysis) -> str:
+    if analysis.prediction_set is None:
+        return "What else cannot be excluded is not known: this model carries no prediction sets."
+    others = [
+        f"{by_code(bundle.classes[k]).name}, {percent(analysis.probabilities[k])}"
+        for k in analysis.prediction_set
+        if k != analysis.predicted
+    ]
+    return escape(f"Cannot be excluded: {'; '.join(others) or 'nothing else'}.")
+
+
 def _numbers(bundle: Bundle, analysis: Analysis) -> str:
-    weighed = " The decision weighs rare diagnoses up." if bundle.calibration.tau > 0 else ""
+    sets = bundle.calibration.prediction_sets
+    promise = (
+        ""
+        if sets is None
+        else " A diagnosis is excluded only where at least "
+        f"{percent(sets.level)} of its validation images got a higher probability for it."
+    )
     return (
         f"{_bars(bundle, analysis)}"
         '<p class="dl-caption">Probabilities are calibrated on validation images and compare '
         "these seven diagnoses only; anything else on the skin is forced into one of them."
-        f"{weighed}</p>"
+        f"{promise}</p>"
+    )
+
+
+def _flags(bundle: Bundle, analysis: Analysis) -> str:
+    return f"{_malignant(bundle, analysis)}{_melanoma(bundle, analysis)}"
+
+
+def _malignant(bundle: Bundle, analysis: Analysis) -> str:
+    point = bundle.calibration.operating_points.get("malignant")
+    if point is None:
+        return ""
+    chance = percent(float(point.score(analysis.probabilities[None], bundle.classes)[0]))
+    if analysis.flags["malignant"]:
+        return (
+            f'<div class="dl-flag"><strong>Flagged as possibly malignant</strong> ({chance} for '
+            "all malignant diagnoses together).</div>"
+        )
+    return (
+        '<div class="dl-flag dl-calm"><strong>Below the threshold for malignancy</strong> '
+        f"({chance} for all malignant diagnoses together). That excludes nothing.</div>"
     )
 
 
@@ -90,7 +128,7 @@ def _melanoma(bundle: Bundle, analysis: Analysis) -> str:
         f"{percent(point.sensitivity)} of {point.positives} melanomas, and did not flag "
         f"{percent(point.specificity)} of {point.negatives} other lesions."
     )
-    if bundle.classes[analysis.decision] == "mel":
+    if analysis.flags["melanoma"] and bundle.classes[analysis.predicted] == "mel":
         return f'<div class="dl-flag"><strong>Melanoma suspected.</strong> {basis}</div>'
     if analysis.flags["melanoma"]:
         return (
@@ -109,7 +147,7 @@ def _bars(bundle: Bundle, analysis: Analysis) -> str:
         diagnosis = by_code(bundle.classes[position])
         value = float(analysis.probabilities[position])
         kinds = ["dl-malignant"] if diagnosis.malignant else []
-        kinds += ["dl-chosen"] if position == analysis.decision else []
+        kinds += ["dl-chosen"] if position == analysis.predicted else []
         mark = '<span class="dl-mark">malignant</span>' if diagnosis.malignant else ""
         rows.append(
             f'<tr class="{" ".join(kinds)}"><th scope="row">{escape(diagnosis.name)}{mark}</th>'

@@ -49,6 +49,19 @@ def about(bundle: Bundle) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _sets(bundle: Bundle) -> str:
+    sets = bundle.calibration.prediction_sets
+    if sets is None:
+        return "not known: this model carries no prediction sets"
+    counts = ", ".join(f"{code} {len(known)}" for code, known in sets.true_probabilities.items())
+    always = ", ".join(sets.always_inside())
+    return (
+        f"class-conditional conformal prediction at {100 * sets.level:g} %, fitted on validation "
+        f"images ({counts}){f'; too few for {always}, which is in every set' if always else ''}; "
+        "how well it holds on test images stands in the model card"
+    )
+
+
 def _model(bundle: Bundle) -> list[tuple[str, ...]]:
     facts, data = bundle.facts, bundle.facts["data"]
     height, width = bundle.input_size
@@ -56,7 +69,8 @@ def _model(bundle: Bundle) -> list[tuple[str, ...]]:
         ("Network", f"{bundle.architecture.backbone}, {width} x {height} pixels"),
         ("Trained on", _data_line(bundle)),
         ("Calibration", f"temperature {bundle.calibration.temperature:.3g}"),
-        ("Decision", f"`{bundle.calibration.rule}`"),
+        ("Answer", "the most probable diagnosis, what cannot be excluded, and two flags"),
+        ("What cannot be excluded", _sets(bundle)),
         ("License of the weights", str(facts.get("license", "MIT"))),
         ("License of the data", _data_license(data)),
         ("Version", f"dermlens {facts.get('dermlens_version', __version__)}"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dermlens.serve.app_actions import DECISION
+from dermlens.explain.target import PREDICTED
 from dermlens.serve.app_desk import Desk, Shown
 from dermlens.serve.app_errors import sentences, sentences_while_running
 from dermlens.serve.app_layers import COLOR_MAPS, checked_color_map
@@ -119,20 +119,20 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
             answer = gr.HTML(EMPTY, elem_id="dl-answer")
         with gr.Column(min_width=230):
             target = gr.Dropdown(
-                desk.actions.target_choices(), value=DECISION, label="Show the evidence for"
+                desk.actions.target_choices(), value=PREDICTED, label="Show the evidence for"
             )
             overlay = gr.HTML("", elem_id="dl-overlay")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
-    nothing = (EMPTY, "", None, DECISION)
+    nothing = (EMPTY, "", None, PREDICTED)
 
     @sentences
     def analyze(image: str | None, color_map: str, request: gr.Request) -> tuple[Any, ...]:
         if image is None:
             return nothing
         found = desk.analyze(request.session_hash, image)
-        drawn = grad_cam(desk.bundle, found, found.decision, checked_color_map(color_map))
-        return verdict(desk.bundle, found), drawn, desk.actions.facts(found), DECISION
+        drawn = grad_cam(desk.bundle, found, found.predicted, checked_color_map(color_map))
+        return verdict(desk.bundle, found), drawn, desk.actions.facts(found), PREDICTED
 
     @sentences
     def show(wanted: str, colors: str, request: gr.Request) -> Any:
@@ -150,8 +150,8 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         api_name="analyze",
         api_description=(
             "Analyze one image in one forward pass. Returns the verdict and the Grad-CAM as HTML, "
-            "and as data: abstain and reasons, decision, calibrated probabilities, logits, flags, "
-            "outlier score, usability."
+            "and as data: abstain and reasons, most probable diagnosis, prediction set, calibrated "
+            "probabilities, logits, flags, outlier score, usability."
         ),
         show_progress="minimal",
         show_progress_on=answer,
@@ -174,7 +174,7 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
         info="Methods that cover or cut the image need hundreds of passes of the network.",
     )
     target = gr.Dropdown(
-        desk.actions.target_choices(), value=DECISION, label="Diagnosis to explain"
+        desk.actions.target_choices(), value=PREDICTED, label="Diagnosis to explain"
     )
     with gr.Row():
         start = gr.Button("Explain", variant="primary", scale=3)

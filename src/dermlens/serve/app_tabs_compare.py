@@ -9,10 +9,10 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.registry import SIX
+from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers
 from dermlens.report.comparison_page import comparison_page
-from dermlens.serve.app_actions import DECISION
 from dermlens.serve.app_desk import Desk, Shown
 from dermlens.serve.app_errors import sentences, sentences_while_running
 from dermlens.serve.app_explaining import plain
@@ -42,10 +42,12 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
     )
     with gr.Row():
         target = gr.Dropdown(
-            desk.actions.target_choices(), value=DECISION, label="Diagnosis to explain"
+            desk.actions.target_choices(), value=PREDICTED, label="Diagnosis to explain"
         )
         against = gr.Dropdown(
-            desk.actions.target_choices("The runner-up"), value=DECISION, label="Contrast it with"
+            desk.actions.target_choices(("The next one that cannot be excluded", RUNNER_UP)),
+            value=RUNNER_UP,
+            label="Contrast it with",
         )
     with gr.Row():
         start = gr.Button("Compare", variant="primary", scale=3)

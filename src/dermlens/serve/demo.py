@@ -122,7 +122,7 @@ def _report(out: Path, bundle: Bundle, baseline: float) -> Path:
         "95 %, by bootstrap over lesions.",
     )
     page.table(_metrics_table(result), "Figures per diagnosis on the test split.")
-    page.figure(charts.confusion_matrix(predictions), "Confusion matrix, stored decision rule.")
+    page.figure(charts.confusion_matrix(predictions), "Confusion matrix, most probable class.")
     page.figure(charts.roc_and_pr_curves(predictions), "One class against the rest.")
     page.figure(charts.reliability_diagram(predictions), "Is the confidence honest?")
     page.figure(

@@ -45,7 +45,6 @@ _FILES = {
     "dynamic": "model_dynamic.tflite",
     "int8": "model_int8.tflite",
 }
-_OUTPUTS = ("logits", "maps", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
         **calibration,
         "classes": classes,
         "backbone": bundle.architecture.backbone,
-        "explanation": "Grad-CAM of the logit, raw values, bilinear at the input's size",
+        "explanation": "Grad-CAM of the logit, raw values, cells drawn where the network looks",
         "data": bundle.facts["data"],
         "synthetic": bundle.synthetic,
         "license": bundle.facts.get("license", "MIT"),
@@ -100,11 +99,12 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
 
     * ``serving_default`` (``images`` uint8 (N, any, any, 3)), ``serving_float`` (the same in
       float32, 0..255) and ``serving_bytes`` (``content``: JPEG or PNG files, upright) give
-      ``logits`` and ``probabilities`` (N, C), ``classes``, the decision of the stored rule as
-      ``class_index``, ``class_code`` and ``class_name``, and ``flag_<operating point>``.
+      ``logits`` and ``probabilities`` (N, C), ``classes``, the most probable class as
+      ``class_index``, ``class_code`` and ``class_name``, ``prediction_set`` bool (N, C) where the
+      bundle carries sets, and ``flag_<operating point>``.
     * ``explain_grad_cam`` and ``explain_grad_cam_bytes`` also take ``targets`` int32 (N,), -1
-      for the decision, and give ``maps`` (N, H, W) at the model's input size, ``score`` (the
-      logit), ``target`` and ``target_code``.
+      for the most probable class, and give ``maps`` (N, H, W) at the model's input size, ``score``
+      (the logit), ``target`` and ``target_code``.
     * ``explain_integrated_gradients`` and ``explain_integrated_gradients_bytes`` take the same and
       give ``baseline_score`` and ``completeness_gap`` too.
 
@@ -145,8 +145,9 @@ def export_tflite(
     """Write a LiteRT file that predicts and explains, and its metadata beside it.
 
     It takes ``image`` float32 (1, H, W, 3), 0..255, at the model's size, and gives ``logits`` and
-    ``probabilities`` (1, C) and ``maps`` (1, C, H, W), the Grad-CAM maps of all classes, with
-    builtin operations only.
+    ``probabilities`` (1, C), ``maps`` (1, C, H, W), the Grad-CAM maps of all classes,
+    ``prediction_set`` bool (1, C) where the bundle carries sets, and ``flag_<operating point>``,
+    with builtin operations only.
 
     Args:
         bundle: Trained model.
@@ -173,11 +174,11 @@ def export_tflite(
 
 
 def _converted(bundle: Bundle, kind: str, representative: Sequence[np.ndarray]) -> bytes:
-    from dermlens.serve.export_graph import frozen_mobile_function
+    from dermlens.serve.export_graph import frozen_mobile_function, mobile_outputs
 
     return to_litert(
         frozen_mobile_function(bundle),
-        _OUTPUTS,
+        mobile_outputs(bundle),
         kind,
         _fitted(bundle, representative) if kind == "int8" else (),
         name=bundle.architecture.backbone,

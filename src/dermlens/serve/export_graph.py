@@ -13,6 +13,7 @@ from dermlens.errors import ModelError
 from dermlens.explain.fills import DARK, border_ring
 from dermlens.explain.integrated_gradients import quadrature
 from dermlens.explain.layers import find_features
+from dermlens.explain.registration import Drawing, registered
 from dermlens.model.bundle import Bundle
 from dermlens.model.lite import frozen_function
 
@@ -128,6 +129,7 @@ class ClassifierGraph:
                 "This model cannot be exported: its explanations need global average pooling and "
                 "one Dense layer at the end. Train it with 'dermlens train'."
             )
+        self.sides = Drawing(bundle.model, [self.features.step]).weights(bundle.input_size)[0]
         if bundle.model.dtype_policy.compute_dtype != "float32":
             raise ModelError(
                 "A mixed-precision model cannot be exported. Load the bundle with load_bundle, "
@@ -140,36 +142,49 @@ class ClassifierGraph:
         return self.bundle.input_size
 
     def outputs(self, fitted: Any) -> dict[str, Any]:
-        """Return logits, probabilities and decisions of fitted images (N, H, W, 3)."""
+        """Return what ``answers`` does for fitted images (N, H, W, 3)."""
         import tensorflow as tf
 
-        return self.decisions(tf.cast(self.bundle.model(fitted, training=False), tf.float32))
+        return self.answers(tf.cast(self.bundle.model(fitted, training=False), tf.float32))
 
-    def decisions(self, logits: Any) -> dict[str, Any]:
+    def answers(self, logits: Any) -> dict[str, Any]:
         """Return everything that follows from logits (N, C), by name."""
         import tensorflow as tf
 
-        bundle, calibration = self.bundle, self.bundle.calibration
-        names = [by_code(code).name for code in bundle.classes]
-        probabilities = self.probabilities(logits)
-        prior = tf.constant(calibration.log_prior, tf.float32)
-        adjusted = logits / calibration.temperature - calibration.tau * prior
-        decision = tf.argmax(adjusted, axis=1, output_type=tf.int32)
+        classes = self.bundle.classes
+        names = [by_code(code).name for code in classes]
+        predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
         count = tf.shape(logits)[0]
-        flags = {}
+        return {
+            "logits": logits,
+            "probabilities": self.probabilities(logits),
+            "classes": tf.tile(tf.constant(classes)[None], (count, 1)),
+            "class_index": predicted,
+            "class_code": tf.gather(tf.constant(classes), predicted),
+            "class_name": tf.gather(tf.constant(names), predicted),
+            **self.sets_and_flags(logits),
+        }
+
+    def sets_and_flags(self, logits: Any) -> dict[str, Any]:
+        """Return ``prediction_set``, bool (N, C), if the bundle carries sets, and the flags, (N,).
+
+        Flags are named ``flag_<operating point>``.
+        """
+        import tensorflow as tf
+
+        bundle, calibration = self.bundle, self.bundle.calibration
+        probabilities, found = self.probabilities(logits), {}
+        if calibration.prediction_sets is not None:
+            # Rounded down to float32, so that no class is lost to the rounding of its threshold.
+            exact = calibration.prediction_sets.thresholds()
+            limits = np.nextafter(exact.astype(np.float32), np.float32(-1))
+            first = tf.reduce_max(probabilities, axis=1, keepdims=True)
+            found["prediction_set"] = (probabilities >= limits) | (probabilities >= first)
         for name, point in calibration.operating_points.items():
             positions = [bundle.classes.index(code) for code in point.codes]
             score = tf.reduce_sum(tf.gather(probabilities, positions, axis=1), axis=1)
-            flags[f"flag_{name}"] = score >= point.threshold
-        return {
-            "logits": logits,
-            "probabilities": probabilities,
-            "classes": tf.tile(tf.constant(bundle.classes)[None], (count, 1)),
-            "class_index": decision,
-            "class_code": tf.gather(tf.constant(bundle.classes), decision),
-            "class_name": tf.gather(tf.constant(names), decision),
-            **flags,
-        }
+            found[f"flag_{name}"] = score >= point.threshold
+        return found
 
     def probabilities(self, logits: Any) -> Any:
         """Return calibrated probabilities (N, C)."""
@@ -191,29 +206,27 @@ class ClassifierGraph:
 
         activations, logits = self.features.run(fitted)
         kernel, places = self._head(activations)
-        maps = tf.nn.relu(tf.einsum("nhwk,kc->nhwc", activations, kernel) / places)
-        large = tf.image.resize(maps, self.size, method="bilinear")
+        maps = tf.nn.relu(tf.einsum("nhwk,kc->nchw", activations, kernel) / places)
         pooled = tf.reduce_mean(activations, axis=(1, 2))
-        return logits, tf.transpose(large, (0, 3, 1, 2)), pooled
+        return logits, registered(maps, *self.sides), pooled
 
     def explain(self, fitted: Any, targets: Any) -> dict[str, Any]:
         """Return the Grad-CAM maps of one class each.
 
         Args:
             fitted: float32 tensor (N, H, W, 3).
-            targets: int32 tensor (N,): class positions; -1 for the decision of the stored rule.
+            targets: int32 tensor (N,): class positions; -1 for the most probable class.
         """
         import tensorflow as tf
 
         activations, logits = self.features.run(fitted)
-        outputs = self.decisions(logits)
+        outputs = self.answers(logits)
         goal = tf.where(targets < 0, outputs["class_index"], targets)
         kernel, places = self._head(activations)
         weights = tf.gather(tf.transpose(kernel), goal)
         maps = tf.nn.relu(tf.einsum("nhwk,nk->nhw", activations, weights) / places)
-        large = tf.image.resize(maps[..., None], self.size, method="bilinear")[..., 0]
         return {
-            "maps": large,
+            "maps": registered(maps, *self.sides),
             "score": tf.gather(logits, goal, axis=1, batch_dims=1),
             "target": goal,
             "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
@@ -230,7 +243,7 @@ class ClassifierGraph:
 
         Args:
             fitted: float32 tensor (N, H, W, 3).
-            targets: int32 tensor (N,): class positions; -1 for the decision of the stored rule.
+            targets: int32 tensor (N,): class positions; -1 for the most probable class.
             points: Evaluations on the path.
         """
         import tensorflow as tf
@@ -324,16 +337,29 @@ def serving_module(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     return module, signatures
 
 
+def mobile_outputs(bundle: Bundle) -> list[str]:
+    """Return the names of what ``frozen_mobile_function`` gives."""
+    sets = [] if bundle.calibration.prediction_sets is None else ["prediction_set"]
+    flags = [f"flag_{name}" for name in bundle.calibration.operating_points]
+    return ["logits", "probabilities", "maps", *sets, *flags]
+
+
 def frozen_mobile_function(bundle: Bundle) -> Any:
     """Return a function without variables for one image at the model's size.
 
-    From float32 (1, H, W, 3), 0..255, to ``logits`` and ``probabilities`` (1, C) and ``maps``
-    (1, C, H, W), the Grad-CAM maps of all classes.
+    From float32 (1, H, W, 3), 0..255, to ``logits`` and ``probabilities`` (1, C), ``maps``
+    (1, C, H, W), the Grad-CAM maps of all classes, ``prediction_set``, bool (1, C), if the bundle
+    carries sets, and ``flag_<operating point>``, bool (1,).
     """
     graph = ClassifierGraph(bundle)
 
     def run(image: Any) -> dict[str, Any]:
         logits, maps = graph.all_maps(image)
-        return {"logits": logits, "probabilities": graph.probabilities(logits), "maps": maps}
+        return {
+            "logits": logits,
+            "probabilities": graph.probabilities(logits),
+            "maps": maps,
+            **graph.sets_and_flags(logits),
+        }
 
     return frozen_function(run, graph.size)

@@ -14,6 +14,7 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import ModelError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
+from dermlens.explain.target import resolve_targets
 from dermlens.model.bundle import Bundle
 
 DRAWN_IMAGES = 35
@@ -21,8 +22,26 @@ _DRAWN_SIZE = (300, 400)
 _INTEGRATED = 8
 """Images whose Integrated Gradients are compared: each takes 18 forward passes."""
 
-Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""From uint8 images (N, H, W, 3) and targets (N,) to probabilities (N, C) and maps (N, h, w)."""
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an artifact says about images.
+
+    Attributes:
+        probabilities: Calibrated, float (N, C).
+        maps: Grad-CAM of one class each, float (N, H, W).
+        prediction_sets: bool (N, C); None if the bundle carries no sets.
+        flags: bool (N,), by operating point.
+    """
+
+    probabilities: np.ndarray
+    maps: np.ndarray
+    prediction_sets: np.ndarray | None
+    flags: dict[str, np.ndarray]
+
+
+Runner = Callable[[np.ndarray, np.ndarray], Outputs]
+"""Runs an artifact on uint8 images (N, H, W, 3), with targets (N,) for the maps."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +53,20 @@ class Tolerance:
         mean_probability: Largest mean difference, where images have no known diagnosis.
         balanced_accuracy: Largest loss of balanced accuracy, where they have one.
         map_correlation: Smallest mean correlation of Grad-CAM maps.
+        same_answer: Smallest share of images with the same prediction set, and with the same
+            flags.
     """
 
     probability: float = 1.0
     mean_probability: float = 1.0
     balanced_accuracy: float = 1.0
     map_correlation: float = 0.0
+    same_answer: float = 0.0
 
 
 TOLERANCES: dict[str, Tolerance] = {
-    "saved_model": Tolerance(probability=1e-4, map_correlation=0.999),
-    "float32": Tolerance(probability=1e-4, map_correlation=0.999),
+    "saved_model": Tolerance(probability=1e-4, map_correlation=0.999, same_answer=0.99),
+    "float32": Tolerance(probability=1e-4, map_correlation=0.999, same_answer=0.99),
     "float16": Tolerance(probability=1e-2, map_correlation=0.999),
     "dynamic": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
     "int8": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
@@ -60,7 +82,10 @@ class Parity:
         max_probability_difference: Largest, over images and classes, on the same pixels.
         mean_probability_difference: Mean of the same.
         top1_agreement: Share of images whose most probable class is the same.
-        balanced_accuracy: Of the artifact's decisions; None without known diagnoses.
+        same_prediction_sets: Share of images whose prediction set is the same; None if the bundle
+            carries no sets.
+        same_flags: Share of images with the same flags.
+        balanced_accuracy: By the balanced rule; None without known diagnoses.
         balanced_accuracy_change: That minus the Keras model's.
         mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image.
         min_map_correlation: Smallest.
@@ -78,6 +103,8 @@ class Parity:
     max_probability_difference: float
     mean_probability_difference: float
     top1_agreement: float
+    same_prediction_sets: float | None
+    same_flags: float
     balanced_accuracy: float | None
     balanced_accuracy_change: float | None
     mean_map_correlation: float
@@ -131,31 +158,31 @@ class Reference:
         return self.bundle.calibration.probabilities(self.logits)
 
     @cached_property
-    def decisions(self) -> np.ndarray:
-        """int32 (N,)."""
-        return self.bundle.calibration.decide(self.logits).astype(np.int32)
+    def predicted(self) -> np.ndarray:
+        """Most probable classes, int32 (N,)."""
+        return resolve_targets(None, self.logits, self.bundle.classes)
 
     @cached_property
     def maps(self) -> np.ndarray:
-        """Grad-CAM of the decisions, float32 (N, H, W)."""
+        """Grad-CAM of the most probable classes, float32 (N, H, W)."""
         explainer = GradCAM(self.bundle.model, classes=self.bundle.classes)
-        return explainer.attribute(self.fitted, self.decisions, batch_size=8).maps
+        return explainer.attribute(self.fitted, self.predicted, batch_size=8).maps
 
     @cached_property
     def integrated(self) -> np.ndarray:
-        """Integrated Gradients of the first decisions, float32 (n, H, W)."""
+        """Integrated Gradients of the first images, float32 (n, H, W)."""
         explainer = IntegratedGradients(
             self.bundle.model, tolerance=None, classes=self.bundle.classes
         )
-        return explainer.attribute(self.fitted[:_INTEGRATED], self.decisions[:_INTEGRATED]).maps
+        return explainer.attribute(self.fitted[:_INTEGRATED], self.predicted[:_INTEGRATED]).maps
 
     def balanced_accuracy(self, probabilities: np.ndarray) -> float | None:
-        """Return the mean recall of the stored decision rule, or None without labels."""
+        """Return the mean recall of the balanced rule, or None without labels."""
         if self.labels is None:
             return None
         calibration = self.bundle.calibration
         logits = np.log(np.maximum(probabilities, 1e-30)) * calibration.temperature
-        right = calibration.decide(logits) == self.labels
+        right = calibration.balanced(logits) == self.labels
         return float(np.mean([right[self.labels == c].mean() for c in np.unique(self.labels)]))
 
 
@@ -180,7 +207,8 @@ def measure(
         ModelError: If a value of the artifact is not finite, or it disagrees beyond the
             tolerance.
     """
-    found, maps = run(reference.fitted, reference.decisions)
+    outputs = run(reference.fitted, reference.predicted)
+    found, maps = outputs.probabilities, outputs.maps
     if not (np.isfinite(found).all() and np.isfinite(maps).all()):
         raise ModelError(
             f"The exported {path.name} gives values that are not finite, so it was not kept. "
@@ -196,6 +224,7 @@ def measure(
         max_probability_difference=float(difference.max()),
         mean_probability_difference=float(difference.mean()),
         top1_agreement=float((found.argmax(1) == reference.probabilities.argmax(1)).mean()),
+        **_same_answers(reference, outputs),
         balanced_accuracy=accuracy,
         balanced_accuracy_change=None if accuracy is None or known is None else accuracy - known,
         mean_map_correlation=float(np.mean(correlations)),
@@ -209,11 +238,26 @@ def measure(
     return parity
 
 
+def _same_answers(reference: Reference, outputs: Outputs) -> dict[str, Any]:
+    """Return the shares of images with the same prediction set and with the same flags."""
+    calibration, exact = reference.bundle.calibration, reference.probabilities
+    sets = None
+    if calibration.prediction_sets is not None and outputs.prediction_sets is not None:
+        wanted = calibration.prediction_sets.contain(exact)
+        sets = float((outputs.prediction_sets == wanted).all(axis=1).mean())
+    same = np.ones(len(exact), bool)
+    for name, flagged in calibration.flags(exact).items():
+        same &= outputs.flags[name] == flagged
+    return {"same_prediction_sets": sets, "same_flags": float(same.mean())}
+
+
 def _own_fit(reference: Reference, run: Runner, kind: str) -> float | None:
     if kind != "saved_model":
         return None
-    goals = reference.decisions
-    whole = [run(o[None], goals[i : i + 1])[0] for i, o in enumerate(reference.originals)]
+    goals = reference.predicted
+    whole = [
+        run(o[None], goals[i : i + 1]).probabilities for i, o in enumerate(reference.originals)
+    ]
     return float(np.abs(np.concatenate(whole) - reference.probabilities).max())
 
 
@@ -223,14 +267,14 @@ def _integrated(
     if integrate is None:
         return None
     count = len(reference.integrated)
-    found = integrate(reference.fitted[:count], reference.decisions[:count])
+    found = integrate(reference.fitted[:count], reference.predicted[:count])
     return min(map(correlation, reference.integrated, found))
 
 
 def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
     loss = parity.balanced_accuracy_change
     gradients = parity.min_integrated_gradients_correlation
-    checks = (
+    checks: list[tuple[bool, str]] = [
         (
             parity.max_probability_difference > allowed.probability,
             "probabilities by up to "
@@ -255,7 +299,16 @@ def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
             "correlation of "
             f"Integrated Gradients {gradients or 0:.4f}, at least {allowed.map_correlation}",
         ),
-    )
+    ]
+    same = {"prediction set": parity.same_prediction_sets, "flags": parity.same_flags}
+    checks += [
+        (
+            share is not None and share < allowed.same_answer,
+            f"{what} of {100 * (1 - (share or 0)):.1f} % of the images, allowed "
+            f"{100 * (1 - allowed.same_answer):.0f} %",
+        )
+        for what, share in same.items()
+    ]
     wrong = [text for failed, text in checks if failed]
     if wrong:
         raise ModelError(
@@ -292,13 +345,13 @@ def saved_model_runner(path: Path) -> tuple[Runner, Callable[[np.ndarray, np.nda
     def call(name: str, images: np.ndarray, **more: Any) -> Any:
         return signatures[name](images=tf.constant(images), **more)
 
-    def run(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probabilities, maps = [], []
+    def run(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        parts = []
         for start in range(0, len(images), 16):
             part, goals = images[start : start + 16], tf.constant(targets[start : start + 16])
-            probabilities.append(call("serving_default", part)["probabilities"].numpy())
-            maps.append(call("explain_grad_cam", part, targets=goals)["maps"].numpy())
-        return np.concatenate(probabilities), np.concatenate(maps)
+            maps = call("explain_grad_cam", part, targets=goals)["maps"]
+            parts.append({**call("serving_default", part), "maps": maps})
+        return _joined([{k: v.numpy() for k, v in part.items()} for part in parts])
 
     def integrate(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
         goals = tf.constant(targets)
@@ -313,12 +366,27 @@ def tflite_runner(path: Path) -> Runner:
 
     runner = Interpreter(model_path=str(path), num_threads=2).get_signature_runner()
 
-    def run(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probabilities, maps = [], []
+    def run(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        parts = []
         for image, goal in zip(images, targets, strict=True):
             out = runner(image=image[None].astype(np.float32))
-            probabilities.append(out["probabilities"].copy())
-            maps.append(out["maps"][0, goal].copy())
-        return np.concatenate(probabilities), np.stack(maps)
+            copied = {k: v.copy() for k, v in out.items() if k != "maps"}
+            parts.append({**copied, "maps": out["maps"][:, goal].copy()})
+        return _joined(parts)
 
     return run
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> Outputs:
+    """Put the named outputs of several batches together."""
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Outputs(
+        whole["probabilities"],
+        whole["maps"],
+        whole.get("prediction_set"),
+        {
+            k.removeprefix("flag_"): v.astype(bool)
+            for k, v in whole.items()
+            if k.startswith("flag_")
+        },
+    )

@@ -1,7 +1,8 @@
 """Predictions on data sets, labelled folders and single files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,13 @@ from dermlens.data.cache import cached_images
 from dermlens.data.images import IMAGE_SUFFIXES, load_image, read_bytes
 from dermlens.data.labels import read_labels
 from dermlens.data.manifest import read_manifest, select_split
-from dermlens.diagnoses import by_code
-from dermlens.errors import DataError
+from dermlens.errors import DataError, UsageError
 from dermlens.model.bundle import Bundle
+from dermlens.model.conformal import check_level
 from dermlens.model.evaluation import predictions_table
 from dermlens.progress import progress, say
+from dermlens.report.answer import NO_SETS, answer_text
+from dermlens.report.facts import diagnosis_name, percent
 
 _CHUNK = 256
 
@@ -39,10 +42,14 @@ def predict_split(
 
 
 def _table(
-    bundle: Bundle, rows: pd.DataFrame, logits: np.ndarray, scores: np.ndarray | None
+    bundle: Bundle,
+    rows: pd.DataFrame,
+    logits: np.ndarray,
+    scores: np.ndarray | None,
+    level: float | None = None,
 ) -> pd.DataFrame:
     threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
-    return predictions_table(rows, logits, bundle.calibration, scores, threshold)
+    return predictions_table(rows, logits, bundle.calibration, scores, threshold, level)
 
 
 def predict_external(
@@ -126,24 +133,44 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def predict_files(
-    bundle: Bundle, files: Sequence[Path], *, views: int = 1, batch_size: int = 32
+    bundle: Bundle,
+    files: Sequence[Path],
+    *,
+    views: int = 1,
+    batch_size: int = 32,
+    level: float | None = None,
 ) -> pd.DataFrame:
     """Predict files; a damaged file gets a row that says so, and the rest goes on.
+
+    Args:
+        bundle: Trained model.
+        files: Images.
+        views: Test-time views: 1, 4 or 8.
+        batch_size: Images per pass.
+        level: Of the prediction sets, 0..1; default the stored one.
 
     Returns:
         One row per file: path, image_id, predictions, ``flag_<point>`` for each operating point,
         ``error`` (empty where all went well).
+
+    Raises:
+        UsageError: If the level is out of range, or given for a bundle without prediction sets.
     """
+    if level is not None:
+        check_level(level)
+        if bundle.calibration.prediction_sets is None:
+            raise UsageError(f"A level cannot be chosen: {NO_SETS}")
     parts = []
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
-            parts.append(_predict_chunk(bundle, files[start : start + _CHUNK], views, batch_size))
+            chunk = files[start : start + _CHUNK]
+            parts.append(_predict_chunk(bundle, chunk, views, batch_size, level))
             advance(len(parts[-1]))
     return pd.concat(parts, ignore_index=True)
 
 
 def _predict_chunk(
-    bundle: Bundle, files: Sequence[Path], views: int, batch_size: int
+    bundle: Bundle, files: Sequence[Path], views: int, batch_size: int, level: float | None
 ) -> pd.DataFrame:
     images, errors = [], []
     for path in files:
@@ -164,12 +191,11 @@ def _predict_chunk(
         logits[good] = found
         if scores is not None and distances is not None:
             scores[good] = distances
-    calibration = bundle.calibration
-    table = _table(bundle, rows, logits, scores)
+    table = _table(bundle, rows, logits, scores, level)
     table = table.drop(columns=["lesion_id", "dx", "dx_type", "age", "sex", "localization"])
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
-    for name, point in calibration.operating_points.items():
-        table[f"flag_{name}"] = point.score(probabilities, bundle.classes) >= point.threshold
+    for name, flagged in bundle.calibration.flags(probabilities).items():
+        table[f"flag_{name}"] = flagged
     if not good.all():
         filled = [c for c in table.columns if c != "image_id"]
         table[filled] = table[filled].astype(object)
@@ -177,25 +203,45 @@ def _predict_chunk(
     return pd.concat([rows[["path"]], table, rows[["error"]]], axis=1)
 
 
-def describe_predictions(table: pd.DataFrame, bundle: Bundle, limit: int = 20) -> list[str]:
-    """Return one line per file, and a reminder of what this is."""
+def describe_predictions(
+    table: pd.DataFrame, bundle: Bundle, *, balanced: bool = False, limit: int = 20
+) -> list[str]:
+    """Return one line per file, and a reminder of what this is.
+
+    Args:
+        table: From ``predict_files``.
+        bundle: That made it.
+        balanced: Put what the balanced rule chooses first instead of the most probable diagnosis.
+        limit: Files with a line of their own.
+    """
     lines = []
     for row in table.head(limit).to_dict("records"):
         if row["error"]:
             lines.append(row["error"])
             continue
-        code = str(row["predicted"])
-        line = f"{row['path']}: {by_code(code).name} ({code}), p = {row[f'probability_{code}']:.2f}"
-        if row.get("flag_melanoma") and code != "mel":
-            line += f"; melanoma not excluded (p = {row['probability_mel']:.2f})"
-        if row.get("abstain"):
-            line += "; UNLIKE THE TRAINING IMAGES, do not rely on this"
-        lines.append(line)
+        lines.append(f"{row['path']}: {_answer(row, bundle, balanced)}")
     if len(table) > limit:
         lines.append(f"… and {len(table) - limit} more in the file.")
+    if bundle.calibration.prediction_sets is None:
+        lines.append(f"{NO_SETS[0].upper()}{NO_SETS[1:]}")
     if bundle.synthetic:
         lines.append(
             "This bundle was trained on drawn images only; real images mean nothing to it."
         )
     lines.append("Research and education only, not a medical device.")
     return lines
+
+
+def _answer(row: Mapping[Hashable, Any], bundle: Bundle, balanced: bool) -> str:
+    text = answer_text(
+        {code: row[f"probability_{code}"] for code in bundle.classes},
+        row["prediction_set"].split() if isinstance(row["prediction_set"], str) else None,
+        {name: bool(row[f"flag_{name}"]) for name in bundle.calibration.operating_points},
+    )
+    if balanced:
+        code = str(row["balanced_rule"])
+        share = percent(row[f"probability_{code}"])
+        text = f"Balanced rule: {diagnosis_name(code)}, {share}. {text}"
+    if row.get("abstain"):
+        text += " UNLIKE THE TRAINING IMAGES, do not rely on this."
+    return text

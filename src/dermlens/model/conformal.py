@@ -1,0 +1,142 @@
+"""Prediction sets: the diagnoses that cannot be excluded, with a coverage that is promised.
+
+Split conformal prediction, class by class (Mondrian): a class belongs to the set of an image if
+its probability is not among the lowest share 1 - level of the probabilities that validation images
+*of that class* gave to it. Of new images of each class, drawn like the validation images, at least
+the share ``level`` then has its diagnosis in the set, whatever the model is worth; a worse model
+has larger sets.
+
+* Sadinle, Lei & Wasserman, "Least ambiguous set-valued classifiers with bounded error levels",
+  Journal of the American Statistical Association 114, 2019.
+* Angelopoulos & Bates, "A gentle introduction to conformal prediction and distribution-free
+  uncertainty quantification", 2021, arXiv:2107.07511.
+* Vovk, Gammerman & Shafer, "Algorithmic learning in a random world", 2005: Mondrian predictors.
+
+A class with fewer than 1 / (1 - level) - 1 validation images (9 at 90 %) gives no threshold; it
+then belongs to every set. The most probable class always belongs to the set.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import ModelError, UsageError
+
+DEFAULT_LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """Fitted on validation; any level can be asked for afterwards.
+
+    Attributes:
+        true_probabilities: By class code, in class order: the calibrated probability that each
+            validation image of the class gave to it, ascending.
+        level: Default share of images of each class whose set holds their diagnosis, 0..1.
+    """
+
+    true_probabilities: Mapping[str, tuple[float, ...]]
+    level: float = DEFAULT_LEVEL
+
+    def thresholds(self, level: float | None = None) -> np.ndarray:
+        """Return the probability from which a class belongs to the set, float64 (C,).
+
+        Args:
+            level: 0..1 without the ends; default the stored one.
+
+        Raises:
+            UsageError: If the level is out of range.
+        """
+        level = self.level if level is None else level
+        check_level(level)
+        found = []
+        for known in self.true_probabilities.values():
+            # The small addition keeps products such as 10 * (1 - 0.9) from falling below 1.
+            rank = int(np.floor((len(known) + 1) * (1 - level) + 1e-9))
+            found.append(known[rank - 1] if rank else 0.0)
+        return np.array(found, np.float64)
+
+    def contain(self, probabilities: np.ndarray, level: float | None = None) -> np.ndarray:
+        """Return which classes belong to the set of each image, bool (N, C).
+
+        Args:
+            probabilities: Calibrated, (N, C).
+            level: As in ``thresholds``.
+
+        Example:
+            >>> sets = PredictionSets({"mel": (0.2, 0.9), "nv": (0.4, 0.5)}, level=0.5)
+            >>> sets.contain(np.array([[0.6, 0.4], [0.1, 0.9]])).tolist()
+            [[True, True], [False, True]]
+        """
+        probabilities = np.asarray(probabilities, np.float64)
+        inside = probabilities >= self.thresholds(level)
+        inside[np.arange(len(inside)), probabilities.argmax(axis=1)] = True
+        return inside
+
+    def always_inside(self, level: float | None = None) -> tuple[str, ...]:
+        """Return the classes with too few validation images, which belong to every set."""
+        levels = self.thresholds(level)
+        return tuple(c for c, t in zip(self.true_probabilities, levels, strict=True) if t <= 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {
+            "method": "class-conditional split conformal",
+            "level": self.level,
+            "true_probabilities": {k: list(v) for k, v in self.true_probabilities.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], classes: Sequence[str]) -> "PredictionSets":
+        """Build from what ``to_json`` returned.
+
+        Raises:
+            ModelError: If a field is missing or makes no sense.
+        """
+        try:
+            stored = content["true_probabilities"]
+            known = {code: tuple(sorted(map(float, stored[code]))) for code in classes}
+            level = float(content["level"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The prediction sets stored in the bundle are damaged ({error!r}). Train or save "
+                "the bundle again."
+            ) from error
+        values = np.array([v for values in known.values() for v in values])
+        if not (
+            0 < level < 1 and np.isfinite(values).all() and ((values >= 0) & (values <= 1)).all()
+        ):
+            raise ModelError(
+                "The prediction sets stored in the bundle hold numbers that are no probabilities. "
+                "Train or save the bundle again."
+            )
+        return cls(known, level)
+
+
+def check_level(level: float) -> None:
+    """Raise UsageError unless a level lies between 0 and 1."""
+    if not 0 < level < 1:
+        raise UsageError(
+            f"The level of prediction sets lies between 0 and 1, such as 0.9, not {level:g}."
+        )
+
+
+def fit_prediction_sets(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> PredictionSets:
+    """Fit prediction sets on validation images.
+
+    Args:
+        probabilities: Calibrated, (N, C).
+        labels: int (N,), class positions.
+        classes: Codes in the order of ``probabilities``.
+    """
+    labels = np.asarray(labels)
+    known = {}
+    for k, code in enumerate(classes):
+        # Six decimals keep bundles small; rounded down, they exclude no image that was inside.
+        rounded = np.floor(np.sort(probabilities[labels == k, k]) * 1e6) / 1e6
+        known[code] = tuple(map(float, rounded))
+    return PredictionSets(known)
