@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import Seed
+from dermlens.cli_options import ScorerChoice, Seed
 from dermlens.progress import say
 
 
@@ -42,6 +42,7 @@ def benchmark(
     baselines: Annotated[
         bool, typer.Option(help="Measure maps that know nothing beside the methods.")
     ] = True,
+    scorer: ScorerChoice = None,
     batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
     seed: Seed = 0,
 ) -> None:
@@ -72,6 +73,7 @@ def benchmark(
         pairs=pairs,
         probes=probes,
         baselines=baselines,
+        scorer=scorer,
     )
     # Of two paths the first can only be meant as a bundle, and is refused if it is none.
     bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)

@@ -234,14 +234,15 @@ def _measured(
     places = np.arange(given)
     centers = []
     first = max(cells // 2 - 1, 0)
+
+    @tf.function(autograph=False)
+    def gradient(pixels: Any, cell: Any) -> Any:
+        output = apply_operation(step.operation, (pixels, *step.args[1:]), step.kwargs)
+        return tf.gradients(tf.gather(output, cell, axis=axis), pixels)[0]
+
     for cell in (first, first + 1):
-        pixels = tf.constant(values)
         try:
-            with tf.GradientTape() as tape:
-                tape.watch(pixels)
-                output = apply_operation(step.operation, (pixels, *step.args[1:]), step.kwargs)
-                total = tf.reduce_sum(tf.gather(output, cell, axis=axis))
-            slopes = tape.gradient(total, pixels)
+            slopes = gradient(tf.constant(values), tf.constant(cell))
         except Exception:  # An operation of somebody else's may fail in any way.
             return even
         if slopes is None:

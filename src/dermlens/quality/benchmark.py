@@ -90,8 +90,8 @@ def run_benchmark(
     pairs = select_pairs(table, data, plan.pairs, plan.seed)
     if len(items) < plan.n:
         say(f"The split {plan.split} holds only {len(items)} images; all are measured.")
-    store = Store(out / "pieces", _fingerprint(bundle, plan, items, pairs, extra))
     bench = Bench(bundle, plan, extra)
+    store = Store(out / "pieces", _fingerprint(bench, items, pairs, extra))
     _make(_pieces(bench, store, items, pairs), store)
     tables = assemble(store, plan, items, pairs, bench.names, mirrors=_drawn(items))
     return _write(out, tables, bench, plan)
@@ -104,6 +104,7 @@ def _write(out: Path, tables: Tables, bench: Bench, plan: BenchmarkPlan) -> dict
     about = {
         "note": NOTE,
         "plan": plan.to_json(),
+        "scorers": bench.scorers,
         "input_size": list(bench.bundle.input_size),
         "backbone": bench.bundle.architecture.backbone,
         "synthetic_model": bench.bundle.synthetic,
@@ -120,15 +121,16 @@ def _drawn(items: list[Item]) -> bool:
 
 
 def _fingerprint(
-    bundle: Bundle,
-    plan: BenchmarkPlan,
+    bench: Bench,
     items: list[Item],
     pairs: list[tuple[Item, Item]],
     extra: Mapping[str, Explainer] | None,
 ) -> dict[str, Any]:
     """Return everything that results depend on."""
+    bundle = bench.bundle
     return {
-        **plan.to_json(),
+        **bench.plan.to_json(),
+        "scorer": bench.scorers,
         "weights": bundle.facts["sha256"]["weights.h5"],
         "architecture": bundle.architecture.to_json(),
         "temperature": bundle.calibration.temperature,

@@ -10,6 +10,7 @@ import numpy as np
 
 from dermlens.explain.base import Explainer
 from dermlens.explain.registry import create, method
+from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
 from dermlens.explain.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.bundle import Bundle
@@ -67,18 +68,32 @@ class Bench:
         keep = max(32, plan.randomization)
         # About ten masks per superpixel, so that fewer masks mean larger pieces, not noise.
         segments = max(2, min(DEFAULT_SEGMENTS, plan.samples // 10))
-        self.bank = SegmentBank(model, segments=segments, samples=plan.samples, keep=keep)
-        self.explainers: dict[str, Explainer] = {}
-        for name in plan.methods:
-            options = {"bank": self.bank} if name in ("lime", "shap") else {}
-            self.explainers[name] = create(name, model, classes=classes, **options)
-        # On a network with random weights the score hardly changes along a path, and accuracy
-        # relative to that change would cost the most where there is least to see.
-        self.fixed = {
-            name: create(name, model, classes=classes, **method(name).fixed)
-            for name in plan.methods
-            if method(name).fixed
+        scorers = choose_scorers(bundle, plan.methods, plan.scorer, images=plan.n)
+        shared = [name for name in ("lime", "shap") if name in plan.methods]
+        both = scorers.get(shared[0]) if shared and all(one in scorers for one in shared) else None
+        sizes: dict[str, Any] = {"segments": segments, "samples": plan.samples, "keep": keep}
+        self.bank = SegmentBank(model, scorer=both, **sizes)
+        options: dict[str, dict[str, Any]] = {
+            name: {"scorer": one} for name, one in scorers.items()
         }
+        options |= {name: {"bank": self.bank} for name in shared}
+        self.explainers: dict[str, Explainer] = {
+            name: create(name, model, classes=classes, **options.get(name, {}))
+            for name in plan.methods
+        }
+        # On a network with random weights the score hardly changes along a path, and accuracy
+        # relative to that change would cost the most where there is least to see; and the int8
+        # copy is one of the intact network.
+        plain: dict[str, dict[str, Any]] = {name: {} for name in scorers}
+        if both is not None:
+            plain_bank = SegmentBank(model, **sizes)
+            plain |= {name: {"bank": plain_bank} for name in shared}
+        self.fixed = {
+            name: create(name, model, classes=classes, **method(name).fixed, **plain.get(name, {}))
+            for name in plan.methods
+            if method(name).fixed or name in plain
+        }
+        self.scorers = {name: one.name for name, one in scorers.items()}
         self.explainers |= dict(extra or {})
         if plan.baselines:
             names = baseline_names(plan.methods)

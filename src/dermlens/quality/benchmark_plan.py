@@ -43,6 +43,9 @@ class BenchmarkPlan:
         pairs: Lesions with two photographs, for consistency.
         probes: Images, of the ``n``, for the shortcut probe.
         baselines: Whether to measure the baselines beside the methods.
+        scorer: What evaluates changed images for occlusion, LIME, SHAP and RISE: ``"float32"``,
+            ``"int8"``, or None for int8 where it was measured to give the same maps
+            (``explain.scorers``). Metrics and networks with random weights always use the model.
     """
 
     methods: tuple[str, ...] = SIX
@@ -61,6 +64,7 @@ class BenchmarkPlan:
     pairs: int = 14
     probes: int = 70
     baselines: bool = True
+    scorer: str | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for numbers that make no sense."""
