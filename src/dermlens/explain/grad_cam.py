@@ -73,7 +73,7 @@ class ClassActivationMap(Explainer):
             raise UsageError(f"Unknown form {form!r}. Use one of: {', '.join(FORMS)}.")
         self.features = find_features(model, layer)
         self.form = form
-        self.drawing = Drawing(model, [self.features.step], registration)
+        self.drawing = Drawing(self.features, [self.features.step], registration)
         if form == "closed" and self.features.dense is None:
             raise ExplanationError(
                 "The closed form needs global average pooling and one Dense layer above the "

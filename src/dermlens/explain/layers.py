@@ -39,12 +39,14 @@ class Features:
         step: Its position in the order in which operations run.
         dense: The last layer, where the head is global average pooling and one linear Dense
             layer (dropout between is allowed); else None.
+        steps: All operations, as they ran for images of ``traced_size``.
     """
 
     model: Any
     layer: str
     step: int
     dense: Any | None
+    steps: "list[Step]" = field(repr=False, compare=False)
 
     def run(self, images: Any, watch: Callable[[Any], None] | None = None) -> tuple[Any, Any]:
         """Run the model in inference mode.
@@ -91,7 +93,7 @@ def find_features(model: Any, layer: str | None = None) -> Features:
     """
     steps = recorded_steps(model)
     position = _last(steps, model) if layer is None else _named(steps, layer, model)
-    return Features(model, steps[position].path, position, _pool_dense(steps, position))
+    return Features(model, steps[position].path, position, _pool_dense(steps, position), steps)
 
 
 def apply_operation(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -176,12 +178,17 @@ def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step
             "layers cannot be found. Rebuild it with keras.Model(inputs, outputs)."
         )
     # Traced, not run: values are symbols and nothing is computed.
-    sides = size or tuple(side or 64 for side in model.input_shape[1:3])
-    shape = (1, *sides, model.input_shape[3])
+    shape = (1, *(size or traced_size(model)), model.input_shape[3])
     tf.function(
         lambda images: run_graph(model, images, each), autograph=False
     ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
     return steps
+
+
+def traced_size(model: Any) -> tuple[int, int]:
+    """Return the size for which a model is traced: its own, 64 where it takes any."""
+    height, width = (int(side or 64) for side in model.input_shape[1:3])
+    return height, width
 
 
 def _last(steps: list[Step], model: Any) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.layers import Step, apply_operation, recorded_steps
+from dermlens.explain.layers import Step, apply_operation, recorded_steps, traced_size
 
 _ROWS, _COLUMNS = 1, 2
 
@@ -97,16 +97,16 @@ def cell_grid(model: Any, step: int, size: tuple[int, int] | None = None) -> Cel
         >>> cell_grid(keras.Model(inputs, maps), 1).rows  # 0 is the input
         CellAxis(first=1.0, spacing=2.0, cells=32, pixels=64)
     """
-    return cell_grids(model, [step], size)[0]
+    size = size or traced_size(model)
+    return cell_grids(recorded_steps(model, size), [step], size)[0]
 
 
 def cell_grids(
-    model: Any, wanted: Sequence[int], size: tuple[int, int] | None = None
+    steps: Sequence[Step], wanted: Sequence[int], size: tuple[int, int]
 ) -> list[CellGrid]:
-    """Return the grids of several operations, see ``cell_grid``; the graph is read once."""
-    steps = recorded_steps(model, size)[: max(wanted) + 1]
-    given = tuple(size) if size is not None else tuple(int(s or 64) for s in model.input_shape[1:3])
-    side = (1, *given, 0)
+    """Return the grids of several operations, see ``cell_grid``, from what ran for that size."""
+    steps = steps[: max(wanted) + 1]
+    side = (1, *size, 0)
     known: dict[int, CellGrid] = {}
     rows, columns = (CellAxis(0.0, 1.0, side[a], side[a]) for a in (_ROWS, _COLUMNS))
     whole = CellGrid(rows, columns)

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.layers import Features, recorded_steps, traced_size
 from dermlens.explain.receptive_field import CellAxis, CellGrid, cell_grids
 
 Registration = Literal["receptive_field", "tiles"]
@@ -76,8 +77,8 @@ class Drawing:
     """Draws feature maps of a model at the image's size; the geometry is worked out once a size.
 
     Args:
-        model: Keras functional or sequential model.
-        steps: Positions of the operations whose feature maps are drawn (``layers.Features.step``).
+        features: Of the model.
+        positions: Of the operations whose feature maps are drawn, as ``Features.step``.
         registration: ``"receptive_field"`` or ``"tiles"``.
 
     Raises:
@@ -85,17 +86,24 @@ class Drawing:
     """
 
     def __init__(
-        self, model: Any, steps: Sequence[int], registration: str = "receptive_field"
+        self,
+        features: Features,
+        positions: Sequence[int],
+        registration: str = "receptive_field",
     ) -> None:
         check_registration(registration)
-        self.model, self.steps, self.registration = model, list(steps), registration
+        self.features, self.positions = features, list(positions)
+        self.registration = registration
         self._grids: dict[tuple[int, int], list[CellGrid]] = {}
 
     def grids(self, size: Sequence[int]) -> list[CellGrid]:
         """Return where the cells of each operation look in images of (height, width) pixels."""
         key = (int(size[0]), int(size[1]))
         if key not in self._grids:
-            self._grids[key] = cell_grids(self.model, self.steps, key)
+            model = self.features.model
+            known = key == traced_size(model)
+            steps = self.features.steps if known else recorded_steps(model, key)
+            self._grids[key] = cell_grids(steps, self.positions, key)
         return self._grids[key]
 
     def weights(self, size: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from dermlens.diagnoses import CODES
 from dermlens.explain.base import Cost, batches
-from dermlens.explain.layers import Step, apply_operation, find_features, recorded_steps, run_graph
+from dermlens.explain.layers import Features, Step, apply_operation, find_features, run_graph
 from dermlens.explain.registration import Drawing, Registration, registered
 from dermlens.explain.score import Logit, Score
 
@@ -55,8 +55,12 @@ def find_stages(model: Any) -> tuple[Stage, ...]:
         >>> [stage.size for stage in find_stages(model)]
         [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     """
-    features = find_features(model)
-    steps = recorded_steps(model)[: features.step + 1]
+    return stages_of(find_features(model))
+
+
+def stages_of(features: Features) -> tuple[Stage, ...]:
+    """Return the stages up to some feature maps, see ``find_stages``."""
+    model, steps = features.model, features.steps[: features.step + 1]
     last = steps[-1].shape[1:3]
     found: dict[tuple[int, int], Stage] = {}
     smallest = _sides(model.input_shape[1:3], (64, 64))
@@ -124,8 +128,9 @@ class StageCAM:
         classes: Sequence[str] = CODES,
     ) -> None:
         self.model, self.classes = model, tuple(classes)
-        self.stages = find_stages(model)
-        self.drawing = Drawing(model, [stage.step for stage in self.stages], registration)
+        features = find_features(model)
+        self.stages = stages_of(features)
+        self.drawing = Drawing(features, [stage.step for stage in self.stages], registration)
         self.cost, self.traces = Cost(), 0
         self._functions: dict[str, Any] = {}
 

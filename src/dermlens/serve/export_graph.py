@@ -129,7 +129,7 @@ class ClassifierGraph:
                 "This model cannot be exported: its explanations need global average pooling and "
                 "one Dense layer at the end. Train it with 'dermlens train'."
             )
-        self.sides = Drawing(bundle.model, [self.features.step]).weights(bundle.input_size)[0]
+        self.sides = Drawing(self.features, [self.features.step]).weights(bundle.input_size)[0]
         if bundle.model.dtype_policy.compute_dtype != "float32":
             raise ModelError(
                 "A mixed-precision model cannot be exported. Load the bundle with load_bundle, "
