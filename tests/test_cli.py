@@ -264,7 +264,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     (("train", "{broken}/no_df", *TINY), "The validation split holds no image of df"),
     (("train", "{broken}/unsplit", *TINY), "The data set is not split yet"),
     (("train", "{broken}/again", *TINY), "is not a prepared data set"),
-    (("train", "{data}", *TINY, "--out", "{image}"), "File exists"),
+    (("train", "{data}", *TINY, "--out", "{image}"), "ISIC_0000001.jpg is a file, not a folder"),
     (("evaluate", "{broken}/again", "{data}"), "is not a bundle: it holds no bundle.json"),
     (("evaluate", "{broken}/nosuch", "{data}"), "is not a bundle: it holds no bundle.json"),
     (("evaluate", "{broken}/changed", "{data}"), "weights.h5 has changed since it was saved"),

@@ -15,7 +15,15 @@ from dermlens import __version__
 from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
 from dermlens.cli_model import card, export, pack
-from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed, parse_size
+from dermlens.cli_options import (
+    BatchSize,
+    BundleAndImages,
+    ScorerChoice,
+    Seed,
+    claim,
+    held,
+    parse_size,
+)
 from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
 from dermlens.progress import say
@@ -143,6 +151,7 @@ def train(
     }
     architecture = replace(base.architecture, **_given(network))
     configuration = preset_configuration(preset, architecture=architecture, **_given(given))
+    claim(out, reading=data)
     run_training(data, out, configuration, resume=resume)
     for path in write_training_figures(out, data):
         say(f"Wrote {path}")
@@ -188,6 +197,7 @@ def evaluate(
     both = data is not None and images is not None
     if len(rest) > 1 or both or (data is None and (images is None or labels is None)):
         raise typer.BadParameter("Give either DATA, or both --images and --labels.")
+    claim(out, reading=data)
     loaded = load_bundle(bundle)
     if data is not None:
         table = predict_split(loaded, data, split, views=views, batch_size=batch_size)
@@ -253,6 +263,7 @@ def explain(
 
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
+    claim(out)
     written = explain_files(
         load_bundle(bundle),
         files,
@@ -305,6 +316,7 @@ def demo(
     """
     from dermlens.serve.demo import run_demo
 
+    claim(out)
     page, good = run_demo(out, images=images, epochs=epochs, seed=seed)
     say(f"Open {page}")
     if not good:
@@ -320,7 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="dermlens")
+        with held:
+            app(args=None if arguments is None else list(arguments), prog_name="dermlens")
     except DermlensError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -202,10 +202,15 @@ def test_same_request_is_kept_and_another_replaces(tmp_path: Path) -> None:
     table = make_synthetic(out, images=8, size=(32, 40), seed=1, workers=1)
     assert (out / "note.txt").exists() and len(table) == 8
     for other in ({"images": 9}, {"size": (32, 48)}, {"seed": 2}):
-        (out / "note.txt").write_text("goes")
         request = {"images": 8, "size": (32, 40), "seed": 1} | other
+        (out / "note.txt").write_text("kept")
+        before = digest(out)
+        with pytest.raises(DataError, match=r"changed since: note\.txt\. Move them away"):
+            make_synthetic(out, workers=1, **request)
+        assert digest(out) == before
+        (out / "note.txt").unlink()
         table = make_synthetic(out, workers=1, **request)
-        assert not (out / "note.txt").exists() and len(table) == request["images"]
+        assert len(table) == request["images"] and digest(out) != before
 
 
 def test_foreign_folder_is_refused_and_untouched(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Compariso
 def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> None:
     page = write_comparison(tmp_path / "one", complete, "one.png")
     assert sorted(path.name for path in page.parent.iterdir()) == [
+        ".dermlens",
         "attributions.npz",
         "comparison.html",
         "comparison.json",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dermlens.data.images import fit_image, open_rgb
 from dermlens.diagnoses import CODES
-from dermlens.errors import ModelError, UsageError
+from dermlens.errors import DataError, ModelError, UsageError
 from dermlens.explain.fills import skin_color
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
@@ -328,6 +328,6 @@ def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_pat
     with pytest.raises(UsageError, match="No format"):
         exporting.export(bundle, tmp_path, [])
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is no SavedModel"):
+    with pytest.raises(DataError, match="is not a SavedModel of dermlens, so it is not replaced"):
         exporting.export_saved_model(bundle, tmp_path, Reference(bundle, [pixels(0, *SIZE)]))
     assert (tmp_path / "notes.txt").read_text() == "mine"

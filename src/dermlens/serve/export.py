@@ -22,7 +22,8 @@ import numpy as np
 from dermlens import __version__
 from dermlens.diagnoses import by_code
 from dermlens.errors import UsageError
-from dermlens.files import folder_beside, write_json, written_beside
+from dermlens.files import write_json, written_beside
+from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
 from dermlens.model.lite import to_litert
 from dermlens.serve.footprint import footprint
@@ -46,6 +47,14 @@ _FILES = {
     "int8": "model_int8.tflite",
 }
 _OUTPUTS = ("logits", "maps", "probabilities")
+_SAVED_MODEL = Kind(
+    "a SavedModel of dermlens",
+    "saved_model.pb",
+    lambda _: (
+        *("saved_model.pb", "fingerprint.pb", "metadata.json", "variables/variables.index"),
+        "variables/variables.data-00000-of-00001",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
 
     Args:
         bundle: Trained model.
-        out: Folder to write; an older one is replaced.
+        out: Folder to write; an older SavedModel of dermlens is replaced.
         reference: Images to measure the agreement on.
 
     Returns:
@@ -118,16 +127,13 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
 
     Raises:
         ModelError: If the artifact is not finite or disagrees; then nothing is written.
-        UsageError: If the folder exists and is no SavedModel.
+        DataError: If the folder exists and is anything else.
     """
     import tensorflow as tf
 
     from dermlens.serve.export_graph import serving_module
 
-    out = Path(out)
-    if out.exists() and not (out / "saved_model.pb").is_file():
-        raise UsageError(f"{out} exists and is no SavedModel. Choose another folder.")
-    with folder_beside(out) as building:
+    with folder_beside(Path(out), _SAVED_MODEL) as building:
         module, signatures = serving_module(bundle)
         tf.saved_model.save(module, str(building), signatures=signatures)
         write_json(building / "metadata.json", metadata(bundle, "saved_model"))
@@ -236,6 +242,8 @@ def export(
         ModelError: If an artifact disagrees with the Keras model; it is not kept.
     """
     wanted = parse_formats(formats)
+    if "saved_model" in wanted:
+        require_replaceable(Path(out) / "saved_model", _SAVED_MODEL)
     images = images or drawn_export_images()
     reference = Reference(bundle, images.compared, images.labels)
     paths: dict[str, Path] = {}
