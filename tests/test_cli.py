@@ -196,7 +196,7 @@ def test_prediction_with_a_damaged_file_exits_with_1(workshop: Workshop, tmp_pat
 def test_explanation_holds_one_array_per_method(workshop: Workshop) -> None:
     folder = workshop.folder / "explanations" / "ISIC_0000001"
     assert {path.name for path in folder.iterdir()} == {
-        *("attributions.npz", "explanation.json", "all_methods.png"),
+        *(".dermlens", "attributions.npz", "explanation.json", "all_methods.png"),
         *("grad_cam.png", "integrated_gradients.png"),
     }
     with np.load(folder / "attributions.npz") as arrays:

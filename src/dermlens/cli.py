@@ -3,6 +3,7 @@
 Every command imports what it needs when it runs, so that ``dermlens --help`` is instant.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -341,6 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = "" if error.filename is None else f"{error.filename}: "
         reason = error.strerror or str(error)
         typer.echo(f"Error: {where}{reason}. Check the path, the rights and the space.", err=True)
+        sys.exit(2)
+    except Exception as error:
+        # TensorFlow and others report a full disk by errors of their own.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        typer.echo("Error: The disk is full. Free some space and run this again.", err=True)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:

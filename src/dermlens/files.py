@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from dermlens.errors import DataError
-from dermlens.leftovers import sweep, temporary_beside
+from dermlens.leftovers import remove, sweep, temporary_beside
+from dermlens.locks import missing_above, remove_empty
 
 
 @contextmanager
@@ -20,17 +21,21 @@ def written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` on success.
 
     The temporary name keeps the suffix, so writers that look at it still work.
-    On an exception the temporary file is removed and ``path`` is left as it was.
+    On an exception the temporary file is removed and ``path`` is left as it was; folders that were
+    made for it go too.
     """
     path = Path(path)
+    missing = missing_above(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     temporary = temporary_beside(path, suffix=path.suffix)
     try:
         yield temporary
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        remove(temporary)
+        remove_empty(missing)
+        raise
 
 
 def _plain(value: Any) -> Any:

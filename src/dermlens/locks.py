@@ -74,6 +74,18 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def missing_above(path: Path) -> list[Path]:
+    """Return the folders above a path that do not exist, the innermost first."""
+    return [above for above in path.parents if not above.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def remove_if_free(path: Path) -> None:
     """Remove a lock file that a killed process has left behind."""
     with suppress(OSError):
@@ -82,7 +94,10 @@ def remove_if_free(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, shared: bool, wait: bool) -> Iterator[None]:
-    missing = _missing_above(folder)
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file, not a folder. Choose another folder for --out.")
+    missing = missing_above(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = folder.name and os.access(folder.parent, os.W_OK)
@@ -93,17 +108,7 @@ def _locked(folder: Path, shared: bool, wait: bool) -> Iterator[None]:
         finally:
             _release(opened, path)
     finally:
-        for above in missing:
-            with suppress(OSError):
-                above.rmdir()
-
-
-def _missing_above(folder: Path) -> list[Path]:
-    """Return the folders above that are missing, the innermost first; refuse a file in the way."""
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise UsageError(f"{place} is a file, not a folder. Choose another folder for --out.")
-    return [above for above in folder.parents if not above.exists()]
+        remove_empty(missing)
 
 
 def _acquire(path: Path, folder: Path, shared: bool, wait: bool) -> int:
