@@ -135,9 +135,9 @@ def _refuse_what_is_not_ours(folder: Path, path: Path, kind: Kind) -> None:
     if strange:
         more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
         raise DataError(
-            f"{path} is not replaced: it holds files that dermlens did not write there, or that were "
-            f"changed since: {', '.join(strange[:_NAMED])}{more}. Move them away or choose another "
-            "--out."
+            f"{path} is not replaced: it holds files that dermlens did not write there, or that "
+            f"have changed since: {', '.join(strange[:_NAMED])}{more}. Move them away or choose "
+            "another --out."
         )
 
 

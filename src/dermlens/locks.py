@@ -120,8 +120,8 @@ def _acquire(path: Path, folder: Path, shared: bool, wait: bool) -> int:
             if not _try_lock_briefly(opened, shared):
                 if not wait:
                     raise UsageError(
-                        f"{_holder(opened)} is using {folder}. Wait until it has ended, or choose "
-                        "another folder."
+                        f"A{_holder(opened)[1:]} is using {folder}. Wait until it has ended, or "
+                        "choose another folder."
                     )
                 if not told:
                     say(f"Waiting for {_holder(opened)}, which is using {folder}.")
@@ -149,8 +149,8 @@ def _sign(opened: int) -> None:
 def _holder(opened: int) -> str:
     with suppress(OSError):
         if text := os.read(opened, 100).decode(errors="replace"):
-            return f"Another run of dermlens (process {text})"
-    return "Another run of dermlens"
+            return f"another run of dermlens (process {text})"
+    return "another run of dermlens"
 
 
 def _release(opened: int, path: Path) -> None:
