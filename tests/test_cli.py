@@ -361,6 +361,21 @@ def test_interruption_says_how_to_go_on(
     assert "continues with --resume" in outcome.err and "Traceback" not in outcome.err
 
 
+def test_full_disk_is_a_sentence_whatever_library_meets_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ResourceExhaustedError(Exception):
+        """What TensorFlow raises, which is no OSError."""
+
+    def full(*_: object, **__: object) -> None:
+        raise ResourceExhaustedError("variables.index; No space left on device [Op:SaveV2]")
+
+    monkeypatch.setattr("dermlens.data.synthetic.make_synthetic", full)
+    outcome = dermlens("data", "synthetic", "--out", tmp_path / "d")
+    refused(outcome, "Error: The disk is full. Free some space and run this again.")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_version() -> None:
     from dermlens import __version__
 

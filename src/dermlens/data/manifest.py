@@ -10,6 +10,7 @@ A prepared data set is a folder::
     DATA/masks/            <image_id>_segmentation.png          (where known)
     DATA/structures/       <image_id>_structure.png             (synthetic data only)
     DATA/cache/            decoded pixels at training sizes, made on demand
+    DATA/.dermlens         what the folder is, and what was written into it
 """
 
 import hashlib

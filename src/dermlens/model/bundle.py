@@ -8,6 +8,7 @@
     BUNDLE/outlier.npz    directions and means of the outlier detector
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, split (before packing also lesion_id, dx)
+    BUNDLE/.dermlens      marks a folder that may be replaced by a newer bundle
 
 Loading builds the network from its description and copies weights into it: nothing is unpickled
 and no stored code is run.
