@@ -196,7 +196,7 @@ def test_prediction_with_a_damaged_file_exits_with_1(workshop: Workshop, tmp_pat
 def test_explanation_holds_one_array_per_method(workshop: Workshop) -> None:
     folder = workshop.folder / "explanations" / "ISIC_0000001"
     assert {path.name for path in folder.iterdir()} == {
-        *("attributions.npz", "explanation.json", "all_methods.png"),
+        *(".dermlens", "attributions.npz", "explanation.json", "all_methods.png"),
         *("grad_cam.png", "integrated_gradients.png"),
     }
     with np.load(folder / "attributions.npz") as arrays:
@@ -264,7 +264,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     (("train", "{broken}/no_df", *TINY), "The validation split holds no image of df"),
     (("train", "{broken}/unsplit", *TINY), "The data set is not split yet"),
     (("train", "{broken}/again", *TINY), "is not a prepared data set"),
-    (("train", "{data}", *TINY, "--out", "{image}"), "File exists"),
+    (("train", "{data}", *TINY, "--out", "{image}"), "ISIC_0000001.jpg is a file, not a folder"),
     (("evaluate", "{broken}/again", "{data}"), "is not a bundle: it holds no bundle.json"),
     (("evaluate", "{broken}/nosuch", "{data}"), "is not a bundle: it holds no bundle.json"),
     (("evaluate", "{broken}/changed", "{data}"), "weights.h5 has changed since it was saved"),
@@ -359,6 +359,21 @@ def test_interruption_says_how_to_go_on(
     outcome = dermlens("predict", workshop.bundle, workshop.image)
     assert outcome.code == 130
     assert "continues with --resume" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_full_disk_is_a_sentence_whatever_library_meets_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ResourceExhaustedError(Exception):
+        """What TensorFlow raises, which is no OSError."""
+
+    def full(*_: object, **__: object) -> None:
+        raise ResourceExhaustedError("variables.index; No space left on device [Op:SaveV2]")
+
+    monkeypatch.setattr("dermlens.data.synthetic.make_synthetic", full)
+    outcome = dermlens("data", "synthetic", "--out", tmp_path / "d")
+    refused(outcome, "Error: The disk is full. Free some space and run this again.")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_version() -> None:

@@ -3,6 +3,7 @@
 Every command imports what it needs when it runs, so that ``dermlens --help`` is instant.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from dermlens.cli_options import (
     Decision,
     ScorerChoice,
     Seed,
+    claim,
+    held,
     parse_size,
 )
 from dermlens.cli_quality import benchmark, scorer
@@ -150,6 +153,7 @@ def train(
     }
     architecture = replace(base.architecture, **_given(network))
     configuration = preset_configuration(preset, architecture=architecture, **_given(given))
+    claim(out, reading=data)
     run_training(data, out, configuration, resume=resume)
     for path in write_training_figures(out, data):
         say(f"Wrote {path}")
@@ -195,6 +199,7 @@ def evaluate(
     both = data is not None and images is not None
     if len(rest) > 1 or both or (data is None and (images is None or labels is None)):
         raise typer.BadParameter("Give either DATA, or both --images and --labels.")
+    claim(out, reading=data)
     loaded = load_bundle(bundle)
     if data is not None:
         table = predict_split(loaded, data, split, views=views, batch_size=batch_size)
@@ -269,6 +274,7 @@ def explain(
 
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
+    claim(out)
     written = explain_files(
         load_bundle(bundle),
         files,
@@ -321,6 +327,7 @@ def demo(
     """
     from dermlens.serve.demo import run_demo
 
+    claim(out)
     page, good = run_demo(out, images=images, epochs=epochs, seed=seed)
     say(f"Open {page}")
     if not good:
@@ -336,7 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="dermlens")
+        with held:
+            app(args=None if arguments is None else list(arguments), prog_name="dermlens")
     except DermlensError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
@@ -344,6 +352,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = "" if error.filename is None else f"{error.filename}: "
         reason = error.strerror or str(error)
         typer.echo(f"Error: {where}{reason}. Check the path, the rights and the space.", err=True)
+        sys.exit(2)
+    except Exception as error:
+        # TensorFlow and others report a full disk by errors of their own.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        typer.echo("Error: The disk is full. Free some space and run this again.", err=True)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed
+from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed, claim
 from dermlens.progress import say
 
 
@@ -39,6 +39,7 @@ def compare(
 
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
+    claim(out)
     written = compare_files(
         load_bundle(bundle),
         files,

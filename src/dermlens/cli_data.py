@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import Seed, parse_size
+from dermlens.cli_options import Seed, claim, parse_size
 from dermlens.progress import say
 
 data_app = typer.Typer(
@@ -32,6 +32,7 @@ def download(
     """
     from dermlens.data.download import download as fetch
 
+    claim(out)
     for path in fetch(out, [part.strip() for part in only.split(",") if part.strip()]):
         say(f"Wrote {path}")
 
@@ -47,6 +48,7 @@ def prepare(
     """
     from dermlens.data.ham10000 import prepare as prepare_data
 
+    claim(out)
     done = prepare_data(source, out)
     summary = done.summary
     say(
@@ -75,7 +77,9 @@ def synthetic(
     """
     from dermlens.data.synthetic import make_synthetic
 
-    table = make_synthetic(out, images=images, size=parse_size(size), seed=seed)
+    height_and_width = parse_size(size)
+    claim(out)
+    table = make_synthetic(out, images=images, size=height_and_width, seed=seed)
     say(f"Drew {len(table):,} synthetic images of {table.lesion_id.nunique():,} lesions: {out}")
 
 
@@ -90,6 +94,7 @@ def split(data: Data, seed: Seed = 0) -> None:
     from dermlens.data.manifest import SPLITS
     from dermlens.data.splits import split_data_set
 
+    claim(data)
     table = split_data_set(data, seed=seed)
     counts = pd.crosstab(table.dx, table.split, margins=True).loc[:, [*SPLITS, "All"]]
     say(counts.to_string())
@@ -105,6 +110,7 @@ def audit(data: Data) -> None:
     from dermlens.data.splits import audit as audit_split
     from dermlens.files import write_csv
 
+    claim(data)
     table, leaks = audit_split(data)
     say(table.to_string(index=False))
     for name, count in leaks.items():
@@ -126,5 +132,6 @@ def explore(
     """
     from dermlens.report.exploration import explore as explore_data
 
+    claim(out, reading=data)
     page = explore_data(data, out)
     say(f"Wrote {page}")

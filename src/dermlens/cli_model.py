@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dermlens.cli_options import claim
 from dermlens.progress import say
 
 
@@ -24,6 +25,7 @@ def pack(
     """
     from dermlens.model.finishing import pack as write_packed
 
+    claim(out, reading=data)
     write_packed(bundle, data, out, dtype=storage, average_with=average_with)
     size = sum(file.stat().st_size for file in out.iterdir())
     say(f"Wrote {out} ({size / 1e6:.1f} MB)")
@@ -66,6 +68,7 @@ def export(
     if data is not None and images is not None:
         raise typer.BadParameter("Give either --data or --images.")
     names = parse_formats([name.strip() for name in formats.split(",") if name.strip()])
+    claim(out, reading=data)
     loaded = load_bundle(find_bundle(bundle))
     written = write_artifacts(loaded, out, names, export_images(data, images, limit))
     for path in written.values():
@@ -97,6 +100,7 @@ def card(
 
     if evaluation is None and data is None:
         raise typer.BadParameter("Give --evaluation, --data or both.")
+    claim(out, reading=data)
     cards = {}
     if evaluation is not None:
         measured = ("", "") if benchmark is None else benchmark_sections(benchmark)

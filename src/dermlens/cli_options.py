@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import re
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dermlens.errors import UsageError
+from dermlens.locks import folder_lock
 
 
 class Decision(StrEnum):
@@ -51,3 +53,22 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise UsageError(f"{text!r} is no size. Write height x width, such as 192x256.")
     return int(match[1]), int(match[2])
+
+
+held = ExitStack()
+"""Locks of the command that runs; ``cli.main`` closes it."""
+
+
+def claim(out: Path, *, reading: Path | None = None) -> None:
+    """Keep other runs out of a folder until this command ends.
+
+    Args:
+        out: Folder the command writes into.
+        reading: Data set that must stay as it is meanwhile.
+
+    Raises:
+        UsageError: If another run uses one of them.
+    """
+    held.enter_context(folder_lock(out))
+    if reading is not None:
+        held.enter_context(folder_lock(reading, shared=True))

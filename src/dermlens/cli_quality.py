@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import ScorerChoice, Seed
+from dermlens.cli_options import ScorerChoice, Seed, claim
 from dermlens.progress import say
 
 
@@ -79,6 +79,7 @@ def benchmark(
     bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
     if len(rest) != 1:
         raise UsageError("Give one prepared data set, and before it at most one bundle.")
+    claim(out, reading=rest[0])
     written = run_benchmark(load_bundle(bundle), rest[0], out, plan)
     for path in {**written, **write_benchmark_report(out)}.values():
         say(f"Wrote {path}")

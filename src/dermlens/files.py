@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from dermlens.errors import DataError
+from dermlens.leftovers import remove, sweep, temporary_beside
+from dermlens.locks import missing_above, remove_empty
 
 
 @contextmanager
@@ -20,35 +21,21 @@ def written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path`` on success.
 
     The temporary name keeps the suffix, so writers that look at it still work.
-    On an exception the temporary file is removed and ``path`` is left as it was.
+    On an exception the temporary file is removed and ``path`` is left as it was; folders that were
+    made for it go too.
     """
     path = Path(path)
+    missing = missing_above(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    sweep(path.parent)
+    temporary = temporary_beside(path, suffix=path.suffix)
     try:
         yield temporary
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; rename it to ``path`` on success, replacing what stood there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+    except BaseException:
+        remove(temporary)
+        remove_empty(missing)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,10 @@
 """The pixel cache, the order of images, augmentation and batches."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +46,78 @@ def test_cache_is_made_once_and_again_when_images_change(prepared, monkeypatch):
     assert calls == []
     cached_images(prepared, table.iloc[:10], (20, 20))
     assert len(calls) == 10
+
+
+CACHE = """
+import os, sys
+from pathlib import Path
+from dermlens.data import cache
+from dermlens.data.manifest import read_manifest
+data = Path(sys.argv[1])
+{change}
+cache.cached_images(data, read_manifest(data), (int(sys.argv[2]), 40))
+"""
+
+
+def copied(prepared: Path, folder: Path) -> Path:
+    """A copy of a data set without its caches."""
+    return shutil.copytree(prepared, folder / "data", ignore=shutil.ignore_patterns("cache"))
+
+
+def filling(data: Path, height: int = 30, change: str = "") -> list[str]:
+    """The command that fills a pixel cache in another process."""
+    return [sys.executable, "-c", CACHE.format(change=change), str(data), str(height)]
+
+
+def cache_files(data: Path) -> set[str]:
+    """Every file of the caches."""
+    return {p.relative_to(data).as_posix() for p in (data / "cache").rglob("*") if p.is_file()}
+
+
+def test_processes_that_need_the_same_pixels_decode_them_once(prepared, tmp_path):
+    data = copied(prepared, tmp_path)
+    runs = [subprocess.Popen(filling(data), stdout=subprocess.PIPE) for _ in range(3)]
+    for run in runs:
+        run.communicate()
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert cache_files(data) == {"cache/30x40/images.npy", "cache/30x40/index.json"}
+    table = read_manifest(data)
+    images = cached_images(data, table, (30, 40))
+    for row, path in enumerate(table.path):
+        assert np.array_equal(images[row], load_image(data / path, (30, 40)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_full_disk_is_a_sentence_and_leaves_nothing(prepared, tmp_path):
+    data = copied(prepared, tmp_path)
+    # A file that may not grow meets the same calls as a disk that is full.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    done = subprocess.run(filling(data, change=limit), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "DataError: The pixel cache needs 0.0 GB in" in done.stderr.splitlines()[-1]
+    assert cache_files(data) == set()
+    assert sorted(p.name for p in data.parent.iterdir()) == ["data"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no SIGKILL on Windows")
+def test_cache_killed_half_way_is_made_by_the_next_run(prepared, tmp_path):
+    data = copied(prepared, tmp_path)
+    die = "cache.load_image = lambda *_: os.kill(os.getpid(), 9)"
+    assert subprocess.run(filling(data, change=die)).returncode == -9
+    assert not (data / "cache" / "30x40" / "images.npy").exists()
+    assert subprocess.run(filling(data)).returncode == 0
+    assert cache_files(data) == {"cache/30x40/images.npy", "cache/30x40/index.json"}
+
+
+def test_damaged_cache_is_made_again(prepared, tmp_path):
+    data = copied(prepared, tmp_path)
+    table = read_manifest(data)
+    whole = np.array(cached_images(data, table, (20, 20)))
+    path = data / "cache" / "20x20" / "images.npy"
+    for broken in (path.read_bytes()[:-1], b"", b"not an array"):
+        path.unlink()
+        path.write_bytes(broken)
+        assert np.array_equal(cached_images(data, table, (20, 20)), whole)
 
 
 def test_weights_follow_the_power():

@@ -1,5 +1,9 @@
 """Preparing HAM10000 from every layout, and refusing what is wrong."""
 
+import os
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -7,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cli_support import content
+from conftest import HamSource, jpeg_bytes, mask_bytes, metadata
 from dermlens.data.ham10000 import prepare
 from dermlens.data.images import load_mask
 from dermlens.data.manifest import read_manifest
 from dermlens.data.sources import find_source, read_metadata
+from dermlens.data.splits import split_data_set
 from dermlens.errors import DataError
 from dermlens.files import read_json
 
@@ -21,8 +28,8 @@ def folders(source, *names):
     step = -(-len(images) // len(names))
     for number, name in enumerate(names):
         (source.folder / name).mkdir(parents=True)
-        for image_id, content in images[number * step : (number + 1) * step]:
-            (source.folder / name / f"{image_id}.jpg").write_bytes(content)
+        for image_id, image in images[number * step : (number + 1) * step]:
+            (source.folder / name / f"{image_id}.jpg").write_bytes(image)
 
 
 def test_archives(ham_source, tmp_path):
@@ -264,3 +271,202 @@ def test_test_set_beside_the_training_set_is_left_alone(ham_source):
     ham_source.write_archives()
     (ham_source.folder / "ISIC2018_Task3_Test_Images.zip").write_bytes(b"not even a zip")
     assert len(find_source(ham_source.folder).images) == 56
+
+
+@pytest.fixture
+def split_set(tmp_path: Path) -> tuple[HamSource, Path]:
+    """A source, and the data set prepared from it and split."""
+    source = HamSource(tmp_path / "source", metadata(per_class=9)).write_archives()
+    data = prepare(source.folder, tmp_path / "data").data
+    split_data_set(data)
+    return source, data
+
+
+def rewrite(archive: Path, change) -> None:
+    """Write an archive anew with what ``change`` makes of its members."""
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, value in change(members).items():
+            new.writestr(name, value)
+
+
+def test_masks_replaced_in_the_source_are_taken_and_the_split_stays(split_set) -> None:
+    source, data = split_set
+    before = read_manifest(data)
+    other = mask_bytes((36, 40))
+    name = "masks/ISIC_0000003_segmentation.png"
+    rewrite(source.folder / "HAM10000_segmentations.zip", lambda members: members | {name: other})
+    again = prepare(source.folder, data)
+    assert (data / name).read_bytes() == other
+    assert (again.added, again.reused) == (0, len(before))
+    pd.testing.assert_frame_equal(read_manifest(data), before)
+    assert before.split.notna().all() and read_json(data / "dataset.json")["split"]["seed"] == 0
+    assert (data / "near_duplicates.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    ],
+    ids=["deleted", "truncated", "overwritten"],
+)
+@pytest.mark.parametrize("name", ["images/ISIC_0000003.jpg", "masks/ISIC_0000003_segmentation.png"])
+def test_what_was_damaged_in_the_data_set_is_restored(split_set, name, harm) -> None:
+    source, data = split_set
+    before = content(data)
+    harm(data / name)
+    prepare(source.folder, data)
+    # The marker tells sizes as they were written.
+    assert content(data) | {".dermlens": ""} == before | {".dermlens": ""}
+
+
+def test_unpacked_source_is_compared_by_content_too(ham_source, tmp_path) -> None:
+    ham_source.write_metadata()
+    folders(ham_source, "images")
+    data = prepare(ham_source.folder, tmp_path / "data").data
+    path = ham_source.folder / "images" / "ISIC_0000005.jpg"
+    changed = bytearray(path.read_bytes())
+    changed[30] ^= 1  # A quantization table: another picture, as long as before.
+    path.write_bytes(changed)
+    again = prepare(ham_source.folder, data)
+    assert (again.added, again.reused) == (1, 55)
+    assert (data / "images" / "ISIC_0000005.jpg").read_bytes() == bytes(changed)
+
+
+def test_changed_images_need_a_new_split(split_set) -> None:
+    source, data = split_set
+    image = jpeg_bytes(999)
+    archive = source.folder / "HAM10000_images_part_1.zip"
+    rewrite(archive, lambda members: members | {"ISIC_0000003.jpg": image})
+    assert prepare(source.folder, data).added == 1
+    assert read_manifest(data).split.isna().all()
+    assert not (data / "near_duplicates.csv").exists()
+
+
+def test_name_that_stands_twice_in_an_archive_changes_nothing_on_a_rerun(split_set) -> None:
+    source, data = split_set
+    last = jpeg_bytes(999)
+    with (
+        zipfile.ZipFile(source.folder / "HAM10000_images_part_1.zip", "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        archive.writestr("ISIC_0000003.jpg", last)
+    assert prepare(source.folder, data).added == 1
+    # What unpacking would leave.
+    assert (data / "images" / "ISIC_0000003.jpg").read_bytes() == last
+    split_data_set(data)
+    before = content(data)
+    again = prepare(source.folder, data)
+    assert (again.added, content(data)) == (0, before)
+
+
+def test_image_that_stands_in_two_archives_changes_nothing_on_a_rerun(split_set) -> None:
+    source, data = split_set
+    with zipfile.ZipFile(source.folder / "HAM10000_images_part_3.zip", "w") as archive:
+        archive.writestr("ISIC_0000003.jpg", jpeg_bytes(999))
+    before = content(data)
+    assert prepare(source.folder, data).added == 0
+    assert content(data) == before
+
+
+def test_data_set_below_its_source_is_not_taken_for_a_source(ham_source) -> None:
+    data = ham_source.write_archives().folder / "A"
+    prepare(ham_source.folder, data)
+    (data / "images" / "ISIC_0000003.jpg").write_bytes(jpeg_bytes(999))
+    prepare(ham_source.folder, data)
+    expected = ham_source.images()["ISIC_0000003"]
+    assert (data / "images" / "ISIC_0000003.jpg").read_bytes() == expected
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dermlens.data import ham10000
+ham10000._write_tables = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+ham10000.prepare(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_nothing_of_a_killed_run_gets_into_the_next(ham_source, tmp_path) -> None:
+    ham_source.write_archives()
+    table = metadata(per_class=2).assign(image_id=lambda t: "B" + t.image_id)
+    other = HamSource(tmp_path / "other", table).write_archives()
+    command = [sys.executable, "-c", KILLED, str(ham_source.folder), str(tmp_path / "data")]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert any(tmp_path.glob(".data.*/images/ISIC_0000000.jpg"))
+    prepare(other.folder, tmp_path / "data")
+    images = {path.stem for path in (tmp_path / "data" / "images").iterdir()}
+    assert images == set(table.image_id)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "other", "data"}
+
+
+def test_full_disk_leaves_the_older_data_set_and_no_debris(split_set, monkeypatch) -> None:
+    source, data = split_set
+    (data / "images" / "ISIC_0000003.jpg").unlink()
+    before = content(data.parent)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dermlens.data.ham10000.write_manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(source.folder, data)
+    assert content(data.parent) == before
+
+
+def test_files_put_into_the_data_set_are_not_lost(split_set) -> None:
+    source, data = split_set
+    (data / "images" / "mine.jpg").write_bytes(b"photograph")
+    before = content(data)
+    prepare(source.folder, data)  # Nothing to do, so nothing is in the way.
+    (source.folder / "HAM10000_images_part_2.zip").unlink()
+    with pytest.raises(DataError, match=r"have changed since: images/mine\.jpg"):
+        prepare(source.folder, data)
+    assert content(data) == before
+
+
+@pytest.mark.parametrize("own", [None, "images/mine.jpg", "notes.txt"])
+def test_data_set_of_an_earlier_version_is_replaced_only_if_nothing_else_is_in_it(
+    split_set, own
+) -> None:
+    source, data = split_set
+    (data / ".dermlens").unlink()
+    (source.folder / "HAM10000_images_part_2.zip").unlink()
+    if own is None:
+        assert prepare(source.folder, data).reused == 42
+        return
+    (data / own).write_bytes(b"mine")
+    before = content(data)
+    with pytest.raises(DataError, match=own):
+        prepare(source.folder, data)
+    assert content(data) == before
+
+
+def test_drawn_data_set_is_not_replaced(ham_source, tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text('{"source": "synthetic"}')
+    with pytest.raises(DataError, match="is not a prepared data set"):
+        prepare(ham_source.write_archives().folder, tmp_path / "data")
+
+
+def test_two_runs_at_once_leave_one_complete_data_set(ham_source, tmp_path) -> None:
+    ham_source.write_archives()
+    code = "import sys; from dermlens.cli import main; main(sys.argv[1:])"
+    line = ["data", "prepare", str(ham_source.folder), "--out", str(tmp_path / "data")]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for run in runs:
+        _, said = run.communicate()
+        assert run.returncode == 0 or (run.returncode == 2 and "is using" in said)
+    assert 0 in [run.returncode for run in runs]
+    expected = {f"{name}.jpg": image for name, image in ham_source.images().items()}
+    held = {path.name: path.read_bytes() for path in (tmp_path / "data" / "images").iterdir()}
+    assert held == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "data"}

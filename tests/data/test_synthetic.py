@@ -1,4 +1,5 @@
 import hashlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import label
 
+from dermlens import leftovers
 from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import fingerprint, read_manifest
 from dermlens.data.splits import read_checks, split_data_set
@@ -17,6 +19,7 @@ from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
 from dermlens.diagnoses import CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json
+from dermlens.processes import is_alive
 
 SIZE = (48, 64)
 
@@ -202,10 +205,15 @@ def test_same_request_is_kept_and_another_replaces(tmp_path: Path) -> None:
     table = make_synthetic(out, images=8, size=(32, 40), seed=1, workers=1)
     assert (out / "note.txt").exists() and len(table) == 8
     for other in ({"images": 9}, {"size": (32, 48)}, {"seed": 2}):
-        (out / "note.txt").write_text("goes")
         request = {"images": 8, "size": (32, 40), "seed": 1} | other
+        (out / "note.txt").write_text("kept")
+        before = digest(out)
+        with pytest.raises(DataError, match=r"have changed since: note\.txt\. Move them away"):
+            make_synthetic(out, workers=1, **request)
+        assert digest(out) == before
+        (out / "note.txt").unlink()
         table = make_synthetic(out, workers=1, **request)
-        assert not (out / "note.txt").exists() and len(table) == request["images"]
+        assert len(table) == request["images"] and digest(out) != before
 
 
 def test_foreign_folder_is_refused_and_untouched(tmp_path: Path) -> None:
@@ -234,3 +242,38 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_impossible_request_is_refused(tmp_path: Path, images: int, size: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="Cannot draw"):
         make_synthetic(tmp_path / "d", images=images, size=size)
+
+
+DRAWING = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from dermlens.data import synthetic
+
+if __name__ == "__main__":
+    def killed(tasks, processes, real=synthetic._results):
+        rows = real(tasks, processes)
+        yield next(rows)
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    synthetic._results = killed
+    synthetic.make_synthetic(Path(sys.argv[1]), images=400, size=(96, 128), workers=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_workers_end_with_a_killed_parent_and_the_next_run_sweeps(tmp_path: Path) -> None:
+    script = tmp_path / "draw.py"
+    script.write_text(DRAWING)
+    out = tmp_path / "out" / "d"
+    command = [sys.executable, str(script), str(out)]
+    # Workers hold the other end of this pipe: reading to its end waits for them to be gone.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        said, _ = run.communicate(timeout=60)
+        assert run.returncode == -signal.SIGKILL
+    workers = [int(word) for word in said.split()]
+    assert len(workers) == 2 and not any(is_alive(pid) for pid in workers)
+    assert any(path.name.startswith(".d.dermlens-") for path in out.parent.iterdir())
+    leftovers._swept.clear()
+    make_synthetic(out, images=2, size=(32, 40), workers=1)
+    assert [path.name for path in out.parent.iterdir()] == ["d"]

@@ -130,3 +130,39 @@ def test_packing_refuses_another_split_and_unknown_storage(finished, tmp_path) -
     with pytest.raises(DataError, match="is not the data set"):
         pack(bundle, other, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_packing_refuses_what_is_no_bundle_before_the_work(
+    finished, tmp_path, monkeypatch, as_file
+) -> None:
+    run, data = finished
+    thesis = tmp_path / "thesis"
+    if not as_file:
+        thesis.mkdir()
+    mine = thesis if as_file else thesis / "chapter.txt"
+    mine.write_text("years of work")
+    monkeypatch.setattr("dermlens.model.finishing.load_bundle", None)
+    with pytest.raises(DataError, match="thesis"):
+        pack(run, data, thesis)
+    assert mine.read_text() == "years of work"
+
+
+def test_bundle_with_a_copy_beside_it_is_replaced_but_not_with_notes(finished, tmp_path) -> None:
+    run, data = finished
+    pack(run, data, tmp_path / "packed")
+    (tmp_path / "packed" / "int8").mkdir()
+    (tmp_path / "packed" / "int8" / "agreement.json").write_text("{}")
+    pack(run, data, tmp_path / "packed")
+    (tmp_path / "packed" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"have changed since: notes\.txt"):
+        pack(run, data, tmp_path / "packed")
+    assert (tmp_path / "packed" / "notes.txt").read_text() == "mine"
+
+
+def test_bundle_of_an_earlier_version_is_replaced(finished, tmp_path) -> None:
+    run, data = finished
+    old = tmp_path / "packed"
+    shutil.copytree(run, old, ignore=shutil.ignore_patterns(".dermlens", "int8"))
+    pack(run, data, old)
+    assert (old / ".dermlens").is_file()

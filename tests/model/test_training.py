@@ -4,14 +4,18 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from dermlens.errors import DataError, DermlensError, ModelError, UsageError
+from dermlens.locks import folder_lock
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.configuration import TrainingConfiguration, preset
@@ -113,9 +117,45 @@ def test_finished_runs_are_not_overwritten(trained, prepared):
     assert train(prepared, out, configuration(epochs=6), resume=True).path == bundle.path
 
 
+def test_run_in_use_and_data_being_changed_are_refused(tiny, prepared, tmp_path):
+    for used in (tmp_path / "run", prepared):
+        with pytest.raises(UsageError, match="is using"), in_use_elsewhere(used):
+            train(prepared, tmp_path / "run", configuration(epochs=1))
+        assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def in_use_elsewhere(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder in another thread."""
+    taken, done = Event(), Event()
+
+    def hold() -> None:
+        with folder_lock(folder):
+            taken.set()
+            done.wait()
+
+    thread = Thread(target=hold)
+    thread.start()
+    taken.wait()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_files_of_the_user_beside_a_checkpoint_stay(tiny, prepared, tmp_path):
+    mine = tmp_path / "run" / "checkpoint" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    train(prepared, tmp_path / "run", configuration(epochs=1))
+    assert [path.name for path in mine.parent.iterdir()] == ["notes.txt"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
+from threading import Event, Thread
 sys.path[:0] = {path!r}
 from tests_support import register_tiny_backbone
 register_tiny_backbone()

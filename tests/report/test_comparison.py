@@ -3,16 +3,18 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dermlens.errors import UsageError
+from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.contrast import ClassContrast
 from dermlens.explain.multiscale import MultiScaleResult, ScaleMap
 from dermlens.explain.registry import METHODS, SIX, create
 from dermlens.files import read_json
+from dermlens.folders import folder_beside
 from dermlens.model.calibration import Calibration
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
@@ -27,6 +29,7 @@ from dermlens.report.comparison_figures import (
 )
 from dermlens.report.comparison_files import comparison_maps, write_comparison
 from dermlens.report.comparison_page import comparison_page, costs_table, probabilities_table
+from dermlens.report.explanation import KIND as EXPLANATION
 from dermlens.report.figures import colorize
 from serving_support import SIZE, picture, untrained_bundle
 
@@ -239,6 +242,7 @@ def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Compariso
 def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> None:
     page = write_comparison(tmp_path / "one", complete, "one.png")
     assert sorted(path.name for path in page.parent.iterdir()) == [
+        ".dermlens",
         "attributions.npz",
         "comparison.html",
         "comparison.json",
@@ -259,6 +263,21 @@ def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> N
     assert [w["name"] for w in numbers["warnings"]] == [d.name for d in complete.summary.doubts]
     assert set(numbers["discrimination"]) == {second, "vasc"}
     assert numbers["note"].startswith("Research and education only")
+
+
+def test_comparison_replaces_neither_an_explanation_nor_photographs(
+    complete: Comparison, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "one.png").write_bytes(b"mine")
+    with pytest.raises(DataError, match="one exists and is not a comparison, so it is not"):
+        write_comparison(tmp_path / "one", complete, "one.png")
+    with folder_beside(tmp_path / "two", EXPLANATION) as building:
+        (building / "explanation.json").write_text("{}")
+    with pytest.raises(DataError, match="is not a comparison but an explanation"):
+        write_comparison(tmp_path / "two", complete, "two.png")
+    assert (tmp_path / "one" / "one.png").read_bytes() == b"mine"
+    assert (tmp_path / "two" / "explanation.json").read_text() == "{}"
 
 
 def test_probabilities_by_preference_of_the_rule(complete: Comparison) -> None:

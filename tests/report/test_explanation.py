@@ -75,7 +75,7 @@ def explained(bundle: Bundle, path: Path, name: str, **options: object) -> Attri
 def test_one_complete_folder_per_image(written: list[Path]) -> None:
     assert [path.name for path in written] == ["one", "two"]
     assert sorted(p.name for p in written[0].parent.iterdir()) == ["one", "two"]
-    wanted = {"attributions.npz", "explanation.json", "all_methods.png"}
+    wanted = {".dermlens", "attributions.npz", "explanation.json", "all_methods.png"}
     for folder in written:
         names = {path.name for path in folder.iterdir()}
         assert names == wanted | {f"{name}.png" for name in METHOD_NAMES}
@@ -185,6 +185,31 @@ def test_second_run_replaces_the_first(bundle: Bundle, files: list[Path], tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
+def test_photographs_in_a_folder_of_the_same_name_are_not_replaced(
+    bundle: Bundle, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").mkdir()
+    photo = tmp_path / "one" / "one.png"
+    photo.write_bytes(files[0].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    # Refused before the work, which would fail here.
+    monkeypatch.setattr("dermlens.report.explanation.create_several", None)
+    with pytest.raises(DataError, match="one exists and is not an explanation, so it is not"):
+        explain_files(bundle, [Path("one/one.png")], Path())
+    assert [path.name for path in tmp_path.rglob("*")] == ["one", "one.png"]
+    assert photo.read_bytes() == files[0].read_bytes()
+
+
+def test_photograph_put_beside_an_explanation_is_not_lost(
+    bundle: Bundle, files: list[Path], tmp_path: Path
+) -> None:
+    (folder,) = explain_files(bundle, files[:1], tmp_path)
+    (folder / "photo.png").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"have changed since: photo\.png\."):
+        explain_files(bundle, files[:1], tmp_path)
+    assert (folder / "photo.png").read_bytes() == b"mine"
+
+
 def test_damaged_image_is_refused_before_anything_is_written(
     bundle: Bundle, files: list[Path], tmp_path: Path
 ) -> None:
@@ -236,7 +261,7 @@ def test_failed_drawing_leaves_nothing(
     monkeypatch.setattr("dermlens.report.explanation.write_figure", fail)
     with pytest.raises(OSError, match="No space left"):
         explain_files(bundle, files, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_description_picks_the_image_and_leaves_large_details_out() -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dermlens.data.images import fit_image, open_rgb
 from dermlens.diagnoses import CODES
-from dermlens.errors import ModelError, UsageError
+from dermlens.errors import DataError, ModelError, UsageError
 from dermlens.explain.fills import skin_color
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
@@ -258,7 +259,7 @@ def test_whole_numbers_need_images_to_set_their_ranges(bundle: Bundle, tmp_path:
     nothing = ExportImages([pixels(0, *SIZE)], None, [], "none")
     with pytest.raises(UsageError, match="representative images"):
         exporting.export(bundle, tmp_path / "out", ["int8"], nothing, costs=False)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", exporting.FORMATS)
@@ -268,7 +269,7 @@ def test_an_artifact_that_is_not_finite_is_not_kept(form: str, tmp_path: Path) -
     with pytest.raises(ModelError, match="not finite"):
         some = [pixels(0, *SIZE)]
         exporting.export(broken, tmp_path / "out", [form], ExportImages(some, None, some, "one"))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_disagreement_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -322,12 +323,35 @@ def test_a_loss_of_balanced_accuracy_is_refused_where_diagnoses_are_known(
         measure(reference, one_wrong, tmp_path, "int8")
 
 
+def test_foreign_folder_is_refused_before_the_work(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"of another program")
+    (tmp_path / "saved_model" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(exporting, "Reference", None)
+    with pytest.raises(DataError, match=r"have changed since: notes\.txt"):
+        exporting.export(bundle, tmp_path, ["saved_model"])
+    assert len(list((tmp_path / "saved_model").iterdir())) == 2
+
+
+def test_disk_that_is_too_small_is_refused_before_the_work(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=bundle.model.count_params() * 4)
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(exporting, "Reference", None)
+    with pytest.raises(UsageError, match=r"The export needs about .* MB, but only .* MB are free"):
+        exporting.export(bundle, tmp_path / "new" / "out", ["saved_model"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Unknown format 'onnx'"):
         exporting.export(bundle, tmp_path, ["onnx"])
     with pytest.raises(UsageError, match="No format"):
         exporting.export(bundle, tmp_path, [])
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is no SavedModel"):
+    with pytest.raises(DataError, match="is not a SavedModel of dermlens, so it is not replaced"):
         exporting.export_saved_model(bundle, tmp_path, Reference(bundle, [pixels(0, *SIZE)]))
     assert (tmp_path / "notes.txt").read_text() == "mine"

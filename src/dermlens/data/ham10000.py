@@ -16,12 +16,21 @@ from typing import Any
 import pandas as pd
 
 from dermlens.data.images import ImageChecks, inspect_bytes, open_rgb
-from dermlens.data.manifest import class_counts, fingerprint, read_manifest, write_manifest
+from dermlens.data.manifest import (
+    class_counts,
+    data_set_kind,
+    fingerprint,
+    read_manifest,
+    write_manifest,
+)
 from dermlens.data.sources import Member, MemberReader, Source, find_source, read_metadata
 from dermlens.errors import DataError
 from dermlens.files import read_json, write_csv, write_json
+from dermlens.folders import folder_beside
+from dermlens.locks import folder_lock
 from dermlens.progress import progress
 
+KIND = data_set_kind("a prepared data set")
 LICENSE = "HAM10000 is licensed CC BY-NC 4.0: non-commercial use, attribution required."
 
 
@@ -38,8 +47,10 @@ class Prepared:
 def prepare(source_folder: Path, data: Path, *, workers: int | None = None) -> Prepared:
     """Turn HAM10000 in any layout into a prepared data set.
 
-    Every image is decoded completely. Images and masks that an earlier run brought in
-    unchanged are kept; if nothing is new, nothing is written and the split stays.
+    Every image is decoded completely. What an earlier run brought in is compared with the source
+    byte by byte, masks included, and kept where it is the same; if nothing is new, nothing is
+    written. The split stays as long as images, lesions and diagnoses do. Nothing of a run that was
+    killed is taken up by a later one.
 
     Args:
         source_folder: Folder with archives, folders of images, or both, and the metadata.
@@ -48,26 +59,25 @@ def prepare(source_folder: Path, data: Path, *, workers: int | None = None) -> P
 
     Raises:
         DataError: If metadata is missing or wrong, an image is damaged or has no metadata row,
-            or an archive is damaged. Nothing is left under ``data`` that was not there before.
+            an archive is damaged, or ``data`` holds something else than a prepared data set.
+            Nothing is left under ``data`` that was not there before.
+        UsageError: If another run uses ``data``.
     """
     data = Path(data)
-    source = find_source(source_folder)
-    assert source.metadata is not None
-    metadata = read_metadata(source.metadata)
-    _refuse_unknown_images(source, metadata)
-    _refuse_foreign_folder(data)
-    known = _known_checks(data)
-    table = _manifest(metadata, source)
-    if known is not None and _unchanged(data, table, source, known):
-        return Prepared(data, read_json(data / "dataset.json"), 0, len(table))
-    building = data.with_name(f".{data.name}.building")
-    try:
-        checks, added = _bring_in(source, building, data, known or {}, workers)
-        _write_tables(building, table, metadata, checks)
-        _swap(building, data)
-    except DataError:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    with folder_lock(data):
+        source = find_source(source_folder, besides=data)
+        assert source.metadata is not None
+        metadata = read_metadata(source.metadata)
+        _refuse_unknown_images(source, metadata)
+        _refuse_foreign_folder(data)
+        known = _known_checks(data)
+        table = _manifest(metadata, source)
+        if known is not None and _unchanged(data, table, source, known, workers):
+            return Prepared(data, read_json(data / "dataset.json"), 0, len(table))
+        with folder_beside(data, KIND) as building:
+            checks, added = _bring_in(source, building, data, known or {}, workers)
+            _write_tables(building, table, metadata, checks)
+            _keep_split(building, data)
     return Prepared(data, read_json(data / "dataset.json"), added, len(table) - added)
 
 
@@ -81,7 +91,11 @@ def _refuse_unknown_images(source: Source, metadata: pd.DataFrame) -> None:
 
 
 def _refuse_foreign_folder(data: Path) -> None:
-    if data.exists() and not (data / "dataset.json").is_file() and any(data.iterdir()):
+    if not data.exists() or not any(data.iterdir()):
+        return
+    path = data / "dataset.json"
+    facts = read_json(path) if path.is_file() else {}
+    if not (isinstance(facts, dict) and facts.get("source") == "ham10000"):
         raise DataError(
             f"{data} exists and is not a prepared data set. Choose another folder for --out."
         )
@@ -121,9 +135,13 @@ def _manifest(metadata: pd.DataFrame, source: Source) -> pd.DataFrame:
 
 
 def _unchanged(
-    data: Path, table: pd.DataFrame, source: Source, known: dict[str, ImageChecks]
+    data: Path,
+    table: pd.DataFrame,
+    source: Source,
+    known: dict[str, ImageChecks],
+    workers: int | None,
 ) -> bool:
-    """Tell whether the prepared data set already holds exactly this."""
+    """Tell whether the prepared data set already holds exactly this, byte by byte."""
     try:
         old = read_manifest(data)
     except DataError:
@@ -133,18 +151,45 @@ def _unchanged(
     new = table.loc[:, columns].astype(object).where(lambda t: t.notna(), None)
     if not same.equals(new):
         return False
-    reader = MemberReader()
-    return all(
-        _is_known(source.images[i], known.get(i), reader) and (data / path).is_file()
-        for i, path in zip(table.image_id, table.path, strict=True)
-    )
+    reader_of = _reader_of_thread()
+
+    def held(image_id: str) -> bool:
+        image, mask, reader = source.images[image_id], source.masks.get(image_id), reader_of()
+        if not _is_known(image, known.get(image_id), data / _image_path(image_id, image), reader):
+            return False
+        return mask is None or _is_copy(data / _mask_path(image_id), mask, reader)
+
+    return all(_in_parallel(held, list(table.image_id), workers))
 
 
-def _is_known(member: Member, checks: ImageChecks | None, reader: MemberReader) -> bool:
+def _is_known(member: Member, checks: ImageChecks | None, path: Path, reader: MemberReader) -> bool:
+    """Tell whether an image was brought in and checked before, and is still whole."""
     if checks is None or member.size != checks["bytes"]:
         return False
-    crc32 = member.crc32 if member.crc32 is not None else zlib.crc32(reader.read(member))
-    return crc32 == checks["crc32"]
+    return _crc32(member, reader) == checks["crc32"] and _is_copy(path, member, reader)
+
+
+def _is_copy(path: Path, member: Member, reader: MemberReader) -> bool:
+    """Tell whether a file holds the same bytes as a member of the source."""
+    if not path.is_file() or path.stat().st_size != member.size:
+        return False
+    return zlib.crc32(path.read_bytes()) == _crc32(member, reader)
+
+
+def _crc32(member: Member, reader: MemberReader) -> int:
+    return member.crc32 if member.crc32 is not None else zlib.crc32(reader.read(member))
+
+
+def _reader_of_thread() -> Callable[[], MemberReader]:
+    """Return a function that gives each thread its own reader."""
+    local = threading.local()
+
+    def reader() -> MemberReader:
+        if not hasattr(local, "reader"):
+            local.reader = MemberReader()
+        return local.reader
+
+    return reader
 
 
 def _bring_in(
@@ -157,19 +202,16 @@ def _bring_in(
     """Copy and check images and masks into ``building``; return checks and how many were new."""
     for name in ("images", "masks"):
         (building / name).mkdir(parents=True, exist_ok=True)
-    local = threading.local()
+    reader_of = _reader_of_thread()
     added = 0
 
     def one(image_id: str) -> tuple[str, ImageChecks, bool]:
-        if not hasattr(local, "reader"):
-            local.reader = MemberReader()
-        reader: MemberReader = local.reader
-        member = source.images[image_id]
+        reader, member = reader_of(), source.images[image_id]
         relative = _image_path(image_id, member)
         mask = source.masks.get(image_id)
         if mask is not None:
-            _bring_mask(reader, mask, building / _mask_path(image_id))
-        if _is_known(member, known.get(image_id), reader) and (data / relative).is_file():
+            _bring_mask(reader, mask, data / _mask_path(image_id), building / _mask_path(image_id))
+        if _is_known(member, known.get(image_id), data / relative, reader):
             _link(data / relative, building / relative)
             return image_id, known[image_id], False
         content = reader.read(member)
@@ -195,14 +237,16 @@ def _in_parallel(function: Callable[[str], Any], items: list[str], workers: int 
         pool.shutdown(cancel_futures=True)
 
 
-def _bring_mask(reader: MemberReader, member: Member, path: Path) -> None:
+def _bring_mask(reader: MemberReader, member: Member, old: Path, new: Path) -> None:
+    if _is_copy(old, member, reader):
+        _link(old, new)
+        return
     content = reader.read(member)
     open_rgb(content, member.label())
-    path.write_bytes(content)
+    new.write_bytes(content)
 
 
 def _link(existing: Path, new: Path) -> None:
-    new.unlink(missing_ok=True)
     try:
         os.link(existing, new)
     except OSError:
@@ -239,10 +283,23 @@ def _write_tables(
     )
 
 
-def _swap(building: Path, data: Path) -> None:
-    retired = data.with_name(f".{data.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
-    if data.exists():
-        os.replace(data, retired)
-    os.replace(building, data)
-    shutil.rmtree(retired, ignore_errors=True)
+def _keep_split(building: Path, data: Path) -> None:
+    """Carry the split over from the older data set if it has the same images, lesions and labels.
+
+    So a mask that was replaced or an image that was restored does not undo the split that models
+    were trained on.
+    """
+    try:
+        old, facts = read_manifest(data), read_json(data / "dataset.json")
+    except DataError:
+        return
+    new = read_json(building / "dataset.json")
+    if facts.get("fingerprint") != new["fingerprint"] or "split" not in facts:
+        return
+    table = read_manifest(building)
+    table["split"] = table.image_id.map(old.set_index("image_id").split)
+    write_manifest(building, table)
+    write_json(building / "dataset.json", {**new, "split": facts["split"]})
+    for name in ("near_duplicates.csv", "audit.csv"):
+        if (data / name).is_file():
+            shutil.copyfile(data / name, building / name)

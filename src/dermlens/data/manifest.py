@@ -10,6 +10,7 @@ A prepared data set is a folder::
     DATA/masks/            <image_id>_segmentation.png          (where known)
     DATA/structures/       <image_id>_structure.png             (synthetic data only)
     DATA/cache/            decoded pixels at training sizes, made on demand
+    DATA/.dermlens         what the folder is, and what was written into it
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import pandas as pd
 from dermlens.diagnoses import CODES
 from dermlens.errors import DataError
 from dermlens.files import write_csv
+from dermlens.folders import Kind
 
 COLUMNS: tuple[str, ...] = (
     "image_id",
@@ -36,6 +38,30 @@ COLUMNS: tuple[str, ...] = (
 )
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 _TEXT_COLUMNS = tuple(column for column in COLUMNS if column != "age")
+
+
+def data_set_kind(name: str) -> Kind:
+    """Return what a data set is as a folder that is written as a whole."""
+    return Kind(
+        name,
+        "dataset.json",
+        _listed,
+        later=(
+            *("manifest.csv", "dataset.json", "near_duplicates.csv", "audit.csv"),
+            *("cache/*x*/images.npy", "cache/*x*/index.json"),
+        ),
+        repaired=True,
+    )
+
+
+def _listed(data: Path) -> set[str]:
+    """Return the files that a data set's own manifest lists, and its tables."""
+    try:
+        table = read_manifest(data)
+    except DataError:
+        return {"images.csv"}
+    structures = {f"structures/{image_id}_structure.png" for image_id in table.image_id}
+    return {"images.csv", *table.path, *table.mask_path.dropna(), *structures}
 
 
 def read_manifest(data: Path) -> pd.DataFrame:

@@ -79,12 +79,17 @@ class MemberReader:
             ) from error
 
 
-def find_source(folder: Path) -> Source:
+def find_source(folder: Path, *, besides: Path | None = None) -> Source:
     """Find images, masks and metadata below a folder.
 
     Files of the ISIC 2018 test set (anything with ``test`` in its name below ``folder``) are
     left alone. Where an image occurs twice (the Kaggle copy repeats its folders), the first in
-    alphabetical order is taken.
+    alphabetical order is taken; of several members of one archive with the same name, the last, as
+    unpacking it would leave.
+
+    Args:
+        folder: Where to look.
+        besides: Folder below it to leave out, such as the data set made from it.
 
     Raises:
         DataError: If the folder is missing, holds no image or no metadata, or an archive is
@@ -94,13 +99,14 @@ def find_source(folder: Path) -> Source:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give the folder that holds HAM10000's files.")
     source = Source()
-    for member in _members(folder):
+    files = [path for path in _files(folder) if besides is None or besides not in path.parents]
+    for member in _members(files):
         stem, suffix = _split_name(member.name)
         if suffix == ".png" and stem.endswith(_MASK_ENDING):
             source.masks.setdefault(stem.removesuffix(_MASK_ENDING), member)
         elif suffix in IMAGE_SUFFIXES:
             source.images.setdefault(stem, member)
-    source.metadata = _find_metadata(folder)
+    source.metadata = _find_metadata(files)
     if source.metadata is None:
         raise DataError(
             f"No metadata found in {folder}: a file named like HAM10000_metadata.csv with the "
@@ -127,8 +133,8 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _members(folder: Path) -> Iterator[Member]:
-    for path in _files(folder):
+def _members(files: list[Path]) -> Iterator[Member]:
+    for path in files:
         if path.suffix.lower() == ".zip":
             yield from _archive_members(path)
         else:
@@ -143,7 +149,8 @@ def _archive_members(path: Path) -> Iterator[Member]:
         raise DataError(
             f"{path} is not a complete zip archive ({error}). Download it again."
         ) from error
-    for entry in entries:
+    # A name may stand there twice, after an update; reading and unpacking both give the last.
+    for entry in {entry.filename: entry for entry in entries}.values():
         name = PurePosixPath(entry.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
             raise DataError(
@@ -154,10 +161,10 @@ def _archive_members(path: Path) -> Iterator[Member]:
             yield Member(entry.filename, path, True, entry.file_size, entry.CRC)
 
 
-def _find_metadata(folder: Path) -> Path | None:
+def _find_metadata(files: list[Path]) -> Path | None:
     found = [
         path
-        for path in _files(folder)
+        for path in files
         if "metadata" in path.stem.lower() and path.suffix.lower() in _METADATA_SUFFIXES
     ]
     order = {".csv": 0, "": 1, ".tab": 2, ".tsv": 3, ".txt": 4}

@@ -12,6 +12,7 @@ from dermlens.data.manifest import SPLITS, class_counts, read_manifest, write_ma
 from dermlens.diagnoses import CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json, write_csv, write_json
+from dermlens.locks import folder_lock
 
 FRACTIONS: dict[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
 
@@ -30,26 +31,27 @@ def split_data_set(
 
     Raises:
         DataError: If a diagnosis has fewer lesions than there are splits.
-        UsageError: If the seed is negative.
+        UsageError: If the seed is negative, or another run uses the data set.
     """
     if seed < 0:
         raise UsageError(f"The seed must not be negative, but is {seed}.")
     data = Path(data)
-    table = read_manifest(data)
-    pairs = near_duplicates(data, table, read_checks(data))
-    groups = connected_groups(table, zip(pairs.image_a, pairs.image_b, strict=True))
-    table["split"] = assign(table, groups, seed=seed, fractions=fractions)
-    write_csv(data / "near_duplicates.csv", pairs)
-    write_manifest(data, table)
-    summary = read_json(data / "dataset.json")
-    summary["split"] = {
-        "seed": seed,
-        "fractions": dict(fractions),
-        "near_duplicate_pairs": len(pairs),
-        "images": {s: int((table.split == s).sum()) for s in SPLITS},
-        "per_class": {s: class_counts(table[table.split == s]) for s in SPLITS},
-    }
-    write_json(data / "dataset.json", summary)
+    with folder_lock(data):
+        table = read_manifest(data)
+        pairs = near_duplicates(data, table, read_checks(data))
+        groups = connected_groups(table, zip(pairs.image_a, pairs.image_b, strict=True))
+        table["split"] = assign(table, groups, seed=seed, fractions=fractions)
+        write_csv(data / "near_duplicates.csv", pairs)
+        write_manifest(data, table)
+        summary = read_json(data / "dataset.json")
+        summary["split"] = {
+            "seed": seed,
+            "fractions": dict(fractions),
+            "near_duplicate_pairs": len(pairs),
+            "images": {s: int((table.split == s).sum()) for s in SPLITS},
+            "per_class": {s: class_counts(table[table.split == s]) for s in SPLITS},
+        }
+        write_json(data / "dataset.json", summary)
     return table
 
 

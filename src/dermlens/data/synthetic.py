@@ -20,15 +20,25 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.images import inspect_image
-from dermlens.data.manifest import class_counts, fingerprint, read_manifest, write_manifest
+from dermlens.data.manifest import (
+    class_counts,
+    data_set_kind,
+    fingerprint,
+    read_manifest,
+    write_manifest,
+)
 from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
 from dermlens.data.synthetic_distractors import add_artifacts, light, paint_skin, smear_colors
 from dermlens.data.synthetic_structures import STRUCTURES, Lesion
 from dermlens.diagnoses import by_code
 from dermlens.errors import DataError, UsageError
-from dermlens.files import folder_beside, read_json, write_csv, write_json
+from dermlens.files import read_json, write_csv, write_json
+from dermlens.folders import folder_beside
+from dermlens.locks import folder_lock
+from dermlens.processes import end_with_parent
 from dermlens.progress import progress
 
+KIND = data_set_kind("a synthetic data set")
 LICENSE = "Drawn by dermlens, MIT license: synthetic images that show no patient."
 WEIGHTS: dict[str, float] = {
     "akiec": 0.11,
@@ -148,8 +158,9 @@ def make_synthetic(
         The manifest.
 
     Raises:
-        DataError: If ``out`` exists and is not a synthetic data set.
-        UsageError: If ``images`` or ``size`` is too small to draw, or the seed is negative.
+        DataError: If ``out`` exists and is not a synthetic data set, or holds something else too.
+        UsageError: If ``images`` or ``size`` is too small to draw, the seed is negative, or another
+            run uses ``out``.
     """
     out = Path(out)
     if images < 1 or min(size) < 32:
@@ -160,10 +171,15 @@ def make_synthetic(
     if seed < 0:
         raise UsageError(f"The seed must not be negative, but is {seed}.")
     request = {"images": images, "size": list(size), "seed": seed}
-    if _holds(out, request):
+    with folder_lock(out):
+        if not _holds(out, request):
+            _make(out, request, size, workers)
         return read_manifest(out)
-    table, tasks_of = _plan(images, seed)
-    with folder_beside(out) as folder:
+
+
+def _make(out: Path, request: dict[str, Any], size: tuple[int, int], workers: int | None) -> None:
+    table, tasks_of = _plan(request["images"], request["seed"])
+    with folder_beside(out, KIND) as folder:
         for name in ("images", "masks", "structures"):
             (folder / name).mkdir()
         tasks = [_Task(str(folder), *task, size) for task in tasks_of]
@@ -171,7 +187,6 @@ def make_synthetic(
         write_manifest(folder, table)
         write_csv(folder / "images.csv", checks)
         write_json(folder / "dataset.json", _summary(table, checks, request))
-    return read_manifest(out)
 
 
 def _holds(out: Path, request: dict[str, Any]) -> bool:
@@ -269,7 +284,9 @@ def _results(tasks: list[_Task], processes: int) -> Iterator[dict[str, Any]]:
         # A fresh interpreter per worker: a fork would copy the locks of TensorFlow's threads.
         with (
             suppress(BrokenProcessPool),
-            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+            ProcessPoolExecutor(
+                processes, mp_context=get_context("spawn"), initializer=end_with_parent
+            ) as pool,
         ):
             for row in pool.map(_draw_and_write, tasks, chunksize=_IMAGES_PER_TASK):
                 done += 1

@@ -8,6 +8,7 @@
     BUNDLE/outlier.npz    directions and means of the outlier detector
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, split (before packing also lesion_id, dx)
+    BUNDLE/.dermlens      marks a folder that may be replaced by a newer bundle
 
 Loading builds the network from its description and copies weights into it: nothing is unpickled
 and no stored code is run.
@@ -24,7 +25,8 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.errors import ModelError
-from dermlens.files import folder_beside, read_json, sha256_of_file, write_csv, write_json
+from dermlens.files import read_json, sha256_of_file, write_csv, write_json
+from dermlens.folders import Kind, folder_beside
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.outlier import OutlierDetector
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "ham10000"
 """The bundle that comes with the package."""
+KIND = Kind(
+    "a bundle",
+    "bundle.json",
+    lambda _: ("bundle.json", "weights.h5", "outlier.npz", "history.csv", "split.csv"),
+    later=tuple(
+        f"int8/{name}"
+        for name in ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
+    ),
+)
 NON_COMMERCIAL = (
     "The weights were trained on HAM10000 (CC BY-NC 4.0) and are for non-commercial use only."
 )
@@ -194,7 +205,7 @@ def save_bundle(
     """Write a bundle atomically and return it.
 
     Args:
-        path: Folder to write; an older bundle there is replaced.
+        path: Folder to write; an older bundle there is replaced, anything else is not.
         model: float32 network built from ``architecture``.
         architecture: Its description.
         calibration: Fitted on validation.
@@ -204,9 +215,12 @@ def save_bundle(
         split: Columns image_id and split, and any others.
         outlier: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
+
+    Raises:
+        DataError: If something else than a bundle stands at ``path``.
     """
     license_note = NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT"
-    with folder_beside(Path(path)) as folder:
+    with folder_beside(Path(path), KIND) as folder:
         save_by_name(model, folder / "weights.h5", dtype=dtype)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "split.csv", split)

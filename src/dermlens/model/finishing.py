@@ -7,7 +7,8 @@ import numpy as np
 
 from dermlens.data.manifest import class_counts, select_split
 from dermlens.errors import ModelError, UsageError
-from dermlens.model.bundle import Bundle, load_bundle, save_bundle
+from dermlens.folders import require_replaceable
+from dermlens.model.bundle import KIND, Bundle, load_bundle, save_bundle
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.classifier import Architecture
 from dermlens.model.outlier import OutlierDetector, fit_outlier_detector, with_threshold
@@ -82,10 +83,12 @@ def pack(
     Raises:
         UsageError: If the storage is unknown.
         ModelError: If a bundle cannot be loaded, or the two are of other architectures.
-        DataError: If the data set is not split, or not the one of both bundles.
+        DataError: If the data set is not split, or not the one of both bundles, or something else
+            than a bundle stands at ``out``.
     """
     if dtype not in ("float16", "float32"):
         raise UsageError(f"Unknown storage {dtype!r}. Use float16 or float32.")
+    require_replaceable(out, KIND)
     bundle_path = Path(bundle_path)
     bundle = load_bundle(bundle_path)
     training_data = load_training_data(data)

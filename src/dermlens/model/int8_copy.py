@@ -28,12 +28,22 @@ import numpy as np
 
 from dermlens import __version__
 from dermlens.errors import ExplanationError, ModelError
-from dermlens.files import folder_beside, read_json, sha256_of_file, write_json
+from dermlens.files import read_json, sha256_of_file, write_json
+from dermlens.folders import Kind, folder_beside
+from dermlens.locks import folder_lock
 from dermlens.model.bundle import SHIPPED, Bundle, is_bundle
 from dermlens.model.lite import LiteClassifier, frozen_function, to_litert, weights_checksum
 
 FOLDER = "int8"
 _MODEL, _FACTS, _AGREEMENT = "model.tflite", "copy.json", "agreement.json"
+PARTIAL = "agreement.part.json"
+"""An unfinished measurement."""
+_KIND = Kind(
+    "an int8 copy",
+    None,
+    lambda _: (_MODEL, _FACTS, _AGREEMENT),
+    later=(_AGREEMENT, PARTIAL),
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,12 @@ def int8_copy(bundle: Bundle) -> Int8Copy:
         ModelError: If the model is in mixed precision, or cannot be converted.
     """
     key = weights_sha256(bundle.model)
-    return _find(bundle, key) or _make(bundle, key)
+    found = _find(bundle, key)
+    if found is not None:
+        return found
+    # Of two runs that need the same copy the second waits, and finds it made.
+    with folder_lock(_place(bundle, key), wait=True):
+        return _find(bundle, key) or _make(bundle, key)
 
 
 def _folders(bundle: Bundle, key: str) -> list[Path]:
@@ -161,12 +176,18 @@ def _find(bundle: Bundle, key: str) -> Int8Copy | None:
     return None
 
 
-def _make(bundle: Bundle, key: str) -> Int8Copy:
+def _place(bundle: Bundle, key: str) -> Path:
+    """Return where a new copy is to be written."""
     folders = _folders(bundle, key)
     # The parent is what must be writable: the folder is renamed into it when complete.
     writable = [folder for folder in folders[:-1] if os.access(folder.parent, os.W_OK)]
+    return (writable or folders[-1:])[0]
+
+
+def _make(bundle: Bundle, key: str) -> Int8Copy:
+    folder = _place(bundle, key)
     content, carried = _converted(bundle), _read_agreement(bundle.path / FOLDER)
-    with folder_beside((writable or folders[-1:])[0]) as building:
+    with folder_beside(folder, _KIND) as building:
         (building / _MODEL).write_bytes(content)
         facts = {
             "weights_sha256": key,
@@ -181,7 +202,7 @@ def _make(bundle: Bundle, key: str) -> Int8Copy:
         write_json(building / _FACTS, facts)
         if carried is not None:
             write_json(building / _AGREEMENT, carried)
-    return Int8Copy((writable or folders[-1:])[0], facts, carried)
+    return Int8Copy(folder, facts, carried)
 
 
 def _converted(bundle: Bundle) -> bytes:

@@ -1,7 +1,7 @@
 """Training in two phases, resumable after every epoch, ending in a bundle."""
 
-import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from dermlens.errors import ModelError
 from dermlens.files import read_json, write_csv, write_json
+from dermlens.locks import folder_lock
 from dermlens.model.bundle import Bundle, load_bundle, save_bundle
 from dermlens.model.checkpoint import read_facts
 from dermlens.model.classifier import build_classifier, stage_start
@@ -45,8 +46,13 @@ def train(
     Raises:
         DataError: If the data set cannot be used, or the teacher was trained on another.
         ModelError: If weights or the teacher do not fit, or ``out`` holds another run.
+        UsageError: If another run writes into ``out``, or changes the data set.
     """
-    out = Path(out)
+    with folder_lock(out), folder_lock(data, shared=True):
+        return _train(data, Path(out), configuration, resume)
+
+
+def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: bool) -> Bundle:
     training_data = load_training_data(data)
     _refuse_other_run(out, configuration, training_data, resume)
     if resume and (out / "bundle").is_dir():
@@ -181,5 +187,13 @@ def _finish(
         outlier=outlier,
     )
     write_csv(out / "split.csv", data.table.loc[:, ["image_id", "split"]])
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)
+    _remove_checkpoint(out / "checkpoint")
     return bundle
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Remove what training kept there; anything else in the folder is not ours."""
+    for name in ("state.npz", "best.npz", "features.npz"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

@@ -6,6 +6,7 @@ another training, and any HDF5 tool can read them. Nothing is ever unpickled.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
     """
     import h5py
 
-    with written_beside(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    # Made in memory: where the disk is full, HDF5 itself would end the process when it closes.
+    content = BytesIO()
+    with h5py.File(content, "w") as file:
         layers = [layer for layer in model.layers if layer.weights]
         file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
         file.attrs["backend"] = b"tensorflow"
@@ -73,6 +76,8 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
             for name, value in zip(names, layer.get_weights(), strict=True):
                 stored = value.astype(_storage(value, dtype))
                 group.create_dataset(name, data=stored, compression="gzip")
+    with written_beside(Path(path)) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return Path(path)
 
 

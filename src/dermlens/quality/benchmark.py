@@ -22,6 +22,7 @@ from dermlens.data.manifest import read_manifest, select_split
 from dermlens.explain.base import Explainer
 from dermlens.explain.registry import METHODS
 from dermlens.files import write_csv, write_json
+from dermlens.locks import folder_lock
 from dermlens.model.bundle import Bundle
 from dermlens.progress import progress, say
 from dermlens.quality.baselines import UNTRAINED_PREFIX
@@ -81,7 +82,8 @@ def run_benchmark(
 
     Raises:
         DataError: If the data set is not split, or an image cannot be read.
-        UsageError: If ``out`` holds a benchmark of another plan, bundle or data set.
+        UsageError: If ``out`` holds a benchmark of another plan, bundle or data set, or another run
+            writes into it.
     """
     plan = BenchmarkPlan() if plan is None else plan
     data, out = Path(data), Path(out)
@@ -91,10 +93,11 @@ def run_benchmark(
     if len(items) < plan.n:
         say(f"The split {plan.split} holds only {len(items)} images; all are measured.")
     bench = Bench(bundle, plan, extra)
-    store = Store(out / "pieces", _fingerprint(bench, items, pairs, extra))
-    _make(_pieces(bench, store, items, pairs), store)
-    tables = assemble(store, plan, items, pairs, bench.names, mirrors=_drawn(items))
-    return _write(out, tables, bench, plan)
+    with folder_lock(out):
+        store = Store(out / "pieces", _fingerprint(bench, items, pairs, extra))
+        _make(_pieces(bench, store, items, pairs), store)
+        tables = assemble(store, plan, items, pairs, bench.names, mirrors=_drawn(items))
+        return _write(out, tables, bench, plan)
 
 
 def _write(out: Path, tables: Tables, bench: Bench, plan: BenchmarkPlan) -> dict[str, Path]:

@@ -21,13 +21,12 @@ from dermlens.explain.scorers import SUFFICIENT_CORRELATION
 from dermlens.explain.target import resolve_targets
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
-from dermlens.model.int8_copy import int8_copy
+from dermlens.model.int8_copy import PARTIAL, int8_copy
 from dermlens.progress import progress
 from dermlens.quality.agreement import TOP_SHARE, top_overlap
 
 SCORED: tuple[str, ...] = ("occlusion", "lime", "shap", "rise")
 """Methods that can use another evaluator than the Keras model."""
-_PARTIAL = "agreement.part.json"
 
 
 def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -102,7 +101,7 @@ def measure_scorer(
     goals = resolve_targets(None, bundle.logits(images, batch_size=batch_size), bundle.classes)
     exact, copied = (_explainers(bundle, methods, one, options or {}) for one in (None, scorer))
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-    kept = _Kept(copy.folder / _PARTIAL, f"{methods} {options} {seed} {copy.facts}")
+    kept = _Kept(copy.folder / PARTIAL, f"{methods} {options} {seed} {copy.facts}")
     with progress("Comparing scorers", len(methods) * len(images)) as advance:
         for image, goal in zip(images, goals, strict=True):
             for name in methods:

@@ -11,7 +11,8 @@ from dermlens.errors import DataError, UsageError
 from dermlens.explain.contrast import ClassContrast
 from dermlens.explain.registry import parse_methods
 from dermlens.explain.target import check_targets
-from dermlens.files import folder_beside, write_json
+from dermlens.files import write_json
+from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
 from dermlens.progress import progress
 from dermlens.report.comparer import STEPS, Comparer
@@ -21,6 +22,11 @@ from dermlens.report.explanation import describe
 from dermlens.report.html import NOTICE
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
+KIND = Kind(
+    "a comparison",
+    "comparison.json",
+    lambda _: ("comparison.html", "attributions.npz", "comparison.json"),
+)
 
 
 def compare_files(
@@ -60,7 +66,8 @@ def compare_files(
     Raises:
         UsageError: If a method or class is unknown, a number is out of its range, or one mask is
             given for several images.
-        DataError: If a file cannot be read, or two would share a folder; nothing is written then.
+        DataError: If a file cannot be read, two would share a folder, or a folder holds something
+            else than a comparison; nothing is written then.
     """
     if batch_size < 1 or seed < 0:
         raise UsageError("The batch size must be at least 1, and the seed not negative.")
@@ -68,6 +75,8 @@ def compare_files(
     check_targets([target, against], bundle.classes)
     masks = find_masks(files, mask)
     _check_files(files, masks)
+    for path in files:
+        require_replaceable(Path(out) / path.stem, KIND)
     comparer = Comparer(bundle, names, batch_size=batch_size, scorer=scorer, images=len(files))
     written = []
     with progress("Comparing", len(files) * (len(names) + len(STEPS) - 1)) as advance:
@@ -89,11 +98,11 @@ def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
     """Write a complete comparison as a folder, atomically, and return its page.
 
     Args:
-        folder: To write; an older one is replaced.
+        folder: To write; an older comparison is replaced.
         comparison: As ``Comparer.compare`` returns it.
         name: What the image is called.
     """
-    with folder_beside(folder) as building:
+    with folder_beside(folder, KIND) as building:
         page = comparison_page(comparison, name)
         (building / "comparison.html").write_text(page, encoding="utf-8")
         maps: dict[str, Any] = dict(comparison_maps(comparison))

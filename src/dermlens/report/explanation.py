@@ -9,17 +9,27 @@ import numpy as np
 from dermlens.data.images import load_image
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
-from dermlens.explain.registry import create_several, method, parse_methods
+from dermlens.explain.registry import METHODS, create_several, method, parse_methods
 from dermlens.explain.score import parse_score
 from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.segment_explainer import ranking
 from dermlens.explain.target import check_targets, resolve_targets
-from dermlens.files import folder_beside, write_json
+from dermlens.files import write_json
+from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import set_codes
 from dermlens.progress import progress
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.figures import Panel, attribution_figure, overlay
+
+KIND = Kind(
+    "an explanation",
+    "explanation.json",
+    lambda _: (
+        *("attributions.npz", "all_methods.png", "explanation.json"),
+        *(f"{name}.png" for name in METHODS),
+    ),
+)
 
 
 def explain_files(
@@ -58,13 +68,16 @@ def explain_files(
     Raises:
         UsageError: If a method, target, score or scorer is unknown, or a number is outside its
             range.
-        DataError: If a file cannot be read, or two would share a folder; nothing is written then.
+        DataError: If a file cannot be read, two would share a folder, or a folder holds something
+            else than an explanation; nothing is written then.
     """
     _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
     explained = parse_score(score, bundle.classes)
     check_targets(target, bundle.classes)
     _check_files(files)
+    for path in files:
+        require_replaceable(Path(out) / path.stem, KIND)
     scorers = choose_scorers(bundle, names, scorer, images=len(files))
     explainers = create_several(names, bundle.model, classes=bundle.classes, scorers=scorers)
     # One predictor for all images: it is traced once.
@@ -129,7 +142,7 @@ def _write(
         for name, result in results.items()
     ]
     title = f"{path.stem}: {code}, p = {probabilities[goal]:.2f}"
-    with folder_beside(folder) as building:
+    with folder_beside(folder, KIND) as building:
         maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
         np.savez_compressed(building / "attributions.npz", **maps)
         for name, result in results.items():

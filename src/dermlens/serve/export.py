@@ -12,6 +12,7 @@
     OUT/parity.md             the same as a table
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ import numpy as np
 from dermlens import __version__
 from dermlens.diagnoses import by_code
 from dermlens.errors import UsageError
-from dermlens.files import folder_beside, write_json, written_beside
+from dermlens.files import write_json, written_beside
+from dermlens.folders import Kind, folder_beside, require_replaceable
+from dermlens.locks import folder_lock
 from dermlens.model.bundle import Bundle
 from dermlens.model.lite import to_litert
 from dermlens.serve.footprint import footprint
@@ -45,6 +48,21 @@ _FILES = {
     "dynamic": "model_dynamic.tflite",
     "int8": "model_int8.tflite",
 }
+_BYTES_PER_PARAMETER = {
+    "saved_model": 4.2,
+    "float32": 4.1,
+    "float16": 2.1,
+    "dynamic": 1.1,
+    "int8": 1.1,
+}
+_SAVED_MODEL = Kind(
+    "a SavedModel of dermlens",
+    "saved_model.pb",
+    lambda _: (
+        *("saved_model.pb", "fingerprint.pb", "metadata.json", "variables/variables.index"),
+        "variables/variables.data-00000-of-00001",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,7 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
 
     Args:
         bundle: Trained model.
-        out: Folder to write; an older one is replaced.
+        out: Folder to write; an older SavedModel of dermlens is replaced.
         reference: Images to measure the agreement on.
 
     Returns:
@@ -118,16 +136,13 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
 
     Raises:
         ModelError: If the artifact is not finite or disagrees; then nothing is written.
-        UsageError: If the folder exists and is no SavedModel.
+        DataError: If the folder exists and is anything else.
     """
     import tensorflow as tf
 
     from dermlens.serve.export_graph import serving_module
 
-    out = Path(out)
-    if out.exists() and not (out / "saved_model.pb").is_file():
-        raise UsageError(f"{out} exists and is no SavedModel. Choose another folder.")
-    with folder_beside(out) as building:
+    with folder_beside(Path(out), _SAVED_MODEL) as building:
         module, signatures = serving_module(bundle)
         tf.saved_model.save(module, str(building), signatures=signatures)
         write_json(building / "metadata.json", metadata(bundle, "saved_model"))
@@ -233,20 +248,31 @@ def export(
         Path of each artifact by format, of ``parity`` and of its ``table``.
 
     Raises:
-        UsageError: If a format is unknown or none is given.
+        UsageError: If a format is unknown or none is given, or the disk is too full.
+        DataError: If ``out/saved_model`` exists and is anything else.
         ModelError: If an artifact disagrees with the Keras model; it is not kept.
     """
     wanted = parse_formats(formats)
+    if "saved_model" in wanted:
+        require_replaceable(Path(out) / "saved_model", _SAVED_MODEL)
+    _require_space(bundle, Path(out), wanted)
     images = images or drawn_export_images()
+    with folder_lock(Path(out)):
+        return _export(bundle, Path(out), wanted, images, costs)
+
+
+def _export(
+    bundle: Bundle, out: Path, wanted: Sequence[str], images: ExportImages, costs: bool
+) -> dict[str, Path]:
     reference = Reference(bundle, images.compared, images.labels)
     paths: dict[str, Path] = {}
     measured: dict[str, Any] = {}
     for name in wanted:
         if name == "saved_model":
-            paths[name] = Path(out) / "saved_model"
+            paths[name] = out / "saved_model"
             parity = export_saved_model(bundle, paths[name], reference)
         else:
-            paths[name] = Path(out) / _FILES[name]
+            paths[name] = out / _FILES[name]
             parity = export_tflite(bundle, paths[name], reference, name, images.representative)
         if costs:
             kind = "saved_model" if name == "saved_model" else "tflite"
@@ -258,8 +284,21 @@ def export(
         "balanced_accuracy": reference.balanced_accuracy(reference.probabilities),
         "artifacts": measured,
     }
-    paths["parity"] = write_json(Path(out) / "parity.json", report)
-    paths["table"] = Path(out) / "parity.md"
+    paths["parity"] = write_json(out / "parity.json", report)
+    paths["table"] = out / "parity.md"
     with written_beside(paths["table"]) as building:
         building.write_text(parity_markdown(report), encoding="utf-8")
     return paths
+
+
+def _require_space(bundle: Bundle, out: Path, formats: Sequence[str]) -> None:
+    """Refuse a disk that is too small before the long work starts."""
+    parameters = bundle.model.count_params()
+    needed = sum(int(parameters * _BYTES_PER_PARAMETER[name]) for name in formats)
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UsageError(
+            f"The export needs about {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free "
+            f"in {there}. Free some space, choose another --out or fewer --formats."
+        )
