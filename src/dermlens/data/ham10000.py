@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermlens.data.images import ImageChecks, inspect_bytes, open_rgb
+from dermlens.data.images import ImageChecks, inspect_bytes, opened_rgb
 from dermlens.data.manifest import class_counts, fingerprint, read_manifest, write_manifest
 from dermlens.data.sources import Member, MemberReader, Source, find_source, read_metadata
 from dermlens.errors import DataError
@@ -197,8 +197,8 @@ def _in_parallel(function: Callable[[str], Any], items: list[str], workers: int 
 
 def _bring_mask(reader: MemberReader, member: Member, path: Path) -> None:
     content = reader.read(member)
-    open_rgb(content, member.label())
-    path.write_bytes(content)
+    with opened_rgb(content, member.label()):
+        path.write_bytes(content)
 
 
 def _link(existing: Path, new: Path) -> None:

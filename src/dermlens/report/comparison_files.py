@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import load_image, load_mask
+from dermlens.data.images import image_size, load_image, load_mask
 from dermlens.diagnoses import class_index
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.contrast import ClassContrast
@@ -146,8 +146,8 @@ def _check_files(files: Sequence[Path], masks: Mapping[Path, Path]) -> None:
                 f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
                 "or compare them into different folders."
             )
-        shape = load_image(path).shape[:2]
-        if path in masks and (drawn := load_mask(masks[path]).shape) != shape:
+        shape = image_size(path)
+        if path in masks and (drawn := image_size(masks[path])) != shape:
             raise DataError(
                 f"The outline {masks[path]} has {drawn[1]}x{drawn[0]} pixels, its image "
                 f"{shape[1]}x{shape[0]}. Draw it on the whole image."

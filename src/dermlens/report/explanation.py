@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import load_image
+from dermlens.data.images import image_size, load_image
 from dermlens.diagnoses import class_index
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
@@ -104,7 +104,7 @@ def _check_files(files: Sequence[Path]) -> None:
                 f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
                 "or explain them into different folders."
             )
-        load_image(path)
+        image_size(path)
 
 
 def _write(
