@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed
+from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed, load_named
 from dermlens.progress import say
 
 
@@ -33,14 +33,14 @@ def compare(
 
     Example: dermlens compare photo.jpg --against mel --mask outline.png --out comparisons
     """
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.report.comparison_files import compare_files
     from dermlens.serve.prediction import find_images
 
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
     written = compare_files(
-        load_bundle(bundle),
+        load_named(bundle),
         files,
         out,
         methods=methods,

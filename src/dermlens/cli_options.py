@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dermlens.errors import UsageError
+from dermlens.progress import say
+
+if TYPE_CHECKING:
+    from dermlens.model.bundle import Bundle
 
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
@@ -26,6 +30,15 @@ BundleAndImages = Annotated[
         "comes with dermlens.",
     ),
 ]
+
+
+def load_named(path: Path) -> "Bundle":
+    """Load a bundle and say which model it is, so that no output is of an unknown one."""
+    from dermlens.model.bundle import load_bundle
+
+    bundle = load_bundle(path)
+    say(f"Model: {bundle.label}")
+    return bundle
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -49,6 +49,12 @@ class OperatingPoint:
     positives: int
     negatives: int
 
+    def sound(self, classes: Sequence[str]) -> bool:
+        """Tell whether it sums some of these classes and its threshold is a probability."""
+        # A threshold is a sum of probabilities, which rounding can bring just above 1.
+        threshold = isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1 + 1e-6
+        return threshold and bool(self.codes) and set(self.codes) <= set(classes)
+
     def score(self, probabilities: np.ndarray, classes: Sequence[str] = CODES) -> np.ndarray:
         """Return the summed probability of the positives, (N,), from (N, C)."""
         return probabilities[:, [list(classes).index(code) for code in self.codes]].sum(axis=1)
@@ -79,12 +85,21 @@ class Calibration:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities, float64 (N, C), rows summing to 1."""
-        return softmax(np.asarray(logits, np.float64) / self.temperature)
+        return softmax(self._scaled(logits))
 
     def adjusted(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated logits minus tau times the log prior, float64 (N, C)."""
+        return self._scaled(logits) - self.tau * np.asarray(self.log_prior)
+
+    def _scaled(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits over the temperature; what is not finite is no answer and is refused."""
         scaled = np.asarray(logits, np.float64) / self.temperature
-        return scaled - self.tau * np.asarray(self.log_prior)
+        if not np.isfinite(scaled).all():
+            raise ModelError(
+                "The model's answer is not a finite number. Its weights are damaged or its "
+                "training diverged: use another bundle."
+            )
+        return scaled
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """Return the class positions chosen by the stored rule, int (N,)."""
@@ -112,25 +127,50 @@ class Calibration:
         """Build from what ``to_json`` returned.
 
         Raises:
-            ModelError: If a field is missing.
+            ModelError: If a field is missing, or holds what cannot be true.
         """
         try:
             points = {
                 name: OperatingPoint(**{**fields, "codes": tuple(fields["codes"])})
                 for name, fields in content["operating_points"].items()
             }
-            return cls(
+            calibration = cls(
                 temperature=float(content["temperature"]),
                 tau=float(content["decision_rule"]["tau"]),
                 log_prior=tuple(float(v) for v in content["decision_rule"]["log_prior"]),
                 operating_points=points,
                 classes=tuple(content["classes"]),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"The calibration stored in the bundle is incomplete ({error}). Train or save the "
                 "bundle again."
             ) from error
+        calibration.check()
+        return calibration
+
+    def check(self) -> None:
+        """Refuse values that no calibration gives.
+
+        Raises:
+            ModelError: If a number is not finite or out of its range, the prior is not of these
+                classes, or an operating point is of others.
+        """
+        for problem, found in (
+            ("temperature", not (np.isfinite(self.temperature) and self.temperature > 0)),
+            ("strength of the prior correction", not (np.isfinite(self.tau) and self.tau >= 0)),
+            ("prior", len(self.log_prior) != len(self.classes)),
+            ("prior", not np.isfinite(self.log_prior).all()),
+            *(
+                (f"operating point {name!r}", not point.sound(self.classes))
+                for name, point in self.operating_points.items()
+            ),
+        ):
+            if found:
+                raise ModelError(
+                    f"The calibration stored in the bundle cannot be used: its {problem} has an "
+                    "impossible value. Copy the bundle again."
+                )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -103,6 +103,7 @@ def _write(out: Path, tables: Tables, bench: Bench, plan: BenchmarkPlan) -> dict
     }
     about = {
         "note": NOTE,
+        "model": bench.bundle.identity,
         "plan": plan.to_json(),
         "input_size": list(bench.bundle.input_size),
         "backbone": bench.bundle.architecture.backbone,

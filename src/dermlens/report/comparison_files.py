@@ -13,7 +13,7 @@ from dermlens.explain.contrast import ClassContrast
 from dermlens.explain.registry import parse_methods
 from dermlens.files import folder_beside, write_json
 from dermlens.model.bundle import Bundle
-from dermlens.progress import progress
+from dermlens.progress import printable, progress
 from dermlens.report.comparer import STEPS, Comparer
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_page import comparison_page
@@ -81,7 +81,9 @@ def compare_files(
                 seed=seed,
                 advance=lambda name: advance(1, name),
             )
-            written.append(write_comparison(Path(out) / path.stem, comparison, path.name))
+            written.append(
+                write_comparison(Path(out) / path.stem, comparison, printable(path.name))
+            )
     return written
 
 
@@ -165,6 +167,7 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     agreement, scales, found = comparison.agreement, comparison.scales, comparison.discrimination
     numbers: dict[str, Any] = {
         "image": name,
+        "model": dict(comparison.model),
         "target": comparison.target,
         "decision": classes[reading.decision],
         "compared_with": [classes[other] for other in reading.others],

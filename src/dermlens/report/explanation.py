@@ -16,7 +16,7 @@ from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.segment_explainer import ranking
 from dermlens.files import folder_beside, write_json
 from dermlens.model.bundle import Bundle
-from dermlens.progress import progress
+from dermlens.progress import printable, progress
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.figures import Panel, attribution_figure, overlay
 
@@ -123,7 +123,7 @@ def _write(
         Panel(method(name).title, result.maps[0], result.signed, method(name).cost)
         for name, result in results.items()
     ]
-    title = f"{path.stem}: {code}, p = {probabilities[goal]:.2f}"
+    title = f"{printable(path.stem)}: {code}, p = {probabilities[goal]:.2f}"
     with folder_beside(folder) as building:
         maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
         np.savez_compressed(building / "attributions.npz", **maps)
@@ -137,7 +137,8 @@ def _write(
         write_json(
             building / "explanation.json",
             {
-                "image": path.name,
+                "image": printable(path.name),
+                "model": bundle.identity,
                 "target": code,
                 "decision": bundle.classes[int(bundle.calibration.decide(logits)[0])],
                 "decision_rule": bundle.calibration.rule,

@@ -14,7 +14,7 @@ from dermlens.diagnoses import by_code
 from dermlens.errors import DataError
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import predictions_table
-from dermlens.progress import progress, say
+from dermlens.progress import printable, progress, say
 
 _CHUNK = 256
 
@@ -42,7 +42,8 @@ def _table(
     bundle: Bundle, rows: pd.DataFrame, logits: np.ndarray, scores: np.ndarray | None
 ) -> pd.DataFrame:
     threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
-    return predictions_table(rows, logits, bundle.calibration, scores, threshold)
+    table = predictions_table(rows, logits, bundle.calibration, scores, threshold)
+    return table.assign(model=bundle.label)
 
 
 def predict_external(
@@ -121,6 +122,8 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
                     yield file
         elif path.is_file():
             yield path
+        elif path.exists():
+            raise DataError(f"{path} is neither a file nor a folder. Give images.")
         else:
             raise DataError(f"{path} does not exist. Check the path.")
 
@@ -131,8 +134,8 @@ def predict_files(
     """Predict files; a damaged file gets a row that says so, and the rest goes on.
 
     Returns:
-        One row per file: path, image_id, predictions, ``flag_<point>`` for each operating point,
-        ``error`` (empty where all went well).
+        One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
+        operating point, ``error`` (empty where all went well).
     """
     parts = []
     with progress("Predicting", len(files)) as advance:
@@ -152,8 +155,9 @@ def _predict_chunk(
             errors.append("")
         except DataError as error:
             errors.append(str(error))
-    rows = pd.DataFrame({"path": [str(p) for p in files], "image_id": [p.stem for p in files]})
-    rows["error"] = errors
+    names = {"path": map(str, files), "image_id": (path.stem for path in files)}
+    rows = pd.DataFrame({key: list(map(printable, values)) for key, values in names.items()})
+    rows["error"] = list(map(printable, errors))
     good = np.array([error == "" for error in errors])
     logits = np.zeros((len(files), len(bundle.classes)))
     scores = None if bundle.outlier is None else np.zeros(len(files))
