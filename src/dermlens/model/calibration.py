@@ -96,7 +96,7 @@ class Calibration:
         scaled = np.asarray(logits, np.float64) / self.temperature
         if not np.isfinite(scaled).all():
             raise ModelError(
-                "The model's answer is not a finite number. Its weights are damaged or its "
+                "The model's answer is not finite. Its weights are damaged or its "
                 "training diverged: use another bundle."
             )
         return scaled
