@@ -25,10 +25,10 @@ def places(saved: Path, tmp_path: Path) -> Path:
     """Everything that people have given instead of a bundle, and folders of images."""
     run = tmp_path / "runs" / "mine"
     shutil.copytree(saved, run / "bundle")
-    (run / "configuration.json").write_text("{}")
+    (run / "configuration.json").write_text('{"data_fingerprint": ""}')
     picture(1).save(run / "history.png")
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "configuration.json").write_text("{}")
+    shutil.copy(run / "configuration.json", tmp_path / "begun")
     shutil.copytree(saved, tmp_path / "beheaded")
     (tmp_path / "beheaded" / "bundle.json").unlink()
     (tmp_path / "empty").mkdir()
@@ -39,6 +39,7 @@ def places(saved: Path, tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "photos" / "deep").mkdir(parents=True)
     picture(2).save(tmp_path / "photos" / "deep" / "b.png")
+    (tmp_path / "photos" / "configuration.json").write_text("{}")
     picture(1).save(tmp_path / "a.png")
     return tmp_path
 

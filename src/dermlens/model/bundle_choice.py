@@ -84,7 +84,7 @@ def meant_as_model(path: Path) -> str | None:
     if not path.is_dir() or is_bundle(path):
         return None
     inside = sorted(entry.parent for entry in _descriptions(path))
-    if (path / "configuration.json").is_file() or inside == [path / "bundle"]:
+    if _is_run(path) or inside == [path / "bundle"]:
         if is_bundle(path / "bundle"):
             return f"{path} is a run folder; its bundle is {path / 'bundle'}. Give that."
         return (
@@ -102,6 +102,14 @@ def meant_as_model(path: Path) -> str | None:
             "it was made from."
         )
     return None
+
+
+def _is_run(path: Path) -> bool:
+    """Tell whether 'dermlens train' has begun a run in a folder."""
+    try:
+        return "data_fingerprint" in (path / "configuration.json").read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _descriptions(path: Path) -> Iterator[Path]:
