@@ -5,29 +5,36 @@
 ARTIFACT is what 'dermlens export' wrote: the folder saved_model (needs tensorflow) or the file
 model.tflite (needs ai-edge-litert). Besides, only numpy and pillow are needed.
 
-Exit codes: 0 all images were predicted; 1 some could not be read, the others were predicted;
-2 nothing could be done (no such artifact, a package is missing, no image found).
+Exit codes: 0 all went well; 1 something could not be read or written, the rest was; 2 nothing could
+be done (no such artifact or a damaged one, a package is missing, no image found).
 
 Research and education only, not a medical device.
 """
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
+import stat
+import struct
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 500_000_000
+MAX_SIDE = 4096
+MAX_STEM_BYTES = 200
 NOTE = "Research and education only, not a medical device."
 
 # The perceptually uniform color map "inferno" (CC0), every fifth of its 256 colors.
@@ -56,51 +63,65 @@ class Unreadable(Exception):
 def read_rgb(path: Path) -> Image.Image:
     """Decode an image file completely into an upright RGB image.
 
-    EXIF orientation is applied; palette, gray, CMYK and 16-bit images become RGB; transparency is
-    laid over white.
+    EXIF orientation is applied where it is valid; palette, gray, CMYK and 16-bit images become RGB;
+    transparency is laid over white.
 
     Raises:
-        Unreadable: If the file is missing, damaged, too large or an animation.
+        Unreadable: If the file is missing, no plain file, damaged, too large or an animation.
     """
+    if reason := unusable(path):
+        raise Unreadable(reason)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Unreadable(
-                        f"has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}"
-                    )
-                if getattr(image, "is_animated", False) and image.format in ("GIF", "WEBP", "PNG"):
-                    raise Unreadable("is an animation, not one image")
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore")
+            content = path.read_bytes()
+            image = open_header(content)
+            check_size(image, content)
+            return to_rgb(decode_upright(image))
     except Unreadable:
         raise
     except Image.DecompressionBombError:
         raise Unreadable(f"has far more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise Unreadable("is empty, or no image of a known format") from None
-    except FileNotFoundError:
-        raise Unreadable("does not exist") from None
     except Exception as error:  # Damaged files make decoders fail in many ways.
-        reason = str(error).replace(str(path), "the file").strip() or type(error).__name__
-        raise Unreadable(f"cannot be decoded as an image ({reason})") from error
+        reason = " ".join(str(error).replace(str(path), "the file").split())
+        raise Unreadable(
+            f"cannot be decoded as an image ({reason or type(error).__name__})"
+        ) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any mode into RGB."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        levels = np.clip(values / top, 0, 1) * 255 + 0.5
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        upper = image.convert("RGBA")
-        white = Image.new("RGBA", upper.size, "white")
-        return Image.alpha_composite(white, upper).convert("RGB")
-    return image.convert("RGB")
+def unusable(path: Path) -> str:
+    """Return why a path is no file that can be read, without opening it; "" if it is one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+        return f"is a {kinds.get(stat.S_IFMT(found.st_mode), 'device')}, not an image file"
+    if found.st_size > MAX_FILE_BYTES:
+        return f"has more than {MAX_FILE_BYTES / 1e6:,.0f} MB"
+    return ""
+
+
+def check_size(image: Any, content: bytes) -> None:
+    """Refuse an opened picture that has too many pixels, several frames, or takes too much memory.
+
+    Raises:
+        Unreadable: If so.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise Unreadable(f"has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+    if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+        raise Unreadable("is an animation, not one image")
+    if (needed := memory_needed(image, content)) > MAX_MEMORY:
+        raise Unreadable(
+            f"would take {needed / 1e9:.2f} GB of memory to decode, more than the "
+            f"{MAX_MEMORY / 1e9:.2f} GB allowed"
+        )
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -122,21 +143,244 @@ def find_images(patterns: list[str]) -> list[Path]:
     Raises:
         Stop: If there is no file at all.
     """
-    found: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            inside = path.rglob("*")
-            found += sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.exists():
-            found.append(path)
-        else:
-            inside = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            found += sorted(p for p in inside if p.is_file()) or [path]
-    found = list(dict.fromkeys(found))
-    if not any(path.is_file() for path in found):
-        raise Stop(f"No image found in {', '.join(patterns)}. Check the path.")
+    found = list(dict.fromkeys(path for pattern in patterns for path in matching(Path(pattern))))
+    reasons = [unusable(path) for path in found]
+    if all(reasons):
+        why = f": {found[0]} {reasons[0]}" if found else ""
+        raise Stop(f"No image found in {', '.join(patterns)}{why}. Check the path.")
     return found
+
+
+def matching(path: Path) -> list[Path]:
+    """Return what one argument stands for."""
+    reason = unusable(path)
+    if reason.startswith("is a folder"):
+        inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(p for p in inside if not unusable(p).startswith("is a folder"))
+    if reason != "does not exist":
+        return [path]
+    try:
+        inside = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return sorted(p for p in inside if not unusable(p)) or [path]
+    except (OSError, ValueError, NotImplementedError):  # No pattern either.
+        return [path]
+
+
+# Decoding, as in dermlens.data.decoding --------------------------------------------------------
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+MAX_MEMORY = 850_000_000
+_BAND_PIXELS = 1 << 20
+_ORIENTATION = 0x0112
+_EXIF_LENGTH = 1 << 16
+_EXIF_HEADER = b"Exif\x00\x00"
+_MULTI_PICTURE_HEADER = b"MPF\x00"
+# Of TIFF: size, depth, compression, color, strips, tiles, planes, predictor, palette, JPEG tables.
+_PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293})
+_PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
+# Bytes per pixel that decoders hold beside the picture itself, measured.
+_DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
+
+
+def open_header(content: bytes) -> Any:
+    """Open a picture of a known format without decoding its pixels.
+
+    Broken descriptions (EXIF, resolution, multi-picture) do not matter: they are left out then.
+
+    Args:
+        content: The bytes of the file.
+
+    Returns:
+        A lazy PIL image.
+
+    Raises:
+        Exception: Whatever Pillow raises on what is no picture.
+    """
+    try:
+        return _open(content)
+    except Exception:
+        if content.startswith(b"\xff\xd8"):
+            return _open_jpeg_without_descriptions(content)
+        if content.startswith((b"II*\x00", b"MM\x00*")):
+            return _open(_tiff_without_descriptions(content))
+        raise
+
+
+def _open(content: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _open_jpeg_without_descriptions(content: bytes) -> Any:
+    plain = content
+    for header in (_EXIF_HEADER, _MULTI_PICTURE_HEADER):
+        plain = plain.replace(header, b"-" * len(header), 1)
+    image = _open(plain)
+    start = content.find(_EXIF_HEADER)
+    if start >= 0:
+        image.info["exif"] = content[start : start + _EXIF_LENGTH]
+    return image
+
+
+def _tiff_without_descriptions(content: bytes) -> bytes:
+    """Give every entry that pixels do not depend on the type 0, which readers skip.
+
+    One entry that points outside the file makes Pillow miss all that come after it.
+    """
+    order = "<" if content.startswith(b"II") else ">"
+    patched = bytearray(content)
+    (start,) = struct.unpack_from(f"{order}L", content, 4)
+    (count,) = struct.unpack_from(f"{order}H", content, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, values = struct.unpack_from(f"{order}HHL", content, entry)
+        if tag not in _PIXEL_TAGS and (tag, kind, values) != (_ORIENTATION, 3, 1):
+            struct.pack_into(f"{order}HL", patched, entry + 2, 0, 0)
+    return bytes(patched)
+
+
+def memory_needed(image: Any, content: bytes) -> int:
+    """Return how many bytes it takes, at most, to make an opened picture upright RGB.
+
+    Args:
+        image: From ``open_header``, not decoded yet.
+        content: The bytes of the file, which stay in memory meanwhile.
+    """
+    stored = _stored_bytes(image.mode)
+    loading = stored + _DECODER_BYTES.get(str(image.format), 0)
+    if image.format in ("JPEG", "MPO") and _in_several_scans(image, content):
+        # The decoder keeps all coefficients, 16 bits each, until the last scan.
+        loading += 2 * len(image.getbands())
+    # Of PNG the orientation may stand behind the pixels.
+    turned = image.format == "PNG" or orientation(image) > 1
+    turning = 2 * stored if turned else stored
+    converting = stored + 4 if image.mode != "RGB" else stored
+    pixels = image.width * image.height
+    strip = _strip_bytes(image) if image.format == "TIFF" else 0
+    return len(content) + pixels * max(loading, turning, converting) + strip
+
+
+def _stored_bytes(mode: str) -> int:
+    """Bytes per pixel in Pillow's memory."""
+    if mode.startswith("I;16"):
+        return 2
+    return 1 if mode in ("1", "L", "P") else 4
+
+
+def _in_several_scans(image: Any, content: bytes) -> bool:
+    # Pillow has read up to the first scan; inside of scans the marker's bytes cannot occur.
+    return "progressive" in image.info or content.find(b"\xff\xda", image.fp.tell()) >= 0
+
+
+def _strip_bytes(image: Any) -> int:
+    """Bytes of one strip or tile of a TIFF file, which is unpacked as a whole."""
+    tags = image.tag_v2
+    if tags.get(259, 1) == 1:
+        return 0
+    bits = np.max(tags.get(258, 1)) * tags.get(277, 1)
+    if 322 in tags and 323 in tags:
+        pixels = tags[322] * tags[323]
+    else:
+        pixels = image.width * min(tags.get(278, image.height), image.height)
+    return int(pixels * bits) // 8
+
+
+def orientation(image: Any) -> int:
+    """Return the EXIF orientation of a picture, 1..8; 1 where the tag is missing or broken."""
+    try:
+        tags = image.tag_v2 if image.format == "TIFF" else image.getexif()
+        value = tags.get(_ORIENTATION, 1)
+    except Exception:  # Whatever is wrong with a description is no reason to refuse the picture.
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def decode_upright(image: Any) -> Any:
+    """Decode an opened picture completely and turn it upright.
+
+    ``ImageOps.exif_transpose`` writes the whole EXIF block again and fails if any tag is broken.
+
+    Raises:
+        Exception: Whatever Pillow raises on damaged files.
+    """
+    stream, is_tiff = image.fp, image.format == "TIFF"
+    if is_tiff:
+        # Pillow turns TIFF files itself while decoding, and reads every tag for it.
+        turn, image.getexif = orientation(image), _no_tags
+    image.load()
+    stream.close()  # Else the file's bytes would stay in memory as long as the picture.
+    if not is_tiff:
+        turn = orientation(image)
+    return image if turn == 1 else image.transpose(_turns()[turn])
+
+
+def _no_tags() -> Any:
+    from PIL import Image
+
+    return Image.Exif()
+
+
+def _turns() -> dict[int, Any]:
+    from PIL.Image import Transpose
+
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+
+
+def to_rgb(image: Any) -> Any:
+    """Turn a decoded picture of any mode into RGB, band by band.
+
+    16-bit and floating-point pictures are scaled to 0..255; an alpha channel is laid over white.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image
+    deep = image.mode.startswith(("I", "F"))
+    top = _largest(image) if deep else 0.0
+    whole = Image.new("RGB", image.size)
+    for box in _bands(image):
+        part = image.crop(box)
+        whole.paste(_deep_to_rgb(part, top) if deep else _part_to_rgb(part), box[:2])
+    return whole
+
+
+def _bands(image: Any) -> list[tuple[int, int, int, int]]:
+    rows = max(1, _BAND_PIXELS // image.width)
+    return [
+        (0, start, image.width, min(start + rows, image.height))
+        for start in range(0, image.height, rows)
+    ]
+
+
+def _largest(image: Any) -> float:
+    largest = max(np.max(np.asarray(image.crop(box)), initial=0) for box in _bands(image))
+    return 65535.0 if largest > 255 else 255.0
+
+
+def _deep_to_rgb(part: Any, top: float) -> Any:
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(part, dtype=np.float64))
+    scaled = (np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _part_to_rgb(part: Any) -> Any:
+    from PIL import Image
+
+    if part.mode in ("RGBA", "LA", "PA") or "transparency" in part.info:
+        upper = part.convert("RGBA")
+        white = Image.new("RGBA", upper.size, "white")
+        return Image.alpha_composite(white, upper).convert("RGB")
+    return part.convert("RGB")
 
 
 # Running artifacts ---------------------------------------------------------------------------
@@ -156,7 +400,12 @@ class SavedModel:
                 "A SavedModel needs TensorFlow. Install it: pip install tensorflow"
             ) from None
         self.facts = read_facts(path / "metadata.json")
-        self._signatures = tf.saved_model.load(str(path)).signatures
+        check_files(self.facts, {name: path / name for name in self.facts.get("sha256", {})}, path)
+        try:
+            self._signatures = tf.saved_model.load(str(path)).signatures
+            self._signatures["serving_default"], self._signatures["explain_grad_cam"]
+        except Exception as error:
+            raise Stop(f"{path} is no valid SavedModel ({error}). Export it again.") from error
         self._tf = tf
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -189,11 +438,22 @@ class LiteRT:
                 "A .tflite file needs LiteRT. Install it: pip install ai-edge-litert"
             ) from None
         self.facts = read_facts(path.with_suffix(".json"))
+        # The file may have been renamed, together with its metadata.
+        check_files(self.facts, dict.fromkeys(self.facts.get("sha256", {}), path), path)
+        shapes = {
+            "image": (1, *self.facts["input_size"], 3),
+            "probabilities": (1, len(self.facts["classes"])),
+        }
         try:
             self._interpreter = Interpreter(model_path=str(path), num_threads=os.cpu_count())
             self._run = self._interpreter.get_signature_runner()
-        except (ValueError, RuntimeError) as error:
+            known = {**self._run.get_input_details(), **self._run.get_output_details()}
+            found = {name: tuple(map(int, known[name]["shape"])) for name in shapes}
+            known["maps"]
+        except (ValueError, RuntimeError, KeyError) as error:
             raise Stop(f"{path} is no valid .tflite file ({error}). Export it again.") from error
+        if found != shapes:
+            raise Stop(f"{path} and {path.with_suffix('.json')} do not belong together: {found}.")
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities (1, C) of one uint8 image (1, H, W, 3)."""
@@ -206,14 +466,86 @@ class LiteRT:
 
 
 def read_facts(path: Path) -> dict:
-    """Read the metadata beside an artifact."""
+    """Read and check the metadata beside an artifact.
+
+    Raises:
+        Stop: If it is missing, damaged, or cannot be true.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         raise Stop(
             f"{path} is missing or damaged. Copy it together with the artifact, as "
             "'dermlens export' wrote it."
         ) from None
+    if problem := flaw(facts):
+        raise Stop(
+            f"{path} is damaged: {problem}. Copy it again together with the artifact, as "
+            "'dermlens export' wrote it."
+        )
+    return facts
+
+
+def flaw(facts: Any) -> str:
+    """Return what is wrong with the metadata of an artifact, or ""."""
+    if not isinstance(facts, dict):
+        return "it does not describe an artifact"
+    if "checksum" in facts and facts["checksum"] != checksum(facts):
+        return "it has changed since it was written"
+    try:
+        codes = [entry["code"] for entry in facts["classes"]]
+        words = [*codes, *(entry["name"] for entry in facts["classes"])]
+        (height, width), rule = facts["input_size"], facts["decision_rule"]
+        points = list(facts["operating_points"].values())
+        numbers = [rule["tau"], *rule["log_prior"], *(point["threshold"] for point in points)]
+        summed = {code for point in points for code in point["codes"]}
+        sound = (
+            all(isinstance(word, str) for word in words)
+            and all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width))
+            and all(isinstance(n, int | float) and np.isfinite(n) for n in numbers)
+            and len(set(codes)) == len(codes) == len(rule["log_prior"]) > 1
+            and summed <= set(codes)
+        )
+        sums = facts.get("sha256", {"": "none"})
+        sound = sound and len(sums) > 0 and all(isinstance(v, str) for v in sums.values())
+    except KeyError as error:
+        return f"it lacks the field {error}"
+    except (TypeError, ValueError, AttributeError):
+        return "a field has another form"
+    return "" if sound else "a field has an impossible value"
+
+
+def checksum(facts: dict) -> str:
+    """Return the SHA-256 over all metadata that matters, as 'dermlens export' stored it."""
+    left_out = ("checksum", "dermlens_version", "license")
+    covered = {key: value for key, value in facts.items() if key not in left_out}
+    canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def check_files(facts: dict, files: dict[str, Path], artifact: Path) -> None:
+    """Compare the files of an artifact with their checksums in its metadata.
+
+    Raises:
+        Stop: If one is missing or has changed.
+    """
+    if not files:
+        print(
+            f"Note: {artifact} was exported by an earlier version, without checksums: it is taken "
+            "as it is.",
+            file=sys.stderr,
+        )
+    for name, path in files.items():
+        try:
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            raise Stop(f"{artifact} is incomplete: {name} is missing. Copy it again.") from None
+        if found != facts["sha256"][name]:
+            raise Stop(
+                f"{artifact} is no valid {'.tflite file' if path == artifact else 'SavedModel'}: "
+                f"{name} has changed since it was exported. Copy it again."
+            )
 
 
 def load(path: Path) -> SavedModel | LiteRT:
@@ -224,7 +556,7 @@ def load(path: Path) -> SavedModel | LiteRT:
     """
     if (path / "saved_model.pb").is_file():
         return SavedModel(path)
-    if path.is_file() and path.suffix == ".tflite":
+    if path.suffix == ".tflite" and path.is_file():
         return LiteRT(path)
     raise Stop(f"{path} is neither a SavedModel folder nor a .tflite file. Check the path.")
 
@@ -300,13 +632,36 @@ def predict_batch(
         probabilities, maps = artifact.explained(images)
     decisions = decide(probabilities, artifact.facts)
     for record, row, decision in zip(records, probabilities, decisions, strict=True):
-        record |= describe(row.astype(float), int(decision), artifact.facts)
+        if np.isfinite(row).all():
+            record |= describe(row.astype(float), int(decision), artifact.facts)
+        else:
+            record["error"] = (
+                f"{record['path']} has no answer: the model gives no finite numbers. Export it "
+                "again."
+            )
     if explain is not None:
         chosen = decisions if target is None else np.full_like(decisions, codes.index(target))
         for record, image, values, goal in zip(records, images, maps(chosen), chosen, strict=True):
+            if record["error"]:
+                continue
             path = explain / free_name(Path(record["path"]).stem, names)
-            Image.fromarray(overlay(image, values)).save(path)
-            record["explained"], record["overlay"] = codes[goal], str(path)
+            record["explained"] = codes[goal]
+            record["overlay_error"] = save_overlay(path, overlay(image, values))
+            record["overlay"] = "" if record["overlay_error"] else str(path)
+
+
+def save_overlay(path: Path, image: np.ndarray) -> str:
+    """Write an overlay under its name only when it is complete; return why it was not, or ""."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        try:
+            Image.fromarray(image).save(part, "PNG")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{path} could not be written ({error.strerror or error})."
+    return ""
 
 
 def decide(probabilities: np.ndarray, facts: dict) -> np.ndarray:
@@ -355,7 +710,9 @@ def overlay(image: np.ndarray, values: np.ndarray, opacity: float = 0.5) -> np.n
 
 
 def free_name(stem: str, taken: set[str]) -> str:
-    """Return a file name that no other image of this run has."""
+    """Return a file name that no other image of this run has and that is not too long."""
+    while len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = stem[:-1]
     name, number = f"{stem}_grad_cam.png", 2
     while name.lower() in taken:
         name, number = f"{stem}_{number}_grad_cam.png", number + 1
@@ -374,12 +731,15 @@ def line(record: dict) -> str:
     text = f"{record['path']}: {record['name']} ({record['decision']}), p = {probability:.3f}"
     if record["flags"].get("melanoma") and record["decision"] != "mel":
         text += f"; melanoma not excluded (p = {record['probabilities']['mel']:.3f})"
+    if record.get("overlay_error"):
+        text += f"\nerror: {record['overlay_error']}"
     return text
 
 
 def csv_row(record: dict, facts: dict) -> dict:
     """Return a record as one flat row."""
-    row = {key: record.get(key, "") for key in ("path", "decision", "name", "error", "overlay")}
+    keys = ("path", "decision", "name", "error", "overlay", "overlay_error")
+    row = {key: record.get(key, "") for key in keys}
     for entry in facts["classes"]:
         row[f"probability_{entry['code']}"] = record.get("probabilities", {}).get(entry["code"], "")
     for name in facts["operating_points"]:
@@ -387,29 +747,42 @@ def csv_row(record: dict, facts: dict) -> dict:
     return row
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text file under its final name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(path: Path, text: str) -> bool:
+    """Write a text file under its final name only when it is complete; tell whether it was."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Names of files may be any bytes; in JSON this is their usual form.
+            part.write_bytes(text.encode("utf-8", "backslashreplace"))
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"Error: {path} could not be written ({error.strerror or error}).", file=sys.stderr)
+        return False
+    print(f"Wrote {path}")
+    return True
 
 
-def write_tables(options: argparse.Namespace, records: list[dict], facts: dict) -> None:
-    """Write the files asked for."""
+def write_tables(options: argparse.Namespace, records: list[dict], facts: dict) -> bool:
+    """Write the files asked for; tell whether all were written."""
+    complete = True
     if options.json:
-        about = {key: facts.get(key) for key in ("artifact", "dermlens_version", "license")}
+        about = {
+            key: facts.get(key) for key in ("artifact", "model", "dermlens_version", "license")
+        }
         content = {**about, "note": NOTE, "images": records}
-        write(Path(options.json), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        print(f"Wrote {options.json}")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        complete = write(Path(options.json), text)
     if options.csv:
         stream = io.StringIO()
         rows = [csv_row(record, facts) for record in records]
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write(Path(options.csv), stream.getvalue())
-        print(f"Wrote {options.csv}")
+        complete = write(Path(options.csv), stream.getvalue()) and complete
+    return complete
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -429,6 +802,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> int:
     """Run; return the exit code."""
     options = arguments(given)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         files = find_images(options.images)
         artifact = load(Path(options.artifact))
@@ -438,18 +814,21 @@ def main(given: list[str] | None = None) -> int:
         explain = Path(options.explain) if options.explain else None
         if explain is not None:
             explain.mkdir(parents=True, exist_ok=True)
+        if model := artifact.facts.get("model"):
+            print(f"Model: {model}")
         records = []
         for record in predict(artifact, files, explain, options.target):
             print(line(record), flush=True)
             records.append(record)
-        write_tables(options, records, artifact.facts)
+        complete = write_tables(options, records, artifact.facts)
     except (Stop, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if artifact.facts.get("synthetic"):
         print("This model was trained on drawn images only; real images mean nothing to it.")
     print(NOTE)
-    return 1 if any(record["error"] for record in records) else 0
+    good = not any(record["error"] or record.get("overlay_error") for record in records)
+    return 0 if good and complete else 1
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def run(options: argparse.Namespace) -> None:
     bundle = train(data, out / "run", configuration, resume=resume)
     written = write_training_figures(out / "run", data)
     table = predict_split(bundle, data, "test")
-    paths = write_evaluation(table, bundle.calibration, out / "evaluation", seed=options.seed)
+    paths = write_evaluation(
+        table, bundle.calibration, out / "evaluation", seed=options.seed, model=bundle.identity
+    )
     for path in [*written, *paths.values()]:
         say(f"Wrote {path}")
 

@@ -282,7 +282,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*EVALUATE, "--resamples", "0"), "at least 1 resample"),
     (("predict", "{broken}/changed", "{image}"), "weights.h5 has changed since it was saved"),
     (("predict", "{bundle}", "{broken}/nosuch.jpg"), "nosuch.jpg does not exist"),
-    (("predict", "{bundle}", "{bundle}"), "No image found in"),
+    (("predict", "{bundle}", "{bundle}"), "bundle is a bundle. Give one bundle at most"),
     (("predict", "{bundle}", "{image}", "--out", "{data}"), "Is a directory"),
     (("explain", "{broken}/changed", "{image}"), "weights.h5 has changed since it was saved"),
     (("explain", "{bundle}", "{broken}/nosuch.jpg"), "nosuch.jpg does not exist"),

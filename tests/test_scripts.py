@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import HamSource
-from dermlens.model import bundle as bundles
+from dermlens.model import bundle_choice as bundles
 from dermlens.serve import app as serving
 from dermlens.serve import demo
 from serving_support import picture, save_untrained

@@ -24,11 +24,12 @@ from dermlens.cli_options import (
     Seed,
     claim,
     held,
+    load_named,
     parse_size,
 )
 from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
-from dermlens.progress import say
+from dermlens.progress import printable, say
 
 _INTERRUPTED = 130
 """What typer exits with after Ctrl+C."""
@@ -188,7 +189,7 @@ def evaluate(
 
     Example: dermlens evaluate runs/first/bundle DATA --out evaluation
     """
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.report.evaluation_report import write_evaluation
     from dermlens.serve.prediction import predict_external, predict_split
 
@@ -200,13 +201,15 @@ def evaluate(
     if len(rest) > 1 or both or (data is None and (images is None or labels is None)):
         raise typer.BadParameter("Give either DATA, or both --images and --labels.")
     claim(out, reading=data)
-    loaded = load_bundle(bundle)
+    loaded = load_named(bundle)
     if data is not None:
         table = predict_split(loaded, data, split, views=views, batch_size=batch_size)
     else:
         assert images is not None and labels is not None
         table = predict_external(loaded, images, labels, views=views, batch_size=batch_size)
-    written = write_evaluation(table, loaded.calibration, out, resamples=resamples, seed=seed)
+    written = write_evaluation(
+        table, loaded.calibration, out, resamples=resamples, seed=seed, model=loaded.identity
+    )
     for path in written.values():
         say(f"Wrote {path}")
 
@@ -231,12 +234,12 @@ def predict(
     Example: dermlens predict photo.jpg folder/ --out predictions.csv
     """
     from dermlens.files import write_csv
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.serve.prediction import describe_predictions, find_images, predict_files
 
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
-    loaded = load_bundle(bundle)
+    loaded = load_named(bundle)
     table = predict_files(loaded, files, views=views, batch_size=batch_size, level=level)
     for line in describe_predictions(table, loaded, balanced=decision is Decision.BALANCED):
         say(line)
@@ -268,7 +271,7 @@ def explain(
 
     Example: dermlens explain photo.jpg --methods grad_cam,lime --target mel
     """
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.report.explanation import explain_files
     from dermlens.serve.prediction import find_images
 
@@ -276,7 +279,7 @@ def explain(
     files = find_images(images)
     claim(out)
     written = explain_files(
-        load_bundle(bundle),
+        load_named(bundle),
         files,
         out,
         methods=methods,
@@ -346,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with held:
             app(args=None if arguments is None else list(arguments), prog_name="dermlens")
     except DermlensError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {printable(str(error))}", err=True)
         sys.exit(2)
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, BundleAndImages, ScorerChoice, Seed, claim
+from dermlens.cli_options import (
+    BatchSize,
+    BundleAndImages,
+    ScorerChoice,
+    Seed,
+    claim,
+    load_named,
+)
 from dermlens.progress import say
 
 
@@ -33,7 +40,7 @@ def compare(
 
     Example: dermlens compare photo.jpg --against mel --mask outline.png --out comparisons
     """
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.report.comparison_files import compare_files
     from dermlens.serve.prediction import find_images
 
@@ -41,7 +48,7 @@ def compare(
     files = find_images(images)
     claim(out)
     written = compare_files(
-        load_bundle(bundle),
+        load_named(bundle),
         files,
         out,
         methods=methods,

@@ -4,12 +4,16 @@ import re
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dermlens.errors import UsageError
 from dermlens.locks import folder_lock
+from dermlens.progress import say
+
+if TYPE_CHECKING:
+    from dermlens.model.bundle import Bundle
 
 
 class Decision(StrEnum):
@@ -37,6 +41,15 @@ BundleAndImages = Annotated[
         "comes with dermlens.",
     ),
 ]
+
+
+def load_named(path: Path) -> "Bundle":
+    """Load a bundle and say which model it is, so that no output is of an unknown one."""
+    from dermlens.model.bundle import load_bundle
+
+    bundle = load_bundle(path)
+    say(f"Model: {bundle.label}")
+    return bundle
 
 
 def parse_size(text: str) -> tuple[int, int]:

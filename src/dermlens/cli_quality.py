@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import ScorerChoice, Seed, claim
+from dermlens.cli_options import ScorerChoice, Seed, claim, load_named
 from dermlens.progress import say
 
 
@@ -54,7 +54,7 @@ def benchmark(
     """
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
     from dermlens.report.benchmark_report import write_benchmark_report
@@ -80,7 +80,7 @@ def benchmark(
     if len(rest) != 1:
         raise UsageError("Give one prepared data set, and before it at most one bundle.")
     claim(out, reading=rest[0])
-    written = run_benchmark(load_bundle(bundle), rest[0], out, plan)
+    written = run_benchmark(load_named(bundle), rest[0], out, plan)
     for path in {**written, **write_benchmark_report(out)}.values():
         say(f"Wrote {path}")
 
@@ -111,7 +111,7 @@ def scorer(
     """
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
-    from dermlens.model.bundle import bundle_and_rest, load_bundle
+    from dermlens.model.bundle import bundle_and_rest
     from dermlens.quality.scorer_agreement import (
         agreement_lines,
         images_of_split,
@@ -121,7 +121,7 @@ def scorer(
     bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
     if len(rest) != 1:
         raise UsageError("Give one prepared data set, and before it at most one bundle.")
-    loaded = load_bundle(bundle)
+    loaded = load_named(bundle)
     images = images_of_split(rest[0], split, n, loaded.input_size, seed=seed)
     measured, path = measure_scorer(
         loaded,

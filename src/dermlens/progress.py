@@ -15,7 +15,21 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def say(text: str = "") -> None:
     """Print one line to standard output at once."""
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8: names of files may be any bytes.
+
+    Example:
+        >>> printable("mole_" + chr(0xDCFF))
+        'mole_\\\\udcff'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def duration(seconds: float) -> str:

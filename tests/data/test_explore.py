@@ -128,7 +128,7 @@ def test_image_statistics_on_known_images(tmp_path: Path, workers: int) -> None:
 def test_damaged_image_is_named(tmp_path: Path) -> None:
     table = with_images(tmp_path)
     (tmp_path / "c.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"c\.png cannot be read"):
+    with pytest.raises(DataError, match=r"c\.png cannot be decoded as an image"):
         explore.image_statistics(tmp_path, table)
     (tmp_path / "b_mask.png").unlink()
     with pytest.raises(DataError, match=r"b_mask\.png cannot be read"):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from dermlens.errors import DataError, ModelError, UsageError
-from dermlens.model import bundle as bundles
+from dermlens.model import bundle_choice as bundles
 from dermlens.model.bundle import bundle_and_rest, find_bundle, load_bundle
 from dermlens.model.classifier import Architecture
 from dermlens.model.configuration import TrainingConfiguration
@@ -49,7 +49,8 @@ def test_a_bundle_before_the_images_is_taken(
     monkeypatch.setattr(bundles, "SHIPPED", shipped)
     image = tmp_path / "photo.jpg"
     assert bundle_and_rest([mine, image]) == (mine, [image])
-    assert bundle_and_rest([image, mine]) == (shipped, [image, mine])
+    with pytest.raises(UsageError, match=r"mine is a bundle\. Give one bundle at most, before"):
+        bundle_and_rest([image, mine])
     assert bundle_and_rest([]) == (shipped, [])
 
 

@@ -137,6 +137,10 @@ def summary(finished: Path) -> dict[str, Any]:
     return read_json(finished / "summary.json")
 
 
+def test_summary_names_the_model(summary: dict[str, Any]) -> None:
+    assert summary["model"] == planted_bundle().identity
+
+
 def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

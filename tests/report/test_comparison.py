@@ -27,7 +27,7 @@ from dermlens.report.comparison_figures import (
     contrast_figure,
     multiscale_figure,
 )
-from dermlens.report.comparison_files import comparison_maps, write_comparison
+from dermlens.report.comparison_files import comparison_maps, comparison_numbers, write_comparison
 from dermlens.report.comparison_page import comparison_page, costs_table, probabilities_table
 from dermlens.report.explanation import KIND as EXPLANATION
 from dermlens.report.figures import colorize
@@ -231,6 +231,12 @@ def _escaped(text: str) -> str:
     from markupsafe import escape
 
     return str(escape(text))
+
+
+def test_page_and_numbers_name_the_model(comparer: Comparer, complete: Comparison) -> None:
+    bundle = comparer.bundle
+    assert f"Model: {bundle.label}." in comparison_page(complete, "a")
+    assert comparison_numbers(complete, "a")["model"] == bundle.identity
 
 
 def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Comparison]) -> None:

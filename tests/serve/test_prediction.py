@@ -179,8 +179,9 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
     table = predict_files(flagged, files, batch_size=4)
     assert list(table.columns) == [
         *("path", "image_id", *LOGITS, *PROBABILITIES, "p_malignant"),
-        *("predicted", "predicted_argmax", "flag_malignant", "flag_melanoma", "error"),
+        *("predicted", "predicted_argmax", "model", "flag_malignant", "flag_melanoma", "error"),
     ]
+    assert set(table.model) == {flagged.label}
     assert list(table.path) == [str(path) for path in files]
     assert list(table.image_id) == [path.stem for path in files]
     assert (table.error == "").all()

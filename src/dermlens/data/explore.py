@@ -3,21 +3,21 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dermlens.data.images import fit_image, fit_mask, open_rgb, read_bytes
+from dermlens.data.decoding import open_header, orientation
+from dermlens.data.images import MAX_PIXELS, fit_image, load_mask, opened_rgb, read_bytes
 from dermlens.diagnoses import CODES, by_code
-from dermlens.errors import DataError
 from dermlens.progress import progress
 
 FIELDS: tuple[str, ...] = ("age", "sex", "localization", "dx_type", "mask_path")
 SIZE = (96, 128)
 _BINS = 32
-_ORIENTATION = 0x0112
 
 
 def class_balance(table: pd.DataFrame) -> pd.DataFrame:
@@ -220,17 +220,15 @@ def read_small_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            upright = image.getexif().get(_ORIENTATION, 1) == 1
-            if image.format == "JPEG" and image.mode == "RGB" and upright:
-                image.draft("RGB", (size[1], size[0]))
-                return fit_image(image, size)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as an image ({error}). Replace it.") from error
-    return fit_image(open_rgb(read_bytes(path), str(path)), size)
+    content = read_bytes(path)
+    with suppress(Exception):  # What is wrong with the file is said where it is decoded in full.
+        image = open_header(content)
+        small = image.width * image.height <= MAX_PIXELS
+        if image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1 and small:
+            image.draft("RGB", (size[1], size[0]))
+            return fit_image(image, size)
+    with opened_rgb(content, str(path)) as image:
+        return fit_image(image, size)
 
 
 def read_small_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -239,13 +237,7 @@ def read_small_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as mask:
-            return fit_mask(mask, size)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as a mask ({error}). Replace it.") from error
+    return load_mask(path, size)
 
 
 def lesion_sizes(statistics: ImageStatistics) -> pd.DataFrame:

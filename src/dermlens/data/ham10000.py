@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dermlens.data.images import ImageChecks, inspect_bytes, open_rgb
+from dermlens.data.images import ImageChecks, inspect_bytes, opened_rgb
 from dermlens.data.manifest import (
     class_counts,
     data_set_kind,
@@ -242,8 +242,8 @@ def _bring_mask(reader: MemberReader, member: Member, old: Path, new: Path) -> N
         _link(old, new)
         return
     content = reader.read(member)
-    open_rgb(content, member.label())
-    new.write_bytes(content)
+    with opened_rgb(content, member.label()):
+        new.write_bytes(content)
 
 
 def _link(existing: Path, new: Path) -> None:

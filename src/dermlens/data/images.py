@@ -1,17 +1,33 @@
 """Reading image files: decoding, checking, fitting to the size a model takes."""
 
-import io
+import stat
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
+from dermlens.data.decoding import (
+    FORMATS,
+    as_array,
+    check_memory,
+    decode_upright,
+    memory_needed,
+    open_header,
+    to_rgb,
+)
 from dermlens.errors import DataError
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 500_000_000
+"""Of one image file; an uncompressed one of ``MAX_PIXELS`` stays below."""
+_LARGE_BYTES = 100_000_000
+_LARGE = threading.Lock()
 _HASH_SIDE = 64
 _HASH_KEPT = 16
 
@@ -29,51 +45,66 @@ class ImageChecks(TypedDict):
 def open_rgb(content: bytes, name: str) -> Any:
     """Decode an image file completely into an upright RGB PIL image.
 
-    EXIF orientation is applied; palette, gray, CMYK and 16-bit images become RGB; an alpha
-    channel is laid over white.
+    EXIF orientation is applied where it is valid; palette, gray, CMYK and 16-bit images become
+    RGB; an alpha channel is laid over white.
 
     Args:
         content: The bytes of the file.
         name: Name for the error message.
 
     Raises:
-        DataError: If the bytes are no image, are cut off, or hold more than ``MAX_PIXELS``.
+        DataError: If the bytes are no image of ``decoding.FORMATS``, are cut off or damaged, hold
+            more than ``MAX_PIXELS``, or would take too much memory.
     """
-    from PIL import Image, ImageOps
-
     try:
-        image: Any = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(
-                f"{name} has {image.width}x{image.height} pixels, more than the "
-                f"{MAX_PIXELS:,} allowed. Scale it down first."
-            )
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        image = open_header(content)
+        _check_pixels(image, name)
+        check_memory(image, content, name)
+        image = decode_upright(image)
+        return to_rgb(image)
     except DataError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Damaged files make decoders fail in many ways.
+        raise _undecodable(name, error) from error
+
+
+@contextmanager
+def opened_rgb(content: bytes, name: str) -> Iterator[Any]:
+    """Yield what ``open_rgb`` returns; large images are held by one thread at a time.
+
+    Raises:
+        DataError: As ``open_rgb`` does.
+    """
+    with _LARGE if _is_large(content) else nullcontext():
+        image = open_rgb(content, name)
+        del content
+        yield image
+
+
+def _is_large(content: bytes) -> bool:
+    try:
+        return memory_needed(open_header(content), content) > _LARGE_BYTES
+    except Exception:  # What is wrong with the file is said where it is decoded.
+        return False
+
+
+def _check_pixels(image: Any, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
         raise DataError(
-            f"{name} cannot be decoded as an image ({error}). Replace or remove the file."
-        ) from error
+            f"{name} has {image.width}x{image.height} pixels, more than the {MAX_PIXELS:,} "
+            "allowed. Scale it down first."
+        )
 
 
-def _to_rgb(image: Any) -> Any:
-    from PIL import Image
+def _undecodable(name: str, error: Exception) -> DataError:
+    from PIL import UnidentifiedImageError
 
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        scaled = (np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        upper = image.convert("RGBA")
-        white = Image.new("RGBA", upper.size, "white")
-        return Image.alpha_composite(white, upper).convert("RGB")
-    return image.convert("RGB")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = f"it is none of {', '.join(FORMATS)}, or its header is damaged"
+    return DataError(
+        f"{name} cannot be decoded as an image ({reason}). Replace or remove the file."
+    )
 
 
 def fit_image(image: Any, size: tuple[int, int]) -> np.ndarray:
@@ -135,8 +166,8 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing or cannot be decoded.
     """
-    image = open_rgb(read_bytes(path), str(path))
-    return np.asarray(image, dtype=np.uint8) if size is None else fit_image(image, size)
+    with opened_rgb(read_bytes(path), str(path)) as image:
+        return as_array(image) if size is None else fit_image(image, size)
 
 
 def load_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -145,16 +176,50 @@ def load_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing or cannot be decoded.
     """
-    mask = open_rgb(read_bytes(path), str(path))
-    return np.asarray(mask.convert("L")) >= 128 if size is None else fit_mask(mask, size)
+    with opened_rgb(read_bytes(path), str(path)) as mask:
+        return as_array(mask.convert("L")) >= 128 if size is None else fit_mask(mask, size)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image file, upright, decoding it completely.
+
+    Raises:
+        DataError: If the file is missing or cannot be decoded.
+    """
+    with opened_rgb(read_bytes(path), str(path)) as image:
+        return image.height, image.width
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, or raise DataError with a sentence."""
+    """Read an image file.
+
+    Raises:
+        DataError: If it is missing, is no file (a folder, a named pipe, a device), or holds more
+            than ``MAX_FILE_BYTES``.
+    """
     try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path} is a {kind_of(found.st_mode)}, not an image file.")
+        if found.st_size > MAX_FILE_BYTES:
+            raise DataError(
+                f"{path} has {found.st_size / 1e6:,.0f} MB, more than the "
+                f"{MAX_FILE_BYTES / 1e6:,.0f} MB allowed for an image. Scale it down first."
+            )
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). Check the path.") from error
+
+
+def kind_of(mode: int) -> str:
+    """Say what the mode of a directory entry stands for.
+
+    Example:
+        >>> kind_of(stat.S_IFIFO)
+        'named pipe'
+    """
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def inspect_image(path: Path) -> ImageChecks:
@@ -168,14 +233,14 @@ def inspect_image(path: Path) -> ImageChecks:
 
 def inspect_bytes(content: bytes, name: str) -> ImageChecks:
     """Decode the bytes of an image file completely and return its checks."""
-    image = open_rgb(content, name)
-    return ImageChecks(
-        width=image.width,
-        height=image.height,
-        bytes=len(content),
-        crc32=zlib.crc32(content),
-        perceptual_hash=perceptual_hash(image),
-    )
+    with opened_rgb(content, name) as image:
+        return ImageChecks(
+            width=image.width,
+            height=image.height,
+            bytes=len(content),
+            crc32=zlib.crc32(content),
+            perceptual_hash=perceptual_hash(image),
+        )
 
 
 @cache

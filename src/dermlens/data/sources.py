@@ -5,6 +5,7 @@ image, every lesion outline and the metadata file are found by their names alone
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from dermlens.data.images import IMAGE_SUFFIXES, read_bytes
+from dermlens.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, read_bytes
 from dermlens.diagnoses import CODES
 from dermlens.errors import DataError
 
@@ -64,19 +65,40 @@ class MemberReader:
         """Return the bytes of a member.
 
         Raises:
-            DataError: If the file or the archive is damaged.
+            DataError: If the file or the archive is damaged, or the member is larger than any
+                image may be.
         """
         if not member.in_archive:
             return read_bytes(member.path)
+        if member.size > MAX_FILE_BYTES:
+            raise DataError(_too_large(member.label()))
         try:
             if member.path not in self._archives:
                 self._archives[member.path] = zipfile.ZipFile(member.path)
-            return self._archives[member.path].read(member.name)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
+            with self._archives[member.path].open(member.name) as stream:
+                content = stream.read(MAX_FILE_BYTES + 1)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            OSError,
+            EOFError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             raise DataError(
                 f"The archive {member.path} is damaged at {member.name} ({error}). "
                 "Download it again."
             ) from error
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(_too_large(member.label()))
+        return content
+
+
+def _too_large(label: str) -> str:
+    return (
+        f"{label} is larger than the {MAX_FILE_BYTES / 1e6:,.0f} MB that one file of the data set "
+        "may have. Do not trust this archive; download the official one."
+    )
 
 
 def find_source(folder: Path, *, besides: Path | None = None) -> Source:
@@ -184,6 +206,8 @@ def read_metadata(path: Path) -> pd.DataFrame:
             an age is not a number.
     """
     try:
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"{path} is far too large for a table of images. Download it again.")
         text = Path(path).read_text(encoding="utf-8-sig")
         header = text.split("\n", 1)[0]
         from io import StringIO

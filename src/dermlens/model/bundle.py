@@ -3,7 +3,8 @@
 ::
 
     BUNDLE/bundle.json    version, classes, input size, calibration, decision rule, training
-                          configuration, data fingerprint, checksums of the other files
+                          configuration, data fingerprint, checksums of the other files and
+                          one over all of this
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
     BUNDLE/outlier.npz    directions and means of the outlier detector
     BUNDLE/history.csv    the training record
@@ -14,7 +15,7 @@ Loading builds the network from its description and copies weights into it: noth
 and no stored code is run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,20 +26,42 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.errors import ModelError
-from dermlens.files import read_json, sha256_of_file, write_csv, write_json
+from dermlens.files import sha256_of_file, write_csv
 from dermlens.folders import Kind, folder_beside
+from dermlens.model.bundle_choice import (
+    SHIPPED,
+    bundle_and_rest,
+    find_bundle,
+    is_bundle,
+    no_bundle,
+)
+from dermlens.model.bundle_description import (
+    FORMAT,
+    checksum,
+    impossible,
+    model_label,
+    read_description,
+    write_description,
+)
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
-from dermlens.model.outlier import OutlierDetector
+from dermlens.model.outlier import OutlierDetector, read_arrays
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name
 
 if TYPE_CHECKING:
     import keras
 
-FORMAT = 1
-SHIPPED = Path(__file__).parents[1] / "pretrained" / "ham10000"
-"""The bundle that comes with the package."""
+__all__ = [
+    "FORMAT",
+    "SHIPPED",
+    "Bundle",
+    "bundle_and_rest",
+    "find_bundle",
+    "is_bundle",
+    "load_bundle",
+    "save_bundle",
+]
 KIND = Kind(
     "a bundle",
     "bundle.json",
@@ -92,6 +115,29 @@ class Bundle:
     def best_epoch(self) -> int | None:
         """The fine-tuning epoch (1 is the first) whose weights were kept."""
         return self.facts["training"].get("best_epoch")
+
+    @property
+    def name(self) -> str:
+        """What people call it: ``ham10000`` for the shipped one, else its last two folders."""
+        path = self.path.resolve()
+        return path.name if path == SHIPPED.resolve() else "/".join(path.parts[-2:])
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this model from every other, for everything that is written with it.
+
+        Name, backbone and fingerprint: the SHA-256 over weights, classes, sizes and calibration.
+        """
+        return {
+            "name": self.name,
+            "backbone": self.architecture.backbone,
+            "fingerprint": checksum(self.facts),
+        }
+
+    @property
+    def label(self) -> str:
+        """The identity in short, such as ``ham10000 (resnet50, fingerprint 0123456789ab)``."""
+        return model_label(self.identity)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -150,45 +196,6 @@ class Bundle:
         return {}
 
 
-def is_bundle(path: Path) -> bool:
-    """Tell whether a folder holds the description of a bundle."""
-    return (Path(path) / "bundle.json").is_file()
-
-
-def find_bundle(given: Path | None = None, folder: Path = Path()) -> Path:
-    """Return the bundle to use: the given one, else the shipped one, else the newest made here.
-
-    Args:
-        given: Folder of a bundle, or None.
-        folder: Where ``demo/run/bundle`` and ``runs/*/bundle`` are looked for.
-
-    Raises:
-        ModelError: If none is given and none is found.
-    """
-    if given is not None:
-        return Path(given)
-    if is_bundle(SHIPPED):
-        return SHIPPED
-    candidates = [folder / "demo" / "run" / "bundle", *folder.glob("runs/*/bundle")]
-    facts = [path / "bundle.json" for path in candidates if is_bundle(path)]
-    if not facts:
-        raise ModelError(
-            "No trained model was found in the package, demo/run/bundle or runs/*/bundle. Run "
-            "'make demo' to train one in minutes, or name a bundle."
-        )
-    return max(facts, key=lambda path: path.stat().st_mtime).parent
-
-
-def bundle_and_rest(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
-    """Split what a command was given into a bundle and the rest.
-
-    A first path that is a bundle is taken; otherwise the bundle is left out and found.
-    """
-    if paths and is_bundle(paths[0]):
-        return Path(paths[0]), list(paths[1:])
-    return find_bundle(), list(paths)
-
-
 def save_bundle(
     path: Path,
     *,
@@ -241,53 +248,33 @@ def save_bundle(
             "outlier": None if outlier is None else outlier.to_json(),
             "sha256": {name: sha256_of_file(folder / name) for name in names},
         }
-        write_json(folder / "bundle.json", facts)
-    return Bundle(Path(path), architecture, calibration, facts, model, outlier)
+        stored = write_description(folder / "bundle.json", facts)
+    return Bundle(Path(path), architecture, calibration, stored, model, outlier)
 
 
 def load_bundle(path: Path) -> Bundle:
     """Load a bundle.
 
     Raises:
-        ModelError: If the folder is no bundle, comes from a newer version, or a file of it is
-            missing or changed.
+        ModelError: If the folder is no bundle, comes from a newer version, a file of it is missing
+            or changed, or its content cannot be true.
     """
     path = Path(path)
     if not is_bundle(path):
-        raise ModelError(
-            f"{path} is not a bundle: it holds no bundle.json. Give the folder that "
-            "'dermlens train' wrote as RUN/bundle."
-        )
-    facts = read_json(path / "bundle.json")
-    if not isinstance(facts, dict) or "format" not in facts:
-        raise ModelError(f"{path / 'bundle.json'} is not the description of a bundle.")
-    if facts["format"] > FORMAT:
-        raise ModelError(
-            f"The bundle {path} has format {facts['format']}; this version of dermlens reads up to "
-            f"{FORMAT}. Update dermlens."
-        )
-    _check_files(path, facts)
+        raise ModelError(no_bundle(path))
+    facts = read_description(path)
     architecture = Architecture.from_json(facts["architecture"])
+    calibration = Calibration.from_json(facts["calibration"])
+    if calibration.classes != architecture.classes:
+        raise impossible(path, "its calibration is of other classes than its network")
+    outlier = _load_outlier(path, facts)
     model = build_classifier(architecture)
     load_all_by_name(model, path / "weights.h5")
     model.trainable = False
-    calibration = Calibration.from_json(facts["calibration"])
-    return Bundle(path, architecture, calibration, facts, model, _load_outlier(path, facts))
+    return Bundle(path, architecture, calibration, facts, model, outlier)
 
 
 def _load_outlier(path: Path, facts: dict[str, Any]) -> OutlierDetector | None:
     if facts.get("outlier") is None:
         return None
-    with np.load(path / "outlier.npz", allow_pickle=False) as arrays:
-        return OutlierDetector.from_stored(facts["outlier"], arrays)
-
-
-def _check_files(path: Path, facts: dict[str, Any]) -> None:
-    for name, expected in facts["sha256"].items():
-        if Path(name).name != name or not (path / name).is_file():
-            raise ModelError(f"The bundle {path} is incomplete: {name} is missing. Copy it again.")
-        if sha256_of_file(path / name) != expected:
-            raise ModelError(
-                f"The bundle {path} is damaged: {name} has changed since it was saved. Copy the "
-                "bundle again."
-            )
+    return OutlierDetector.from_stored(facts["outlier"], read_arrays(path / "outlier.npz"))

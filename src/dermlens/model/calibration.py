@@ -48,6 +48,12 @@ class OperatingPoint:
     positives: int
     negatives: int
 
+    def sound(self, classes: Sequence[str]) -> bool:
+        """Tell whether it sums some of these classes and its threshold is a probability."""
+        # A threshold is a sum of probabilities, which rounding can bring just above 1.
+        threshold = isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1 + 1e-6
+        return threshold and bool(self.codes) and set(self.codes) <= set(classes)
+
     def score(self, probabilities: np.ndarray, classes: Sequence[str] = CODES) -> np.ndarray:
         """Return the summed probability of the positives, (N,), from (N, C)."""
         return probabilities[:, [list(classes).index(code) for code in self.codes]].sum(axis=1)
@@ -78,8 +84,18 @@ class Calibration:
         return f"argmax(logit / {self.temperature:.4g} - {tau:.4g} * log prior)"
 
     def scaled(self, logits: np.ndarray) -> np.ndarray:
-        """Return the calibrated logits, float64 (N, C)."""
-        return np.asarray(logits, np.float64) / self.temperature
+        """Return the calibrated logits, float64 (N, C).
+
+        Raises:
+            ModelError: If one is not finite: that is no answer.
+        """
+        scaled = np.asarray(logits, np.float64) / self.temperature
+        if not np.isfinite(scaled).all():
+            raise ModelError(
+                "The model's answer is not finite. Its weights are damaged or its "
+                "training diverged: use another bundle."
+            )
+        return scaled
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities, float64 (N, C), rows summing to 1."""
@@ -129,7 +145,7 @@ class Calibration:
         """Build from what ``to_json`` returned, now or in earlier versions.
 
         Raises:
-            ModelError: If a field is missing.
+            ModelError: If a field is missing, or holds what cannot be true.
         """
         try:
             points = {
@@ -139,18 +155,44 @@ class Calibration:
             # Bundles of format 1 call the rule so, and carry no sets.
             rule = content.get("balanced_rule") or content["decision_rule"]
             sets, classes = content.get("prediction_sets"), tuple(content["classes"])
-            return cls(
+            calibration = cls(
                 temperature=float(content["temperature"]),
                 balanced_rule=BalancedRule.from_json(rule),
                 operating_points=points,
                 classes=classes,
                 prediction_sets=(None if sets is None else PredictionSets.from_json(sets, classes)),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"The calibration stored in the bundle is incomplete ({error}). Train or save the "
                 "bundle again."
             ) from error
+        calibration.check()
+        return calibration
+
+    def check(self) -> None:
+        """Refuse values that no calibration gives.
+
+        Raises:
+            ModelError: If a number is not finite or out of its range, the prior is not of these
+                classes, or an operating point is of others.
+        """
+        rule = self.balanced_rule
+        for problem, found in (
+            ("temperature", not (np.isfinite(self.temperature) and self.temperature > 0)),
+            ("strength of the prior correction", not (np.isfinite(rule.tau) and rule.tau >= 0)),
+            ("prior", len(rule.log_prior) != len(self.classes) and (rule.tau or rule.log_prior)),
+            ("prior", not np.isfinite(rule.log_prior).all()),
+            *(
+                (f"operating point {name!r}", not point.sound(self.classes))
+                for name, point in self.operating_points.items()
+            ),
+        ):
+            if found:
+                raise ModelError(
+                    f"The calibration stored in the bundle cannot be used: its {problem} has an "
+                    "impossible value. Copy the bundle again."
+                )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -10,7 +10,12 @@ The threshold is chosen on validation images, which the network was not fitted t
 share of ordinary images is turned away; what it turns away elsewhere is measured by ``evaluate``.
 """
 
+import io
+import math
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,7 @@ from dermlens.errors import ModelError
 FALSE_REJECTS = 0.02
 """Share of validation images that the threshold turns away."""
 DIRECTIONS = 64
+_MAX_BYTES = 1 << 28
 _ARRAYS = ("means", "basis", "variances")
 
 
@@ -94,18 +100,71 @@ class OutlierDetector:
             ModelError: If something is missing.
         """
         try:
-            return cls(
+            detector = cls(
                 **{name: np.asarray(arrays[name], np.float32) for name in _ARRAYS},
                 rest=float(facts["rest"]),
                 threshold=float(facts["threshold"]),
                 false_rejects=float(facts["false_rejects_on_validation"]),
                 images=int(facts["images"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"The outlier detector stored in the bundle is incomplete ({error}). "
                 "Save the bundle again with 'dermlens pack'."
             ) from error
+        detector.check()
+        return detector
+
+    def check(self) -> None:
+        """Refuse values that no fit gives.
+
+        Raises:
+            ModelError: If shapes do not match, or a number is not finite or out of its range.
+        """
+        dimensions = (self.means.ndim, self.basis.ndim, self.variances.ndim) == (2, 2, 1)
+        numbers = (*(getattr(self, name) for name in _ARRAYS), self.rest, self.threshold)
+        if (
+            not dimensions
+            or self.basis.shape != (self.means.shape[1], self.variances.shape[0])
+            or not all(np.isfinite(value).all() for value in numbers)
+            or not (self.variances > 0).all()
+            or self.rest <= 0
+        ):
+            raise ModelError(
+                "The outlier detector stored in the bundle cannot be used: its arrays do not "
+                "belong together or hold impossible values. Copy the bundle again."
+            )
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a detector; a declared size is checked before memory is taken for it.
+
+    Raises:
+        ModelError: If the file is damaged, or an array is larger than its part of the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: _read_array(archive, f"{name}.npy") for name in _ARRAYS}
+    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, ValueError, EOFError) as error:
+        raise ModelError(
+            f"{path} cannot be read as the arrays of an outlier detector ({error}). Copy the "
+            "bundle again."
+        ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    declared = archive.getinfo(name).file_size
+    if declared > _MAX_BYTES:
+        raise ValueError(f"{name} has {declared:,} bytes")
+    with archive.open(name) as member:
+        content = io.BytesIO(member.read(_MAX_BYTES))
+    np.lib.format.read_magic(content)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    left = len(content.getbuffer()) - content.tell()
+    if dtype.kind != "f" or math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(f"{name} does not hold the {shape} numbers that it declares")
+    content.seek(0)
+    return np.lib.format.read_array(content, allow_pickle=False)
 
 
 def fit_outlier_detector(

@@ -4,7 +4,8 @@ One format for pretrained weights and for our own bundles, so that a bundle's we
 another training, and any HDF5 tool can read them. Nothing is ever unpickled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -105,69 +106,115 @@ def load_by_name(model: Any, path: Path) -> Coverage:
         ModelError: If the file cannot be read, holds no layer of this network, or holds layers of
             the same name but another shape.
     """
-    stored = _read(Path(path))
     layers = backbone_layers(model)
-    if not any(layer.name in stored for layer in layers):
-        raise ModelError(
-            f"{path} holds the weights of another network: none of its {len(stored)} layers "
-            f"(such as {next(iter(stored), 'none')!r}) is in {model.name}. Choose the backbone "
-            "the file was made for."
+    with _opened(Path(path)) as stored:
+        if not any(layer.name in stored for layer in layers):
+            raise ModelError(
+                f"{path} holds the weights of another network: none of its {len(stored)} layers "
+                f"(such as {next(iter(stored), 'none')!r}) is in {model.name}. Choose the backbone "
+                "the file was made for."
+            )
+        matching = [layer for layer in [*layers, *head_layers(model)] if layer.name in stored]
+        _copy(matching, stored, path)
+        return Coverage(
+            tuple(layer.name for layer in layers if layer.name in stored),
+            tuple(layer.name for layer in layers if layer.name not in stored),
         )
-    matching = [layer for layer in [*layers, *head_layers(model)] if layer.name in stored]
-    for layer in matching:
-        _check_shapes(layer, stored[layer.name], path)
-    for layer in matching:
-        layer.set_weights([np.asarray(w, dtype=np.float32) for w in stored[layer.name]])
-    return Coverage(
-        tuple(layer.name for layer in layers if layer.name in stored),
-        tuple(layer.name for layer in layers if layer.name not in stored),
-    )
 
 
 def load_all_by_name(model: Any, path: Path) -> None:
     """Copy every weight of a model from a file that ``save_by_name`` wrote.
 
     Raises:
-        ModelError: If the file lacks a layer of the model or has it in another shape.
+        ModelError: If the file lacks a layer of the model, has it in another shape, or holds what
+            is no finite number.
     """
-    stored = _read(Path(path))
-    for layer in (layer for layer in model.layers if layer.weights):
-        if layer.name not in stored:
-            raise ModelError(f"{path} lacks layer {layer.name!r} of {model.name}. Copy it again.")
+    layers = [layer for layer in model.layers if layer.weights]
+    with _opened(Path(path)) as stored:
+        for layer in layers:
+            if layer.name not in stored:
+                raise ModelError(
+                    f"{path} lacks layer {layer.name!r} of {model.name}. Copy it again."
+                )
+        _copy(layers, stored, path)
+
+
+def _copy(layers: Sequence[Any], stored: Mapping[str, Sequence[Any]], path: Path) -> None:
+    """Copy stored data sets into layers, once all shapes are known to match."""
+    for layer in layers:
         _check_shapes(layer, stored[layer.name], path)
-        layer.set_weights([np.asarray(w, dtype=np.float32) for w in stored[layer.name]])
+    read = [[np.asarray(part[()], np.float32) for part in stored[layer.name]] for layer in layers]
+    for layer, weights in zip(layers, read, strict=True):
+        if not all(np.isfinite(weight).all() for weight in weights):
+            raise ModelError(
+                f"{path} holds weights of layer {layer.name!r} that are no finite numbers. Get the "
+                "file again, or use another one."
+            )
+    for layer, weights in zip(layers, read, strict=True):
+        layer.set_weights(weights)
 
 
-def _read(path: Path) -> dict[str, list[np.ndarray]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[dict[str, list[Any]]]:
+    """Yield the data sets of each layer that has some, by name; nothing of them is read yet."""
     import h5py
 
     if not path.is_file():
         raise ModelError(f"The weights file {path} is missing. Check the path.")
     try:
         with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
+            root = file
+            if "model_weights" in file:
+                root = _member(file, "model_weights", h5py.Group)
             if "layer_names" not in root.attrs:
                 raise ModelError(
                     f"{path} is not a by-name weights file (it has no layer_names). Save it with "
                     "the legacy HDF5 format of keras.applications."
                 )
-            names = [_text(name) for name in root.attrs["layer_names"]]
-            stored = {
-                name: [root[name][_text(weight)][()] for weight in root[name].attrs["weight_names"]]
-                for name in names
-            }
-    except (OSError, KeyError) as error:
+            stored = {}
+            for name in map(_text, root.attrs["layer_names"]):
+                group = _member(root, name, h5py.Group)
+                names = map(_text, group.attrs["weight_names"])
+                stored[name] = [_plain_data(group, weight) for weight in names]
+            yield {name: weights for name, weights in stored.items() if weights}
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"{path} cannot be read as HDF5 weights ({error}). Get the file again."
         ) from error
-    return {name: weights for name, weights in stored.items() if weights}
+
+
+def _member(group: Any, name: str, kind: type) -> Any:
+    """Return a member of a group that lies in this file: links could lead to any other file."""
+    import h5py
+
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is missing or a link")
+        group = group[part]
+    if not isinstance(group, kind):
+        raise ValueError(f"{name} is not a {kind.__name__.lower()}")
+    return group
+
+
+def _plain_data(group: Any, name: str) -> Any:
+    """Return a data set of numbers whose data lie in this file and take no more than its size."""
+    import h5py
+
+    found = _member(group, name, h5py.Dataset)
+    if found.external or found.is_virtual:
+        raise ValueError(f"the data of {name} lie in another file")
+    if found.dtype.kind not in "fiu" or found.shape is None:
+        raise ValueError(f"{name} holds no numbers")
+    if found.chunks and np.prod(found.chunks, dtype=float) > max(found.size, 1 << 20):
+        raise ValueError(f"{name} is stored in parts larger than itself")
+    return found
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _check_shapes(layer: Any, weights: list[np.ndarray], path: Path) -> None:
+def _check_shapes(layer: Any, weights: Sequence[Any], path: Path) -> None:
     expected = [tuple(w.shape) for w in layer.weights]
     found = [tuple(w.shape) for w in weights]
     if expected != found:

@@ -106,6 +106,7 @@ def _write(out: Path, tables: Tables, bench: Bench, plan: BenchmarkPlan) -> dict
     }
     about = {
         "note": NOTE,
+        "model": bench.bundle.identity,
         "plan": plan.to_json(),
         "scorers": bench.scorers,
         "input_size": list(bench.bundle.input_size),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dermlens.diagnoses import CODES
 from dermlens.files import read_json, written_beside
+from dermlens.model.bundle_description import model_label
 from dermlens.quality.baselines import is_baseline, title
 from dermlens.quality.metric import FAMILIES, STRUCTURE_PREFIX, metric, metric_table
 from dermlens.quality.zones import ZONES
@@ -85,11 +86,12 @@ def describe(summary: dict[str, Any]) -> str:
     classes = ", ".join(
         f"{code} {summary['per_class'][code]}" for code in CODES if code in summary["per_class"]
     )
+    model = f" Model: {model_label(summary['model'])}." if "model" in summary else ""
     source = "drawn images" if summary.get("synthetic_model") else "the bundle's data set"
     return (
         f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions ({classes}), "
         f"{len(summary['methods'])} methods and {len(summary['baselines'])} baselines, model "
-        f"trained on {source}. {summary.get('note', '')}".strip()
+        f"trained on {source}.{model} {summary.get('note', '')}".strip()
     )
 
 

@@ -127,7 +127,7 @@ class Comparer:
         """
         done = advance or (lambda name: None)
         known, reading = self._read(image, target, against, lesion)
-        state = Comparison(self.bundle.classes, reading)
+        state = Comparison(self.bundle.classes, reading, model=self.bundle.identity)
         done("reading")
         yield state
         for name in self.methods:

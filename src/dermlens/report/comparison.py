@@ -115,6 +115,7 @@ class Comparison:
         scales: Maps at several scales.
         discrimination: Target against other classes.
         summary: Sentences and warnings; made last.
+        model: Name, backbone and fingerprint of the model (``Bundle.identity``).
     """
 
     classes: tuple[str, ...]
@@ -124,6 +125,7 @@ class Comparison:
     scales: MultiScaleResult | None = None
     discrimination: Discrimination | None = None
     summary: Summary | None = None
+    model: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def target(self) -> str:

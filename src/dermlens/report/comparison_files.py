@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import load_image, load_mask
+from dermlens.data.images import image_size, load_image, load_mask
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.contrast import ClassContrast
 from dermlens.explain.registry import parse_methods
@@ -14,7 +14,7 @@ from dermlens.explain.target import check_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
-from dermlens.progress import progress
+from dermlens.progress import printable, progress
 from dermlens.report.comparer import STEPS, Comparer
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_page import comparison_page
@@ -90,7 +90,9 @@ def compare_files(
                 seed=seed,
                 advance=lambda name: advance(1, name),
             )
-            written.append(write_comparison(Path(out) / path.stem, comparison, path.name))
+            written.append(
+                write_comparison(Path(out) / path.stem, comparison, printable(path.name))
+            )
     return written
 
 
@@ -155,8 +157,8 @@ def _check_files(files: Sequence[Path], masks: Mapping[Path, Path]) -> None:
                 f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
                 "or compare them into different folders."
             )
-        shape = load_image(path).shape[:2]
-        if path in masks and (drawn := load_mask(masks[path]).shape) != shape:
+        shape = image_size(path)
+        if path in masks and (drawn := image_size(masks[path])) != shape:
             raise DataError(
                 f"The outline {masks[path]} has {drawn[1]}x{drawn[0]} pixels, its image "
                 f"{shape[1]}x{shape[0]}. Draw it on the whole image."
@@ -174,6 +176,7 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     agreement, scales, found = comparison.agreement, comparison.scales, comparison.discrimination
     numbers: dict[str, Any] = {
         "image": name,
+        "model": dict(comparison.model),
         "target": comparison.target,
         "predicted": classes[reading.predicted],
         "prediction_set": (

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.explain.registry import METHODS, method
+from dermlens.model.bundle_description import model_label
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_figures import (
     agreement_figure,
@@ -40,10 +41,10 @@ def comparison_page(comparison: Comparison, name: str) -> str:
     )
     if comparison.summary is not None:
         _summary(page, comparison)
-    page.section("What the model says").table(
-        probabilities_table(comparison),
-        "Calibrated probabilities, and what cannot be excluded.",
-    )
+    says = "Calibrated probabilities, and what cannot be excluded."
+    if comparison.model:
+        says += f" Model: {model_label(comparison.model)}."
+    page.section("What the model says").table(probabilities_table(comparison), says)
     if comparison.combined:
         _combined(page, comparison)
     if comparison.agreement is not None:

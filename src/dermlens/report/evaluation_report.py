@@ -1,6 +1,6 @@
 """Writing an evaluation: tables, metrics and figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ def write_evaluation(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    model: Mapping[str, str] | None = None,
 ) -> dict[str, Path]:
     """Write ``metrics.json``, ``predictions.csv``, ``submission.csv`` and the figures.
 
@@ -59,12 +60,15 @@ def write_evaluation(
         out: Folder to write.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
+        model: Name, backbone and fingerprint of the model (``Bundle.identity``).
 
     Returns:
         Paths by name.
     """
     out = Path(out)
     result = metrics_from_predictions(table, calibration, resamples=resamples, seed=seed)
+    if model is not None:
+        result["model"] = dict(model)
     paths = {
         "predictions": write_csv(out / "predictions.csv", table),
         "submission": write_csv(out / "submission.csv", isic_submission(table, calibration)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import load_image
+from dermlens.data.images import image_size, load_image
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.registry import METHODS, create_several, method, parse_methods
@@ -18,7 +18,7 @@ from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import set_codes
-from dermlens.progress import progress
+from dermlens.progress import printable, progress
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.figures import Panel, attribution_figure, overlay
 
@@ -119,7 +119,7 @@ def _check_files(files: Sequence[Path]) -> None:
                 f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
                 "or explain them into different folders."
             )
-        load_image(path)
+        image_size(path)
 
 
 def _write(
@@ -141,7 +141,7 @@ def _write(
         Panel(method(name).title, result.maps[0], result.signed, method(name).cost)
         for name, result in results.items()
     ]
-    title = f"{path.stem}: {code}, p = {probabilities[goal]:.2f}"
+    title = f"{printable(path.stem)}: {code}, p = {probabilities[goal]:.2f}"
     with folder_beside(folder, KIND) as building:
         maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
         np.savez_compressed(building / "attributions.npz", **maps)
@@ -155,7 +155,8 @@ def _write(
         write_json(
             building / "explanation.json",
             {
-                "image": path.name,
+                "image": printable(path.name),
+                "model": bundle.identity,
                 "target": code,
                 "predicted": bundle.classes[int(probabilities.argmax())],
                 "prediction_set": None if inside is None else inside.split(),

@@ -97,7 +97,7 @@ def _draw(data: Path, images: int, seed: int) -> None:
 
 def _evaluate(bundle: Bundle, data: Path, out: Path, seed: int) -> dict[str, float]:
     table = predict_split(bundle, data, "test")
-    paths = write_evaluation(table, bundle.calibration, out, seed=seed)
+    paths = write_evaluation(table, bundle.calibration, out, seed=seed, model=bundle.identity)
     return read_json(paths["metrics"])
 
 

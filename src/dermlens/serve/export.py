@@ -23,10 +23,11 @@ import numpy as np
 from dermlens import __version__
 from dermlens.diagnoses import by_code
 from dermlens.errors import UsageError
-from dermlens.files import write_json, written_beside
+from dermlens.files import sha256_of_file, write_json, written_beside
 from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import Bundle
+from dermlens.model.bundle_description import write_description
 from dermlens.model.lite import to_litert
 from dermlens.serve.footprint import footprint
 from dermlens.serve.parity import (
@@ -96,6 +97,7 @@ def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
     ]
     return {
         "artifact": artifact,
+        "model": bundle.label,
         "dermlens_version": __version__,
         "input_size": list(bundle.input_size),
         "input": "RGB, 0..255, height x width; scaled and center-cropped, aspect ratio kept",
@@ -108,6 +110,23 @@ def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
         "license": bundle.facts.get("license", "MIT"),
         "note": "Research and education only, not a medical device.",
     }
+
+
+def write_metadata(path: Path, facts: dict[str, Any], artifact: Path, name: str = "") -> None:
+    """Write what is known of an artifact, with checksums of its files and one over all of it.
+
+    Args:
+        path: JSON file to write.
+        facts: From ``metadata``.
+        artifact: The finished file, or the folder whose files make it up.
+        name: What the file is going to be called.
+    """
+    files = {name: artifact}
+    if artifact.is_dir():
+        inside = sorted(file for file in artifact.rglob("*") if file.is_file())
+        files = {file.relative_to(artifact).as_posix(): file for file in inside}
+    sums = {name: sha256_of_file(file) for name, file in files.items()}
+    write_description(path, {**facts, "sha256": sums})
 
 
 def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parity:
@@ -145,7 +164,7 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
     with folder_beside(Path(out), _SAVED_MODEL) as building:
         module, signatures = serving_module(bundle)
         tf.saved_model.save(module, str(building), signatures=signatures)
-        write_json(building / "metadata.json", metadata(bundle, "saved_model"))
+        write_metadata(building / "metadata.json", metadata(bundle, "saved_model"), building)
         run, integrate = saved_model_runner(building)
         return measure(reference, run, building, "saved_model", integrate=integrate)
 
@@ -184,7 +203,8 @@ def export_tflite(
     with written_beside(out) as building:
         building.write_bytes(_converted(bundle, kind, representative))
         parity = measure(reference, tflite_runner(building), building, kind)
-        write_json(out.with_suffix(".json"), metadata(bundle, f"tflite {kind}"))
+        facts = metadata(bundle, f"tflite {kind}")
+        write_metadata(out.with_suffix(".json"), facts, building, name=out.name)
     return parity
 
 

@@ -15,7 +15,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.model.bundle import Bundle
 from dermlens.model.conformal import check_level
 from dermlens.model.evaluation import predictions_table
-from dermlens.progress import progress, say
+from dermlens.progress import printable, progress, say
 from dermlens.report.answer import NO_SETS, answer_text
 from dermlens.report.facts import diagnosis_name, percent
 
@@ -49,7 +49,8 @@ def _table(
     level: float | None = None,
 ) -> pd.DataFrame:
     threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
-    return predictions_table(rows, logits, bundle.calibration, scores, threshold, level)
+    table = predictions_table(rows, logits, bundle.calibration, scores, threshold, level)
+    return table.assign(model=bundle.label)
 
 
 def predict_external(
@@ -128,6 +129,8 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
                     yield file
         elif path.is_file():
             yield path
+        elif path.exists():
+            raise DataError(f"{path} is neither a file nor a folder. Give images.")
         else:
             raise DataError(f"{path} does not exist. Check the path.")
 
@@ -150,8 +153,8 @@ def predict_files(
         level: Of the prediction sets, 0..1; default the stored one.
 
     Returns:
-        One row per file: path, image_id, predictions, ``flag_<point>`` for each operating point,
-        ``error`` (empty where all went well).
+        One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
+        operating point, ``error`` (empty where all went well).
 
     Raises:
         UsageError: If the level is out of range, or given for a bundle without prediction sets.
@@ -179,8 +182,9 @@ def _predict_chunk(
             errors.append("")
         except DataError as error:
             errors.append(str(error))
-    rows = pd.DataFrame({"path": [str(p) for p in files], "image_id": [p.stem for p in files]})
-    rows["error"] = errors
+    names = {"path": map(str, files), "image_id": (path.stem for path in files)}
+    rows = pd.DataFrame({key: list(map(printable, values)) for key, values in names.items()})
+    rows["error"] = list(map(printable, errors))
     good = np.array([error == "" for error in errors])
     logits = np.zeros((len(files), len(bundle.classes)))
     scores = None if bundle.outlier is None else np.zeros(len(files))

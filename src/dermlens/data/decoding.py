@@ -1,0 +1,256 @@
+"""Decoding pictures that nobody has vetted: known formats only, bounded memory, any damage told.
+
+Pillow's decoders fail on damaged files in many ways (``struct.error``, ``AttributeError``,
+``TypeError``, ``SyntaxError``, ``MemoryError``, …) and can start other programs (Ghostscript for
+PostScript). Here every failure is a ``DataError``, and only the formats of photographs are opened.
+"""
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import DataError
+
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+"""What ``Image.open`` may try, the only such list in the package."""
+MAX_MEMORY = 850_000_000
+"""Bytes that decoding one picture may take, so that a process stays below 1 GiB."""
+_BAND_PIXELS = 1 << 20
+_ORIENTATION = 0x0112
+_EXIF_LENGTH = 1 << 16
+_EXIF_HEADER = b"Exif\x00\x00"
+_MULTI_PICTURE_HEADER = b"MPF\x00"
+# Of TIFF: size, depth, compression, color, strips, tiles, planes, predictor, palette, JPEG tables.
+_PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293})
+_PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
+# Bytes per pixel that decoders hold beside the picture itself, measured.
+_DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
+
+
+def open_header(content: bytes) -> Any:
+    """Open a picture of a known format without decoding its pixels.
+
+    Broken descriptions (EXIF, resolution, multi-picture) do not matter: they are left out then.
+
+    Args:
+        content: The bytes of the file.
+
+    Returns:
+        A lazy PIL image.
+
+    Raises:
+        Exception: Whatever Pillow raises on what is no picture.
+    """
+    try:
+        return _open(content)
+    except Exception:
+        if content.startswith(b"\xff\xd8"):
+            return _open_jpeg_without_descriptions(content)
+        if content.startswith((b"II*\x00", b"MM\x00*")):
+            return _open(_tiff_without_descriptions(content))
+        raise
+
+
+def _open(content: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _open_jpeg_without_descriptions(content: bytes) -> Any:
+    plain = content
+    for header in (_EXIF_HEADER, _MULTI_PICTURE_HEADER):
+        plain = plain.replace(header, b"-" * len(header), 1)
+    image = _open(plain)
+    start = content.find(_EXIF_HEADER)
+    if start >= 0:
+        image.info["exif"] = content[start : start + _EXIF_LENGTH]
+    return image
+
+
+def _tiff_without_descriptions(content: bytes) -> bytes:
+    """Give every entry that pixels do not depend on the type 0, which readers skip.
+
+    One entry that points outside the file makes Pillow miss all that come after it.
+    """
+    order = "<" if content.startswith(b"II") else ">"
+    patched = bytearray(content)
+    (start,) = struct.unpack_from(f"{order}L", content, 4)
+    (count,) = struct.unpack_from(f"{order}H", content, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, values = struct.unpack_from(f"{order}HHL", content, entry)
+        if tag not in _PIXEL_TAGS and (tag, kind, values) != (_ORIENTATION, 3, 1):
+            struct.pack_into(f"{order}HL", patched, entry + 2, 0, 0)
+    return bytes(patched)
+
+
+def memory_needed(image: Any, content: bytes) -> int:
+    """Return how many bytes it takes, at most, to make an opened picture upright RGB.
+
+    Args:
+        image: From ``open_header``, not decoded yet.
+        content: The bytes of the file, which stay in memory meanwhile.
+    """
+    stored = _stored_bytes(image.mode)
+    loading = stored + _DECODER_BYTES.get(str(image.format), 0)
+    if image.format in ("JPEG", "MPO") and _in_several_scans(image, content):
+        # The decoder keeps all coefficients, 16 bits each, until the last scan.
+        loading += 2 * len(image.getbands())
+    # Of PNG the orientation may stand behind the pixels.
+    turned = image.format == "PNG" or orientation(image) > 1
+    turning = 2 * stored if turned else stored
+    converting = stored + 4 if image.mode != "RGB" else stored
+    pixels = image.width * image.height
+    strip = _strip_bytes(image) if image.format == "TIFF" else 0
+    return len(content) + pixels * max(loading, turning, converting) + strip
+
+
+def _stored_bytes(mode: str) -> int:
+    """Bytes per pixel in Pillow's memory."""
+    if mode.startswith("I;16"):
+        return 2
+    return 1 if mode in ("1", "L", "P") else 4
+
+
+def _in_several_scans(image: Any, content: bytes) -> bool:
+    # Pillow has read up to the first scan; inside of scans the marker's bytes cannot occur.
+    return "progressive" in image.info or content.find(b"\xff\xda", image.fp.tell()) >= 0
+
+
+def _strip_bytes(image: Any) -> int:
+    """Bytes of one strip or tile of a TIFF file, which is unpacked as a whole."""
+    tags = image.tag_v2
+    if tags.get(259, 1) == 1:
+        return 0
+    bits = np.max(tags.get(258, 1)) * tags.get(277, 1)
+    if 322 in tags and 323 in tags:
+        pixels = tags[322] * tags[323]
+    else:
+        pixels = image.width * min(tags.get(278, image.height), image.height)
+    return int(pixels * bits) // 8
+
+
+def orientation(image: Any) -> int:
+    """Return the EXIF orientation of a picture, 1..8; 1 where the tag is missing or broken."""
+    try:
+        tags = image.tag_v2 if image.format == "TIFF" else image.getexif()
+        value = tags.get(_ORIENTATION, 1)
+    except Exception:  # Whatever is wrong with a description is no reason to refuse the picture.
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def decode_upright(image: Any) -> Any:
+    """Decode an opened picture completely and turn it upright.
+
+    ``ImageOps.exif_transpose`` writes the whole EXIF block again and fails if any tag is broken.
+
+    Raises:
+        Exception: Whatever Pillow raises on damaged files.
+    """
+    stream, is_tiff = image.fp, image.format == "TIFF"
+    if is_tiff:
+        # Pillow turns TIFF files itself while decoding, and reads every tag for it.
+        turn, image.getexif = orientation(image), _no_tags
+    image.load()
+    stream.close()  # Else the file's bytes would stay in memory as long as the picture.
+    if not is_tiff:
+        turn = orientation(image)
+    return image if turn == 1 else image.transpose(_turns()[turn])
+
+
+def _no_tags() -> Any:
+    from PIL import Image
+
+    return Image.Exif()
+
+
+def _turns() -> dict[int, Any]:
+    from PIL.Image import Transpose
+
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+
+
+def to_rgb(image: Any) -> Any:
+    """Turn a decoded picture of any mode into RGB, band by band.
+
+    16-bit and floating-point pictures are scaled to 0..255; an alpha channel is laid over white.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image
+    deep = image.mode.startswith(("I", "F"))
+    top = _largest(image) if deep else 0.0
+    whole = Image.new("RGB", image.size)
+    for box in _bands(image):
+        part = image.crop(box)
+        whole.paste(_deep_to_rgb(part, top) if deep else _part_to_rgb(part), box[:2])
+    return whole
+
+
+def _bands(image: Any) -> list[tuple[int, int, int, int]]:
+    rows = max(1, _BAND_PIXELS // image.width)
+    return [
+        (0, start, image.width, min(start + rows, image.height))
+        for start in range(0, image.height, rows)
+    ]
+
+
+def _largest(image: Any) -> float:
+    largest = max(np.max(np.asarray(image.crop(box)), initial=0) for box in _bands(image))
+    return 65535.0 if largest > 255 else 255.0
+
+
+def _deep_to_rgb(part: Any, top: float) -> Any:
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(part, dtype=np.float64))
+    scaled = (np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _part_to_rgb(part: Any) -> Any:
+    from PIL import Image
+
+    if part.mode in ("RGBA", "LA", "PA") or "transparency" in part.info:
+        upper = part.convert("RGBA")
+        white = Image.new("RGBA", upper.size, "white")
+        return Image.alpha_composite(white, upper).convert("RGB")
+    return part.convert("RGB")
+
+
+def as_array(image: Any) -> np.ndarray:
+    """Return a decoded picture as a uint8 array, (H, W, 3) or (H, W), copied band by band."""
+    channels = len(image.getbands())
+    shape = (image.height, image.width, channels)[: 2 if channels == 1 else 3]
+    array = np.empty(shape, np.uint8)
+    for box in _bands(image):
+        array[box[1] : box[3]] = np.asarray(image.crop(box))
+    return array
+
+
+def check_memory(image: Any, content: bytes, name: str) -> int:
+    """Return the bytes that decoding an opened picture takes.
+
+    Raises:
+        DataError: If they are more than ``MAX_MEMORY``.
+    """
+    needed = memory_needed(image, content)
+    if needed > MAX_MEMORY:
+        raise DataError(
+            f"{name} ({image.format}, {image.width}x{image.height} pixels) would take "
+            f"{needed / 1e9:.2f} GB of memory to decode, more than the {MAX_MEMORY / 1e9:.2f} GB "
+            "allowed. Scale it down first."
+        )
+    return needed
