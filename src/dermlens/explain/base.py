@@ -12,6 +12,7 @@ from dermlens.diagnoses import CODES, class_index
 from dermlens.errors import ExplanationError
 from dermlens.explain.folding import folded_logits
 from dermlens.explain.score import Logit, Score
+from dermlens.explain.stopping import stop_point
 
 Targets = None | str | int | Sequence[str | int] | np.ndarray
 """None: the predicted class; a code or position; one per image; or ``"all"``."""
@@ -86,6 +87,7 @@ class Network:
 
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits of float32 images as a tensor; adds to the cost."""
+        stop_point()
         self.cost.forward += len(images)
         return self._forward(images)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dermlens.explain.base import Attribution, Cost, Explainer, Progress, Targets, call, is_all
 from dermlens.explain.score import Score
+from dermlens.explain.stopping import stop_point
 
 FLOAT32 = "float32"
 """Name of the scorer that is the Keras model itself."""
@@ -95,6 +96,7 @@ class MaskedModel:
         constant = [tf.constant(a) for a in (image, fill, shared)]
         results = []
         for start in range(0, len(parameters), self.batch_size):
+            stop_point()
             part = parameters[start : start + self.batch_size]
             missing = self.batch_size - len(part)
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
