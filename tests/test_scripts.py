@@ -68,8 +68,12 @@ def test_deployment_serves_the_bundle_it_is_given(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(serving, "launch", lambda *arguments: calls.append(arguments))
-    assert run(SCRIPTS[0], tmp_path, "--port", 7999, "--auth", "ann:secret") == 0
-    assert calls == [(tmp_path, "127.0.0.1", 7999, False, ("ann", "secret"))]
+    monkeypatch.setenv("DERMLENS_PASSWORD", "kept secret")
+    options = ["--port", 7999, "--auth", "ann", "--allow-host", "a.org", "--allow-host", "b.org"]
+    assert run(SCRIPTS[0], tmp_path, *options) == 0
+    signed_in = ("ann", "kept secret")
+    assert calls == [(tmp_path, "127.0.0.1", 7999, False, signed_in, ("a.org", "b.org"))]
+    assert run(SCRIPTS[0], tmp_path, "--auth", "ann:kept secret") == 2
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bundles, "SHIPPED", tmp_path / "shipped")
     assert run(SCRIPTS[0]) == 2

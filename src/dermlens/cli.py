@@ -305,16 +305,33 @@ def web(
     share: Annotated[
         bool, typer.Option("--share", help="Make a public address through Gradio's service.")
     ] = False,
-    auth: Annotated[str | None, typer.Option(help="NAME:PASSWORD that visitors must give.")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name that visitors must give, with the password in DERMLENS_PASSWORD; it is "
+            "asked for where that is not set.",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name by which the page is addressed, such as that of a proxy before it; may be "
+            "given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the web interface: analyze and explain images in a browser.
 
     Example: dermlens app runs/first/bundle --port 7860
     """
     from dermlens.model.bundle import find_bundle
-    from dermlens.serve.app import launch, parse_auth
+    from dermlens.serve.app import launch
+    from dermlens.serve.app_access import sign_in
 
-    launch(find_bundle(bundle), host, port, share, parse_auth(auth))
+    place = find_bundle(bundle)
+    launch(place, host, port, share, sign_in(auth), tuple(allow_host or ()))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What the web interface does and shows, and the page behind a real server."""
 
+import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,9 @@ from dermlens.explain.registry import METHODS
 from dermlens.model.bundle import Bundle
 from dermlens.model.outlier import OutlierDetector
 from dermlens.quality.agreement import smoothed, spearman
-from dermlens.serve import app as serving
 from dermlens.serve import app_layers, app_page, app_page_about, app_page_cards
 from dermlens.serve.app_actions import DECISION, Actions, Analysis
-from dermlens.serve.app_errors import sentences, sentences_while_running
+from dermlens.serve.app_errors import sentences
 from dermlens.serve.app_explaining import Explaining
 from serving_support import SIZE, picture, text_of, untrained_bundle
 
@@ -290,30 +289,26 @@ def test_page_says_what_it_is(actions: Actions, analysis: Analysis) -> None:
     assert "Melanoma" in text_of(app_page.grad_cam(bundle, analysis, 4))
 
 
-def test_errors_become_sentences() -> None:
+def test_errors_become_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     import gradio as gr
 
-    def fail(error: Exception) -> None:
+    async def fail(error: Exception) -> None:
         raise error
 
-    def fail_later(error: Exception) -> Iterator[int]:
-        yield 1
-        raise error
+    def told(error: Exception) -> gr.Error:
+        with pytest.raises(gr.Error) as raised:
+            asyncio.run(sentences(fail)(error))
+        assert raised.value.print_exception is False
+        return raised.value
 
-    with pytest.raises(gr.Error) as known:
-        sentences(fail)(DataError("The file is broken. Replace it."))
-    assert known.value.message == "The file is broken. Replace it."
-    with pytest.raises(gr.Error) as unknown:
-        sentences(fail)(ValueError("/secret/path"))
-    assert "secret" not in unknown.value.message
-    running = sentences_while_running(fail_later)(DermlensError("No."))
-    assert next(running) == 1
-    with pytest.raises(gr.Error, match="No"):
-        next(running)
-
-
-def test_auth_needs_name_and_password() -> None:
-    assert serving.parse_auth(None) is None and serving.parse_auth("a:b:c") == ("a", "b:c")
-    for text in ("a", "a:", ":b"):
-        with pytest.raises(UsageError):
-            serving.parse_auth(text)
+    assert told(DataError("The file is broken. Replace it.")).message == (
+        "The file is broken. Replace it."
+    )
+    assert told(DermlensError("No.")).message == "No."
+    # Gradio's own would print what was sent.
+    assert told(gr.Error("Value: 'my secret' is not a choice")).message.startswith("Value")
+    assert capsys.readouterr().out == ""
+    assert "secret" not in told(ValueError("/secret/path")).message
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Unexpected ValueError in the web interface, in fail, line ")
+    assert "secret" not in printed.out + printed.err

@@ -164,7 +164,7 @@ def test_plain_http(served: Any, lesion: Path) -> None:
     assert event == "complete" and set(data[2]["probabilities"]) == {d.code for d in DIAGNOSES}
     session = {"session_hash": "plain-http"}
     methods = ["grad_cam", "hires_cam"]
-    request = [as_upload(path), methods, "decision", "decision", "inferno"]
+    request = [as_upload(path), methods, DECISION, DECISION, "inferno"]
     assert call(served.url, "compare", request, **session)[0] == "complete"
     event, data = call(served.url, "maps", [], **session)
     assert event == "complete" and data[0]["name"] == "lesion.npz"
@@ -203,7 +203,10 @@ def announced(url: str, length: int) -> bytes:
     """Return the answer to a request that says how long it is and sends nothing more."""
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port), timeout=10) as line:
-        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        host = address.netloc.decode()
+        head = (
+            f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
+        )
         line.sendall(head.encode())
         return line.recv(2000)
 
@@ -251,22 +254,123 @@ def test_no_file_holds_a_marked_image_after_the_session(served: Any, tmp_path: P
     stream = io.BytesIO()
     mark = os.urandom(24)
     picture(8, 240, 320).save(stream, "PNG")
-    content = stream.getvalue() + mark
-    assert marked_files([mark]) == []
+    mine = [tmp_path / "marked.png", tmp_path / "second.png"]
+    for number, path in enumerate(mine):
+        path.write_bytes(stream.getvalue() + mark + bytes([number]))
+    assert set(marked_files([mark])) == set(mine)
     client = Client(served.url, verbose=False)
-    path = upload(served.url, "marked.png", content).json()[0]
-    other = upload(served.url, "second.png", content + b"2").json()[0]
-    client.predict(as_upload(path), api_name="/analyze")
-    client.predict([as_upload(path), as_upload(other)], api_name="/batch")
-    client.submit(as_upload(path), ["grad_cam", "hires_cam"], api_name="/compare").result()
+    client.predict(sent(mine[0]), api_name="/analyze")
+    client.predict([sent(path) for path in mine], api_name="/batch")
+    client.submit(sent(mine[0]), ["grad_cam", "hires_cam"], api_name="/compare").result()
     client.predict(api_name="/report")
-    assert set(marked_files([mark])) == {Path(path).resolve(), Path(other).resolve()}
+    # The client uploads a file for each request anew, and each upload has a place of its own.
+    lying = set(marked_files([mark])) - set(mine)
+    assert len(lying) == 4 and all(path.is_relative_to(served.uploads) for path in lying)
     client.close()
     deadline = time.monotonic() + 20
-    while marked_files([mark]) and time.monotonic() < deadline:
+    while set(marked_files([mark])) != set(mine) and time.monotonic() < deadline:
         time.sleep(0.3)
-    assert marked_files([mark]) == []
-    assert not Path(path).parent.exists()
+    assert set(marked_files([mark])) == set(mine)
+    assert not any(path.parent.exists() for path in lying)
+
+
+def test_the_same_picture_outlives_the_session_of_another_visitor(
+    served: Any, lesion: Path
+) -> None:
+    from gradio_client import Client
+
+    ann = Client(served.url, verbose=False)
+    before = set(served.uploads.rglob(lesion.name))
+    ann.predict(sent(lesion), api_name="/analyze")
+    hers = set(served.uploads.rglob(lesion.name)) - before
+    # Bob uploads the same picture; before any request names it, Ann leaves.
+    his = Path(upload(served.url, lesion.name, lesion.read_bytes()).json()[0])
+    assert len(hers) == 1 and his not in hers
+    ann.close()
+    deadline = time.monotonic() + 20
+    while any(path.exists() for path in hers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(path.exists() for path in hers) and his.exists()
+    event, data = call(served.url, "analyze", [as_upload(str(his)), "inferno"])
+    assert event == "complete" and data[2]["probabilities"]
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing(served: Any) -> None:
+    before = set(served.uploads.iterdir())
+    address, mark = httpx.URL(served.url), os.urandom(24)
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc.decode()}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000000\r\n\r\n"
+    ).encode()
+    with socket.create_connection((address.host, address.port), timeout=10) as line:
+        line.sendall(head + part + mark + b"x" * 200_000)
+        deadline = time.monotonic() + 20
+        while set(served.uploads.iterdir()) == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert set(served.uploads.iterdir()) != before
+    while set(served.uploads.iterdir()) != before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert set(served.uploads.iterdir()) == before and marked_files([mark]) == []
+
+
+def test_too_many_files_at_once_are_refused(served: Any) -> None:
+    before = set(served.uploads.iterdir())
+    files = [("files", (f"{number}.png", b"x")) for number in range(101)]
+    answer = httpx.post(f"{served.url}gradio_api/upload", files=files, timeout=60)
+    assert answer.status_code == 400 and "Up to 100 files" in answer.text
+    assert set(served.uploads.iterdir()) == before
+
+
+def test_nothing_a_visitor_sends_is_printed(served: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    secret = "visitors-secret-4711"
+    path = upload(served.url, "lesion.png", b"x").json()[0]
+    calls: list[tuple[str, list[Any]]] = [
+        ("analyze", [None, secret]),
+        ("explain", [as_upload(path), [secret], DECISION, "inferno"]),
+        ("explain", [as_upload(path), ["grad_cam"], secret, "inferno"]),
+        ("explain", [as_upload(f"/{secret}"), ["grad_cam"], DECISION, "inferno"]),
+        ("explain", [{"path": [secret]}, ["grad_cam"], DECISION, "inferno"]),
+        ("explain", [secret, ["grad_cam"], DECISION, "inferno"]),
+        ("batch", [{secret: secret}]),
+        ("batch", [[secret]]),
+        ("analyze", [as_upload(f"{path}\0{secret}"), "inferno"]),
+    ]
+    for endpoint, given in calls:
+        assert call(served.url, endpoint, given)[0] == "error", given
+    address = f"{served.url}gradio_api/"
+    for route, body in (
+        (f"call/{secret}", {"data": []}),
+        ("queue/join", {"data": [secret], "fn_index": 9999, "session_hash": secret}),
+        ("queue/join", {"data": [secret], "api_name": secret, "session_hash": secret}),
+        ("queue/join", {"data": [secret], "fn_index": 0, "session_hash": secret, "trigger_id": 9}),
+        ("call/v2/explain", {"image": secret, "methods": secret}),
+        ("run/predict", {"data": [secret], "fn_index": 9999, "session_hash": secret}),
+        ("cancel", {"session_hash": secret, "fn_index": 9999, "event_id": secret}),
+        ("cancel", {"session_hash": [secret]}),
+    ):
+        httpx.post(f"{address}{route}", json=body, timeout=60)
+    httpx.post(f"{address}upload", files={secret: ("a.png", b"x")}, timeout=60)
+    httpx.post(f"{address}upload", data={"files": secret}, files={"a": b"x"}, timeout=60)
+    httpx.get(f"{address}file={secret}%00", timeout=60)
+    for route in (f"call/explain/{secret}", f"queue/data?session_hash={secret}"):
+        with httpx.stream("GET", f"{address}{route}", timeout=60) as stream:
+            next(stream.iter_lines(), None)
+    printed = capfd.readouterr()
+    assert secret not in printed.out and secret not in printed.err
+    assert "Traceback" not in printed.out + printed.err
+
+
+def test_traffic_is_not_watched_and_nothing_is_kept_in_the_browser(served: Any) -> None:
+    for route in ("monitoring", "monitoring/summary", "monitoring/key"):
+        assert httpx.get(f"{served.url}{route}").status_code == 403
+    assert httpx.get(f"{served.url}config").json()["run_history"] is False
+    assert httpx.get(f"{served.url}gradio_api/runs").status_code == 404
+    answer = httpx.get(served.url, headers={"Host": "evil.org"})
+    assert answer.status_code == 421 and "--allow-host" in answer.text
+    answer = httpx.get(f"{served.url}config", headers={"Origin": "https://evil.org"})
+    assert answer.status_code == 403
+    assert httpx.get(served.url).headers["x-frame-options"] == "DENY"
 
 
 def test_twenty_visitors_are_all_served_and_see_their_place(served: Any, lesion: Path) -> None:

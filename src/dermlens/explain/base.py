@@ -12,6 +12,7 @@ from dermlens.diagnoses import CODES
 from dermlens.errors import ExplanationError
 from dermlens.explain.folding import folded_logits
 from dermlens.explain.score import Logit, Score
+from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, check_targets, is_all, part_of, resolve_targets
 
 Progress = Callable[[int], None]
@@ -83,6 +84,7 @@ class Network:
 
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits of float32 images as a tensor; adds to the cost."""
+        stop_point()
         self.cost.forward += len(images)
         return self._forward(images)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from dermlens.explain.base import Cost, call
 from dermlens.explain.score import Score
+from dermlens.explain.stopping import stop_point
 
 
 class GradientEngine:
@@ -79,6 +80,7 @@ class GradientEngine:
         self, starts: np.ndarray, ends: np.ndarray, positions: np.ndarray, goals: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return gradients (n, H, W, 3) and scores (n,) at up to ``batch_size`` points."""
+        stop_point()
         count, size = len(starts), self.batch_size
         filled = _filled((starts, ends, positions.astype(np.float32), goals), size)
         gradients, values = self._along(*filled)

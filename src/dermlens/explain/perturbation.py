@@ -9,6 +9,7 @@ import numpy as np
 
 from dermlens.explain.base import Attribution, Cost, Explainer, Progress, batches, call
 from dermlens.explain.score import Score
+from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, depend_on_answer, is_all, resolve_targets
 
 FLOAT32 = "float32"
@@ -96,6 +97,7 @@ class MaskedModel:
         constant = [tf.constant(a) for a in (image, fill, shared)]
         results = []
         for start in range(0, len(parameters), self.batch_size):
+            stop_point()
             part = parameters[start : start + self.batch_size]
             missing = self.batch_size - len(part)
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])

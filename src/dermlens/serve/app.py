@@ -1,15 +1,16 @@
 """The web interface: analyze an image, explain and compare, many images at once.
 
 Runs on this computer only unless told otherwise. Actions live in ``app_actions``,
-``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk`` and
-``app_privacy``, the tabs in ``app_tabs*``, and the looks in ``app_page*``.
+``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk``, ``app_jobs``,
+``app_results`` and ``app_uploads``, what stands before it in ``app_guard``, the tabs in
+``app_tabs*``, and the looks in ``app_page*``.
 """
 
 import atexit
 import os
 import signal
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,14 @@ from dermlens.explain.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.progress import say
 from dermlens.serve import app_page, app_style
+from dermlens.serve.app_access import warning
 from dermlens.serve.app_desk import Desk
+from dermlens.serve.app_guard import PASSWORDS_LEFT, Guard, Site
+from dermlens.serve.app_jobs import Jobs
 from dermlens.serve.app_page_about import about
-from dermlens.serve.app_privacy import SESSIONS_KEPT, Guard, Uploads
 from dermlens.serve.app_reading import MAX_BYTES
+from dermlens.serve.app_results import SESSIONS_KEPT
+from dermlens.serve.app_uploads import RunFolder, Uploads, give_each_upload_its_own_place
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -42,26 +47,11 @@ VISITS = 100
 """Images that a served page is expected to explain, about."""
 
 
-def parse_auth(text: str | None) -> tuple[str, str] | None:
-    """Turn ``"name:password"`` into its parts.
-
-    Raises:
-        UsageError: If the text has another form.
-
-    Example:
-        >>> parse_auth("ann:a:b")
-        ('ann', 'a:b')
-    """
-    if text is None:
-        return None
-    name, _, password = text.partition(":")
-    if not name or not password:
-        raise UsageError("--auth needs a name and a password: --auth NAME:PASSWORD.")
-    return name, password
-
-
 def build_app(
-    bundle: Bundle, examples: Path | None = None, uploads: Uploads | None = None
+    bundle: Bundle,
+    examples: Path | None = None,
+    uploads: Uploads | None = None,
+    jobs: Jobs | None = None,
 ) -> "gr.Blocks":
     """Build the page.
 
@@ -69,6 +59,7 @@ def build_app(
         bundle: Trained model; loaded once and shared by all visitors.
         examples: Folder to draw the examples into; None for no examples.
         uploads: Where uploads lie, so that a session's can be deleted when it ends.
+        jobs: Watches over long jobs; its own where none is given.
 
     Returns:
         The page. Endpoints: ``/analyze``, ``/explain``, ``/compare``, ``/report``, ``/maps`` and
@@ -76,14 +67,16 @@ def build_app(
     """
     import gradio as gr
 
-    desk = Desk(bundle, uploads)
+    desk = Desk(bundle, uploads, jobs)
     drawn = [] if examples is None else draw_examples(examples, bundle.input_size)
     with gr.Blocks(title=app_page.TITLE, analytics_enabled=False) as page:
         gr.HTML(app_page.header(bundle), elem_classes="dl-wide")
         gr.HTML(app_page.BANNER, elem_classes="dl-wide dl-sticky")
         _layout(desk, drawn)
         page.unload(_at_end_of_session(desk, page))
-    page.queue(max_size=_QUEUE)
+    # Every call goes through the queue, where its limits are.
+    page.queue(max_size=_QUEUE, api_open=False)
+    desk.jobs.attach(page)
     return page
 
 
@@ -163,6 +156,7 @@ def launch(
     port: int | None = None,
     share: bool = False,
     auth: tuple[str, str] | None = None,
+    allow_hosts: Sequence[str] = (),
     *,
     block: bool = True,
 ) -> Any:
@@ -176,6 +170,8 @@ def launch(
         port: Port; None for the first free one from 7860.
         share: Make a public address through Gradio's service.
         auth: Name and password that visitors must give.
+        allow_hosts: Names by which the page may be addressed, such as that of a proxy before it,
+            besides ``localhost``, the name of this computer, and addresses in digits.
         block: Wait until interrupted; else return at once.
 
     Returns:
@@ -185,42 +181,78 @@ def launch(
         ModelError: If the bundle cannot be loaded.
         UsageError: If the port is taken.
     """
+    said = warning(host, share, auth is not None)
+    if said is not None:
+        say(said)
     bundle = load_bundle(bundle_path)
     # Made now if it is to be made at all, not while the first visitor waits.
     choose_scorers(bundle, list(METHODS), images=VISITS)
+    if block:
+        _end_orderly_when_told_to()
     uploads = _upload_folder()
-    page = build_app(bundle, uploads.folder / "examples", uploads)
+    jobs, site = Jobs(), Site(host, allow_hosts)
+    page = build_app(bundle, uploads.folder / "examples", uploads, jobs)
+    uploads.held = jobs.awaited_files
+    uploads.start(also=jobs.drop_unread)
     try:
         _, address, public = page.launch(
-            server_name=host, server_port=port, share=share, auth=auth, **_served()
+            server_name=host, server_port=port, share=share, auth=auth, **_served(site, jobs)
         )
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be used ({error}). Use another --port.") from None
+    if public:
+        site.allow(public)
     say(f"Serving {bundle.path} at {address}" + (f" and {public}" if public else ""))
     say("Press Ctrl+C to stop.")
     if block:
-        # Stopped by a supervisor, the end must come the orderly way: uploads are removed then.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            _end(page, uploads, jobs)
     return page
 
 
+def _end_orderly_when_told_to() -> None:
+    """Let the closing of the terminal, and a supervisor, end the program as Ctrl+C does."""
+
+    def end(*_: Any) -> None:
+        # Told so twice, the first end must not be cut short: it deletes the uploads.
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(0)
+
+    known = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    # What is ignored stays so: under nohup the page outlives its terminal.
+    numbers = [one for one in known if one and signal.getsignal(one) != signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, end)
+
+
+def _end(page: Any, uploads: Uploads, jobs: Jobs) -> None:
+    """Delete the uploads first, since more patience may not be had, then end what runs."""
+    uploads.close()
+    jobs.stop_all()
+    page.close(verbose=False)
+    # What arrived in the meantime.
+    uploads.close()
+
+
 def _upload_folder() -> Uploads:
-    folder = Path(tempfile.mkdtemp(prefix="dermlens-app-"))
-    (folder / "examples").mkdir()
+    run = RunFolder()
+    atexit.register(run.close)
+    folder = run.path / "files"
+    (folder / "examples").mkdir(parents=True)
     # Read by Gradio when components are made, so they must stand before it is imported.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Seconds until the end of a session is noticed.
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "5")
-    uploads = Uploads(folder, kept=folder / "examples")
-    atexit.register(uploads.close)
-    uploads.start()
-    return uploads
+    give_each_upload_its_own_place()
+    return Uploads(folder, kept=folder / "examples")
 
 
-def _served() -> dict[str, Any]:
+def _served(site: Site, jobs: Jobs) -> dict[str, Any]:
     """Return how the page is served, whatever the address."""
     from starlette.middleware import Middleware
 
@@ -232,10 +264,14 @@ def _served() -> dict[str, Any]:
         "state_session_capacity": SESSIONS_KEPT,
         "ssr_mode": False,
         "footer_links": ["api"],
+        # Neither the address book of who asked what, nor a copy of every image in the browser.
+        "enable_monitoring": False,
+        "run_history": False,
+        "auth_message": PASSWORDS_LEFT,
         "theme": app_style.theme(),
         "css": app_style.CSS,
         "head": app_style.HEAD,
         "js": app_style.ON_LOAD,
-        "app_kwargs": {"middleware": [Middleware(Guard)]},
+        "app_kwargs": {"middleware": [Middleware(Guard, site=site, readers=jobs.readers)]},
         "prevent_thread_lock": True,
     }

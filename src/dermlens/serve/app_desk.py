@@ -10,7 +10,9 @@ from dermlens.model.bundle import Bundle
 from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_batch import Row, analyze_many
 from dermlens.serve.app_explaining import Explaining, Progress, Step
-from dermlens.serve.app_privacy import Results, Uploads
+from dermlens.serve.app_jobs import Jobs
+from dermlens.serve.app_results import Results
+from dermlens.serve.app_uploads import Uploads
 
 NO_IMAGE = "There is no image yet. Upload one or click an example."
 
@@ -38,10 +40,14 @@ class Desk:
     Args:
         bundle: Trained model; traced here, and shared by all.
         uploads: Where uploads lie; None where they are somebody else's business.
+        jobs: Watches over long jobs; its own where none is given.
     """
 
-    def __init__(self, bundle: Bundle, uploads: Uploads | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, uploads: Uploads | None = None, jobs: Jobs | None = None
+    ) -> None:
         self.bundle, self.uploads, self.results = bundle, uploads, Results()
+        self.jobs = jobs or Jobs()
         self.actions = Actions(bundle)
         self.actions.warm_up()
         self.explaining = Explaining(self.actions)

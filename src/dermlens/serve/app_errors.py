@@ -1,6 +1,6 @@
-"""Errors of the web interface: one sentence on the page, never a traceback."""
+"""Errors of the web interface: one sentence on the page, never a traceback anywhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
@@ -10,26 +10,18 @@ from dermlens.progress import say
 _SECONDS_SHOWN = 20
 
 
-def sentences(action: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn errors of an action into one sentence on the page."""
+def sentences(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Turn errors into one sentence on the page.
 
-    @wraps(action)
-    def guarded(*arguments: Any) -> Any:
+    Args:
+        process: Handles one call of an endpoint from its inputs to its outputs, so that errors in
+            reading what was sent are met, too.
+    """
+
+    @wraps(process)
+    async def guarded(*arguments: Any, **options: Any) -> Any:
         try:
-            return action(*arguments)
-        except Exception as error:
-            raise shown(error) from None
-
-    return guarded
-
-
-def sentences_while_running(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """As ``sentences``, for actions that yield."""
-
-    @wraps(action)
-    def guarded(*arguments: Any) -> Iterator[Any]:
-        try:
-            yield from action(*arguments)
+            return await process(*arguments, **options)
         except Exception as error:
             raise shown(error) from None
 
@@ -46,13 +38,18 @@ def shown(error: Exception) -> Exception:
     if isinstance(error, DermlensError | gr.Error):
         text = error.message if isinstance(error, gr.Error) else str(error)
         return gr.Error(text, duration=_SECONDS_SHOWN, print_exception=False)
-    trace, where = error.__traceback__, ""
-    while trace is not None:
-        where = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}"
-        trace = trace.tb_next
-    say(f"Unexpected {type(error).__name__} in the web interface, in {where}.")
+    say(f"Unexpected {type(error).__name__} in the web interface, in {place_of(error)}.")
     return gr.Error(
         "This did not work, and it is not your fault. Try another image.",
         duration=_SECONDS_SHOWN,
         print_exception=False,
     )
+
+
+def place_of(error: Exception) -> str:
+    """Return the function and line where an error was raised."""
+    trace, where = error.__traceback__, "an unknown place"
+    while trace is not None:
+        where = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return where

@@ -6,7 +6,6 @@ from typing import Any
 
 from dermlens.explain.target import PREDICTED
 from dermlens.serve.app_desk import Desk, Shown
-from dermlens.serve.app_errors import sentences, sentences_while_running
 from dermlens.serve.app_layers import COLOR_MAPS, checked_color_map
 from dermlens.serve.app_page import EMPTY, grad_cam, verdict
 from dermlens.serve.app_page_cards import EMPTY_EXPLANATION, cards
@@ -126,7 +125,6 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         facts = gr.JSON(label="Result")
     nothing = (EMPTY, "", None, PREDICTED)
 
-    @sentences
     def analyze(image: str | None, color_map: str, request: gr.Request) -> tuple[Any, ...]:
         if image is None:
             return nothing
@@ -134,7 +132,6 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         drawn = grad_cam(desk.bundle, found, found.predicted, checked_color_map(color_map))
         return verdict(desk.bundle, found), drawn, desk.actions.facts(found), PREDICTED
 
-    @sentences
     def show(wanted: str, colors: str, request: gr.Request) -> Any:
         held = desk.shown(request.session_hash, "analysis")
         if held is None:
@@ -189,7 +186,7 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
         chosen = checked_color_map(colors)
         return cards(desk.bundle, shown.analysis, shown.step, chosen, stopped=stopped)
 
-    @sentences_while_running
+    @desk.jobs.stoppable
     def explain(
         image: str | None, methods: list[str], target: str, color_map: str, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
@@ -197,11 +194,9 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
             assert shown.step is not None
             yield draw(shown, color_map), desk.explaining.facts(shown.step)
 
-    @sentences
     def redraw(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "explanation"), colors)
 
-    @sentences
     def stopped(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "explanation"), colors, stopped=True)
 

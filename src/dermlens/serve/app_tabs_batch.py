@@ -14,7 +14,6 @@ from dermlens.serve.app_batch import (
     shown_table,
 )
 from dermlens.serve.app_desk import Desk
-from dermlens.serve.app_errors import sentences_while_running
 from dermlens.serve.app_page_cards import busy, finished
 from dermlens.serve.app_tabs import PRIVATE, receives_files
 from dermlens.serve.app_tabs_compare import FILE_TEMPLATE, as_file
@@ -52,7 +51,7 @@ def batch_tab(desk: Desk) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    @sentences_while_running
+    @desk.jobs.stoppable
     def batch(
         files: list[tuple[str, str]] | None, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:

@@ -14,7 +14,6 @@ from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers
 from dermlens.report.comparison_page import comparison_page
 from dermlens.serve.app_desk import Desk, Shown
-from dermlens.serve.app_errors import sentences, sentences_while_running
 from dermlens.serve.app_explaining import plain
 from dermlens.serve.app_layers import checked_color_map
 from dermlens.serve.app_page_compare import EMPTY_COMPARISON, comparison
@@ -81,7 +80,7 @@ def _connect_running(
             shown.analysis.display, shown.progress, checked_color_map(colors), stopped=stopped
         )
 
-    @sentences_while_running
+    @desk.jobs.stoppable
     def compare(
         image: str | None,
         methods: list[str],
@@ -96,11 +95,9 @@ def _connect_running(
             running = {"running": shown.progress.running}
             yield draw(shown, color_map), plain({**running, **numbers})
 
-    @sentences
     def redraw(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "comparison"), colors)
 
-    @sentences
     def stopped(colors: str, request: gr.Request) -> Any:
         return draw(desk.shown(request.session_hash, "comparison"), colors, stopped=True)
 
@@ -128,12 +125,10 @@ def _connect_running(
 def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
     import gradio as gr
 
-    @sentences
     def report(request: gr.Request) -> dict[str, str]:
         name, state = _complete(desk.shown(request.session_hash, "comparison"))
         return as_file(f"{name}.html", "text/html", comparison_page(state, name).encode())
 
-    @sentences
     def maps(request: gr.Request) -> dict[str, str]:
         name, state = _complete(desk.shown(request.session_hash, "comparison"))
         return as_file(f"{name}.npz", "application/octet-stream", maps_file(state))

@@ -1,0 +1,153 @@
+"""How much one client and all together may ask of the page: uploads and attempts to sign in."""
+
+import ipaddress
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dermlens.errors import UsageError
+
+MEGABYTE = 2**20
+
+
+def client_of(address: str | None) -> str:
+    """Return what counts as one client: an IPv4 address, or the network of an IPv6 address.
+
+    Example:
+        >>> client_of("192.0.2.7"), client_of("2001:db8:1:2:3:4:5:6"), client_of("::ffff:192.0.2.7")
+        ('192.0.2.7', '2001:db8:1:2::/64', '192.0.2.7')
+    """
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    # One subscriber has at least 2^64 addresses.
+    return str(ipaddress.ip_network((found, 64), strict=False))
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What may be under way or lie here at once.
+
+    Attributes:
+        size: Bytes, of uploads under way (as announced) and of those that lie here.
+        requests: Uploads under way.
+        files: Uploads that lie here.
+    """
+
+    size: int
+    requests: int
+    files: int
+
+
+EACH = Allowance(size=600 * MEGABYTE, requests=24, files=500)
+ALL = Allowance(size=2400 * MEGABYTE, requests=96, files=4000)
+
+
+@dataclass
+class _Upload:
+    client: str
+    announced: int
+    paths: list[Path] = field(default_factory=list)
+    under_way: bool = True
+
+    def lying(self) -> list[int]:
+        """Return the sizes of its files that are still here."""
+        return [path.stat().st_size for path in self.paths if path.is_file()]
+
+
+class Quota:
+    """Admits uploads as long as a client, and all together, stay within their allowance.
+
+    What a request announces counts from before it is read until it is answered, then what it
+    left on the disk, until that is deleted.
+
+    Args:
+        each: Of one client.
+        all_together: Of all.
+    """
+
+    def __init__(self, each: Allowance = EACH, all_together: Allowance = ALL) -> None:
+        self._each, self._all = each, all_together
+        self._uploads: list[_Upload] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def admit(self, client: str, size: int) -> Iterator[list[Path]]:
+        """Reserve room for an upload of ``size`` bytes while it is read.
+
+        Yields:
+            A list to put the files into that it has left.
+
+        Raises:
+            UsageError: If there is no room.
+        """
+        upload = _Upload(client, size)
+        with self._lock:
+            self._uploads = [one for one in self._uploads if one.under_way or one.lying()]
+            theirs = [one for one in self._uploads if one.client == client]
+            if not _fits(theirs, self._each, size):
+                raise UsageError(
+                    "Too much was uploaded from your address. Wait until it was analyzed, close "
+                    "pages that you no longer need, or try again in 15 minutes."
+                )
+            if not _fits(self._uploads, self._all, size):
+                raise UsageError("This server has no room for more images. Try again in a minute.")
+            self._uploads.append(upload)
+        try:
+            yield upload.paths
+        finally:
+            upload.under_way = False
+
+
+def _fits(uploads: Iterable[_Upload], allowed: Allowance, size: int) -> bool:
+    requests = files = 0
+    for upload in uploads:
+        lying = upload.lying()
+        requests += upload.under_way
+        files += len(lying)
+        size += upload.announced if upload.under_way else sum(lying)
+    return size <= allowed.size and requests < allowed.requests and files < allowed.files
+
+
+FAILURES = 5
+"""Wrong passwords from one address within ``SECONDS``, after which none is checked."""
+FAILURES_OF_ALL = 100
+"""As ``FAILURES``, from all addresses together: they can be many, or made up."""
+SECONDS = 300.0
+
+
+class Attempts:
+    """Counts wrong passwords.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed: list[tuple[float, str]] = []
+        self._lock = threading.Lock()
+
+    def begin(self, client: str) -> bool:
+        """Return whether a password of a client may be checked; it counts as wrong until known."""
+        now = self._clock()
+        with self._lock:
+            self._failed = [one for one in self._failed if one[0] > now - SECONDS]
+            theirs = sum(one[1] == client for one in self._failed)
+            if theirs >= FAILURES or len(self._failed) >= FAILURES_OF_ALL:
+                return False
+            self._failed.append((now, client))
+            return True
+
+    def succeed(self, client: str) -> None:
+        """Forget the wrong passwords of a client that has given the right one."""
+        with self._lock:
+            self._failed = [one for one in self._failed if one[1] != client]
