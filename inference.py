@@ -36,6 +36,7 @@ MAX_FILE_BYTES = 500_000_000
 MAX_SIDE = 4096
 MAX_STEM_BYTES = 200
 NOTE = "Research and education only, not a medical device."
+FLAG_WORDS = {"malignant": "malignancy", "melanoma": "melanoma"}
 
 # The perceptually uniform color map "inferno" (CC0), every fifth of its 256 colors.
 _COLORS = (
@@ -495,7 +496,9 @@ def flaw(facts: Any) -> str:
     try:
         codes = [entry["code"] for entry in facts["classes"]]
         words = [*codes, *(entry["name"] for entry in facts["classes"])]
-        (height, width), rule = facts["input_size"], facts["decision_rule"]
+        (height, width), rule = facts["input_size"], rule_of(facts)
+        sets = facts.get("prediction_sets")
+        known = [] if sets is None else [sets["true_probabilities"][code] for code in codes]
         points = list(facts["operating_points"].values())
         numbers = [rule["tau"], *rule["log_prior"], *(point["threshold"] for point in points)]
         summed = {code for point in points for code in point["codes"]}
@@ -503,7 +506,10 @@ def flaw(facts: Any) -> str:
             all(isinstance(word, str) for word in words)
             and all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width))
             and all(isinstance(n, int | float) and np.isfinite(n) for n in numbers)
-            and len(set(codes)) == len(codes) == len(rule["log_prior"]) > 1
+            and len(set(codes)) == len(codes) > 1
+            and len(rule["log_prior"]) in ((len(codes),) if rule["tau"] else (0, len(codes)))
+            and (sets is None or 0 < sets["level"] < 1)
+            and all(0 <= n <= 1 for listed in known for n in listed)
             and summed <= set(codes)
         )
         sums = facts.get("sha256", {"": "none"})
@@ -569,6 +575,7 @@ def predict(
     files: list[Path],
     explain: Path | None = None,
     target: str | None = None,
+    level: float | None = None,
 ) -> Iterator[dict]:
     """Yield one record per file, in order; a file that cannot be read has an ``error``.
 
@@ -576,7 +583,8 @@ def predict(
         artifact: From ``load``.
         files: Images.
         explain: Folder for Grad-CAM overlays, or None.
-        target: Code of the diagnosis to explain; default the decision.
+        target: Code of the diagnosis to explain; default the most probable one.
+        level: Of the prediction sets, 0..1; default the stored one.
     """
     facts = artifact.facts
     size = (int(facts["input_size"][0]), int(facts["input_size"][1]))
@@ -590,7 +598,7 @@ def predict(
         good = [record for record in records if not record["error"]]
         if good:
             images = np.stack([picture for picture in pictures if not isinstance(picture, str)])
-            predict_batch(artifact, images, good, explain, target, names)
+            predict_batch(artifact, images, good, explain, target, names, level)
         yield from records
 
 
@@ -623,6 +631,7 @@ def predict_batch(
     explain: Path | None,
     target: str | None,
     names: set[str],
+    level: float | None = None,
 ) -> None:
     """Fill in the records of readable images and write their overlays."""
     codes = [entry["code"] for entry in artifact.facts["classes"]]
@@ -630,17 +639,17 @@ def predict_batch(
         probabilities = artifact.probabilities(images)
     else:
         probabilities, maps = artifact.explained(images)
-    decisions = decide(probabilities, artifact.facts)
-    for record, row, decision in zip(records, probabilities, decisions, strict=True):
+    predicted = probabilities.argmax(axis=1).astype(np.int32)
+    for record, row in zip(records, probabilities, strict=True):
         if np.isfinite(row).all():
-            record |= describe(row.astype(float), int(decision), artifact.facts)
+            record |= describe(row.astype(float), artifact.facts, level)
         else:
             record["error"] = (
                 f"{record['path']} has no answer: the model gives no finite numbers. Export it "
                 "again."
             )
     if explain is not None:
-        chosen = decisions if target is None else np.full_like(decisions, codes.index(target))
+        chosen = predicted if target is None else np.full_like(predicted, codes.index(target))
         for record, image, values, goal in zip(records, images, maps(chosen), chosen, strict=True):
             if record["error"]:
                 continue
@@ -664,26 +673,63 @@ def save_overlay(path: Path, image: np.ndarray) -> str:
     return ""
 
 
-def decide(probabilities: np.ndarray, facts: dict) -> np.ndarray:
-    """Return the class positions that the stored decision rule chooses, int32 (N,)."""
-    rule = facts["decision_rule"]
+def rule_of(facts: dict) -> dict:
+    """Return the balanced rule; exports of earlier versions call it the decision rule."""
+    return facts["balanced_rule"] if "balanced_rule" in facts else facts["decision_rule"]
+
+
+def balanced(probabilities: np.ndarray, facts: dict) -> np.ndarray:
+    """Return the class positions that the balanced rule chooses, int32 (N,)."""
+    rule = rule_of(facts)
     adjusted = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
-    adjusted -= rule["tau"] * np.asarray(rule["log_prior"])
+    if rule["tau"]:
+        adjusted -= rule["tau"] * np.asarray(rule["log_prior"])
     return adjusted.argmax(axis=1).astype(np.int32)
 
 
-def describe(probabilities: np.ndarray, decision: int, facts: dict) -> dict:
-    """Return decision, probabilities and flags of one image."""
+def thresholds(facts: dict, level: float | None) -> np.ndarray | None:
+    """Return the probability from which each class cannot be excluded, float64 (C,).
+
+    Class-conditional conformal prediction, as dermlens fits it on validation images. None if the
+    artifact carries no prediction sets.
+
+    Args:
+        facts: Metadata of the artifact.
+        level: Share of images whose set is to hold the diagnosis, 0..1; default the stored one.
+    """
+    sets = facts.get("prediction_sets")
+    if sets is None:
+        return None
+    level = sets["level"] if level is None else level
+    found = []
+    for entry in facts["classes"]:
+        known = sets["true_probabilities"][entry["code"]]
+        # The small addition keeps products such as 10 * (1 - 0.9) from falling below 1.
+        rank = int(np.floor((len(known) + 1) * (1 - level) + 1e-9))
+        found.append(known[rank - 1] if rank else 0.0)
+    return np.array(found)
+
+
+def describe(probabilities: np.ndarray, facts: dict, level: float | None = None) -> dict:
+    """Return the answer about one image: most probable diagnosis, prediction set, flags."""
     codes = [entry["code"] for entry in facts["classes"]]
+    first, limits = int(probabilities.argmax()), thresholds(facts, level)
     flags = {}
     for name, point in facts["operating_points"].items():
         score = sum(probabilities[codes.index(code)] for code in point["codes"])
         flags[name] = bool(score >= point["threshold"])
+    order = np.argsort(-probabilities, kind="stable")
     return {
-        "decision": codes[decision],
-        "name": facts["classes"][decision]["name"],
+        "predicted": codes[first],
+        "name": facts["classes"][first]["name"],
+        "prediction_set": (
+            None
+            if limits is None
+            else [codes[k] for k in order if k == first or probabilities[k] >= limits[k]]
+        ),
         "probabilities": dict(zip(codes, map(float, probabilities), strict=True)),
         "flags": flags,
+        "balanced_rule": codes[int(balanced(probabilities[None], facts)[0])],
     }
 
 
@@ -723,23 +769,40 @@ def free_name(stem: str, taken: set[str]) -> str:
 # Command line --------------------------------------------------------------------------------
 
 
-def line(record: dict) -> str:
+def line(record: dict, facts: dict, first_balanced: bool = False) -> str:
     """Return one line for people."""
     if record["error"]:
         return f"error: {record['error']}"
-    probability = record["probabilities"][record["decision"]]
-    text = f"{record['path']}: {record['name']} ({record['decision']}), p = {probability:.3f}"
-    if record["flags"].get("melanoma") and record["decision"] != "mel":
-        text += f"; melanoma not excluded (p = {record['probabilities']['mel']:.3f})"
+    names = {entry["code"]: entry["name"] for entry in facts["classes"]}
+
+    def said(code: str) -> str:
+        return f"{names[code]} ({code}), {percent(record['probabilities'][code])}"
+
+    text = f"Most probable: {said(record['predicted'])}."
+    if first_balanced:
+        text = f"Balanced rule: {said(record['balanced_rule'])}. {text}"
+    if record["prediction_set"] is not None:
+        others = [said(code) for code in record["prediction_set"] if code != record["predicted"]]
+        text += f" Cannot be excluded: {', '.join(others) or 'nothing else'}."
+    raised = [FLAG_WORDS.get(name, name) for name, up in record["flags"].items() if up]
+    if raised:
+        text += f" Flagged: {' and '.join(raised)}."
     if record.get("overlay_error"):
         text += f"\nerror: {record['overlay_error']}"
-    return text
+    return f"{record['path']}: {text}"
+
+
+def percent(share: float) -> str:
+    """Write a share for people."""
+    rounded = f"{100 * share:.0f}"
+    return "under 1 %" if share > 0 and rounded == "0" else f"{rounded} %"
 
 
 def csv_row(record: dict, facts: dict) -> dict:
     """Return a record as one flat row."""
-    keys = ("path", "decision", "name", "error", "overlay", "overlay_error")
-    row = {key: record.get(key, "") for key in keys}
+    keys = ("path", "predicted", "name", "prediction_set", "balanced_rule")
+    row = {key: record.get(key, "") for key in (*keys, "error", "overlay", "overlay_error")}
+    row["prediction_set"] = " ".join(row["prediction_set"] or ())
     for entry in facts["classes"]:
         row[f"probability_{entry['code']}"] = record.get("probabilities", {}).get(entry["code"], "")
     for name in facts["operating_points"]:
@@ -796,7 +859,29 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--csv", metavar="FILE", help="write the results as a table")
     parser.add_argument("--explain", metavar="DIR", help="write Grad-CAM overlays")
     parser.add_argument("--target", metavar="CODE", help="explain this diagnosis, such as mel")
+    parser.add_argument(
+        "--level",
+        type=float,
+        metavar="SHARE",
+        help="share of images whose prediction set is to hold the diagnosis, 0..1",
+    )
+    parser.add_argument(
+        "--decision",
+        choices=("most_probable", "balanced"),
+        default="most_probable",
+        help="what is said first: the most probable diagnosis, or the balanced rule",
+    )
     return parser.parse_args(given)
+
+
+def check_level(level: float | None, facts: dict) -> None:
+    """Raise Stop if a level is out of range, or the artifact carries no prediction sets."""
+    if level is None:
+        return
+    if not 0 < level < 1:
+        raise Stop(f"The level lies between 0 and 1, such as 0.9, not {level:g}.")
+    if facts.get("prediction_sets") is None:
+        raise Stop("A level cannot be chosen: this export carries no prediction sets.")
 
 
 def main(given: list[str] | None = None) -> int:
@@ -811,14 +896,16 @@ def main(given: list[str] | None = None) -> int:
         codes = [entry["code"] for entry in artifact.facts["classes"]]
         if options.target is not None and options.target not in codes:
             raise Stop(f"Unknown diagnosis {options.target!r}. Use one of: {', '.join(codes)}.")
+        check_level(options.level, artifact.facts)
         explain = Path(options.explain) if options.explain else None
         if explain is not None:
             explain.mkdir(parents=True, exist_ok=True)
         if model := artifact.facts.get("model"):
             print(f"Model: {model}")
         records = []
-        for record in predict(artifact, files, explain, options.target):
-            print(line(record), flush=True)
+        first_balanced = options.decision == "balanced"
+        for record in predict(artifact, files, explain, options.target, options.level):
+            print(line(record, artifact.facts, first_balanced), flush=True)
             records.append(record)
         complete = write_tables(options, records, artifact.facts)
     except (Stop, OSError) as error:
@@ -826,6 +913,8 @@ def main(given: list[str] | None = None) -> int:
         return 2
     if artifact.facts.get("synthetic"):
         print("This model was trained on drawn images only; real images mean nothing to it.")
+    if artifact.facts.get("prediction_sets") is None:
+        print("This export carries no prediction sets: what cannot be excluded is not known.")
     print(NOTE)
     good = not any(record["error"] or record.get("overlay_error") for record in records)
     return 0 if good and complete else 1

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from dermlens.diagnoses import CODES
+from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration, OperatingPoint
 from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.model.conformal import PredictionSets
 from tests_support import register_tiny_backbone
 
 SIZE = (32, 48)
@@ -26,7 +29,7 @@ def picture(seed: int, height: int = 60, width: int = 80) -> Image.Image:
 
 
 def untrained_bundle() -> Bundle:
-    """A bundle, not on disk, whose decision rule differs from the argmax on some pictures."""
+    """A bundle, not on disk, whose balanced rule is not always the most probable class."""
     register_tiny_backbone()
     architecture = Architecture("tiny", SIZE)
     model = build_classifier(architecture, seed=3)
@@ -37,8 +40,11 @@ def untrained_bundle() -> Bundle:
         name: OperatingPoint(name, positives, threshold, 0.95, 0.9, 0.5, 9, 11)
         for (name, positives), threshold in zip(codes.items(), (0.4, 0.1), strict=True)
     }
-    prior = tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02]))
-    calibration = Calibration(1.7, 0.8, prior, points)
+    rule = BalancedRule(0.8, tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02])))
+    # At 90 % the lowest of nine validation images sets the threshold; vasc has too few of them.
+    known = {code: tuple(np.linspace(0.02 + 0.05 * k, 0.9, 9)) for k, code in enumerate(CODES)}
+    sets = PredictionSets(known | {"vasc": (0.5, 0.6)})
+    calibration = Calibration(1.7, rule, points, prediction_sets=sets)
     facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}
     return Bundle(Path("bundle"), architecture, calibration, facts, model)
 

@@ -204,7 +204,7 @@ def test_explanation_holds_one_array_per_method(workshop: Workshop) -> None:
         for name in arrays:
             assert arrays[name].shape == (32, 40) and arrays[name].dtype == np.float32
     stored = json.loads((folder / "explanation.json").read_text())
-    assert stored["target"] == stored["decision"]
+    assert stored["target"] == stored["predicted"]
     assert set(stored["methods"]) == {"grad_cam", "integrated_gradients"}
 
 

@@ -93,14 +93,16 @@ def test_artifact_agrees_with_the_bundle_in_a_process_of_its_own(
     assert "not a medical device" in done.stdout
     images = np.stack([load_image(path, SIZE) for path in files])
     logits = bundle.logits(images)
-    decisions = bundle.calibration.decide(logits)
-    assert (decisions != logits.argmax(1)).any()
+    predicted = logits.argmax(1)
+    assert (bundle.calibration.balanced(logits) != predicted).any()
     probabilities = bundle.calibration.probabilities(logits)
     rows = json.loads((tmp_path / "r" / "out.json").read_text())["images"]
     assert [Path(row["path"]).name for row in rows] == [path.name for path in files]
-    maps = GradCAM(bundle.model).attribute(images, decisions.tolist()).maps
+    maps = GradCAM(bundle.model).attribute(images, predicted.tolist()).maps
     for position, row in enumerate(rows):
-        assert row["decision"] == bundle.classes[decisions[position]]
+        assert row["predicted"] == bundle.classes[predicted[position]]
+        inside = bundle.calibration.set_of(probabilities[position])
+        assert row["prediction_set"] == [bundle.classes[k] for k in inside]
         found = [row["probabilities"][code] for code in bundle.classes]
         np.testing.assert_allclose(found, probabilities[position], atol=1e-5)
         assert row["flags"]["melanoma"] == bool(probabilities[position, 4] >= 0.1)
@@ -108,7 +110,7 @@ def test_artifact_agrees_with_the_bundle_in_a_process_of_its_own(
         expected = overlay(images[position], maps[position])
         assert np.abs(drawn - expected).max() <= 2, files[position].name
     table = list(csv.DictReader((tmp_path / "out.csv").open()))
-    assert [row["decision"] for row in table] == [row["decision"] for row in rows]
+    assert [row["predicted"] for row in table] == [row["predicted"] for row in rows]
     np.testing.assert_allclose(
         [float(r["probability_mel"]) for r in table], probabilities[:, 4], atol=1e-5
     )
@@ -135,7 +137,7 @@ def test_damaged_files_are_reported_and_the_rest_goes_on(
         assert words in line
     rows = list(csv.DictReader(target.open()))
     assert [Path(r["path"]).name for r in rows if not r["error"]] == ["a.jpg", "g.png"]
-    assert all(r["decision"] == "" and r["probability_mel"] == "" for r in rows if r["error"])
+    assert all(r["predicted"] == "" and r["probability_mel"] == "" for r in rows if r["error"])
 
 
 def test_overlays_of_equal_names_do_not_overwrite_each_other(

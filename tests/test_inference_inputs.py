@@ -86,7 +86,7 @@ def test_pipes_devices_and_odd_names_lose_nothing(
     assert all(Path(row["overlay"]).is_file() for row in good)
     with (tmp_path / "r.csv").open() as stream:
         table = list(csv.DictReader(stream))
-    assert [row["decision"] for row in table] == [row.get("decision", "") for row in rows]
+    assert [row["predicted"] for row in table] == [row.get("predicted", "") for row in rows]
 
 
 def test_only_pipes_is_nothing_to_do(
@@ -138,15 +138,15 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool
 
 WRONG: tuple[tuple[Callable[[dict[str, Any]], Any], str], ...] = (
     (lambda f: f.pop("classes"), "lacks the field 'classes'"),
-    (lambda f: f.pop("decision_rule"), "lacks the field 'decision_rule'"),
+    (lambda f: f.pop("balanced_rule"), "lacks the field 'decision_rule'"),
     (lambda f: f.pop("operating_points"), "lacks the field 'operating_points'"),
     (lambda f: f["classes"][0].pop("name"), "lacks the field 'name'"),
     (lambda f: f.update(classes=3), "a field has another form"),
     (lambda f: f.update(operating_points=[]), "a field has another form"),
     (lambda f: f.update(input_size=[32]), "a field has another form"),
     (lambda f: f.update(input_size=[32, 1 << 40]), "a field has an impossible value"),
-    (lambda f: f["decision_rule"].update(log_prior=[-1.0]), "a field has an impossible value"),
-    (lambda f: f["decision_rule"].update(tau=float("nan")), "a field has an impossible value"),
+    (lambda f: f["balanced_rule"].update(log_prior=[-1.0]), "a field has an impossible value"),
+    (lambda f: f["balanced_rule"].update(tau=float("nan")), "a field has an impossible value"),
     (
         lambda f: f["operating_points"]["melanoma"].update(codes=["scc"]),
         "a field has an impossible value",
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_no_empty_overlay_and_loses_no_answer(
     assert out.count("_grad_cam.png could not be written (No space left on device)") == 2
     assert list((tmp_path / "maps").iterdir()) == []
     rows = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert all(row["decision"] and row["overlay"] == "" for row in rows)
+    assert all(row["predicted"] and row["overlay"] == "" for row in rows)
 
 
 def test_a_table_that_cannot_be_written_does_not_cost_the_other(

@@ -10,7 +10,7 @@ from dermlens.explain.contrast import (
     discrimination,
     negative_share,
     of_class,
-    runner_up,
+    strongest_other,
 )
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.lime import LIME
@@ -111,11 +111,13 @@ def test_negative_share() -> None:
     assert negative_share(maps) == pytest.approx([0.25, 0.0, 1.0])
 
 
-def test_runner_up_is_never_the_target() -> None:
+def test_the_strongest_other_is_never_the_target_and_one_of_the_set_where_it_holds_one() -> None:
     values = np.array([0.1, 0.7, 0.2])
-    assert [runner_up(values, target) for target in range(3)] == [1, 2, 1]
+    assert [strongest_other(values, target) for target in range(3)] == [1, 2, 1]
+    assert strongest_other(values, 1, preferred=(1, 0)) == 0
+    assert strongest_other(values, 1, preferred=(1,)) == 2
     with pytest.raises(ExplanationError, match="one class"):
-        runner_up(np.array([1.0]), 0)
+        strongest_other(np.array([1.0]), 0)
 
 
 @pytest.mark.parametrize("method", [Occlusion, LIME, KernelSHAP])

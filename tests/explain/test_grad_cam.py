@@ -58,7 +58,7 @@ def flat_head_network() -> tuple[Any, np.ndarray]:
 @pytest.mark.parametrize("form", ["closed", "tape"])
 def test_grad_cam_by_hand(form: str) -> None:
     model = pooled_network(block_kernel(), HEAD, (4, 6))
-    result = GradCAM(model, form=form).attribute(block_image(), "all")
+    result = GradCAM(model, form=form, registration="tiles").attribute(block_image(), "all")
     for target in (0, 1):
         weights = HEAD[:, target] / 6
         expected = np.maximum(weights[0] * RED + weights[1] * GREEN, 0)
@@ -73,7 +73,7 @@ def test_grad_cam_by_hand(form: str) -> None:
 def test_plus_plus_by_hand() -> None:
     """Uniform gradients g > 0 give weights n * alpha * g with alpha = 1 / (2 + sum(A) g)."""
     model = pooled_network(block_kernel(), HEAD, (4, 6))
-    result = GradCAMPlusPlus(model).attribute(block_image(), 0)
+    result = GradCAMPlusPlus(model, registration="tiles").attribute(block_image(), 0)
     gradients = np.array([0.5, 1.0])  # 1/6 and 2/6, over the larger of the two
     sums = np.array([RED.sum(), GREEN.sum()])
     weights = 6 * gradients / (2 + sums * gradients)
@@ -96,7 +96,7 @@ def test_family_by_hand_with_a_gradient_at_every_place() -> None:
         HiResCAM: (activations * gradient).sum(axis=-1),
     }
     for kind, grid in expected.items():
-        result = kind(model).attribute(block_image(), 1)
+        result = kind(model, registration="tiles").attribute(block_image(), 1)
         np.testing.assert_allclose(
             result.maps[0], enlarged(np.maximum(grid, 0), (4, 6)), rtol=1e-5, atol=1e-5
         )

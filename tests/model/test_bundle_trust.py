@@ -61,7 +61,7 @@ def put(value: Any, *keys: str) -> Callable[[Facts], None]:
 CHANGES: dict[str, Callable[[Facts], None]] = {
     "classes": reverse_classes,
     "temperature": put(3.0, "calibration", "temperature"),
-    "prior": put([-1.0] * 7, "calibration", "decision_rule", "log_prior"),
+    "prior": put([-1.0] * 7, "calibration", "balanced_rule", "log_prior"),
     "threshold": put(0.5, "calibration", "operating_points", "melanoma", "threshold"),
     "size": put([32, 32], "architecture", "input_size"),
     "weights": put("0" * 64, "sha256", "weights.h5"),
@@ -123,10 +123,10 @@ IMPOSSIBLE: tuple[tuple[Callable[[Facts], None], str], ...] = (
     (put(float("inf"), "calibration", "temperature"), "its temperature has an impossible value"),
     (put(-1, "calibration", "temperature"), "its temperature has an impossible value"),
     (put("warm", "calibration", "temperature"), "is incomplete"),
-    (put(float("nan"), "calibration", "decision_rule", "tau"), "prior correction has an imposs"),
-    (put([-1.0], "calibration", "decision_rule", "log_prior"), "its prior has an impossible value"),
+    (put(float("nan"), "calibration", "balanced_rule", "tau"), "prior correction has an imposs"),
+    (put([-1.0], "calibration", "balanced_rule", "log_prior"), "its prior has an impossible value"),
     (
-        put([float("-inf")] * 7, "calibration", "decision_rule", "log_prior"),
+        put([float("-inf")] * 7, "calibration", "balanced_rule", "log_prior"),
         "its prior has an impossible value",
     ),
     (
@@ -311,7 +311,7 @@ def test_an_answer_that_is_not_finite_is_refused() -> None:
     for wrong in (np.nan, np.inf, -np.inf):
         logits = np.zeros((2, 7))
         logits[1, 3] = wrong
-        for answer in (calibration.probabilities, calibration.adjusted, calibration.decide):
+        for answer in (calibration.probabilities, calibration.scaled, calibration.balanced):
             with pytest.raises(ModelError, match="answer is not finite"):
                 answer(logits)
 

@@ -56,7 +56,7 @@ def test_scikit_learn_recomputes_from_the_file(written):
     table = pd.read_csv(out / "predictions.csv")
     stored = json.loads((out / "metrics.json").read_text())
     labels = table.dx.to_numpy()
-    for column, block in (("predicted", stored), ("predicted_argmax", stored["argmax"])):
+    for column, block in (("balanced_rule", stored), ("predicted", stored["most_probable"])):
         predicted = table[column].to_numpy()
         assert block["accuracy"] == pytest.approx(
             reference.accuracy_score(labels, predicted), abs=1e-9
@@ -146,17 +146,18 @@ def test_lesion_vote_uses_all_photographs():
     assert result["per_lesion"]["n_lesions"] == 1
 
 
-def test_submission_has_the_challenge_order_and_scores_the_stored_rule():
+def test_submission_has_the_challenge_order_and_scores_the_balanced_rule():
     table, fitted = case(200)
-    calibration = replace(fitted, tau=0.8)
+    rule = replace(fitted.balanced_rule, tau=0.8)
+    calibration = replace(fitted, balanced_rule=rule)
     logits = table[[f"logit_{code}" for code in CODES]].to_numpy()
-    table["predicted"] = np.array(CODES)[calibration.decide(logits)]
+    table["balanced_rule"] = np.array(CODES)[calibration.balanced(logits)]
     submission = isic_submission(table, calibration)
     assert list(submission.columns) == ["image", *ISIC]
     assert np.allclose(submission[ISIC].sum(axis=1), 1)
     decided = submission[ISIC].idxmax(axis=1).str.lower()
-    assert (decided == table.predicted).all()
-    assert (table.predicted != table.predicted_argmax).any()
+    assert (decided == table.balanced_rule).all()
+    assert (table.balanced_rule != table.predicted).any()
     truth = pd.DataFrame({code: (table.dx == code.lower()) * 1.0 for code in ISIC})
     score = isic_balanced_accuracy(submission, truth.assign(image=table.image_id))
     result = metrics_from_predictions(table, calibration, resamples=5)

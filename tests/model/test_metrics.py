@@ -5,10 +5,10 @@ import pytest
 from sklearn import metrics as reference
 
 from dermlens.model import metrics
+from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import (
     Calibration,
     choose_operating_point,
-    choose_tau,
     fit_calibration,
     fit_temperature,
     negative_log_likelihood,
@@ -132,17 +132,6 @@ def test_temperature_is_recovered():
     assert at[1] < at[0] and at[1] < at[2]
 
 
-def test_tau_recovers_a_hidden_prior():
-    """Honest logits under a skewed prior: dividing the prior out is best for balanced accuracy."""
-    generator = np.random.default_rng(2)
-    prior = np.array([0.85, 0.1, 0.05])
-    labels = generator.choice(3, 6000, p=prior)
-    evidence = np.eye(3)[labels] * 1.5 + generator.normal(size=(6000, 3)) * 1.2
-    logits = np.log(prior) + evidence * 1.5 / 1.44
-    tau = choose_tau(logits, labels, np.log(prior), np.arange(6000))
-    assert 0.75 <= tau <= 1.25
-
-
 def test_operating_point_reaches_its_sensitivity_and_no_more():
     probabilities = np.zeros((20, 7))
     probabilities[:, 4] = np.linspace(0.05, 1.0, 20)
@@ -160,15 +149,14 @@ def test_calibration_survives_json():
     fitted = fit_calibration(logits, labels, np.array([5, 5, 10, 5, 10, 60, 5]), np.arange(200))
     again = Calibration.from_json(fitted.to_json())
     assert again == fitted
-    assert np.array_equal(again.decide(logits), fitted.decide(logits))
+    assert np.array_equal(again.balanced(logits), fitted.balanced(logits))
     assert set(fitted.operating_points) == {"malignant", "melanoma"}
 
 
-def test_decision_rule_subtracts_the_prior():
-    calibration = Calibration(
-        temperature=2.0, tau=1.0, log_prior=tuple(np.log([0.5, *[0.5 / 6] * 6]))
-    )
+def test_balanced_rule_subtracts_the_prior():
+    prior = tuple(np.log([0.5, *[0.5 / 6] * 6]))
+    calibration = Calibration(temperature=2.0, balanced_rule=BalancedRule(1.0, prior))
     logits = np.array([[2.0, 1.9, 0, 0, 0, 0, 0]])
-    assert Calibration(temperature=2.0).decide(logits)[0] == 0
-    assert calibration.decide(logits)[0] == 1
+    assert Calibration(temperature=2.0).balanced(logits)[0] == 0
+    assert calibration.balanced(logits)[0] == 1
     assert calibration.probabilities(logits).argmax() == 0

@@ -61,7 +61,7 @@ def test_failures_are_those_of_the_predictions(evaluated) -> None:
     card = model_card(bundle, evaluation)
     table = pd.read_csv(evaluation / "predictions.csv")
     wrong = table[table.predicted != table.dx]
-    assert f"{len(wrong)} of {len(table)} test images are decided wrongly" in card
+    assert f"{len(wrong)} of {len(table)} test images have another most probable diagnosis" in card
     chance = [row[f"probability_{row['predicted']}"] for _, row in wrong.iterrows()]
     worst = wrong.image_id.iloc[chance.index(max(chance))]
     listed = re.findall(r"^\| (ISIC_\d+) \|", card, re.MULTILINE)
@@ -83,7 +83,7 @@ def test_an_evaluation_of_another_bundle_is_refused(evaluated, tmp_path: Path) -
     bundle, evaluation, _ = evaluated
     shutil.copytree(evaluation, tmp_path / "other")
     path = tmp_path / "other" / "metrics.json"
-    changed = json.loads(path.read_text()) | {"decision_rule": "argmax(logit / 9 - 9 * log prior)"}
+    changed = json.loads(path.read_text()) | {"balanced_rule": "argmax(logit / 9 - 9 * log prior)"}
     path.write_text(json.dumps(changed))
     with pytest.raises(DataError, match="made with another bundle"):
         model_card(bundle, tmp_path / "other")

@@ -14,6 +14,7 @@ import pytest
 from sklearn import metrics as reference
 
 from dermlens.diagnoses import CODES, MALIGNANT_CODES, by_code
+from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import Calibration, OperatingPoint
 from dermlens.model.evaluation import metrics_from_predictions, predictions_table, read_predictions
 from dermlens.report import charts
@@ -29,7 +30,11 @@ def calibration() -> Calibration:
         "melanoma": OperatingPoint("melanoma", ("mel",), 0.2, 0.95, 0.95, 0.5, 9, 9),
     }
     log_prior = tuple(np.log([0.05, 0.1, 0.1, 0.05, 0.1, 0.5, 0.1]))
-    return Calibration(temperature=1.8, tau=0.5, log_prior=log_prior, operating_points=points)
+    return Calibration(
+        temperature=1.8,
+        balanced_rule=BalancedRule(0.5, log_prior),
+        operating_points=points,
+    )
 
 
 def predictions(images: int = IMAGES, only: str | None = None) -> pd.DataFrame:
@@ -74,7 +79,7 @@ def title(axes: Any) -> str:
     return axes.get_title(loc="left")
 
 
-@pytest.mark.parametrize("column", ["predicted", "predicted_argmax"])
+@pytest.mark.parametrize("column", ["predicted", "balanced_rule"])
 def test_confusion_matrix_holds_hand_counts(table: pd.DataFrame, column: str) -> None:
     left, right = charts.confusion_matrix(table, column).axes
     shown = {
@@ -171,7 +176,7 @@ def test_operating_points(table: pd.DataFrame, result: dict[str, Any]) -> None:
 def test_recall_bars(table: pd.DataFrame, result: dict[str, Any]) -> None:
     (axes,) = charts.per_class_recall(result).axes
     bars = [c for c in axes.containers if type(c).__name__ == "BarContainer"]
-    for container, column in zip(bars, ("predicted", "predicted_argmax"), strict=True):
+    for container, column in zip(bars, ("predicted", "balanced_rule"), strict=True):
         heights = [patch.get_height() for patch in container.patches]
         expected = reference.recall_score(table.dx, table[column], labels=list(CODES), average=None)
         assert heights == pytest.approx(list(expected))
@@ -281,9 +286,9 @@ def test_summary_line(table: pd.DataFrame, result: dict[str, Any]) -> None:
     low, high = result["confidence_intervals"]["balanced_accuracy"]
     assert numbers == pytest.approx(
         [
-            reference.balanced_accuracy_score(table.dx, table.predicted),
+            reference.balanced_accuracy_score(table.dx, table.balanced_rule),
             *(low, high),
-            reference.balanced_accuracy_score(table.dx, table.predicted_argmax),
+            reference.balanced_accuracy_score(table.dx, table.predicted),
             reference.accuracy_score(table.dx, table.predicted),
             *(result["macro_auc"], result["ece"]),
         ],

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dermlens.explain.multiscale import MultiScaleResult, ScaleMap
 from dermlens.explain.registry import METHODS, SIX, create
 from dermlens.files import read_json
 from dermlens.folders import folder_beside
+from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import Calibration
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
@@ -30,6 +32,7 @@ from dermlens.report.comparison_figures import (
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers, write_comparison
 from dermlens.report.comparison_page import comparison_page, costs_table, probabilities_table
 from dermlens.report.explanation import KIND as EXPLANATION
+from dermlens.report.facts import diagnosis_name
 from dermlens.report.figures import colorize
 from serving_support import SIZE, picture, untrained_bundle
 
@@ -40,10 +43,10 @@ IMAGE = np.asarray(picture(3, *SIZE))
 
 @pytest.fixture(scope="module")
 def comparer() -> Comparer:
-    """The six methods on an untrained network whose rule decides otherwise than the argmax."""
+    """The six methods on a network whose balanced rule is not the most probable class."""
     bundle = untrained_bundle()
     prior = np.log([0.3, 0.2, 0.2, 1e-3, 1e-6, 0.2, 0.1])
-    bundle.calibration = Calibration(temperature=1.7, tau=1.0, log_prior=tuple(prior))
+    bundle.calibration = Calibration(temperature=1.7, balanced_rule=BalancedRule(1.0, tuple(prior)))
     return Comparer(bundle, SIX, batch_size=8)
 
 
@@ -80,10 +83,10 @@ def test_reading_is_the_bundles(comparer: Comparer, complete: Comparison) -> Non
     bundle, reading = comparer.bundle, complete.reading
     logits = bundle.logits(IMAGE[None])
     assert reading.logits == pytest.approx(logits[0], abs=1e-4)
-    assert reading.decision == reading.target == bundle.calibration.decide(logits)[0]
-    assert reading.decision not in (0, logits.argmax())
-    order = np.argsort(-bundle.calibration.adjusted(logits)[0])
-    assert reading.target == order[0]
+    assert reading.predicted == reading.target == logits.argmax()
+    assert bundle.calibration.balanced(logits)[0] != reading.predicted
+    order = np.argsort(-logits[0])
+    assert reading.prediction_set is None
     assert reading.others == (order[1], bundle.classes.index("vasc"))
     assert reading.probabilities.sum() == pytest.approx(1.0)
 
@@ -286,15 +289,19 @@ def test_comparison_replaces_neither_an_explanation_nor_photographs(
     assert (tmp_path / "two" / "explanation.json").read_text() == "{}"
 
 
-def test_probabilities_by_preference_of_the_rule(complete: Comparison) -> None:
+def test_probabilities_most_probable_first(complete: Comparison) -> None:
     table = probabilities_table(complete)
-    assert table["decision value"].is_monotonic_decreasing
-    assert table["role"].tolist()[0] == "decision, explained"
+    order = np.argsort(-complete.reading.probabilities)
+    assert list(table["diagnosis"]) == [diagnosis_name(complete.classes[k]) for k in order]
+    assert "cannot be excluded" not in table
+    with_set = replace(complete, reading=replace(complete.reading, prediction_set=(order[0],)))
+    assert list(probabilities_table(with_set)["cannot be excluded"]) == ["yes"] + [""] * 6
+    assert table["role"].tolist()[0] == "explained"
     assert table["role"].tolist()[1] == "compared"
     assert (table["role"] == "compared").sum() == 2
 
 
-def test_a_decision_for_the_diagnosis_to_contrast_with_is_no_error(
+def test_the_most_probable_diagnosis_to_contrast_with_is_no_error(
     comparer: Comparer, complete: Comparison
 ) -> None:
     first = next(comparer.steps(IMAGE, against=complete.target))

@@ -14,6 +14,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.registry import METHODS, create
 from dermlens.explain.score import Contrast, Probability
+from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
@@ -34,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         tmp_path_factory.mktemp("model") / "bundle",
         model=build_classifier(architecture, seed=5),
         architecture=architecture,
-        calibration=Calibration(temperature=2.0, tau=1.0, log_prior=log_prior),
+        calibration=Calibration(temperature=2.0, balanced_rule=BalancedRule(1.0, log_prior)),
         training={},
         data={"synthetic": True},
         history=pd.DataFrame({"epoch": [1]}),
@@ -57,7 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def written(
     bundle: Bundle, files: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Both images explained by two methods, the decision being the target."""
+    """Both images explained by two methods, the most probable class being the target."""
     out = tmp_path_factory.mktemp("out") / "explanations"
     return explain_files(
         bundle, files, out, methods=",".join(METHOD_NAMES), opacity=0.6, seed=3, batch_size=4
@@ -67,7 +68,7 @@ def written(
 def explained(bundle: Bundle, path: Path, name: str, **options: object) -> Attribution:
     """What the explainer itself returns for a file."""
     image = load_image(path, bundle.input_size)
-    decision = int(bundle.calibration.decide(bundle.logits(image[None]))[0])
+    decision = int(bundle.logits(image[None])[0].argmax())
     arguments = {"targets": decision, "seed": 3, "batch_size": 4} | options
     return create(name, bundle.model).attribute(image[None], **arguments)
 
@@ -108,17 +109,17 @@ def test_pictures_are_overlays_of_the_arrays(
                     assert drawn.mode == "RGB" and np.array_equal(np.asarray(drawn), expected)
 
 
-def test_description_holds_the_decision_and_the_costs(
+def test_description_holds_the_answer_and_the_costs(
     bundle: Bundle, files: list[Path], written: list[Path]
 ) -> None:
     stored = json.loads((written[0] / "explanation.json").read_text())
     logits = bundle.logits(load_image(files[0], bundle.input_size)[None])
-    decision = bundle.calibration.decide(logits)[0]
-    # The default target is the stored rule's decision, not the largest logit.
-    assert decision != logits[0].argmax()
+    decision = logits[0].argmax()
+    # The default target is the most probable class, not what the balanced rule chooses.
+    assert decision != bundle.calibration.balanced(logits)[0]
     assert stored["image"] == "one.png"
-    assert stored["target"] == stored["decision"] == CODES[decision]
-    assert stored["decision_rule"] == bundle.calibration.rule
+    assert stored["target"] == stored["predicted"] == CODES[decision]
+    assert stored["prediction_set"] is None and set(stored["flags"]) == set()
     assert stored["input_size"] == [32, 40]
     assert list(stored["probabilities"]) == list(stored["logits"]) == list(CODES)
     probabilities = bundle.calibration.probabilities(logits)[0]
@@ -154,7 +155,7 @@ def test_target_and_score_are_honored(
     (folder,) = explain_files(bundle, files[1:], tmp_path, target="nv", score=score)
     stored = json.loads((folder / "explanation.json").read_text())
     logits = bundle.logits(load_image(files[1], bundle.input_size)[None])[0]
-    assert stored["target"] == "nv" != stored["decision"]
+    assert stored["target"] == "nv" != stored["predicted"]
     facts = stored["methods"]["grad_cam"]
     assert facts["score"] == score.partition(":")[0]
     assert callable(value)

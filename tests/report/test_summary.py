@@ -6,16 +6,18 @@ import pytest
 
 from dermlens.diagnoses import CODES
 from dermlens.report import trust
-from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, diagnosis_name, odds_of, percent
+from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, diagnosis_name, percent
 from dermlens.report.summary import summarize
 
 CONTRAST = ContrastFacts("nv", {"shap": 0.2, "lime": 0.4}, {"shap": 0.5, "lime": 0.7}, "border")
 SOUND = Facts(
     target="mel",
-    decision="mel",
+    predicted="mel",
     other="nv",
     probabilities={code: 0.04 for code in CODES} | {"mel": 0.62, "nv": 0.18},
     odds=4.0,
+    prediction_set=("mel", "nv"),
+    flags={"malignant": False, "melanoma": True},
     inside={"grad_cam": 0.9, "shap": 0.6},
     lesion_area=0.25,
     zones={"core": 0.5, "border": 0.25, "skin": 0.2, "ring": 0.05},
@@ -55,8 +57,8 @@ def test_sentences_word_for_word() -> None:
         "contrast_nv",
     ]
     assert said["diagnosis"] == (
-        "The model decides for melanoma (mel), explained here, with a calibrated probability of "
-        "62 %. The runner-up is melanocytic nevus (nv), 18 %."
+        "Most probable: melanoma (mel), 62 %. Cannot be excluded: melanocytic nevus (nv), 18 %. "
+        "Flagged: melanoma. It is contrasted with melanocytic nevus (nv), 18 %."
     )
     assert said["evidence"] == (
         "On average 75 % of the evidence for melanoma (mel) lies inside the outline, which covers "
@@ -139,17 +141,23 @@ def test_what_is_not_known_raises_no_doubt_and_gets_no_sentence() -> None:
     assert names(bare) == [] and list(sentences(bare)) == ["diagnosis"]
 
 
-def test_a_target_that_was_not_decided_for() -> None:
-    other = replace(SOUND, decision="nv", odds=0.2)
-    # The rule prefers another diagnosis: that is no tie.
-    assert names(other) == ["not_the_decision"]
-    assert "does not decide for melanoma" in sentences(other)["diagnosis"]
+def test_a_target_that_is_not_the_most_probable() -> None:
+    other = replace(
+        SOUND, target="bkl", odds=0.2, probabilities=SOUND.probabilities | {"bkl": 0.001}
+    )
+    # Another diagnosis is more probable: that is no tie.
+    assert names(other) == ["not_the_most_probable"]
+    said = sentences(other)["diagnosis"]
+    assert said.startswith("Most probable: melanoma (mel), 62 %.")
+    assert "Explained here is benign keratosis-like lesion (bkl), under 1 %." in said
 
 
-def test_a_decision_that_is_not_the_likeliest_is_explained() -> None:
-    rare = replace(SOUND, probabilities=SOUND.probabilities | {"mel": 0.1})
-    assert "how rare a diagnosis is" in sentences(rare)["diagnosis"]
-    assert "how rare a diagnosis is" not in sentences(SOUND)["diagnosis"]
+def test_sets_of_one_and_bundles_without_sets() -> None:
+    alone = replace(SOUND, prediction_set=("mel",), flags={})
+    assert "Cannot be excluded: nothing else." in sentences(alone)["diagnosis"]
+    unknown = replace(SOUND, prediction_set=None, flags={})
+    assert "excluded" not in sentences(unknown)["diagnosis"]
+    assert "Flagged" not in sentences(unknown)["diagnosis"]
 
 
 def test_without_an_outline_only_the_ring_is_spoken_of() -> None:
@@ -193,7 +201,5 @@ def test_numbers_for_people() -> None:
     assert percent(0.0049) == f"under 1{NO_BREAK}%" and percent(0.006) == f"1{NO_BREAK}%"
     assert percent(0.005) == f"under 1{NO_BREAK}%" and percent(0.0) == f"0{NO_BREAK}%"
     assert diagnosis_name("akiec").startswith("actinic") and diagnosis_name("x") == "x"
-    assert odds_of(0.0) == 1.0 and odds_of(1e9) == pytest.approx(1e6)
-    assert odds_of(-1e9) == pytest.approx(1e-6)
     gap = replace(SOUND, completeness_gap=5e4)
     assert "misses more than 100 %" in summarize(gap).doubts[0].text

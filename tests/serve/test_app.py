@@ -14,11 +14,12 @@ from dermlens.diagnoses import DIAGNOSES
 from dermlens.errors import DataError, DermlensError, UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
+from dermlens.explain.target import PREDICTED
 from dermlens.model.bundle import Bundle
 from dermlens.model.outlier import OutlierDetector
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.serve import app_layers, app_page, app_page_about, app_page_cards
-from dermlens.serve.app_actions import DECISION, Actions, Analysis
+from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_errors import sentences
 from dermlens.serve.app_explaining import Explaining
 from serving_support import SIZE, picture, text_of, untrained_bundle
@@ -67,7 +68,8 @@ def test_analysis_is_what_the_bundle_says(
     probabilities = calibration.probabilities(logits)
     np.testing.assert_array_equal(analysis.image, image)
     np.testing.assert_allclose(analysis.probabilities, probabilities[0], atol=1e-6)
-    assert analysis.decision == calibration.decide(logits)[0]
+    assert analysis.predicted == logits[0].argmax()
+    assert analysis.prediction_set == calibration.set_of(probabilities[0])
     assert analysis.flags == {
         name: bool(point.score(probabilities)[0] >= point.threshold)
         for name, point in calibration.operating_points.items()
@@ -77,7 +79,7 @@ def test_analysis_is_what_the_bundle_says(
     assert analysis.remarks == ()
     assert analysis.display.shape == (53, 80, 3)
     facts = actions.facts(analysis)
-    assert facts["decision"] == bundle.classes[analysis.decision] and facts["note"] == NOTE
+    assert facts["predicted"] == bundle.classes[analysis.predicted] and facts["note"] == NOTE
     assert sum(facts["probabilities"].values()) == pytest.approx(1)
 
 
@@ -100,7 +102,7 @@ def test_photographs_that_show_nothing_make_the_model_abstain(
     for reason in found.reasons:
         assert reason in text
     second = text.index("What it would have said")
-    assert text.index("Blurred") < second < text.index(DIAGNOSES[found.decision].name)
+    assert text.index("Blurred") < second < text.index(DIAGNOSES[found.predicted].name)
     facts = actions.facts(found)
     assert facts["abstain"] is True and facts["reasons"] == list(found.reasons)
     assert facts["usability"]["shorter_side"] == 300
@@ -197,13 +199,13 @@ def test_expected_time_is_passes_times_a_pass_until_measured(actions: Actions) -
     assert "left" not in app_page_cards.busy("Working", 0, 4, float("nan"), float("nan"))
 
 
-def test_default_target_is_the_decision_and_wrong_choices_are_refused(
+def test_default_target_is_the_most_probable_and_wrong_choices_are_refused(
     explaining: Explaining, analysis: Analysis
 ) -> None:
-    *_, last = explaining.explain(analysis, ["grad_cam"], DECISION)
-    assert last.target == analysis.decision == explaining.actions.target(analysis, DECISION)
+    *_, last = explaining.explain(analysis, ["grad_cam"], PREDICTED)
+    assert last.target == analysis.predicted == explaining.actions.target(analysis, PREDICTED)
     assert explaining.actions.target(analysis, "vasc") == 6
-    for methods, target in (([], DECISION), (["magic"], DECISION), (["grad_cam"], "moles")):
+    for methods, target in (([], PREDICTED), (["magic"], PREDICTED), (["grad_cam"], "moles")):
         with pytest.raises(UsageError):
             next(explaining.explain(analysis, methods, target))
 
@@ -242,7 +244,7 @@ def test_every_registered_method_can_be_chosen(explaining: Explaining) -> None:
     assert len(explaining.actions.target_choices()) == 8
 
 
-def with_probabilities(analysis: Analysis, decision: int, melanoma: float) -> Analysis:
+def with_probabilities(analysis: Analysis, predicted: int, melanoma: float) -> Analysis:
     probabilities = np.full(7, (1 - melanoma) / 6)
     probabilities[4] = melanoma
     return Analysis(
@@ -250,7 +252,8 @@ def with_probabilities(analysis: Analysis, decision: int, melanoma: float) -> An
         analysis.display,
         analysis.logits,
         probabilities,
-        decision,
+        predicted,
+        (predicted, 4) if predicted != 4 else (4,),
         {"malignant": False, "melanoma": melanoma >= 0.1},
         analysis.maps,
     )

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from dermlens.errors import UsageError
+from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.report.comparer import Comparer
 from dermlens.serve import app_batch, app_page_compare, app_style
-from dermlens.serve.app_actions import DECISION, Actions, Analysis
+from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_desk import Desk
 from dermlens.serve.app_explaining import Explaining, Progress
 from dermlens.serve.app_tabs import name_of
@@ -116,9 +117,9 @@ def contrast(first: Any, second: Any) -> float:
 
 def test_wrong_choices_are_refused(desk: Desk, analysis: Analysis) -> None:
     for methods, target, against in (
-        ([], DECISION, DECISION),
-        (["magic"], DECISION, DECISION),
-        (["grad_cam"], "moles", DECISION),
+        ([], PREDICTED, RUNNER_UP),
+        (["magic"], PREDICTED, RUNNER_UP),
+        (["grad_cam"], "moles", RUNNER_UP),
         (["grad_cam"], "mel", "mel"),
     ):
         with pytest.raises(UsageError):
@@ -145,14 +146,14 @@ def test_desk_analyzes_an_image_once_per_session(
     analyze = desk.actions.analyze
     monkeypatch.setattr(desk.actions, "analyze", lambda path: calls.append(path) or analyze(path))
     desk.analyze("ann", str(lesion))
-    *_, last = desk.explain("ann", str(lesion), ["grad_cam"], DECISION)
+    *_, last = desk.explain("ann", str(lesion), ["grad_cam"], PREDICTED)
     assert len(calls) == 1 and desk.shown("ann", "explanation") is last
-    list(desk.explain("bob", str(lesion), ["grad_cam"], DECISION))
+    list(desk.explain("bob", str(lesion), ["grad_cam"], PREDICTED))
     assert len(calls) == 2
     desk.forget("ann")
     assert desk.shown("ann", "analysis") is None and desk.shown("bob", "analysis") is not None
     with pytest.raises(UsageError, match="no image yet"):
-        next(desk.explain("ann", None, ["grad_cam"], DECISION))
+        next(desk.explain("ann", None, ["grad_cam"], PREDICTED))
 
 
 def test_names_of_downloads_are_harmless() -> None:

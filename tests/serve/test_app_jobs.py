@@ -16,8 +16,8 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explain.stopping import stop_point
+from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.serve import app_jobs
-from dermlens.serve.app_actions import DECISION
 from dermlens.serve.app_explaining import Explaining
 from dermlens.serve.app_jobs import FEW_EACH, JOBS_EACH, ONE_EACH, UNREAD, Jobs
 from serving_support import picture
@@ -262,10 +262,10 @@ def test_unread_calls_do_not_hold_the_next_visitor(
     served: Any, endless: list[Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_jobs, "SECONDS_UNREAD", 0.3)
-    data = [uploaded(served.url, tmp_path), ["grad_cam"], DECISION, "inferno"]
+    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno"]
     unread = [started(served.url, "explain", data) for _ in range(3)]
     monkeypatch.setattr(Explaining, "compare", lambda *_, **__: iter(()))
-    request = [*data[:3], DECISION, "inferno"]
+    request = [*data[:3], RUNNER_UP, "inferno"]
     visitor = started(served.url, "compare", request)
     # The visitor reads at once and is served, although nobody has ended the three.
     assert "event: complete" in last(served.url, "compare", visitor)
@@ -276,7 +276,7 @@ def test_unread_calls_do_not_hold_the_next_visitor(
 def test_the_second_job_of_a_session_is_refused_with_a_sentence(
     served: Any, endless: list[Batches], tmp_path: Path
 ) -> None:
-    data = [uploaded(served.url, tmp_path), ["grad_cam"], DECISION, "inferno"]
+    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno"]
     dependencies = httpx.get(f"{served.url}config").json()["dependencies"]
     number = next(one["id"] for one in dependencies if one["api_name"] == "explain")
     session = {"session_hash": "ann-jobs"}
@@ -288,7 +288,7 @@ def test_the_second_job_of_a_session_is_refused_with_a_sentence(
     first = started(served.url, "explain", data, **session)
     with messages_of(served.url, "ann-jobs") as messages:
         wait_for(messages, "process_starts", first)
-        request = [*data[:3], DECISION, "inferno"]
+        request = [*data[:3], RUNNER_UP, "inferno"]
         for second in (
             started(served.url, "explain", data, **session),
             started(served.url, "compare", request, **session),

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from dermlens.diagnoses import DIAGNOSES
-from dermlens.serve.app_actions import DECISION, Actions
+from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.serve.app_actions import Actions
 from serving_support import picture, text_of, untrained_bundle
 
 SENTENCES = {
@@ -58,10 +59,10 @@ def test_analyze(client: Any, lesion: Path) -> None:
     actions = Actions(untrained_bundle())
     expected = actions.analyze(lesion)
     answer, overlay, facts, _ = client.predict(sent(lesion), api_name="/analyze")
-    assert facts["decision"] == actions.bundle.classes[expected.decision]
+    assert facts["predicted"] == actions.bundle.classes[expected.predicted]
     assert facts["probabilities"]["mel"] == pytest.approx(expected.probabilities[4], abs=1e-5)
     assert facts["abstain"] is False and facts["usability"]["shorter_side"] == 240
-    assert DIAGNOSES[expected.decision].name in text_of(answer)
+    assert DIAGNOSES[expected.predicted].name in text_of(answer)
     assert "data:image/jpeg;base64," in overlay and "data:image/png;base64," in overlay
 
 
@@ -123,12 +124,12 @@ def test_bad_files_are_refused_with_a_sentence_and_the_server_lives_on(
     from gradio_client.exceptions import AppError
 
     for kind, path in bad_files.items():
-        for endpoint, more in (("/analyze", ()), ("/explain", (["grad_cam"], DECISION))):
+        for endpoint, more in (("/analyze", ()), ("/explain", (["grad_cam"], PREDICTED))):
             with pytest.raises(AppError, match=SENTENCES[kind]) as refused:
                 client.predict(sent(path), *more, api_name=endpoint)
             assert "Traceback" not in str(refused.value) and "/tmp" not in str(refused.value)
     with pytest.raises(AppError, match="no image yet"):
-        client.predict(None, ["grad_cam"], DECISION, api_name="/explain")
+        client.predict(None, ["grad_cam"], PREDICTED, api_name="/explain")
     with pytest.raises(AppError, match="no files yet"):
         client.predict(None, api_name="/batch")
     assert client.predict(sent(lesion), api_name="/analyze")[2]["note"]
@@ -164,7 +165,7 @@ def test_plain_http(served: Any, lesion: Path) -> None:
     assert event == "complete" and set(data[2]["probabilities"]) == {d.code for d in DIAGNOSES}
     session = {"session_hash": "plain-http"}
     methods = ["grad_cam", "hires_cam"]
-    request = [as_upload(path), methods, DECISION, DECISION, "inferno"]
+    request = [as_upload(path), methods, PREDICTED, RUNNER_UP, "inferno"]
     assert call(served.url, "compare", request, **session)[0] == "complete"
     event, data = call(served.url, "maps", [], **session)
     assert event == "complete" and data[0]["name"] == "lesion.npz"
@@ -327,11 +328,11 @@ def test_nothing_a_visitor_sends_is_printed(served: Any, capfd: pytest.CaptureFi
     path = upload(served.url, "lesion.png", b"x").json()[0]
     calls: list[tuple[str, list[Any]]] = [
         ("analyze", [None, secret]),
-        ("explain", [as_upload(path), [secret], DECISION, "inferno"]),
+        ("explain", [as_upload(path), [secret], PREDICTED, "inferno"]),
         ("explain", [as_upload(path), ["grad_cam"], secret, "inferno"]),
-        ("explain", [as_upload(f"/{secret}"), ["grad_cam"], DECISION, "inferno"]),
-        ("explain", [{"path": [secret]}, ["grad_cam"], DECISION, "inferno"]),
-        ("explain", [secret, ["grad_cam"], DECISION, "inferno"]),
+        ("explain", [as_upload(f"/{secret}"), ["grad_cam"], PREDICTED, "inferno"]),
+        ("explain", [{"path": [secret]}, ["grad_cam"], PREDICTED, "inferno"]),
+        ("explain", [secret, ["grad_cam"], PREDICTED, "inferno"]),
         ("batch", [{secret: secret}]),
         ("batch", [[secret]]),
         ("analyze", [as_upload(f"{path}\0{secret}"), "inferno"]),
@@ -398,7 +399,7 @@ def test_twenty_visitors_are_all_served_and_see_their_place(served: Any, lesion:
                     places.append(message["rank"])
                 if message.get("msg") == "process_completed":
                     assert message["success"]
-                    answers.append(message["output"]["data"][2]["decision"])
+                    answers.append(message["output"]["data"][2]["predicted"])
                     return
 
     threads = [threading.Thread(target=visit, args=(one,)) for one in range(20)]

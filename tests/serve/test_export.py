@@ -87,11 +87,15 @@ def test_saved_model_outputs_follow_the_calibration(
     out = {k: v.numpy() for k, v in loaded.signatures["serving_default"](images=fitted).items()}
     logits = bundle.logits(fitted)
     probabilities = bundle.calibration.probabilities(logits)
-    decisions = bundle.calibration.decide(logits)
-    assert (decisions != logits.argmax(1)).any()  # The case tells the rule from the argmax.
+    predicted = logits.argmax(1)
+    # The case tells the most probable class from the balanced rule.
+    assert (bundle.calibration.balanced(logits) != predicted).any()
     np.testing.assert_allclose(out["probabilities"], probabilities, atol=1e-6)
-    assert out["class_index"].tolist() == decisions.tolist()
-    assert [c.decode() for c in out["class_code"]] == [CODES[d] for d in decisions]
+    assert out["class_index"].tolist() == predicted.tolist()
+    assert [c.decode() for c in out["class_code"]] == [CODES[d] for d in predicted]
+    inside = bundle.calibration.prediction_sets.contain(probabilities)
+    assert out["prediction_set"].tolist() == inside.tolist()
+    assert 1 < inside.sum(axis=1).max() < 7
     assert out["classes"].shape == (4, 7) and out["classes"][2, 4] == b"mel"
     for name, point in bundle.calibration.operating_points.items():
         expected = point.score(probabilities) >= point.threshold
@@ -122,9 +126,9 @@ def test_explanations_are_those_of_the_package(
     bundle: Bundle, loaded: Any, fitted: np.ndarray
 ) -> None:
     explain = loaded.signatures["explain_grad_cam"]
-    decisions = bundle.calibration.decide(bundle.logits(fitted))
+    predicted = bundle.logits(fitted).argmax(axis=1)
     asked = np.array([-1, 4, 0, -1], np.int32)
-    goals = np.where(asked < 0, decisions, asked)
+    goals = np.where(asked < 0, predicted, asked)
     out = explain(images=fitted, targets=asked)
     expected = GradCAM(bundle.model).attribute(fitted, goals.tolist())
     assert out["target"].numpy().tolist() == goals.tolist()
@@ -172,6 +176,10 @@ def test_tflite_gives_probabilities_and_the_maps_of_all_classes(
         out = run(image=image[None].astype(np.float32))
         np.testing.assert_allclose(out["probabilities"][0], probabilities[position], atol=1e-5)
         np.testing.assert_allclose(out["maps"][0], expected[position], atol=1e-3)
+        inside = bundle.calibration.prediction_sets.contain(probabilities[position][None])
+        assert out["prediction_set"].tolist() == inside.tolist()
+        for flag, up in bundle.calibration.flags(probabilities[position][None]).items():
+            assert out[f"flag_{flag}"].tolist() == up.tolist()
     operations = {op["op_name"] for op in interpreter._get_ops_details()}
     assert not any(name.startswith("Flex") for name in operations)
 
@@ -185,10 +193,10 @@ def test_metadata_and_parity_are_written(
         assert facts["input_size"] == list(SIZE) and facts["temperature"] == 1.7
         assert [entry["code"] for entry in facts["classes"]] == list(CODES)
         assert facts["classes"][4] == {"code": "mel", "name": "Melanoma", "malignant": True}
-        assert facts["decision_rule"]["tau"] == 0.8 and facts["license"] == "MIT"
+        assert facts["balanced_rule"]["tau"] == 0.8 and facts["license"] == "MIT"
     report = json.loads((exported / "parity.json").read_text())
     assert report["compared_on"] == "four"
-    decided = bundle.calibration.decide(bundle.logits(fitted))
+    decided = bundle.calibration.balanced(bundle.logits(fitted))
     recalls = [(decided[0] == 0), (decided[1] == 1), (decided[2:] == 4).mean()]
     assert report["balanced_accuracy"] == pytest.approx(np.mean(recalls))
     artifacts = report["artifacts"]
@@ -197,6 +205,7 @@ def test_metadata_and_parity_are_written(
         assert artifacts[name]["max_probability_difference"] < allowed
         assert artifacts[name]["top1_agreement"] == 1.0
         assert artifacts[name]["balanced_accuracy_change"] == 0.0
+        assert artifacts[name]["same_prediction_sets"] == artifacts[name]["same_flags"] == 1.0
     for name, parity in artifacts.items():
         assert parity["images"] == 4 and parity["latency_ms"] > 0
         assert parity["mean_map_correlation"] > 0.9
@@ -226,9 +235,9 @@ def test_metadata_and_parity_are_written(
 def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
     bundle: Bundle, loaded: Any, fitted: np.ndarray
 ) -> None:
-    decisions = bundle.calibration.decide(bundle.logits(fitted))
+    predicted = bundle.logits(fitted).argmax(axis=1)
     asked = np.array([-1, 4, 0, -1], np.int32)
-    goals = np.where(asked < 0, decisions, asked)
+    goals = np.where(asked < 0, predicted, asked)
     out = loaded.signatures["explain_integrated_gradients"](images=fitted, targets=asked)
     expected = IntegratedGradients(bundle.model, tolerance=None).attribute(fitted, goals.tolist())
     np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
@@ -309,7 +318,7 @@ def test_a_loss_of_balanced_accuracy_is_refused_where_diagnoses_are_known(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     images = [pixels(seed, 60, 80) for seed in range(6)]
-    decided = Reference(bundle, images).decisions
+    decided = bundle.calibration.balanced(Reference(bundle, images).logits)
     reference = Reference(bundle, images, decided)
     assert reference.balanced_accuracy(reference.probabilities) == 1.0
 

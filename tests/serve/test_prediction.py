@@ -46,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         tmp_path_factory.mktemp("model") / "bundle",
         model=model,
         architecture=architecture,
-        calibration=Calibration(temperature=1.7, tau=0.4, operating_points={}),
+        calibration=Calibration(temperature=1.7, operating_points={}),
         training={},
         data={"synthetic": False},
         history=pd.DataFrame({"epoch": [1]}),
@@ -66,7 +66,7 @@ def flagged(bundle: Bundle, prepared: Path) -> Bundle:
         "malignant": point("malignant", MALIGNANT_CODES, float(np.sort(malignant)[5])),
         "melanoma": point("melanoma", ["mel"], float(np.sort(melanoma)[7])),
     }
-    calibration = Calibration(temperature=1.7, tau=0.4, operating_points=points)
+    calibration = Calibration(temperature=1.7, operating_points=points)
     return Bundle(bundle.path, bundle.architecture, calibration, bundle.facts, bundle.model)
 
 
@@ -118,11 +118,9 @@ def test_split_rows_and_logits(bundle: Bundle, prepared: Path, split: str) -> No
     assert np.allclose(table[PROBABILITIES], bundle.calibration.probabilities(logits), atol=1e-5)
     scores = table[[f"probability_{code}" for code in MALIGNANT_CODES]].sum(axis=1)
     assert np.allclose(table.p_malignant, scores)
-    right = np.array(CODES)[bundle.calibration.decide(table[LOGITS].to_numpy())]
-    assert list(table.predicted) == list(right)
-    assert list(table.predicted_argmax) == [
-        CODES[k] for k in table[LOGITS].to_numpy().argmax(axis=1)
-    ]
+    right = np.array(CODES)[bundle.calibration.balanced(table[LOGITS].to_numpy())]
+    assert list(table.balanced_rule) == list(right)
+    assert list(table.predicted) == [CODES[k] for k in table[LOGITS].to_numpy().argmax(axis=1)]
 
 
 def test_views_are_averaged(bundle: Bundle, prepared: Path) -> None:
@@ -179,7 +177,15 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
     table = predict_files(flagged, files, batch_size=4)
     assert list(table.columns) == [
         *("path", "image_id", *LOGITS, *PROBABILITIES, "p_malignant"),
-        *("predicted", "predicted_argmax", "model", "flag_malignant", "flag_melanoma", "error"),
+        *(
+            "predicted",
+            "prediction_set",
+            "balanced_rule",
+            "model",
+            "flag_malignant",
+            "flag_melanoma",
+            "error",
+        ),
     ]
     assert set(table.model) == {flagged.label}
     assert list(table.path) == [str(path) for path in files]
@@ -189,7 +195,7 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
     assert np.allclose(table[LOGITS], logits, atol=1e-4)
     shares = flagged.calibration.probabilities(table[LOGITS].to_numpy())
     assert np.array_equal(table[PROBABILITIES], shares)
-    assert list(table.predicted) == [CODES[k] for k in flagged.calibration.decide(logits)]
+    assert list(table.predicted) == [CODES[k] for k in logits.argmax(axis=1)]
 
 
 def test_flags_are_scores_at_or_above_the_threshold(flagged: Bundle, prepared: Path) -> None:
