@@ -10,7 +10,7 @@ from dermlens.errors import UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.layers import find_features
 from dermlens.explain.receptive_field import CellAxis, cell_grid, tiles
-from dermlens.explain.registration import Drawing, interpolation
+from dermlens.explain.registration import Drawing, interpolation, registered
 from dermlens.explain.stages import StageCAM
 
 SIZE = (64, 80)
@@ -263,6 +263,16 @@ def test_tiles_are_the_plain_resize() -> None:
     plain = tf.image.resize(cells, (45, 64), method="bilinear").numpy()[0, ..., 0]
     rows, columns = interpolation(tiles(6, 45), "tiles"), interpolation(tiles(8, 64), "tiles")
     np.testing.assert_allclose(rows @ cells[0, ..., 0] @ columns.T, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (3, 7), (5,), (2, 3, 2)])
+def test_batches_are_drawn_as_one_by_one(shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    cells = generator.uniform(size=(*shape, 6, 8)).astype(np.float32)
+    rows = generator.uniform(size=(96, 6)).astype(np.float32)
+    columns = generator.uniform(size=(128, 8)).astype(np.float32)
+    expected = np.einsum("...hw,Hh,Ww->...HW", cells, rows, columns)
+    np.testing.assert_allclose(registered(cells, rows, columns), expected, rtol=1e-4)
 
 
 def roundness(weights: np.ndarray) -> float:

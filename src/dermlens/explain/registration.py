@@ -130,4 +130,12 @@ def registered(maps: Any, rows: Any, columns: Any) -> Any:
     """
     import tensorflow as tf
 
-    return tf.matmul(tf.matmul(rows, maps), columns, transpose_b=True)
+    # Plain matrices: oneDNN's product of a matrix with a batch of them is wrong for some shapes.
+    shape = tf.shape(maps)
+    h, w = shape[-2], shape[-1]
+    height, width = tf.shape(rows)[0], tf.shape(columns)[0]
+    wide = tf.matmul(tf.reshape(maps, (-1, w)), columns, transpose_b=True)
+    turned = tf.transpose(tf.reshape(wide, (-1, h, width)), (0, 2, 1))
+    tall = tf.matmul(tf.reshape(turned, (-1, h)), rows, transpose_b=True)
+    drawn = tf.transpose(tf.reshape(tall, (-1, width, height)), (0, 2, 1))
+    return tf.reshape(drawn, tf.concat([shape[:-2], [height, width]], axis=0))
