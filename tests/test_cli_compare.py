@@ -43,7 +43,7 @@ def test_one_page_per_image_with_maps_and_numbers(folder: Path, outcome: Outcome
     assert outcome.code == 0, outcome
     pages = [folder / "out" / name / "comparison.html" for name in ("one", "two")]
     assert printed_paths(outcome.out) == pages
-    assert len(content(folder / "out")) == 2 + 2 * 3
+    assert len(content(folder / "out")) == 2 + 2 * 4
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"https?://|<script|src=\"(?!data:image/png)", text)

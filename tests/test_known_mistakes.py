@@ -179,7 +179,13 @@ def test_06_plus_plus_is_the_formula_of_the_paper(
     form: str, model: Any, images: np.ndarray
 ) -> None:
     expected = enlarged(plus_plus(*features_and_gradients(model, images, form)))
-    assert unlike(GradCAMPlusPlus(model, form=form).attribute(images, 4).maps, expected) < 1e-4
+    assert (
+        unlike(
+            GradCAMPlusPlus(model, form=form, registration="tiles").attribute(images, 4).maps,
+            expected,
+        )
+        < 1e-4
+    )
 
 
 def features_and_gradients(
@@ -447,10 +453,10 @@ def test_15_half_precision_is_cast_before_squaring(precision: str, form: str) ->
         LayerCAM: (activations * np.maximum(gradients, 0)).sum(axis=-1),
     }
     for kind, expected in formulas.items():
-        drawn = kind(network, form=form).attribute(pictures, 4).maps
+        drawn = kind(network, form=form, registration="tiles").attribute(pictures, 4).maps
         assert unlike(drawn, enlarged(expected)) < 1e-5, kind.__name__
     if form == "tape":
-        drawn = StageCAM(network).maps(pictures, np.array([4, 4]))[-1]
+        drawn = StageCAM(network, registration="tiles").maps(pictures, np.array([4, 4]))[-1]
         assert unlike(drawn, enlarged(formulas[LayerCAM])) < 1e-5
 
 

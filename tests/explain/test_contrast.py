@@ -47,14 +47,15 @@ def test_signed_cam_by_hand() -> None:
 
 @pytest.mark.parametrize("form", ["closed", "tape"])
 def test_signed_cam_rectified_is_grad_cam(model, form: str) -> None:
-    signed = SignedCAM(model, form=form).attribute(IMAGES, [2, 5])
-    plain = GradCAM(model, form=form).attribute(IMAGES, [2, 5], score=Contrast(1))
-    both = SignedCAM(model, form=form).attribute(IMAGES, [2, 5], score=Contrast(1))
+    signed = SignedCAM(model, form=form, registration="tiles").attribute(IMAGES, [2, 5])
+    options = {"form": form, "registration": "tiles"}
+    plain = GradCAM(model, **options).attribute(IMAGES, [2, 5], score=Contrast(1))
+    both = SignedCAM(model, **options).attribute(IMAGES, [2, 5], score=Contrast(1))
     assert (signed.maps < 0).any() and (plain.maps >= 0).all()
     # Enlarging mixes neighbors: rectified before, a map is nowhere lower than rectified after.
     assert (plain.maps >= np.maximum(both.maps, 0) - 1e-5).all()
     assert plain.maps.max() == pytest.approx(both.maps.max(), rel=0.05)
-    other = SignedCAM(model, form=form).attribute(IMAGES, [1, 1])
+    other = SignedCAM(model, **options).attribute(IMAGES, [1, 1])
     assert both.maps == pytest.approx(signed.maps - other.maps, rel=1e-3, abs=1e-4)
 
 

@@ -197,7 +197,7 @@ def test_every_figure_is_written_and_not_blank(written):
 
     _, paths, _, _ = written
     figures = [path for path in paths.values() if path.suffix == ".png"]
-    assert len(figures) == 6
+    assert len(figures) == 8
     for path in figures:
         pixels = np.asarray(Image.open(path).convert("L"))
         assert pixels.std() > 10

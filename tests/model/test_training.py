@@ -92,7 +92,7 @@ def test_bundle_loads_again_and_predicts_the_same(trained):
         ("weights.h5", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "weights.h5 has changed"),
         ("weights.h5", None, "weights.h5 is missing"),
         ("bundle.json", lambda b: b[: len(b) // 2], "not valid JSON"),
-        ("bundle.json", lambda b: b.replace(b'"format": 1', b'"format": 99'), "format 99"),
+        ("bundle.json", lambda b: b.replace(b'"format": 2', b'"format": 99'), "format 99"),
     ],
 )
 def test_damaged_bundles_are_refused(trained, tmp_path, name, change, words):

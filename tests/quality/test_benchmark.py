@@ -227,14 +227,14 @@ def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
     names = ["grad_cam", "lime", "shap", "oracle", "uniform", "random", "centered_gaussian"]
     names += ["darkness", "untrained_grad_cam"]
     assert table.method.tolist() == names * 5 and table.image_id.nunique() == 5
-    assert table.decided.eq("mel").all() and table.baseline.sum() == 5 * 5
+    assert table.predicted.eq("mel").all() and table.baseline.sum() == 5 * 5
     oracle = table[table.method == "oracle"]
     seen = oracle[oracle.relevance_mass.notna()]
     np.testing.assert_allclose(seen.relevance_mass, 1.0)
     np.testing.assert_allclose(oracle.structure_pixel_auc, 1.0)
     np.testing.assert_allclose(oracle.structure_relevance_rank, 1.0)
     assert oracle.infidelity.max() < 0.2 and oracle.mufidelity.min() > 0.8
-    # The class that is explained is the one decided on: of another class Grad-CAM knows nothing.
+    # The class that is explained is the most probable one: of another class Grad-CAM knows nothing.
     assert table[table.method == "grad_cam"].structure_enrichment.min() > 2
     measured = table[["max_sensitivity", "randomization_ssim"]].notna().groupby(table.image_id)
     assert measured.any().sum().tolist() == [1, 1], "expensive metrics on one image each"

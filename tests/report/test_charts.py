@@ -187,7 +187,7 @@ def test_recall_bars(table: pd.DataFrame, result: dict[str, Any]) -> None:
 def test_intervals_on_recall_bars(result: dict[str, Any]) -> None:
     (axes,) = charts.per_class_recall(result).axes
     drawn = [c for c in axes.containers if type(c).__name__ == "ErrorbarContainer"]
-    for container, block in zip(drawn, (result, result["argmax"]), strict=True):
+    for container, block in zip(drawn, (result["most_probable"], result), strict=True):
         segments = container[2][0].get_segments()
         ranges = [block["confidence_intervals"]["per_class"][code]["recall"] for code in CODES]
         for segment, code, (low, high) in zip(segments, CODES, ranges, strict=True):
@@ -203,7 +203,7 @@ def test_subgroups(table: pd.DataFrame, result: dict[str, Any]) -> None:
     }
     women = table[table.sex == "female"]
     place = labels[f"sex: female  (n = {len(women)})"]
-    accuracy = reference.balanced_accuracy_score(women.dx, women.predicted)
+    accuracy = reference.balanced_accuracy_score(women.dx, women.balanced_rule)
     shares = women[[f"probability_{code}" for code in CODES]].to_numpy()
     auc = reference.roc_auc_score(women.dx, shares, multi_class="ovr", labels=list(CODES))
     by_label = {line.get_label(): line for line in axes.lines}

@@ -268,7 +268,7 @@ def test_verdict_names_all_diagnoses_and_does_not_play_melanoma_down(
     for diagnosis in DIAGNOSES:
         expected = f"{diagnosis.name} malignant" if diagnosis.malignant else diagnosis.name
         assert expected in flagged
-    assert flagged.count(" malignant ") == 3
+    assert flagged.count(" malignant ") >= 3
     calm = text_of(show(actions.bundle, with_probabilities(analysis, 5, 0.02)))
     assert "Below the melanoma threshold (2 %). That excludes nothing." in calm
     assert "not excluded" not in calm

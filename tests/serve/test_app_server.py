@@ -115,7 +115,7 @@ def test_batch_has_a_row_for_every_file(
     assert table["headers"][:2] == ["File", "Verdict"]
     assert [row[1] for row in table["data"][1:]] == ["not read"] * 5
     lines = base64.b64decode(file["base64"]).decode().splitlines()
-    assert lines[0].startswith("file,predicted,abstain") and len(lines) == 7
+    assert lines[0].startswith("file,predicted,prediction_set,abstain") and len(lines) == 7
 
 
 def test_bad_files_are_refused_with_a_sentence_and_the_server_lives_on(

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.model.bundle import Bundle
 from dermlens.serve import export as exporting
 from dermlens.serve.export import ExportImages
-from dermlens.serve.parity import Reference, measure
+from dermlens.serve.parity import Outputs, Reference, measure
 from serving_support import SIZE, picture, untrained_bundle
 
 
@@ -281,26 +282,43 @@ def test_an_artifact_that_is_not_finite_is_not_kept(form: str, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def said(reference: Reference, **changed: Any) -> Outputs:
+    """What an artifact says that is right but for what is given."""
+    calibration, exact = reference.bundle.calibration, reference.probabilities
+    inside = calibration.prediction_sets.contain(exact)
+    return replace(Outputs(exact, reference.maps, inside, calibration.flags(exact)), **changed)
+
+
 def test_disagreement_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     reference = Reference(bundle, [pixels(seed, 60, 80) for seed in range(3)])
+    exact = reference.probabilities
 
-    def slightly_wrong(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
-        return reference.probabilities + 2e-4, reference.maps
+    def slightly_wrong(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        return said(reference, probabilities=exact + 2e-4)
 
-    def very_wrong(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
-        return reference.probabilities[:, ::-1], reference.maps
+    def very_wrong(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        return said(reference, probabilities=exact[:, ::-1])
 
-    def wrong_maps(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
-        return reference.probabilities, reference.maps[:, ::-1]
+    def wrong_maps(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        return said(reference, maps=reference.maps[:, ::-1])
 
-    def right(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
-        return reference.probabilities[: len(images)], reference.maps
+    def wrong_sets(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        return said(reference, prediction_sets=np.ones_like(exact, bool))
+
+    def wrong_flags(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        flags = said(reference).flags
+        return said(reference, flags=flags | {"melanoma": ~flags["melanoma"]})
+
+    def right(images: np.ndarray, targets: np.ndarray) -> Outputs:
+        return said(reference, probabilities=exact[: len(images)])
 
     measure(reference, slightly_wrong, tmp_path, "float16")
     for run, kind, words in (
         (slightly_wrong, "float32", "probabilities by up to 0.0002, allowed 1e-04"),
         (very_wrong, "int8", "in the mean"),
         (wrong_maps, "float16", "map correlation"),
+        (wrong_sets, "float32", "prediction set of 100"),
+        (wrong_flags, "float32", "flags of 100"),
     ):
         with pytest.raises(ModelError, match=words):
             measure(reference, run, tmp_path, kind)
@@ -322,11 +340,11 @@ def test_a_loss_of_balanced_accuracy_is_refused_where_diagnoses_are_known(
     reference = Reference(bundle, images, decided)
     assert reference.balanced_accuracy(reference.probabilities) == 1.0
 
-    def one_wrong(images: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+    def one_wrong(images: np.ndarray, targets: np.ndarray) -> Outputs:
         changed = reference.probabilities.copy()
         changed[0] = 0.001
         changed[0, (decided[0] + 1) % 7] = 0.994
-        return changed, reference.maps
+        return said(reference, probabilities=changed)
 
     with pytest.raises(ModelError, match="balanced accuracy by -"):
         measure(reference, one_wrong, tmp_path, "int8")

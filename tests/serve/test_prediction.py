@@ -15,6 +15,7 @@ from dermlens.errors import DataError
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration, OperatingPoint
 from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.report.facts import NO_BREAK
 from dermlens.serve import prediction
 from dermlens.serve.prediction import (
     describe_predictions,
@@ -217,7 +218,9 @@ def test_damaged_file_gets_a_row_and_the_rest_goes_on(flagged: Bundle, folder: P
     assert damaged.path == str(folder / "cut.jpg")
     assert damaged.drop(["path", "image_id", "error"]).isna().all()
     good = table.drop(index=2)
-    assert (good.error == "").all() and good.drop(columns="error").notna().all(axis=None)
+    assert (good.error == "").all() and good.drop(columns=["error", "prediction_set"]).notna().all(
+        axis=None
+    )
     alone = predict_files(flagged, [files[k] for k in (0, 1, 3)])
     assert list(good.predicted) == list(alone.predicted)
     assert np.allclose(good[LOGITS].astype(float), alone[LOGITS], atol=1e-4)
@@ -229,7 +232,8 @@ def test_only_damaged_files(flagged: Bundle, folder: Path) -> None:
     assert table.predicted.isna().all() and (table.error != "").all()
     lines = describe_predictions(table, flagged)
     assert lines[:2] == list(table.error)
-    assert lines[2:] == ["Research and education only, not a medical device."]
+    assert lines[2].startswith("This bundle carries no prediction sets")
+    assert lines[3:] == ["Research and education only, not a medical device."]
 
 
 def test_chunks_do_not_change_anything(
@@ -245,19 +249,26 @@ def test_chunks_do_not_change_anything(
 
 
 def test_descriptions(flagged: Bundle) -> None:
-    row = {"path": "x.jpg", "error": "", "predicted": "nv", "probability_nv": 0.61}
+    shares = {f"probability_{code}": 0.03 for code in CODES}
+    flags = {"flag_malignant": False, "flag_melanoma": False, "prediction_set": None}
+    row = {"path": "x.jpg", "error": "", **shares, **flags, "balanced_rule": "df"}
+    nevus = row | {"probability_nv": 0.61, "probability_mel": 0.21}
     table = pd.DataFrame(
         [
-            row | {"flag_melanoma": True, "probability_mel": 0.21},
-            row | {"flag_melanoma": False, "probability_mel": 0.01},
-            row | {"predicted": "mel", "flag_melanoma": True, "probability_mel": 0.9},
+            nevus | {"flag_melanoma": True, "prediction_set": "nv mel"},
+            nevus | {"prediction_set": "nv"},
+            row | {"probability_mel": 0.9, "flag_malignant": True, "flag_melanoma": True},
         ]
     )
-    assert describe_predictions(table, flagged, limit=3)[:3] == [
-        "x.jpg: Melanocytic nevus (nv), p = 0.61; melanoma not excluded (p = 0.21)",
-        "x.jpg: Melanocytic nevus (nv), p = 0.61",
-        "x.jpg: Melanoma (mel), p = 0.90",
+    lines = [line.replace(NO_BREAK, " ") for line in describe_predictions(table, flagged)]
+    assert lines[:3] == [
+        "x.jpg: Most probable: melanocytic nevus (nv), 61 %. Cannot be excluded: melanoma (mel), "
+        "21 %. Flagged: melanoma.",
+        "x.jpg: Most probable: melanocytic nevus (nv), 61 %. Cannot be excluded: nothing else.",
+        "x.jpg: Most probable: melanoma (mel), 90 %. Flagged: malignancy and melanoma.",
     ]
+    balanced = describe_predictions(table, flagged, balanced=True)[1].replace(NO_BREAK, " ")
+    assert balanced.startswith("x.jpg: Balanced rule: dermatofibroma (df), 3 %. Most probable: ")
     assert describe_predictions(table, flagged, limit=1)[1] == "… and 2 more in the file."
     drawn = Bundle(
         flagged.path,

@@ -94,7 +94,7 @@ def cell_grid(model: Any, step: int, size: tuple[int, int] | None = None) -> Cel
         >>> import keras
         >>> inputs = keras.Input((64, 96, 3))
         >>> maps = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
-        >>> cell_grid(keras.Model(inputs, maps), 1).rows  # 0 is the input
+        >>> cell_grid(keras.Model(inputs, maps), 0).rows
         CellAxis(first=1.0, spacing=2.0, cells=32, pixels=64)
     """
     size = size or traced_size(model)

@@ -132,8 +132,8 @@ def _position(target: Target, logits: np.ndarray | None, classes: Sequence[str])
     if whole and 0 <= int(target) < len(classes):
         return int(target)
     raise UsageError(
-        f"Unknown target {target!r}. Use one of: {', '.join((*classes, *RELATIVE))}; or a position "
-        f"from 0 to {len(classes) - 1}."
+        f"Unknown target class {target!r}. Use one of: {', '.join((*classes, *RELATIVE))}; or a "
+        f"position from 0 to {len(classes) - 1}."
     )
 
 

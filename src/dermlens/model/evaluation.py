@@ -213,18 +213,28 @@ def metrics_from_predictions(
         if sets is None
         else set_metrics(data["probabilities"], data["labels"], sets, drawn, groups)
     )
-    curve, _ = rule_curve(
-        calibration.scaled(data["logits"]),
-        data["labels"],
-        calibration.balanced_rule.log_prior,
-        table.lesion_id.to_numpy(),
-        seed=seed,
-    )
     result["tau"] = calibration.balanced_rule.tau
-    result["balanced_rule_curve"] = [vars(point) for point in curve]
+    result["balanced_rule_curve"] = _rule_curve(table, data, calibration, seed)
     result["n_images"] = len(table)
     result["n_lesions"] = int(table.lesion_id.nunique())
     return result
+
+
+def _rule_curve(
+    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration, seed: int
+) -> list[dict[str, float]]:
+    """Balanced accuracy over the strength of the rule; empty where the prior is not known."""
+    prior = calibration.balanced_rule.log_prior
+    if not prior:
+        return []
+    curve, _ = rule_curve(
+        calibration.scaled(data["logits"]),
+        data["labels"],
+        prior,
+        table.lesion_id.to_numpy(),
+        seed=seed,
+    )
+    return [vars(point) for point in curve]
 
 
 def _figures(

@@ -43,6 +43,8 @@ _KIND = Kind(
     None,
     lambda _: (_MODEL, _FACTS, _AGREEMENT),
     later=(_AGREEMENT, PARTIAL),
+    # A damaged copy is made again from the weights.
+    repaired=True,
 )
 
 

@@ -34,7 +34,11 @@ def evaluation_figures(
         "operating_points": lambda: charts.operating_points(table, result["operating_points"]),
         "per_class_recall": lambda: charts.per_class_recall(result),
         "subgroups": lambda: charts.subgroups(result),
-        "balanced_rule": lambda: set_charts.balanced_rule(result),
+        **(
+            {"balanced_rule": lambda: set_charts.balanced_rule(result)}
+            if result["balanced_rule_curve"]
+            else {}
+        ),
         **(
             {"prediction_sets": lambda: set_charts.prediction_sets(result["prediction_sets"])}
             if result["prediction_sets"] is not None
