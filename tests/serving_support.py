@@ -49,14 +49,14 @@ def untrained_bundle() -> Bundle:
     return Bundle(Path("bundle"), architecture, calibration, facts, model)
 
 
-def save_untrained(folder: Path) -> Path:
-    """Write the bundle to a folder and return it."""
+def save_untrained(folder: Path, calibration: Calibration | None = None) -> Path:
+    """Write the bundle to a folder, with another calibration if one is given, and return it."""
     bundle = untrained_bundle()
     save_bundle(
         folder,
         model=bundle.model,
         architecture=bundle.architecture,
-        calibration=bundle.calibration,
+        calibration=calibration or bundle.calibration,
         training={},
         data=bundle.facts["data"],
         history=pd.DataFrame({"epoch": [0]}),
