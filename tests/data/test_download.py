@@ -206,7 +206,7 @@ def test_file_corrupt_twice_is_deleted_and_reported(
     assert list(tmp_path.iterdir()) == [] and len(server.asked) == 2
 
 
-def test_complete_files_are_skipped_and_damaged_ones_replaced(
+def test_complete_files_are_skipped_and_others_of_the_name_are_kept_aside(
     server: Server, fetch: Callable, tmp_path: Path
 ) -> None:
     fetch()
@@ -215,6 +215,11 @@ def test_complete_files_are_skipped_and_damaged_ones_replaced(
     (tmp_path / "part_1.zip").write_bytes(CONTENT[:-1] + b"?")
     assert fetch().paths[0].read_bytes() == CONTENT
     assert len(server.asked) == 2
+    # It may be a file of the user's that only has the name.
+    assert (tmp_path / "part_1.zip.other").read_bytes() == CONTENT[:-1] + b"?"
+    (tmp_path / "part_1.zip").write_bytes(b"another")
+    fetch()
+    assert (tmp_path / "part_1.zip.other1").read_bytes() == b"another"
 
 
 def test_files_without_checksum_are_checked_by_their_kind(

@@ -7,6 +7,7 @@ CC BY-NC 4.0.
 
 import hashlib
 import http.client
+import itertools
 import os
 import shutil
 import time
@@ -149,13 +150,21 @@ def download(
 
 
 def _is_complete(path: Path, file: RemoteFile) -> bool:
-    """Whether the file is there and right; a wrong one is removed."""
+    """Whether the file is there and right; a wrong one, which may be the user's, is set aside."""
     if not path.is_file():
         return False
     if _is_right(path, file):
         return True
-    path.unlink()
+    aside = _free_name(path)
+    path.rename(aside)
+    say(f"{path.name} is not the official file; it is kept as {aside.name}.")
     return False
+
+
+def _free_name(path: Path) -> Path:
+    """Return a name beside a file that nothing has yet."""
+    names = (path.with_name(f"{path.name}.other{number or ''}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _is_right(path: Path, file: RemoteFile) -> bool:

@@ -1,9 +1,9 @@
 """Reading an uploaded file: refused by size and kind before anything is decoded."""
 
-import io
 from pathlib import Path
 from typing import Any
 
+from dermlens.data.decoding import check_memory, open_header
 from dermlens.data.images import open_rgb, read_bytes
 from dermlens.errors import DataError
 
@@ -12,6 +12,7 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 """Of one image; the cameras of phones reach about as many."""
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""Of ``decoding.FORMATS``; a GIF is no photograph."""
 _KINDS = "JPEG, PNG, TIFF, BMP or WebP"
 
 
@@ -51,26 +52,21 @@ def read_upload(path: Path) -> Any:
 
 
 def _check_header(content: bytes) -> None:
-    """Read format and pixel counts, which need no decoding."""
-    import warnings
-
+    """Read format, pixel counts and the memory that decoding takes, which needs no decoding."""
     from PIL import Image
 
-    Image.init()
     try:
-        # Pillow warns of many pixels and refuses very many; the limit here is lower and refuses.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as header:
-                width, height = header.size
+        header = open_header(content)
     except Image.DecompressionBombError:
         raise DataError(_too_many("far more")) from None
     except Exception:
-        raise DataError(
-            f"The file cannot be decoded as an image. Choose a {_KINDS} file."
-        ) from None
+        header = None
+    if header is None or header.format not in FORMATS:
+        raise DataError(f"The file cannot be decoded as an image. Choose a {_KINDS} file.")
+    width, height = header.size
     if width * height > MAX_PIXELS:
         raise DataError(_too_many(f"{width} x {height} pixels, more"))
+    check_memory(header, content, "The file")
 
 
 def _too_many(found: str) -> str:
