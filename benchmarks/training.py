@@ -39,12 +39,13 @@ from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.calibration import fit_calibration
 from dermlens.model.classifier import PRECISIONS, Architecture, build_classifier
 from dermlens.model.configuration import TrainingConfiguration
-from dermlens.model.evaluation import RESAMPLES, metrics_from_predictions, predictions_table
+from dermlens.model.evaluation import RESAMPLES, metrics_from_predictions
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.head import train_head
 from dermlens.model.history import History
 from dermlens.model.outlier import fit_outlier_detector
 from dermlens.model.prediction import Predictor
+from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_data import TrainingData, load_training_data, training_set
 from dermlens.model.weights import full_coverage, load_by_name
 from dermlens.progress import progress, say

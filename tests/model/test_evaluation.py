@@ -15,9 +15,8 @@ from dermlens.model.evaluation import (
     isic_balanced_accuracy,
     isic_submission,
     metrics_from_predictions,
-    predictions_table,
-    read_predictions,
 )
+from dermlens.model.prediction_table import predictions_table, read_predictions
 from dermlens.report.evaluation_report import write_evaluation
 
 ISIC = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]

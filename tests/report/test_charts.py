@@ -16,7 +16,8 @@ from sklearn import metrics as reference
 from dermlens.diagnoses import CODES, MALIGNANT_CODES, by_code
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import Calibration, OperatingPoint
-from dermlens.model.evaluation import metrics_from_predictions, predictions_table, read_predictions
+from dermlens.model.evaluation import metrics_from_predictions
+from dermlens.model.prediction_table import predictions_table, read_predictions
 from dermlens.report import charts
 from dermlens.report.evaluation_report import evaluation_figures, summary_line, write_evaluation
 

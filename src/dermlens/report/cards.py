@@ -17,7 +17,8 @@ from dermlens.diagnoses import CODES, DIAGNOSES
 from dermlens.errors import DataError
 from dermlens.files import read_json, written_beside
 from dermlens.model.bundle import Bundle
-from dermlens.model.evaluation import SMALL_GROUP, age_band, read_predictions
+from dermlens.model.evaluation import SMALL_GROUP, age_band
+from dermlens.model.prediction_table import read_predictions
 from dermlens.report.benchmark_figures import family_metrics
 from dermlens.report.benchmark_report import (
     describe,

@@ -17,7 +17,7 @@ from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
-from dermlens.model.evaluation import set_codes
+from dermlens.model.prediction_table import set_codes
 from dermlens.progress import printable, progress
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.figures import Panel, attribution_figure, overlay

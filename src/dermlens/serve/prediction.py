@@ -14,7 +14,7 @@ from dermlens.data.manifest import read_manifest, select_split
 from dermlens.errors import DataError, UsageError
 from dermlens.model.bundle import Bundle
 from dermlens.model.conformal import check_level
-from dermlens.model.evaluation import predictions_table
+from dermlens.model.prediction_table import predictions_table
 from dermlens.progress import printable, progress, say
 from dermlens.report.answer import NO_SETS, answer_text
 from dermlens.report.facts import diagnosis_name, percent
