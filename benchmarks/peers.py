@@ -165,9 +165,9 @@ def cam_contests(ring: Ring) -> Iterator[Contest]:
             ]
 
         budget = f"{together} images together"
-        yield Contest(
-            name, f"tf-keras-vis {kind.__name__}", budget, ring.ours(name, one=False), theirs
-        )
+        # Drawn as the peer draws, so that the agreement is that of the maps.
+        ours = ring.ours(name, one=False, registration="tiles")
+        yield Contest(name, f"tf-keras-vis {kind.__name__}", budget, ours, theirs)
 
 
 def shap_contests(ring: Ring) -> Iterator[Contest]:
