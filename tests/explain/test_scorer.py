@@ -193,7 +193,8 @@ def test_damaged_copy_is_not_used(bundle: Bundle) -> None:
     assert find_int8_copy(bundle) is None
     assert int8_copy(bundle).facts["weights_sha256"] == copy.facts["weights_sha256"]
     assert find_int8_copy(bundle) is not None
-    assert sorted(path.name for path in copy.folder.iterdir()) == ["copy.json", "model.tflite"]
+    written = sorted(path.name for path in copy.folder.iterdir())
+    assert written == [".dermlens", "copy.json", "model.tflite"]
 
 
 def test_user_cache_where_the_bundle_cannot_be_written(
