@@ -48,10 +48,12 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
         "bkl",
         "Benign keratosis-like lesion",
         False,
-        "Harmless: age warts, sun spots and similar growths.",
+        "Usually benign: age warts, sun spots and similar growths.",
         "#56B4E9",
     ),
-    Diagnosis("df", "Dermatofibroma", False, "Harmless firm nodule, often on the legs.", "#009E73"),
+    Diagnosis(
+        "df", "Dermatofibroma", False, "Usually benign firm nodule, often on the legs.", "#009E73"
+    ),
     Diagnosis(
         "mel",
         "Melanoma",
@@ -59,12 +61,12 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
         "Skin cancer of the pigment cells; can spread, so early removal matters.",
         "#000000",
     ),
-    Diagnosis("nv", "Melanocytic nevus", False, "Harmless mole.", "#0072B2"),
+    Diagnosis("nv", "Melanocytic nevus", False, "A mole, usually benign.", "#0072B2"),
     Diagnosis(
         "vasc",
         "Vascular lesion",
         False,
-        "Harmless growth of blood vessels, such as a cherry angioma.",
+        "Usually benign growth of blood vessels, such as a cherry angioma.",
         "#CC79A7",
     ),
 )
