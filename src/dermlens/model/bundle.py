@@ -2,7 +2,7 @@
 
 ::
 
-    BUNDLE/bundle.json    version, classes, input size, calibration, decision rule, training
+    BUNDLE/bundle.json    version, classes, input size, calibration, prediction sets, training
                           configuration, data fingerprint, checksums of the other files and
                           one over all of this
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
@@ -83,7 +83,7 @@ class Bundle:
     Attributes:
         path: Folder it was loaded from.
         architecture: Network and input size.
-        calibration: Temperature, decision rule and operating points.
+        calibration: Temperature, prediction sets, operating points and balanced rule.
         facts: The whole content of ``bundle.json``.
         model: Keras model, images (N, H, W, 3) RGB 0..255 to logits (N, classes).
         outlier: Tells images apart that are unlike the training images; None in old bundles.

@@ -27,13 +27,13 @@ def fit_on_data(
     batch_size: int = 32,
     dtype: str = "float32",
 ) -> tuple[Calibration, OutlierDetector]:
-    """Fit temperature, decision rule and thresholds on validation, and the outlier detector.
+    """Fit temperature, prediction sets, balanced rule and thresholds, and the outlier detector.
 
     Args:
         model: float32 classifier with its final weights.
         architecture: Its description.
         data: The data set it was trained on.
-        seed: Of the resampling behind the decision rule.
+        seed: Of the resampling behind the balanced rule.
         batch_size: Images per pass.
         dtype: How the detector will be stored; its threshold is that of the stored one.
     """

@@ -139,8 +139,8 @@ def expected_calibration_error(
 ) -> np.ndarray:
     """Return the expected calibration error of the top probability per row of weights.
 
-    Equal-width bins (Guo et al. 2017); the top probability is that of the argmax, whatever the
-    decision rule.
+    Equal-width bins (Guo et al. 2017); the top probability is that of the most probable
+    class.
     """
     top = probabilities.max(axis=1)
     gap = (probabilities.argmax(axis=1) == labels).astype(float) - top
