@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
-from dermlens.errors import ExplanationError
 from dermlens.explain.folding import folded_logits
 from dermlens.explain.score import Logit, Score
 from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, check_targets, is_all, part_of, resolve_targets
+from dermlens.model.image_classifier import as_classifier
 
 Progress = Callable[[int], None]
 """Called with the number of images finished since the last call."""
@@ -100,20 +99,22 @@ class Explainer(ABC):
     """Base of every method.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+
+    Attributes:
+        classifier: The model with all that is known of it.
+        model: Its network in the standard form, RGB 0..255 to logits.
         classes: Codes in the order of the logits.
     """
 
     name: str = ""
     signed: bool = True
 
-    def __init__(self, model: Any, *, classes: Sequence[str] = CODES) -> None:
-        self.model = model
-        self.network = Network(model)
-        outputs = int(model.output_shape[-1])
-        self.classes = (
-            tuple(classes) if len(classes) == outputs else tuple(map(str, range(outputs)))
-        )
+    def __init__(self, model: Any) -> None:
+        self.classifier = as_classifier(model)
+        self.model = self.classifier.model
+        self.network = Network(self.model)
+        self.classes = self.classifier.classes
 
     def attribute(
         self,
@@ -128,7 +129,8 @@ class Explainer(ABC):
         """Explain images.
 
         Args:
-            images: uint8 or float (N, H, W, 3), RGB 0..255, at the model's input size.
+            images: (N, H, W, 3) at the model's input size: uint8 photographs, or float in the
+                classifier's range of values (``ImageClassifier.photographs``).
             targets: Class to explain: None for the most probable one; ``"runner_up"``,
                 ``"flagged"``, a code or a position; one of these per image; or ``"all"``
                 (``explain.target``).
@@ -142,13 +144,13 @@ class Explainer(ABC):
             The attribution, with maps in the order of ``images``.
 
         Raises:
-            ExplanationError: If the images have another shape than the model takes, or the
-                method cannot explain this model.
-            UsageError: If a target is unknown.
+            ExplanationError: If the method cannot explain this model.
+            UsageError: If the images have another shape than the model takes or are not finite, or
+                a target is unknown.
         """
-        images = self._checked(images)
+        images = self.classifier.photographs(images)
         if not is_all(targets):
-            check_targets(targets, self.classes, len(images))
+            check_targets(targets, self.classifier.labels, len(images))
         explained: Score = Logit() if score is None else score
         before = Cost(self.network.cost.forward, self.network.cost.backward)
         start = time.perf_counter()
@@ -161,19 +163,6 @@ class Explainer(ABC):
         )
         return result
 
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
-        height, width = self.model.input_shape[1:3]
-        fits = images.ndim == 4 and images.shape[-1] == 3 and len(images) > 0
-        for have, want in zip(images.shape[1:3], (height, width), strict=False):
-            fits = fits and want in (None, have)
-        if not fits:
-            raise ExplanationError(
-                f"Images of shape {images.shape} do not fit the model, which takes (N, {height}, "
-                f"{width}, 3) with at least one image. Scale them first (data.images.fit_image)."
-            )
-        return images if images.dtype == np.uint8 else images.astype(np.float32)
-
     def resolve(self, targets: Targets, logits: np.ndarray, offset: int = 0) -> np.ndarray:
         """Return the class position of each image of a batch, int32 (n,).
 
@@ -183,7 +172,7 @@ class Explainer(ABC):
             offset: Position of the batch's first image in the call.
         """
         part = part_of(targets, slice(offset, offset + len(logits)))
-        return resolve_targets(part, logits, self.classes)
+        return resolve_targets(part, logits, self.classifier.labels)
 
     @abstractmethod
     def _attribute(

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import (
     Attribution,
@@ -44,13 +43,12 @@ class ClassActivationMap(Explainer):
     """Base of the family: activations times weights from gradients, rectified, drawn in place.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         layer: Layer whose feature maps are used; default the last.
         form: ``"auto"``: closed where possible; ``"closed"`` or ``"tape"`` to insist.
         registration: ``"receptive_field"``: every cell is drawn where the network looks
             (``explain.registration``); ``"tiles"``: a plain bilinear resize, as other packages
             draw, which is up to half a cell off.
-        classes: Codes in the order of the logits.
 
     Raises:
         ExplanationError: If the model has no feature maps, or ``form="closed"`` is not possible.
@@ -66,12 +64,11 @@ class ClassActivationMap(Explainer):
         *,
         form: str = "auto",
         registration: Registration = "receptive_field",
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, classes=classes)
+        super().__init__(model)
         if form not in FORMS:
             raise UsageError(f"Unknown form {form!r}. Use one of: {', '.join(FORMS)}.")
-        self.features = find_features(model, layer)
+        self.features = find_features(self.model, layer)
         self.form = form
         self.drawing = Drawing(self.features, [self.features.step], registration)
         if form == "closed" and self.features.dense is None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Explainer, Progress, batches
 from dermlens.explain.fills import Fill, fill_image
@@ -59,7 +58,7 @@ class IntegratedGradients(Explainer):
     """Integrated Gradients from one or several baselines.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         points: Evaluations per path, at first.
         rule: ``"gauss_legendre"`` or ``"trapezoid"``.
         baselines: One or several of: ``"mean_skin"``, ``"blur"``, ``"black"``, a color, an image
@@ -68,7 +67,6 @@ class IntegratedGradients(Explainer):
             attribution is farthest from the change of score (up to 256 points in use), or None
             to use ``points`` as they are. With all classes at once, relative to the largest
             change of score among them.
-        classes: Codes in the order of the logits.
 
     Result details: ``completeness_gap`` (relative, per image), ``baseline_score``, ``points`` (in
     use at the end; the cost counts those that were replaced too).
@@ -93,9 +91,8 @@ class IntegratedGradients(Explainer):
         rule: str = "gauss_legendre",
         baselines: Fill | Sequence[Fill] = "mean_skin",
         tolerance: float | None = 0.01,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, classes=classes)
+        super().__init__(model)
         quadrature(points, rule)
         self.points, self.rule, self.tolerance = points, rule, tolerance
         several = isinstance(baselines, list) or (

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.coalitions import Coalitions, binomial_mass
 from dermlens.explain.fills import Fill
@@ -44,7 +43,7 @@ class LIME(SegmentExplainer):
     """LIME on superpixels.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         segments: About how many superpixels, or labels (H, W), or a function that makes labels.
         samples: Masks per image; about ten per superpixel.
         fill: What stands for superpixels that are switched off.
@@ -54,7 +53,6 @@ class LIME(SegmentExplainer):
             0 evaluates all samples.
         bank: Evaluations to share with Kernel SHAP; replaces segments, samples, fill and scorer.
         scorer: Evaluates the masked images in place of the model.
-        classes: Codes in the order of the logits.
 
     Result details: those of ``SegmentExplainer`` and ``r2`` (N,), the share of the (weighted)
     variance of scores that the linear model explains. A low value means that the weights do not
@@ -84,7 +82,6 @@ class LIME(SegmentExplainer):
         stable_top: int = 0,
         bank: SegmentBank | None = None,
         scorer: Scorer | None = None,
-        classes: Sequence[str] = CODES,
     ) -> None:
         super().__init__(
             model,
@@ -94,7 +91,6 @@ class LIME(SegmentExplainer):
             stable_top=stable_top,
             bank=bank,
             scorer=scorer,
-            classes=classes,
         )
         if kernel_width <= 0 or ridge < 0:
             raise UsageError("LIME needs a kernel_width above 0 and a ridge of 0 or more.")

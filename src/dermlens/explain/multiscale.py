@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.occlusion import Occlusion, patch_boxes, spread_over_boxes
@@ -24,6 +23,7 @@ from dermlens.explain.score import Score
 from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
 from dermlens.explain.shap import KernelSHAP
 from dermlens.explain.stages import StageCAM
+from dermlens.model.image_classifier import as_classifier
 
 KINDS = ("depth", "patch", "superpixels")
 PATCH_SHARES = (1 / 3, 1 / 6, 1 / 12)
@@ -76,9 +76,8 @@ class PatchPyramid(Occlusion):
     """Occlusion with patches of several sizes in one go: one traced function for all of them.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         shares: Patch sides as shares of the image's shorter side, 0..1.
-        classes: Codes in the order of the logits.
     """
 
     def __init__(
@@ -86,9 +85,8 @@ class PatchPyramid(Occlusion):
         model: Any,
         shares: Sequence[float] = PATCH_SHARES,
         *,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, classes=classes)
+        super().__init__(model)
         if not shares or not all(0 < share <= 1 for share in shares):
             raise UsageError(f"Patch sizes are shares of the shorter side, 0..1, not {shares}.")
         self.shares = tuple(shares)
@@ -126,12 +124,11 @@ class MultiScale:
     """Explains images at several scales; everything is traced once and serves any image.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         patches: Patch sides as shares of the shorter side, coarse to fine.
         granularities: Numbers of superpixels, coarse to fine.
         bank: Evaluations to share with LIME or Kernel SHAP; used for the granularity equal to
             its number of superpixels, which then costs nothing more.
-        classes: Codes in the order of the logits.
 
     Raises:
         ExplanationError: If the model has no feature maps.
@@ -145,10 +142,10 @@ class MultiScale:
         patches: Sequence[float] = PATCH_SHARES,
         granularities: Sequence[int] = GRANULARITIES,
         bank: SegmentBank | None = None,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        self.model, self.classes = model, tuple(classes)
-        self.cam = StageCAM(model, classes=classes)
+        self.classifier = as_classifier(model)
+        self.model, self.classes = self.classifier.model, self.classifier.classes
+        self.cam = StageCAM(self.classifier)
         self.patches, self._pyramids = tuple(patches), dict[tuple[float, ...], PatchPyramid]()
         self._pyramid(self.patches)
         self.shap = {
@@ -258,18 +255,18 @@ class MultiScale:
 
     def _pyramid(self, shares: tuple[float, ...]) -> PatchPyramid:
         if shares not in self._pyramids:
-            self._pyramids[shares] = PatchPyramid(self.model, shares, classes=self.classes)
+            self._pyramids[shares] = PatchPyramid(self.classifier, shares)
         return self._pyramids[shares]
 
     def _shap(self, pieces: int, bank: SegmentBank | None) -> KernelSHAP:
         if bank is None or bank.segments != pieces:
             bank = SegmentBank(
-                self.model,
+                self.classifier,
                 segments=pieces,
                 samples=max(2 * pieces + 2, SAMPLES_PER_SEGMENT * pieces),
                 design="shap",
             )
-        return KernelSHAP(self.model, bank=bank, classes=self.classes)
+        return KernelSHAP(self.classifier, bank=bank)
 
 
 def fuse(maps: Sequence[np.ndarray]) -> np.ndarray:

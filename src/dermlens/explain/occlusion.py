@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import even_batch
@@ -89,7 +88,7 @@ class Occlusion(PerturbationExplainer):
     """Occlusion: a patch slides over the image, and the loss of score is noted.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         patch: Side or (height, width) of the patch in pixels; default a sixth of the image's
             shorter side.
         stride: Step in pixels, at most the patch; default half the patch.
@@ -98,7 +97,6 @@ class Occlusion(PerturbationExplainer):
             one for every patch.
         tolerance: Stop when ``expected_error`` is at most so much; 0 never stops early.
         scorer: Evaluates the covered images in place of the model.
-        classes: Codes in the order of the logits.
 
     Result details: ``boxes`` int32 (P, 4) and ``effects`` (N, P), or (N, C, P) for all classes.
     With ``passes`` or ``tolerance``, effects are estimates where ``evaluated`` (N, P) is False, and
@@ -125,9 +123,8 @@ class Occlusion(PerturbationExplainer):
         passes: int | None = None,
         tolerance: float = 0.0,
         scorer: Scorer | None = None,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, classes=classes)
+        super().__init__(model)
         self.patch = None if patch is None else _pair(patch, "patch")
         self.stride = None if stride is None else _pair(stride, "stride")
         if passes is not None and passes < _FIRST:

@@ -37,7 +37,7 @@ class MaskedModel:
     kept, where a patch lies), never an image. One traced function serves every image.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         build: Makes masks (B, H, W) in 0..1, 1 keeping the image, from ``shared`` and one batch
             of ``parameters``.
         batch_size: Evaluations per pass; bounds memory.
@@ -162,7 +162,7 @@ class PerturbationExplainer(Explainer):
                 np.asarray(self.network.logits(images[part].astype(np.float32)))
                 for part in batches(len(images), batch_size)
             ]
-            targets = resolve_targets(targets, np.concatenate(answers), self.classes)
+            targets = resolve_targets(targets, np.concatenate(answers), self.classifier.labels)
         done: list[Explained] = []
         for position, image in enumerate(images):
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import Explainer, Family
+from dermlens.model.image_classifier import as_classifier
 
 if TYPE_CHECKING:
     from dermlens.explain.perturbation import Scorer
@@ -202,27 +202,25 @@ SIX: tuple[str, ...] = (
 """The six methods the project is about."""
 
 
-def create(name: str, model: Any, *, classes: Sequence[str] = CODES, **options: Any) -> Explainer:
+def create(name: str, model: Any, **options: Any) -> Explainer:
     """Build an explainer by name.
 
     Args:
         name: Key of ``METHODS``.
-        model: Keras model from raw RGB 0..255 to logits.
-        classes: Codes in the order of the logits.
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
         **options: Arguments of the method's class.
 
     Raises:
         UsageError: If there is no such method.
         ExplanationError: If the method cannot explain this model.
     """
-    return method(name).build(model, classes=classes, **options)
+    return method(name).build(model, **options)
 
 
 def create_several(
     names: Sequence[str],
     model: Any,
     *,
-    classes: Sequence[str] = CODES,
     scorers: Mapping[str, "Scorer"] | None = None,
     bank: "SegmentBank | None" = None,
 ) -> dict[str, Explainer]:
@@ -232,8 +230,7 @@ def create_several(
 
     Args:
         names: Keys of ``METHODS``.
-        model: Keras model from raw RGB 0..255 to logits.
-        classes: Codes in the order of the logits.
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
         scorers: What evaluates changed images in place of the model, by method; see
             ``scorers.choose_scorers``. A shared set uses a scorer only if both methods have it.
         bank: Evaluations for LIME and Kernel SHAP to share; default one of their own if both are
@@ -242,18 +239,19 @@ def create_several(
     chosen: dict[str, dict[str, Any]] = {
         name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
     }
+    model = as_classifier(model)
     if bank is None and {"lime", "shap"} <= set(names):
         bank = shared_bank(model, ("lime", "shap"), scorers or {})
     if bank is not None:
         chosen |= {"lime": {"bank": bank}, "shap": {"bank": bank}}
-    return {name: create(name, model, classes=classes, **chosen.get(name, {})) for name in names}
+    return {name: create(name, model, **chosen.get(name, {})) for name in names}
 
 
 def shared_bank(model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"]) -> "SegmentBank":
     """Return the masked evaluations that some of LIME and Kernel SHAP share.
 
     Args:
-        model: Keras model from raw RGB 0..255 to logits.
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
         names: ``"lime"``, ``"shap"`` or both.
         scorers: By method; used only if every method has one.
     """

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import batches, image_generator
 from dermlens.explain.fills import Fill, fill_image
@@ -37,14 +36,13 @@ class RISE(PerturbationExplainer):
     """RISE: random soft masks, weighted by the score of what they leave visible.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         samples: Masks per image.
         cells: Cells along the shorter side of the image.
         keep: Probability that a cell stays visible, between 0 and 1.
         fill: What stands for hidden pixels.
         tolerance: Stop when ``expected_error`` is at most so much; 0 evaluates all samples.
         scorer: Evaluates the masked images in place of the model.
-        classes: Codes in the order of the logits.
 
     Result details: ``samples`` (N,): masks evaluated; ``expected_error`` (N,), or (N, C) for all
     classes: standard error of the map over other random masks, as its root mean square relative to
@@ -70,9 +68,8 @@ class RISE(PerturbationExplainer):
         fill: Fill = "mean_skin",
         tolerance: float = 0.0,
         scorer: Scorer | None = None,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, classes=classes)
+        super().__init__(model)
         if samples < 2 or cells < 1 or not 0 < keep < 1:
             raise UsageError("RISE needs 2 or more samples, 1 or more cells and 0 < keep < 1.")
         self.samples, self.cells, self.keep, self.fill = samples, cells, keep, fill

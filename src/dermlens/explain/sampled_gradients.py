@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import (
     Attribution,
@@ -30,8 +29,8 @@ from dermlens.explain.target import Targets, is_all
 class _SampledGradients(Explainer):
     """Averages something made of gradients at randomly drawn points."""
 
-    def __init__(self, model: Any, *, samples: int, classes: Sequence[str]) -> None:
-        super().__init__(model, classes=classes)
+    def __init__(self, model: Any, *, samples: int) -> None:
+        super().__init__(model)
         if samples < 1:
             raise UsageError(f"At least one sample is needed, not {samples}.")
         self.samples = samples
@@ -108,10 +107,9 @@ class SmoothGrad(_SampledGradients):
     """SmoothGrad: the gradient averaged over noisy copies; the size per pixel is shown.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         samples: Noisy copies per image.
         noise: Standard deviation of the noise as a share of the image's range of values.
-        classes: Codes in the order of the logits.
     """
 
     name = "smooth_grad"
@@ -123,9 +121,8 @@ class SmoothGrad(_SampledGradients):
         *,
         samples: int = 25,
         noise: float = 0.1,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, samples=samples, classes=classes)
+        super().__init__(model, samples=samples)
         self.noise = noise
 
     def _draw(
@@ -143,11 +140,10 @@ class GradientSHAP(_SampledGradients):
     """GradientSHAP: expected gradients at random places between noisy baselines and the image.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         samples: Draws per image.
         baselines: Background: any of ``"mean_skin"``, ``"blur"``, ``"black"``, colors or images.
         noise: Standard deviation of the noise on the image, in pixel values.
-        classes: Codes in the order of the logits.
     """
 
     name = "gradient_shap"
@@ -159,9 +155,8 @@ class GradientSHAP(_SampledGradients):
         samples: int = 50,
         baselines: Sequence[Fill] = ("mean_skin", "blur", "black"),
         noise: float = 5.0,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, samples=samples, classes=classes)
+        super().__init__(model, samples=samples)
         self.baselines, self.noise = list(baselines), noise
         if not self.baselines:
             raise UsageError("GradientSHAP needs at least one baseline.")

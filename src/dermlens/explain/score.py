@@ -5,9 +5,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.target import class_position
+from dermlens.model.calibration import Link
+from dermlens.model.image_classifier import ImageClassifier
 
 
 class Score(Protocol):
@@ -49,16 +50,21 @@ class Logit:
 
 @dataclass(frozen=True)
 class Probability:
-    """The softmax probability of the target; its gradient also holds the other classes."""
+    """The probability of the target (not calibrated); its gradient also holds the other classes.
+
+    Args:
+        link: ``"softmax"`` or ``"sigmoid"``, as the classifier's.
+    """
 
     name: str = "probability"
+    link: Link = "softmax"
     linear: bool = False
 
     def values(self, logits: Any) -> Any:
-        """Return the softmax over classes."""
+        """Return the probabilities of all classes."""
         import tensorflow as tf
 
-        return tf.nn.softmax(logits)
+        return tf.nn.softmax(logits) if self.link == "softmax" else tf.sigmoid(logits)
 
     def weights(self, classes: int) -> np.ndarray:
         """Raise ExplanationError: a probability is not linear in the logits."""
@@ -88,23 +94,19 @@ class Contrast:
         return matrix
 
 
-def parse_score(text: str, classes: tuple[str, ...] = CODES) -> Score:
+def parse_score(text: str, classifier: ImageClassifier) -> Score:
     """Turn ``"logit"``, ``"probability"`` or ``"contrast:nv"`` into a score.
 
     Raises:
         UsageError: If the text has another form or the class is unknown.
-
-    Example:
-        >>> parse_score("contrast:nv")
-        Contrast(other=5, name='contrast', linear=True)
     """
     kind, _, other = text.partition(":")
     if kind == "logit" and not other:
         return Logit()
     if kind == "probability" and not other:
-        return Probability()
+        return Probability(link=classifier.link)
     if kind == "contrast" and other:
-        return Contrast(class_position(other, classes))
+        return Contrast(class_position(other, classifier.labels))
     raise UsageError(
         f"Unknown score {text!r}. Use logit, probability, or contrast:CODE such as contrast:nv."
     )

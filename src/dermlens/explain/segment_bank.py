@@ -15,6 +15,7 @@ from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel, Scorer
 from dermlens.explain.superpixels import superpixels
 from dermlens.model.lite import weights_checksum
+from dermlens.model.image_classifier import as_classifier
 
 Segmentation = int | np.ndarray | Callable[[np.ndarray], np.ndarray]
 """About how many superpixels; or labels int (H, W); or a function from image to labels."""
@@ -53,7 +54,7 @@ class SegmentBank:
     """Makes evaluations and keeps those of the last images, so that methods can share them.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         segments: About how many superpixels, labels (H, W), or a function that makes labels.
         samples: Largest number of masks per image.
         fill: What stands for superpixels that are switched off.
@@ -82,7 +83,7 @@ class SegmentBank:
         coalitions(2, max(samples, 4), design, np.random.default_rng(0))
         if samples < 4:
             raise UsageError(f"At least 4 samples are needed, not {samples}.")
-        self.model, self.segments, self.samples = model, segments, samples
+        self.model, self.segments, self.samples = as_classifier(model).model, segments, samples
         self.fill, self.design, self.keep = fill, design, keep
         self.scorer = scorer
         self._kept: OrderedDict[tuple[int, int, int], Evaluations] = OrderedDict()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.coalitions import Coalitions
 from dermlens.explain.fills import Fill
@@ -68,14 +67,13 @@ class SegmentExplainer(PerturbationExplainer):
         stable_top: int = 0,
         bank: SegmentBank | None = None,
         scorer: Scorer | None = None,
-        classes: Sequence[str] = CODES,
     ) -> None:
-        super().__init__(model, classes=classes)
+        super().__init__(model)
         if stable_top < 0:
             raise UsageError(f"stable_top must be 0 (never stop early) or more, not {stable_top}.")
         self.stable_top = stable_top
         self.bank = bank or SegmentBank(
-            model,
+            self.classifier,
             segments=segments,
             samples=samples,
             fill=fill,

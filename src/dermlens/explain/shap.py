@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.coalitions import Coalitions, shapley_mass
@@ -73,7 +72,7 @@ class KernelSHAP(SegmentExplainer):
     """Shapley values of superpixels.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         segments: About how many superpixels, or labels (H, W), or a function that makes labels.
         samples: Masks per image; where 2^M is no more, the values are exact.
         fill: What stands for superpixels that are switched off.
@@ -82,7 +81,6 @@ class KernelSHAP(SegmentExplainer):
         bank: Evaluations to share with LIME; replaces segments, samples, fill and scorer.
         scorer: Evaluates the masked images in place of the model.
         estimator: ``"process"`` or ``"regression"``; see above.
-        classes: Codes in the order of the logits.
 
     Result details: those of ``SegmentExplainer``, ``estimator``, ``baseline_score`` (N,) and
     ``additivity_gap`` (N,): |sum of values - (score - baseline score)|; with the process also
@@ -111,7 +109,6 @@ class KernelSHAP(SegmentExplainer):
         bank: SegmentBank | None = None,
         scorer: Scorer | None = None,
         estimator: str = "process",
-        classes: Sequence[str] = CODES,
     ) -> None:
         if estimator not in ESTIMATORS:
             raise UsageError(
@@ -127,7 +124,6 @@ class KernelSHAP(SegmentExplainer):
             stable_top=stable_top,
             bank=bank,
             scorer=scorer,
-            classes=classes,
         )
 
     def _attribute(self, *arguments: Any) -> Attribution:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.explain.base import Cost, batches
 from dermlens.explain.layers import Features, Step, apply_operation, find_features, run_graph
 from dermlens.explain.registration import Drawing, Registration, registered
 from dermlens.explain.score import Logit, Score
+from dermlens.model.image_classifier import as_classifier
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ class StageCAM:
     """Layer-CAM at every stage.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         registration: Where cells are drawn, see ``explain.registration``.
-        classes: Codes in the order of the logits.
 
     Raises:
         ExplanationError: If the model has no feature maps.
@@ -125,10 +124,10 @@ class StageCAM:
         model: Any,
         *,
         registration: Registration = "receptive_field",
-        classes: Sequence[str] = CODES,
     ) -> None:
-        self.model, self.classes = model, tuple(classes)
-        features = find_features(model)
+        self.classifier = as_classifier(model)
+        self.model, self.classes = self.classifier.model, self.classifier.classes
+        features = find_features(self.model)
         self.stages = stages_of(features)
         self.drawing = Drawing(features, [stage.step for stage in self.stages], registration)
         self.cost, self.traces = Cost(), 0

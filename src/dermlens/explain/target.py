@@ -6,7 +6,7 @@ A target is one of
 * ``"runner_up"``: the second most probable one;
 * ``"flagged"``: the most probable malignant one;
 * a class code such as ``"mel"``, or a position;
-* a sequence of these, one per image.
+* a sequence of these, one per image; or one-hot rows (N, C).
 
 Temperature scaling keeps the order of the logits, so no calibration is needed to resolve any of
 them.
@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from dermlens.diagnoses import MALIGNANT_CODES
 from dermlens.errors import UsageError
+from dermlens.labels import LabelSet
 
 PREDICTED = "predicted"
 RUNNER_UP = "runner_up"
@@ -34,58 +34,60 @@ Targets = Target | Sequence[Target] | np.ndarray
 """One target for all images, one per image, or ``"all"`` where every class is explained."""
 
 
-def check_targets(targets: Targets, classes: Sequence[str], count: int | None = None) -> None:
+def check_targets(targets: Targets, labels: LabelSet, count: int | None = None) -> None:
     """Find out early whether targets can be resolved.
 
     Args:
         targets: As in this module's description.
-        classes: Codes in the order of the logits.
+        labels: Classes in the order of the logits.
         count: Number of images, if it is known.
 
     Raises:
         UsageError: If a target is unknown, or there is not one per image.
     """
     for one in _listed(targets, count):
-        _position(one, None, classes)
+        _position(one, None, labels)
 
 
-def resolve_targets(targets: Targets, logits: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def resolve_targets(targets: Targets, logits: np.ndarray, labels: LabelSet) -> np.ndarray:
     """Return the class position of each image's target, int32 (N,).
 
     Args:
         targets: As in this module's description.
         logits: float (N, C), or probabilities.
-        classes: Codes in the order of the logits.
+        labels: Classes in the order of the logits.
 
     Raises:
         UsageError: If a target is unknown or impossible, or there is not one per image.
 
     Example:
-        >>> logits = np.array([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]])
-        >>> resolve_targets(None, logits, ("bkl", "mel", "nv")).tolist()
+        >>> from dermlens.labels import label_set
+        >>> logits = np.array([[0.0, 3.0], [2.0, 0.0]])
+        >>> resolve_targets(None, logits, label_set("binary")).tolist()
         [1, 0]
-        >>> resolve_targets(["runner_up", "flagged"], logits, ("bkl", "mel", "nv")).tolist()
-        [2, 1]
+        >>> resolve_targets(["runner_up", "flagged"], logits, label_set("binary")).tolist()
+        [0, 1]
     """
     logits = np.asarray(logits)
     listed = _listed(targets, len(logits))
-    found = [_position(one, row, classes) for one, row in zip(listed, logits, strict=True)]
+    found = [_position(one, row, labels) for one, row in zip(listed, logits, strict=True)]
     return np.array(found, np.int32).reshape(len(logits))
 
 
-def class_position(target: str | int, classes: Sequence[str]) -> int:
+def class_position(target: str | int, labels: LabelSet) -> int:
     """Return the position of a class that does not depend on what the model answers.
 
     Raises:
         UsageError: If it does, or the class is unknown.
 
     Example:
-        >>> class_position("mel", ("bkl", "mel", "nv"))
-        1
+        >>> from dermlens.labels import label_set
+        >>> class_position("mel", label_set("ham10000"))
+        4
     """
     if depend_on_answer(target):
-        raise UsageError(f"{target!r} depends on the image. Name a class: {', '.join(classes)}.")
-    return _position(target, None, classes)
+        raise UsageError(f"{target!r} depends on the image. Name a class: {', '.join(labels.codes)}.")
+    return _position(target, None, labels)
 
 
 def depend_on_answer(targets: Targets) -> bool:
@@ -107,13 +109,13 @@ def per_image(targets: Targets) -> bool:
 
 def part_of(targets: Targets, part: slice) -> Targets:
     """Return the targets of some of the images."""
-    return list(cast(Any, targets))[part] if per_image(targets) else targets
+    return _listed(targets, None)[part] if per_image(targets) else targets
 
 
 def _listed(targets: Targets, count: int | None) -> list[Target]:
     if not per_image(targets):
         return [cast(Target, targets)] * (1 if count is None else count)
-    listed: list[Target] = list(cast(Any, targets))
+    listed = _from_array(np.asarray(targets)) if hasattr(targets, "shape") else list(cast(Any, targets))
     if count is not None and len(listed) != count:
         raise UsageError(
             f"{len(listed)} targets were given for {count} images. Give one per image, or one for "
@@ -122,25 +124,37 @@ def _listed(targets: Targets, count: int | None) -> list[Target]:
     return listed
 
 
-def _position(target: Target, logits: np.ndarray | None, classes: Sequence[str]) -> int:
-    """Return one target's position; without logits 0 stands for what depends on them."""
-    if target is None or (isinstance(target, str) and target in RELATIVE):
-        return _relative(target or PREDICTED, logits, classes)
-    if isinstance(target, str) and target in classes:
-        return list(classes).index(target)
-    whole = np.ndim(target) == 0 and np.asarray(target).dtype.kind in "iu"
-    if whole and 0 <= int(target) < len(classes):
-        return int(target)
+def _from_array(values: np.ndarray) -> list[Any]:
+    """Return the entries of (N,), or the positions that one-hot rows (N, C) mark."""
+    if values.ndim == 1:
+        return list(values)
+    if values.ndim == 2 and values.dtype.kind in "iufb":
+        rows = values.astype(np.float64)
+        if ((rows == 0) | (rows == 1)).all() and (rows.sum(axis=1) == 1).all():
+            return [int(k) for k in rows.argmax(axis=1)]
     raise UsageError(
-        f"Unknown target class {target!r}. Use one of: {', '.join((*classes, *RELATIVE))}; or a "
-        f"position from 0 to {len(classes) - 1}."
+        f"Targets of shape {values.shape} are neither one per image, (N,), nor one-hot rows (N, C)."
     )
 
 
-def _relative(target: str, logits: np.ndarray | None, classes: Sequence[str]) -> int:
-    if target == RUNNER_UP and len(classes) < 2:
-        raise UsageError("A model with one class has no runner-up. Name the class to explain.")
-    malignant = [k for k, code in enumerate(classes) if code in MALIGNANT_CODES]
+def _position(target: Target, logits: np.ndarray | None, labels: LabelSet) -> int:
+    """Return one target's position; without logits 0 stands for what depends on them."""
+    if target is None or (isinstance(target, str) and target in RELATIVE):
+        return _relative(target or PREDICTED, logits, labels)
+    if isinstance(target, str) and target in labels.codes:
+        return labels.codes.index(target)
+    value = None if isinstance(target, str) else np.asarray(target)
+    whole = value is not None and value.ndim == 0 and value.dtype.kind in "iu"
+    if whole and 0 <= int(cast(Any, value)) < len(labels):
+        return int(cast(Any, value))
+    raise UsageError(
+        f"Unknown target class {target!r}. Use one of: {', '.join((*labels.codes, *RELATIVE))}; or a "
+        f"position from 0 to {len(labels) - 1}."
+    )
+
+
+def _relative(target: str, logits: np.ndarray | None, labels: LabelSet) -> int:
+    malignant = [labels.codes.index(code) for code in labels.malignant]
     if target == FLAGGED and not malignant:
         raise UsageError("No class of this model is known as malignant. Name the class to explain.")
     if logits is None:

@@ -16,10 +16,9 @@ and no stored code is run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +27,7 @@ from dermlens import __version__
 from dermlens.errors import ModelError
 from dermlens.files import sha256_of_file, write_csv
 from dermlens.folders import Kind, folder_beside
+from dermlens.labels import HAM10000, LabelSet, chosen
 from dermlens.model.bundle_choice import (
     SHIPPED,
     bundle_and_rest,
@@ -39,18 +39,15 @@ from dermlens.model.bundle_description import (
     FORMAT,
     checksum,
     impossible,
-    model_label,
     read_description,
     write_description,
 )
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.outlier import OutlierDetector, read_arrays
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name
-
-if TYPE_CHECKING:
-    import keras
 
 __all__ = [
     "FORMAT",
@@ -76,35 +73,47 @@ NON_COMMERCIAL = (
 )
 
 
-@dataclass
-class Bundle:
-    """A trained classifier with its calibration.
+class Bundle(ImageClassifier):
+    """A trained classifier with its calibration, history and provenance.
 
-    Attributes:
+    Args:
         path: Folder it was loaded from.
         architecture: Network and input size.
         calibration: Temperature, prediction sets, operating points and balanced rule.
         facts: The whole content of ``bundle.json``.
-        model: Keras model, images (N, H, W, 3) RGB 0..255 to logits (N, classes).
-        outlier: Tells images apart that are unlike the training images; None in old bundles.
+        model: Keras model; built from ``architecture``, or the one that was adopted.
+        outlier: Tells images apart that are unlike the training images; None where there is none.
+        labels: The classes; default those of HAM10000 with the codes of the architecture.
+        **settings: ``value_range``, ``preprocessing`` and ``output`` of an adopted model.
     """
 
-    path: Path
-    architecture: Architecture
-    calibration: Calibration
-    facts: dict[str, Any]
-    model: "keras.Model" = field(repr=False)
-    outlier: OutlierDetector | None = field(repr=False, default=None)
+    def __init__(
+        self,
+        path: Path,
+        architecture: Architecture,
+        calibration: Calibration,
+        facts: dict[str, Any],
+        model: Any,
+        outlier: OutlierDetector | None = None,
+        *,
+        labels: LabelSet | None = None,
+        **settings: Any,
+    ) -> None:
+        labels = chosen(HAM10000, architecture.classes) if labels is None else labels
+        super().__init__(
+            model,
+            labels,
+            input_size=architecture.input_size,
+            calibration=calibration,
+            **settings,
+        )
+        self.path, self.architecture, self.facts = Path(path), architecture, facts
+        self.outlier = outlier
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Codes in the order of the logits."""
-        return self.architecture.classes
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.architecture.input_size
+    def adopted(self) -> bool:
+        """True if the network is a foreign Keras model, not one that dermlens has built."""
+        return "adopted" in self.facts
 
     @property
     def synthetic(self) -> bool:
@@ -134,28 +143,21 @@ class Bundle:
             "fingerprint": checksum(self.facts),
         }
 
-    @property
-    def label(self) -> str:
-        """The identity in short, such as ``ham10000 (resnet50, fingerprint 0123456789ab)``."""
-        return model_label(self.identity)
-
     @cached_property
     def history(self) -> pd.DataFrame:
-        """The training record."""
-        return pd.read_csv(self.path / "history.csv")
+        """The training record; empty for an adopted model."""
+        path = self.path / "history.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
 
     def predictor(self, batch_size: int = 32) -> Predictor:
         """Return a predictor that can also give 8 test-time views."""
-        return Predictor(self.model, transposed=self._transposed, batch_size=batch_size)
+        transposed = None if self.adopted else self._transposed
+        return Predictor(self.model, transposed=transposed, batch_size=batch_size)
 
     def _transposed(self) -> Any:
         turned = build_classifier(self.architecture.transposed())
         turned.set_weights(self.model.get_weights())
         return turned
-
-    def logits(self, images: np.ndarray, *, views: int = 1, batch_size: int = 32) -> np.ndarray:
-        """Return logits, float32 (N, classes), of images uint8 or float (N, H, W, 3), 0..255."""
-        return self.predictor(batch_size).logits(images, views=views)
 
     def logits_and_outlier_scores(
         self,

@@ -12,16 +12,19 @@ All are fitted on the validation split and stored with the bundle.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from dermlens.diagnoses import CODES, MALIGNANT_CODES
 from dermlens.errors import ModelError
+from dermlens.labels import HAM10000, LabelSet
 from dermlens.model.balanced_rule import BalancedRule, fit_balanced_rule
 from dermlens.model.conformal import PredictionSets, fit_prediction_sets
 
-DEFAULT_SENSITIVITY: dict[str, float] = {"malignant": 0.95, "melanoma": 0.95}
+DEFAULT_SENSITIVITY = 0.95
+Link = Literal["softmax", "sigmoid"]
+"""What turns logits into probabilities: classes that exclude each other, or each for itself."""
+LINKS: tuple[str, ...] = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class OperatingPoint:
         threshold = isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1 + 1e-6
         return threshold and bool(self.codes) and set(self.codes) <= set(classes)
 
-    def score(self, probabilities: np.ndarray, classes: Sequence[str] = CODES) -> np.ndarray:
+    def score(self, probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         """Return the summed probability of the positives, (N,), from (N, C)."""
         return probabilities[:, [list(classes).index(code) for code in self.codes]].sum(axis=1)
 
@@ -69,13 +72,17 @@ class Calibration:
         operating_points: By name.
         classes: Codes in the order of the logits.
         prediction_sets: None in bundles that carry none.
+        link: ``"softmax"``, or ``"sigmoid"`` for a model whose classes do not exclude each other.
+        fitted: False where nothing was fitted: probabilities are the model's own.
     """
 
     temperature: float = 1.0
     balanced_rule: BalancedRule = field(default_factory=BalancedRule)
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
-    classes: tuple[str, ...] = CODES
+    classes: tuple[str, ...] = HAM10000.codes
     prediction_sets: PredictionSets | None = None
+    link: Link = "softmax"
+    fitted: bool = True
 
     @property
     def rule(self) -> str:
@@ -98,8 +105,8 @@ class Calibration:
         return scaled
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities, float64 (N, C), rows summing to 1."""
-        return softmax(self.scaled(logits))
+        """Return calibrated probabilities, float64 (N, C); rows sum to 1 under a softmax."""
+        return probabilities(self.scaled(logits), self.link)
 
     def balanced(self, logits: np.ndarray) -> np.ndarray:
         """Return the class positions chosen by the balanced rule, int (N,)."""
@@ -138,6 +145,8 @@ class Calibration:
             },
             "prediction_sets": None if sets is None else sets.to_json(),
             "classes": list(self.classes),
+            "link": self.link,
+            "fitted": self.fitted,
         }
 
     @classmethod
@@ -161,6 +170,8 @@ class Calibration:
                 operating_points=points,
                 classes=classes,
                 prediction_sets=(None if sets is None else PredictionSets.from_json(sets, classes)),
+                link=content.get("link", "softmax"),
+                fitted=bool(content.get("fitted", True)),
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
@@ -179,6 +190,7 @@ class Calibration:
         """
         rule = self.balanced_rule
         for problem, found in (
+            ("link", self.link not in LINKS),
             ("temperature", not (np.isfinite(self.temperature) and self.temperature > 0)),
             ("strength of the prior correction", not (np.isfinite(rule.tau) and rule.tau >= 0)),
             ("prior", len(rule.log_prior) != len(self.classes) and (rule.tau or rule.log_prior)),
@@ -195,36 +207,43 @@ class Calibration:
                 )
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over the last axis in float64.
+def probabilities(logits: np.ndarray, link: Link = "softmax") -> np.ndarray:
+    """Return the probabilities of logits (N, C), float64 (N, C).
 
     Example:
-        >>> softmax(np.array([[0.0, 0.0]])).tolist()
+        >>> probabilities(np.array([[0.0, 0.0]])).tolist()
         [[0.5, 0.5]]
     """
-    shifted = np.asarray(logits, np.float64)
-    exponent = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    return exponent / exponent.sum(axis=-1, keepdims=True)
+    from scipy.special import expit, softmax
+
+    values = np.asarray(logits, np.float64)
+    found: np.ndarray = softmax(values, axis=-1) if link == "softmax" else expit(values)
+    return found
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the log of the softmax over the last axis in float64, without overflow."""
-    shifted = np.asarray(logits, np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+def negative_log_likelihood(
+    logits: np.ndarray, labels: np.ndarray, link: Link = "softmax"
+) -> float:
     """Return the mean negative log-likelihood of class positions (N,) under logits (N, C)."""
-    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+    from scipy.special import log_expit, log_softmax
+
+    values, rows = np.asarray(logits, np.float64), np.arange(len(labels))
+    if link == "softmax":
+        return float(-log_softmax(values, axis=-1)[rows, labels].mean())
+    against = log_expit(-values)
+    right = log_expit(values)[rows, labels] + against.sum(axis=1) - against[rows, labels]
+    return float(-right.mean())
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(
+    logits: np.ndarray, labels: np.ndarray, link: Link = "softmax"
+) -> float:
     """Return the temperature that minimizes the negative log-likelihood.
 
     Args:
         logits: (N, C).
         labels: int (N,), class positions.
+        link: What turns logits into probabilities.
 
     Returns:
         Between 0.05 and 20.
@@ -233,7 +252,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     logits = np.asarray(logits, np.float64)
     found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(logits / np.exp(log_t), labels),
+        lambda log_t: negative_log_likelihood(logits / np.exp(log_t), labels, link),
         bounds=(np.log(0.05), np.log(20.0)),
         method="bounded",
         options={"xatol": 1e-6},
@@ -248,7 +267,7 @@ def choose_operating_point(
     labels: np.ndarray,
     *,
     sensitivity: float,
-    classes: Sequence[str] = CODES,
+    classes: Sequence[str],
 ) -> OperatingPoint:
     """Choose the highest threshold that reaches a sensitivity on validation.
 
@@ -292,7 +311,8 @@ def fit_calibration(
     *,
     seed: int = 0,
     sensitivity: dict[str, float] | None = None,
-    classes: Sequence[str] = CODES,
+    classes: LabelSet = HAM10000,
+    link: Link = "softmax",
 ) -> Calibration:
     """Fit temperature, prediction sets, operating points and balanced rule on validation logits.
 
@@ -302,8 +322,9 @@ def fit_calibration(
         training_counts: Images per class in training, (C,).
         groups: Lesion of each validation image, (N,).
         seed: Seed of the resampling behind the balanced rule.
-        sensitivity: Wanted sensitivity of ``malignant`` and ``melanoma``.
-        classes: Codes in the order of the logits.
+        sensitivity: Wanted sensitivity of each flag, such as ``malignant`` and ``melanoma``.
+        classes: In the order of the logits; an operating point is chosen for each of its flags.
+        link: What turns logits into probabilities.
 
     Raises:
         ModelError: If there is no validation image, or a logit is not finite.
@@ -313,24 +334,29 @@ def fit_calibration(
             "Calibration needs validation images with finite logits. Lower the learning rate if "
             "training diverged."
         )
-    wanted = {**DEFAULT_SENSITIVITY, **(sensitivity or {})}
-    temperature = fit_temperature(logits, labels)
+    wanted = sensitivity or {}
+    temperature = fit_temperature(logits, labels, link)
     counts = np.maximum(np.asarray(training_counts, np.float64), 1.0)
     log_prior = np.log(counts / counts.sum())
     scaled = np.asarray(logits, np.float64) / temperature
     rule = fit_balanced_rule(scaled, labels, log_prior, groups, seed=seed)
-    probabilities = softmax(scaled)
-    kinds = {"malignant": MALIGNANT_CODES, "melanoma": ("mel",)}
+    shares = probabilities(scaled, link)
     points = {
         name: choose_operating_point(
-            name, codes, probabilities, labels, sensitivity=wanted[name], classes=classes
+            name,
+            codes,
+            shares,
+            labels,
+            sensitivity=wanted.get(name, DEFAULT_SENSITIVITY),
+            classes=classes.codes,
         )
-        for name, codes in kinds.items()
+        for name, codes in classes.flags.items()
     }
     return Calibration(
         temperature=temperature,
         balanced_rule=rule,
         operating_points=points,
-        classes=tuple(classes),
-        prediction_sets=fit_prediction_sets(probabilities, labels, classes),
+        classes=classes.codes,
+        prediction_sets=fit_prediction_sets(shares, labels, classes.codes),
+        link=link,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import ModelError
 
 _CAFFE, _TORCH, _TF, _INSIDE = "caffe", "torch", "tf", "inside"
@@ -49,7 +49,7 @@ class Architecture:
 
     backbone: str = "resnet50"
     input_size: tuple[int, int] = (192, 256)
-    classes: tuple[str, ...] = CODES
+    classes: tuple[str, ...] = HAM10000.codes
     dropout: float = 0.3
 
     def to_json(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _build(architecture: Architecture, imagenet: bool, any_size: bool) -> Any:
     try:
         features = backbone(
             **(options | {"weights": "imagenet"} if imagenet else options),
-            input_tensor=_preprocess(pixels, preprocessing),
+            input_tensor=preprocess(pixels, preprocessing),
         ).output
     except Exception as error:
         if not imagenet:
@@ -159,8 +159,8 @@ def _build(architecture: Architecture, imagenet: bool, any_size: bool) -> Any:
     return keras.Model(pixels, logits, name=f"dermlens_{architecture.backbone}")
 
 
-def _preprocess(pixels: Any, mode: str) -> Any:
-    """Apply the preprocessing the backbone's ImageNet weights were trained with.
+def preprocess(pixels: Any, mode: str) -> Any:
+    """Apply the preprocessing that a backbone's ImageNet weights were trained with.
 
     As ``keras.applications.imagenet_utils.preprocess_input``: caffe is BGR minus the mean
     color; torch scales to unit deviation per channel; tf scales to -1..1.

@@ -9,7 +9,7 @@ import pandas as pd
 from dermlens.errors import DataError, UsageError
 from dermlens.model import metrics
 from dermlens.model.balanced_rule import rule_curve
-from dermlens.model.calibration import Calibration, softmax
+from dermlens.model.calibration import Calibration, probabilities
 from dermlens.model.set_metrics import set_metrics
 
 RESAMPLES = 2000
@@ -100,7 +100,7 @@ def metrics_from_predictions(
     result["most_probable"] = _most_probable_block(data, one, drawn, classes)
     result["operating_points"] = _operating_points(data, calibration, one, drawn)
     result["confidence_intervals"] = _intervals(spread, classes, resamples)
-    result["uncalibrated"] = _uncalibrated(data, one)
+    result["uncalibrated"] = _uncalibrated(data, one, calibration)
     result["per_lesion"] = _per_lesion(table, data, calibration)
     if "abstain" in table.columns:
         result["abstention"] = _abstention(table, data, calibration)
@@ -211,8 +211,11 @@ def _operating_points(
     return points
 
 
-def _uncalibrated(data: dict[str, np.ndarray], one: np.ndarray) -> dict[str, float]:
-    raw = metrics.probability_metrics(softmax(data["logits"]), data["labels"], one)
+def _uncalibrated(
+    data: dict[str, np.ndarray], one: np.ndarray, calibration: Calibration
+) -> dict[str, float]:
+    shares = probabilities(data["logits"], calibration.link)
+    raw = metrics.probability_metrics(shares, data["labels"], one)
     return {name: float(raw[name][0]) for name in ("ece", "brier", "nll")}
 
 
@@ -327,7 +330,7 @@ def isic_submission(table: pd.DataFrame, calibration: Calibration) -> pd.DataFra
     ``predictions.csv``. Columns are in the challenge's order, not the alphabetical one.
     """
     logits = table[[f"logit_{code}" for code in calibration.classes]].to_numpy(np.float64)
-    shares = softmax(calibration.balanced_rule.adjusted(calibration.scaled(logits)))
+    shares = probabilities(calibration.balanced_rule.adjusted(calibration.scaled(logits)))
     position = {code.upper(): k for k, code in enumerate(calibration.classes)}
     columns = {name: shares[:, position[name]] for name in _ISIC_COLUMNS}
     return pd.DataFrame({"image": table.image_id, **columns})

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import UsageError
 from dermlens.explain.base import (
     Attribution,
@@ -23,6 +22,7 @@ from dermlens.explain.base import (
 from dermlens.explain.score import Score
 from dermlens.explain.target import Targets, depend_on_answer, is_all
 from dermlens.quality.randomization import randomized, weighted_layers
+from dermlens.model.image_classifier import ImageClassifier, as_classifier
 
 UNTRAINED_PREFIX = "untrained_"
 SPREAD = 0.25
@@ -165,14 +165,13 @@ def title(name: str) -> str:
 
 
 def create_baselines(
-    names: Sequence[str], model: Any, *, classes: Sequence[str] = CODES, seed: int = 0
+    names: Sequence[str], model: Any, *, seed: int = 0
 ) -> dict[str, Explainer]:
     """Build baselines by name; those on an untrained network share one copy of it.
 
     Args:
         names: Of ``BASELINES``, or ``untrained_METHOD``.
-        model: Keras model from raw RGB 0..255 to logits.
-        classes: Codes in the order of the logits.
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
         seed: Sets how weights are shuffled.
 
     Raises:
@@ -180,16 +179,19 @@ def create_baselines(
     """
     from dermlens.explain.registry import create, method
 
+    classifier = as_classifier(model)
     made: dict[str, Explainer] = {}
-    copy: Any = None
+    copy: ImageClassifier | None = None
     for name in names:
         if name in BASELINES:
-            made[name] = BASELINES[name](model, classes=classes)
+            made[name] = BASELINES[name](classifier)
             continue
         if not name.startswith(UNTRAINED_PREFIX):
             raise UsageError(f"Unknown baseline {name!r}. Use some of: {', '.join(BASELINES)}.")
-        copy = untrained_copy(model, seed) if copy is None else copy
+        if copy is None:
+            shuffled = untrained_copy(classifier.model, seed)
+            copy = ImageClassifier(shuffled, classifier.labels, calibration=classifier.calibration)
         kind = name.removeprefix(UNTRAINED_PREFIX)
         # The scores of such a network hardly change: accuracy relative to that costs much.
-        made[name] = create(kind, copy, classes=classes, **method(kind).fixed)
+        made[name] = create(kind, copy, **method(kind).fixed)
     return made

@@ -64,7 +64,7 @@ class Bench:
         self, bundle: Bundle, plan: BenchmarkPlan, extra: Mapping[str, Explainer] | None = None
     ) -> None:
         self.bundle, self.plan = bundle, plan
-        model, classes = bundle.model, bundle.classes
+        model = bundle.model
         keep = max(32, plan.randomization)
         # About ten masks per superpixel, so that fewer masks mean larger pieces, not noise.
         segments = max(2, min(DEFAULT_SEGMENTS, plan.samples // 10))
@@ -78,7 +78,7 @@ class Bench:
         }
         options |= {name: {"bank": self.bank} for name in shared}
         self.explainers: dict[str, Explainer] = {
-            name: create(name, model, classes=classes, **options.get(name, {}))
+            name: create(name, bundle, **options.get(name, {}))
             for name in plan.methods
         }
         # On a network with random weights the score hardly changes along a path, and accuracy
@@ -89,7 +89,7 @@ class Bench:
             plain_bank = SegmentBank(model, **sizes)
             plain |= {name: {"bank": plain_bank} for name in shared}
         self.fixed = {
-            name: create(name, model, classes=classes, **method(name).fixed, **plain.get(name, {}))
+            name: create(name, bundle, **method(name).fixed, **plain.get(name, {}))
             for name in plan.methods
             if method(name).fixed or name in plain
         }
@@ -97,11 +97,10 @@ class Bench:
         self.explainers |= dict(extra or {})
         if plan.baselines:
             names = baseline_names(plan.methods)
-            made = create_baselines(names, model, classes=classes, seed=plan.seed)
+            made = create_baselines(names, bundle, seed=plan.seed)
             self.explainers |= made
         self.curves = RemovalCurves(
-            model,
-            probabilities=bundle.calibration.probabilities,
+            bundle,
             steps=plan.steps,
             batch_size=plan.batch_size,
         )
@@ -135,8 +134,8 @@ class Bench:
         """Return the class to explain, the most probable one, and the probabilities (C,)."""
         logits = self.curves.ends(loaded.image)["image"][None]
         classes = self.bundle.classes
-        predicted = int(resolve_targets(None, logits, classes)[0])
-        truth = class_position(loaded.item.dx, classes)
+        predicted = int(resolve_targets(None, logits, self.bundle.labels)[0])
+        truth = class_position(loaded.item.dx, self.bundle.labels)
         target = predicted if self.plan.target == PREDICTED else truth
         return target, predicted, self.bundle.calibration.probabilities(logits)[0]
 
@@ -321,7 +320,7 @@ class Bench:
 
         def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             logits = self.curves.network.logits(images.astype(np.float32)).numpy()
-            predicted = resolve_targets(None, logits, self.bundle.classes)
+            predicted = resolve_targets(None, logits, self.bundle.labels)
             return self.bundle.calibration.probabilities(logits), predicted
 
         explainers = {name: partial(self.explain, name) for name in self.cheap()}

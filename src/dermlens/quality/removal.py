@@ -6,7 +6,6 @@ evaluation is two numbers, never an image.
 """
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,10 @@ from dermlens.explain.base import Cost, Network
 from dermlens.explain.fills import fill_image
 from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel
-
-Probabilities = Callable[[np.ndarray], np.ndarray]
-"""Turns logits (n, C) into probabilities (n, C), such as ``Calibration.probabilities``."""
+from dermlens.model.image_classifier import as_classifier
 
 STEPS = 10
 ROAD_LEVELS: tuple[float, ...] = tuple(level / 10 for level in range(1, 10))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over the last axis, float64."""
-    shifted = np.asarray(logits, np.float64)
-    powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
 
 
 def removal_places(attribution: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -79,8 +68,7 @@ class RemovalCurves:
     deletion and insertion together, and 2 * levels for ROAD.
 
     Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
-        probabilities: From logits; default softmax.
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         steps: Removal steps; every step takes an equal share of the pixels.
         batch_size: Images per pass; bounds memory.
     """
@@ -89,18 +77,18 @@ class RemovalCurves:
         self,
         model: Any,
         *,
-        probabilities: Probabilities = softmax,
         steps: int = STEPS,
         batch_size: int = 16,
     ) -> None:
         if steps < 1:
             raise UsageError(f"At least 1 removal step is needed, not {steps}.")
-        self.model, self.probabilities, self.steps = model, probabilities, steps
-        self.network = Network(model)
+        self.classifier, self.steps = as_classifier(model), steps
+        self.model, self.probabilities = self.classifier.model, self.classifier.probabilities
+        self.network = Network(self.model)
         self.batch_size = batch_size
         inner = max(steps - 1, 1)
         batch = even_batch(inner, batch_size)
-        self._masked = MaskedModel(model, _keep_masks, batch, self.network.cost)
+        self._masked = MaskedModel(self.model, _keep_masks, batch, self.network.cost)
         self._known: tuple[bytes, dict[str, np.ndarray]] = (b"", {})
 
     @property

@@ -98,7 +98,7 @@ def measure_scorer(
         raise UsageError("Agreement cannot be measured without images. Give at least one.")
     copy = int8_copy(bundle)
     scorer = copy.scorer(bundle.model)
-    goals = resolve_targets(None, bundle.logits(images, batch_size=batch_size), bundle.classes)
+    goals = resolve_targets(None, bundle.logits(images, batch_size=batch_size), bundle.labels)
     exact, copied = (_explainers(bundle, methods, one, options or {}) for one in (None, scorer))
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     kept = _Kept(copy.folder / PARTIAL, f"{methods} {options} {seed} {copy.facts}")
@@ -125,10 +125,10 @@ def _explainers(
     """Return explainers as the command line builds them, LIME and Kernel SHAP sharing masks."""
     scorers = {} if scorer is None else dict.fromkeys(methods, scorer)
     if not options:
-        return dict(create_several(methods, bundle.model, classes=bundle.classes, scorers=scorers))
+        return dict(create_several(methods, bundle, scorers=scorers))
     return {
         name: create(
-            name, bundle.model, classes=bundle.classes, scorer=scorer, **options.get(name, {})
+            name, bundle, scorer=scorer, **options.get(name, {})
         )
         for name in methods
     }

@@ -72,11 +72,11 @@ class Comparer:
         shared = sorted({"lime", "shap"} & set(self.methods))
         bank = shared_bank(model, shared, scorers) if shared else None
         self.explainers: dict[str, Explainer] = create_several(
-            self.methods, model, classes=classes, scorers=scorers, bank=bank
+            self.methods, bundle, scorers=scorers, bank=bank
         )
-        self._cam = SignedCAM(model, classes=classes)
+        self._cam = SignedCAM(bundle)
         self._network = Network(model)
-        self._scales = MultiScale(model, bank=bank, classes=classes)
+        self._scales = MultiScale(bundle, bank=bank)
 
     def compare(
         self,
@@ -161,7 +161,7 @@ class Comparer:
                 f"An outline of {np.shape(lesion)} does not fit an image of "
                 f"{np.shape(image)[:2]}. Fit both to the model's input size."
             )
-        check_targets([target, against], classes)
+        check_targets([target, against], self.bundle.labels)
         known: dict[tuple[str, int], np.ndarray] = {}
         start = time.perf_counter()
         if self._cam.closed(Logit()):
@@ -172,7 +172,7 @@ class Comparer:
             logits = np.asarray(self._network.logits(np.asarray(image[None], np.float32)))[0]
         cost = Cost(1, 0, time.perf_counter() - start)
         predicted, goal, chosen = resolve_targets(
-            [None, target, against], np.stack([logits] * 3), classes
+            [None, target, against], np.stack([logits] * 3), self.bundle.labels
         ).tolist()
         if target is not None and against is not None and chosen == goal:
             raise UsageError(

@@ -72,7 +72,7 @@ def compare_files(
     if batch_size < 1 or seed < 0:
         raise UsageError("The batch size must be at least 1, and the seed not negative.")
     names = parse_methods(methods)
-    check_targets([target, against], bundle.classes)
+    check_targets([target, against], bundle.labels)
     masks = find_masks(files, mask)
     _check_files(files, masks)
     for path in files:

@@ -73,13 +73,13 @@ def explain_files(
     """
     _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
-    explained = parse_score(score, bundle.classes)
-    check_targets(target, bundle.classes)
+    explained = parse_score(score, bundle)
+    check_targets(target, bundle.labels)
     _check_files(files)
     for path in files:
         require_replaceable(Path(out) / path.stem, KIND)
     scorers = choose_scorers(bundle, names, scorer, images=len(files))
-    explainers = create_several(names, bundle.model, classes=bundle.classes, scorers=scorers)
+    explainers = create_several(names, bundle, scorers=scorers)
     # One predictor for all images: it is traced once.
     predictor = bundle.predictor(batch_size=1)
     written = []
@@ -87,7 +87,7 @@ def explain_files(
         for path in files:
             image = load_image(path, bundle.input_size)
             logits = predictor.logits(image[None])
-            goal = int(resolve_targets(target, logits, bundle.classes)[0])
+            goal = int(resolve_targets(target, logits, bundle.labels)[0])
             results = {}
             for name, explainer in explainers.items():
                 results[name] = explainer.attribute(

@@ -123,7 +123,7 @@ class Actions:
             display=image,
             logits=logits[0],
             probabilities=probabilities[0],
-            predicted=int(resolve_targets(None, logits, self.bundle.classes)[0]),
+            predicted=int(resolve_targets(None, logits, self.bundle.labels)[0]),
             prediction_set=calibration.set_of(probabilities[0]),
             flags=flags,
             maps=maps[0],
@@ -133,7 +133,7 @@ class Actions:
 
     def target(self, analysis: Analysis, target: str) -> int:
         """Return the class position that a choice of target stands for."""
-        return int(resolve_targets(target, analysis.logits[None], self.bundle.classes)[0])
+        return int(resolve_targets(target, analysis.logits[None], self.bundle.labels)[0])
 
     def target_choices(
         self, first: tuple[str, str] = ("The most probable diagnosis", PREDICTED)

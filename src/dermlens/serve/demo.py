@@ -179,7 +179,7 @@ def _explanations(page: Page, bundle: Bundle, data: Path, predictions: pd.DataFr
     maps: dict[str, np.ndarray] = {"drawn structure": structures.astype(np.float32)}
     signed = {"drawn structure": False}
     for name in ("grad_cam", "grad_cam_plus_plus"):
-        explainer = create(name, bundle.model, classes=bundle.classes)
+        explainer = create(name, bundle)
         attribution = explainer.attribute(images, targets)
         maps[name], signed[name] = attribution.maps, attribution.signed
     page.section(

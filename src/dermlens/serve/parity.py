@@ -160,19 +160,19 @@ class Reference:
     @cached_property
     def predicted(self) -> np.ndarray:
         """Most probable classes, int32 (N,)."""
-        return resolve_targets(None, self.logits, self.bundle.classes)
+        return resolve_targets(None, self.logits, self.bundle.labels)
 
     @cached_property
     def maps(self) -> np.ndarray:
         """Grad-CAM of the most probable classes, float32 (N, H, W)."""
-        explainer = GradCAM(self.bundle.model, classes=self.bundle.classes)
+        explainer = GradCAM(self.bundle)
         return explainer.attribute(self.fitted, self.predicted, batch_size=8).maps
 
     @cached_property
     def integrated(self) -> np.ndarray:
         """Integrated Gradients of the first images, float32 (n, H, W)."""
         explainer = IntegratedGradients(
-            self.bundle.model, tolerance=None, classes=self.bundle.classes
+            self.bundle, tolerance=None
         )
         return explainer.attribute(self.fitted[:_INTEGRATED], self.predicted[:_INTEGRATED]).maps
 
