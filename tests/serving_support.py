@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration, OperatingPoint

@@ -17,7 +17,7 @@ from typer.main import get_command
 from cli_support import Outcome, content, dermlens, printed_paths, refused
 from conftest import HamSource, metadata
 from dermlens.cli import app
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from tests_support import register_tiny_backbone
 
 ISIC = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

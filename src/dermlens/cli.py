@@ -15,7 +15,7 @@ import typer
 from dermlens import __version__
 from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
-from dermlens.cli_model import card, export, pack
+from dermlens.cli_model import adopt, card, export, pack
 from dermlens.cli_options import (
     BatchSize,
     BundleAndImages,
@@ -50,6 +50,7 @@ app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(benchmark)
 app.command()(scorer)
+app.command()(adopt)
 app.command()(pack)
 app.command()(export)
 app.command()(card)
@@ -62,8 +63,20 @@ BundlePath = Annotated[
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    custom: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Layer of your own that an adopted model holds; its module is run. May be given "
+            "several times.",
+        ),
+    ] = None,
 ) -> None:
     """Options of the program itself."""
+    if custom:
+        from dermlens.model.foreign import allowed_layers
+
+        allowed_layers.extend(custom)
     if version:
         say(f"dermlens {__version__}")
         raise typer.Exit
@@ -383,7 +396,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stop.code == _INTERRUPTED:
             typer.echo(_RESUMING, err=True)
         raise
-
-
-if __name__ == "__main__":
-    main()

@@ -69,6 +69,9 @@ def synthetic(
     out: Annotated[Path, typer.Option(help="Prepared data set to write.")],
     images: Annotated[int, typer.Option(help="Number of images.")] = 1600,
     size: Annotated[str, typer.Option(help="HxW in pixels.")] = "192x256",
+    classes: Annotated[
+        str, typer.Option(help="Label set: ham10000, isic2019, binary, a file, or names.")
+    ] = "ham10000",
     seed: Seed = 0,
 ) -> None:
     """Draw the embedded data set: synthetic images with lesion and structure masks.
@@ -76,10 +79,13 @@ def synthetic(
     Example: dermlens data synthetic --out DATA --images 700
     """
     from dermlens.data.synthetic import make_synthetic
+    from dermlens.labels import label_set
 
     height_and_width = parse_size(size)
     claim(out)
-    table = make_synthetic(out, images=images, size=height_and_width, seed=seed)
+    table = make_synthetic(
+        out, images=images, size=height_and_width, seed=seed, labels=label_set(classes)
+    )
     say(f"Drew {len(table):,} synthetic images of {table.lesion_id.nunique():,} lesions: {out}")
 
 

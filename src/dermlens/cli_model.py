@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import claim
+from dermlens.cli_options import BatchSize, claim, parse_range, parse_size
 from dermlens.progress import say
 
 
@@ -29,6 +29,63 @@ def pack(
     write_packed(bundle, data, out, dtype=storage, average_with=average_with)
     size = sum(file.stat().st_size for file in out.iterdir())
     say(f"Wrote {out} ({size / 1e6:.1f} MB)")
+
+
+def adopt(
+    model: Annotated[
+        Path, typer.Argument(help="Keras model, as model.save('model.keras') writes it.")
+    ],
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="What the outputs stand for, in their order: names separated by commas; ham10000, "
+            "isic2019 or binary; a JSON label set; or a text file with one name per line."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    value_range: Annotated[
+        str, typer.Option(help="What black and white are for the model, such as 0,1 or -1,1.")
+    ] = "0,255",
+    preprocessing: Annotated[
+        str, typer.Option(help="inside; caffe or torch for preprocess_input outside of the model.")
+    ] = "inside",
+    output: Annotated[str, typer.Option(help="auto, logits, softmax or sigmoid.")] = "auto",
+    size: Annotated[
+        str | None, typer.Option(help="Input size HxW, for a model that takes any.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Prepared and split data set; calibrates on its validation images."),
+    ] = None,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Make a bundle of any Keras image classifier, for every other command, page and export.
+
+    Example: dermlens adopt model.keras --classes benign,malignant --value-range 0,1 --out mine
+    """
+    from dermlens.labels import label_set
+    from dermlens.model.foreign import adopt as adopt_model
+    from dermlens.model.foreign import allowed_layers
+
+    claim(out, reading=data)
+    bundle = adopt_model(
+        model,
+        label_set(classes),
+        out,
+        data=data,
+        value_range=parse_range(value_range),
+        preprocessing=preprocessing,
+        output=output,
+        input_size=None if size is None else parse_size(size),
+        custom=tuple(allowed_layers),
+        batch_size=batch_size,
+    )
+    say(f"Model: {bundle.label}, classes {', '.join(bundle.classes)}")
+    if bundle.note:
+        say(bundle.note)
+    if not bundle.calibrated:
+        say("Not calibrated: probabilities are the model's own. Give --data to calibrate it.")
+    say(f"Wrote {out}")
 
 
 def export(

@@ -68,6 +68,23 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_range(text: str) -> tuple[float, float]:
+    """Turn ``"0,1"`` into ``(0.0, 1.0)``.
+
+    Raises:
+        UsageError: If the text has another form.
+
+    Example:
+        >>> parse_range("-1,1")
+        (-1.0, 1.0)
+    """
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(f"{text!r} is no range. Write black,white, such as 0,1.") from None
+    return low, high
+
+
 held = ExitStack()
 """Locks of the command that runs; ``cli.main`` closes it."""
 

@@ -1,6 +1,7 @@
 """Label sets: which classes there are, what people call them, and which of them are malignant.
 
-A label set is data, not code. ``ham10000``, ``isic2019`` and ``binary`` come with the package; anybody
+A label set is data, not code. ``ham10000``, ``isic2019`` and ``binary`` come with the package;
+anybody
 writes another one as a JSON file like those in ``dermlens/label_sets``. Data sets and models carry
 theirs, so that no name is ever taken from anywhere else.
 """
@@ -157,7 +158,8 @@ class LabelSet:
             return cls(str(content["name"]), labels, alerts, str(content.get("source", "")))
         except (AttributeError, KeyError, TypeError) as error:
             raise UsageError(
-                f"This is no label set: {error} is missing or of the wrong kind. It needs a name and "
+                f"This is no label set: {error} is missing or of the wrong kind. It needs a "
+                "name and "
                 'labels, each with a code, such as {"name": "mine", "labels": [{"code": "mel"}]}.'
             ) from None
 
@@ -186,8 +188,8 @@ def label_set(given: str | Path) -> LabelSet:
     """Return a label set by its name, from a JSON file, or from codes separated by commas.
 
     Args:
-        given: ``"ham10000"``, ``"isic2019"``, ``"binary"``; a path ending in ``.json``, or to a text
-            file with one class per line; or ``"benign,malignant"``.
+        given: ``"ham10000"``, ``"isic2019"``, ``"binary"``; a path ending in ``.json``, or to a
+            text file with one class per line; or ``"benign,malignant"``.
 
     Raises:
         UsageError: If there is no such set, or the file holds none.
@@ -205,8 +207,8 @@ def label_set(given: str | Path) -> LabelSet:
     if len(codes) > 1:
         return _declared(named_classes(codes))
     raise UsageError(
-        f"There is no label set {str(given)!r}. Use one of: {', '.join(label_set_names())}; a file; or "
-        "the classes in the order of the model's outputs, separated by commas."
+        f"There is no label set {str(given)!r}. Use one of: {', '.join(label_set_names())}; a "
+        "file; or the classes in the order of the model's outputs, separated by commas."
     )
 
 

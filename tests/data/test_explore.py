@@ -7,7 +7,7 @@ from PIL import Image
 
 from dermlens.data import explore
 from dermlens.data.manifest import COLUMNS
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError
 
 

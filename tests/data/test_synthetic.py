@@ -16,7 +16,7 @@ from dermlens.data.manifest import fingerprint, read_manifest
 from dermlens.data.splits import read_checks, split_data_set
 from dermlens.data.synthetic import WEIGHTS, camera_view, draw, draw_view, make_synthetic
 from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json
 from dermlens.processes import is_alive

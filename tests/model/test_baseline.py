@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dermlens.data.manifest import COLUMNS, write_manifest
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError
 from dermlens.model.baseline import color_histogram, color_histogram_baseline
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as reference
 
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.evaluation import (

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import UsageError
 from dermlens.explain.base import Explainer
 from dermlens.files import read_json

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dermlens.data.images import load_image
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.registry import METHODS, create

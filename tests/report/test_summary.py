@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.report import trust
 from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, diagnosis_name, percent
 from dermlens.report.summary import summarize

@@ -11,7 +11,7 @@ from PIL import Image
 from dermlens.data.augmentation import Augmentation, augment
 from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError, ModelError
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration

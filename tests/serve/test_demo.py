@@ -13,7 +13,7 @@ import pytest
 
 from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import read_manifest
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import ModelError, UsageError
 from dermlens.explain.registry import create
 from dermlens.files import write_json

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dermlens.data.images import fit_image, open_rgb
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.errors import DataError, ModelError, UsageError
 from dermlens.explain.fills import skin_color
 from dermlens.explain.grad_cam import GradCAM

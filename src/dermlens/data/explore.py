@@ -12,7 +12,7 @@ import pandas as pd
 
 from dermlens.data.decoding import open_header, orientation
 from dermlens.data.images import MAX_PIXELS, fit_image, load_mask, opened_rgb, read_bytes
-from dermlens.diagnoses import CODES, by_code
+from dermlens.labels import LabelSet
 from dermlens.progress import progress
 
 FIELDS: tuple[str, ...] = ("age", "sex", "localization", "dx_type", "mask_path")
@@ -20,25 +20,27 @@ SIZE = (96, 128)
 _BINS = 32
 
 
-def class_balance(table: pd.DataFrame) -> pd.DataFrame:
+def class_balance(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
     """Count images and lesions of each diagnosis.
 
     Args:
         table: Manifest.
+        labels: Of the data set.
 
     Returns:
         One row per diagnosis in class order: dx, name, malignant, images, image_share, lesions,
         lesion_share, images_per_lesion; shares from 0 to 1.
     """
     rows = []
-    for code in CODES:
+    for label in labels.labels:
+        code = label.code
         part = table[table.dx == code]
         lesions = part.lesion_id.nunique()
         rows.append(
             {
                 "dx": code,
-                "name": by_code(code).name,
-                "malignant": by_code(code).malignant,
+                "name": label.name,
+                "malignant": label.malignant,
                 "images": len(part),
                 "image_share": len(part) / len(table),
                 "lesions": lesions,
@@ -55,7 +57,7 @@ def images_per_lesion(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"images": counts.index, "lesions": counts.to_numpy()})
 
 
-def missing_values(table: pd.DataFrame) -> pd.DataFrame:
+def missing_values(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
     """Count what is missing, field by field.
 
     Ages of 0 years are counted apart: in HAM10000 they stand for unknown ages.
@@ -67,14 +69,14 @@ def missing_values(table: pd.DataFrame) -> pd.DataFrame:
     absent = {field: table[field].isna() for field in FIELDS}
     absent["age of 0"] = table.age == 0
     for field, where in absent.items():
-        per_class = {code: int((where & (table.dx == code)).sum()) for code in CODES}
+        per_class = {code: int((where & (table.dx == code)).sum()) for code in labels.codes}
         rows.append(
             {"field": field, "missing": int(where.sum()), "share": float(where.mean()), **per_class}
         )
     return pd.DataFrame(rows)
 
 
-def cross_table(table: pd.DataFrame, column: str) -> pd.DataFrame:
+def cross_table(table: pd.DataFrame, column: str, labels: LabelSet) -> pd.DataFrame:
     """Count images by the values of a column and diagnosis.
 
     Returns:
@@ -82,7 +84,7 @@ def cross_table(table: pd.DataFrame, column: str) -> pd.DataFrame:
         diagnosis, and ``all``.
     """
     values = table[column].fillna("unknown").astype(str)
-    counts = pd.crosstab(values, table.dx).reindex(columns=list(CODES), fill_value=0)
+    counts = pd.crosstab(values, table.dx).reindex(columns=list(labels.codes), fill_value=0)
     counts["all"] = counts.sum(axis=1)
     counts = counts.sort_values("all", ascending=False, kind="stable")
     known = [value for value in counts.index if value != "unknown"]
@@ -90,10 +92,10 @@ def cross_table(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return counts.loc[order].rename_axis(index=column, columns=None).reset_index()
 
 
-def age_summary(table: pd.DataFrame) -> pd.DataFrame:
+def age_summary(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
     """Summarize age in years per diagnosis: n, median, quartiles, minimum, maximum."""
     rows = []
-    for code in CODES:
+    for code in labels.codes:
         age = table.age[table.dx == code].dropna()
         low, middle, high = age.quantile([0.25, 0.5, 0.75])
         rows.append(
@@ -172,7 +174,7 @@ def image_statistics(
             rows.append({"image_id": row.image_id, "dx": code, **measure_image(image, mask)})
             advance()
     counts = {code: int((table.dx == code).sum()) for code in sums}
-    present = [code for code in CODES if code in sums]
+    present = list(sums)
     return ImageStatistics(
         per_image=pd.DataFrame(rows),
         mean_images={c: (sums[c][0] / counts[c]).astype(np.float32) for c in present},
@@ -252,7 +254,7 @@ def brightness_summary(statistics: ImageStatistics) -> pd.DataFrame:
 
 def _summary(per_image: pd.DataFrame, column: str) -> pd.DataFrame:
     rows = []
-    for code in CODES:
+    for code in dict.fromkeys(per_image.dx):
         values = per_image.loc[per_image.dx == code, column].dropna()
         if len(values):
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
@@ -268,7 +270,7 @@ def sample_ids(table: pd.DataFrame, count: int, seed: int = 0) -> dict[str, Sequ
     """Choose up to ``count`` images of different lesions per diagnosis; returns image ids."""
     generator = np.random.default_rng(seed)
     chosen: dict[str, Sequence[str]] = {}
-    for code in CODES:
+    for code in sorted(set(table.dx)):
         ids = table[table.dx == code].drop_duplicates("lesion_id").image_id.to_numpy()
         if len(ids):
             picked = generator.choice(len(ids), size=min(count, len(ids)), replace=False)

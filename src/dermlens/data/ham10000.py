@@ -27,6 +27,7 @@ from dermlens.data.sources import Member, MemberReader, Source, find_source, rea
 from dermlens.errors import DataError
 from dermlens.files import read_json, write_csv, write_json
 from dermlens.folders import folder_beside
+from dermlens.labels import HAM10000
 from dermlens.locks import folder_lock
 from dermlens.progress import progress
 
@@ -262,7 +263,7 @@ def _write_tables(
     rows = [{"image_id": image_id, **checks[image_id]} for image_id in table.image_id]
     checks_table = pd.DataFrame(rows)
     write_csv(building / "images.csv", checks_table)
-    write_manifest(building, table)
+    write_manifest(building, table, HAM10000)
     missing = sorted(set(metadata.image_id) - set(table.image_id))
     write_json(
         building / "dataset.json",
@@ -271,11 +272,12 @@ def _write_tables(
             "source": "ham10000",
             "synthetic": False,
             "license": LICENSE,
+            "labels": HAM10000.to_json(),
             "n_metadata_rows": len(metadata),
             "n_images": len(table),
             "n_lesions": int(table.lesion_id.nunique()),
             "n_masks": int(table.mask_path.notna().sum()),
-            "per_class": class_counts(table),
+            "per_class": class_counts(table, HAM10000),
             "fingerprint": fingerprint(table, checks_table),
             "n_missing_images": len(missing),
             "missing_images": missing,
@@ -298,7 +300,7 @@ def _keep_split(building: Path, data: Path) -> None:
         return
     table = read_manifest(building)
     table["split"] = table.image_id.map(old.set_index("image_id").split)
-    write_manifest(building, table)
+    write_manifest(building, table, HAM10000)
     write_json(building / "dataset.json", {**new, "split": facts["split"]})
     for name in ("near_duplicates.csv", "audit.csv"):
         if (data / name).is_file():

@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermlens.diagnoses import CODES
 from dermlens.errors import DataError
+from dermlens.labels import LabelSet
 
 
-def read_labels(path: Path) -> pd.DataFrame:
+def read_labels(path: Path, labels: LabelSet) -> pd.DataFrame:
     """Read labels in either of two forms.
 
     One-hot: a column ``image`` (or ``image_id``) and one column per class in any order and case,
     with a single 1 per row, as the ISIC challenges publish them. Or two columns ``image_id`` (or
     ``image``) and ``dx``. Columns lesion_id, age, sex, localization and dx_type are kept.
+
+    Args:
+        path: The table.
+        labels: Classes that may stand in it; codes are compared without regard to case.
 
     Returns:
         image_id (without file ending), dx and the kept columns.
@@ -32,17 +36,18 @@ def read_labels(path: Path) -> pd.DataFrame:
         table = table.rename(columns={"image": "image_id"})
     if "image_id" not in table.columns:
         raise DataError(f"{path} has no column image_id or image. Add one.")
+    codes, known = labels.codes, {code.lower(): code for code in labels.codes}
     if "dx" in table.columns:
-        dx = table.dx.astype(str).str.strip().str.lower()
-    elif all(code in table.columns for code in CODES):
-        dx = _from_one_hot(table, path)
+        dx = table.dx.astype(str).str.strip().map(lambda text: known.get(text.lower(), text))
+    elif all(code in table.columns for code in known):
+        dx = _from_one_hot(table, path, known)
     else:
         raise DataError(
-            f"{path} has neither a column dx nor one column for each of {', '.join(CODES)}."
+            f"{path} has neither a column dx nor one column for each of {', '.join(codes)}."
         )
-    wrong = sorted(set(dx) - set(CODES))
+    wrong = sorted(set(dx) - set(codes))
     if wrong:
-        raise DataError(f"{path} holds the diagnosis {wrong[0]!r}, none of {', '.join(CODES)}.")
+        raise DataError(f"{path} holds the diagnosis {wrong[0]!r}, none of {', '.join(codes)}.")
     kept = [c for c in ("lesion_id", "age", "sex", "localization", "dx_type") if c in table]
     result = table[["image_id", *kept]].copy()
     result["image_id"] = result.image_id.astype(str).str.strip()
@@ -54,8 +59,8 @@ def read_labels(path: Path) -> pd.DataFrame:
     return result
 
 
-def _from_one_hot(table: pd.DataFrame, path: Path) -> pd.Series:
-    values = table[list(CODES)].apply(pd.to_numeric, errors="coerce").fillna(0.0).to_numpy()
+def _from_one_hot(table: pd.DataFrame, path: Path, known: dict[str, str]) -> pd.Series:
+    values = table[list(known)].apply(pd.to_numeric, errors="coerce").fillna(0.0).to_numpy()
     wrong = (values.max(axis=1) <= 0) | ((values > 0).sum(axis=1) != 1)
     if wrong.any():
         marked = int((values[wrong][0] > 0).sum())
@@ -63,4 +68,5 @@ def _from_one_hot(table: pd.DataFrame, path: Path) -> pd.Series:
             f"{path}: image {table.image_id[wrong].iloc[0]} has {marked} classes marked; exactly "
             "one is needed."
         )
-    return pd.Series([CODES[k] for k in values.argmax(axis=1)], index=table.index)
+    codes = list(known.values())
+    return pd.Series([codes[k] for k in values.argmax(axis=1)], index=table.index)

@@ -4,7 +4,7 @@ A prepared data set is a folder::
 
     DATA/manifest.csv      image_id, path, mask_path, lesion_id, dx, dx_type, age, sex,
                            localization, split   (paths relative to DATA; missing stays empty)
-    DATA/dataset.json      counts, fingerprint, where it came from
+    DATA/dataset.json      label set, counts, fingerprint, where it came from
     DATA/images.csv        image_id, width, height, bytes, crc32, perceptual_hash
     DATA/images/           <image_id>.jpg
     DATA/masks/            <image_id>_segmentation.png          (where known)
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermlens.diagnoses import CODES
-from dermlens.errors import DataError
-from dermlens.files import write_csv
+from dermlens.errors import DataError, UsageError
+from dermlens.files import read_json, write_csv
 from dermlens.folders import Kind
+from dermlens.labels import HAM10000, LabelSet
 
 COLUMNS: tuple[str, ...] = (
     "image_id",
@@ -64,6 +64,22 @@ def _listed(data: Path) -> set[str]:
     return {"images.csv", *table.path, *table.mask_path.dropna(), *structures}
 
 
+def data_labels(data: Path) -> LabelSet:
+    """Return the label set of a prepared data set; HAM10000's where an earlier version made it.
+
+    Raises:
+        DataError: If ``dataset.json`` holds something else.
+    """
+    path = Path(data) / "dataset.json"
+    facts = read_json(path) if path.is_file() else {}
+    if not isinstance(facts, dict) or "labels" not in facts:
+        return HAM10000
+    try:
+        return LabelSet.from_json(facts["labels"])
+    except UsageError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
 def read_manifest(data: Path) -> pd.DataFrame:
     """Read the manifest of a prepared data set.
 
@@ -85,11 +101,11 @@ def read_manifest(data: Path) -> pd.DataFrame:
             "'dermlens data prepare SOURCE --out DATA' or 'dermlens data synthetic --out DATA'."
         )
     table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "object"))
-    check_manifest(table, str(path))
+    check_manifest(table, data_labels(data), str(path))
     return table
 
 
-def check_manifest(table: pd.DataFrame, name: str = "manifest.csv") -> None:
+def check_manifest(table: pd.DataFrame, labels: LabelSet, name: str = "manifest.csv") -> None:
     """Raise DataError unless the table is a usable manifest."""
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
@@ -99,17 +115,17 @@ def check_manifest(table: pd.DataFrame, name: str = "manifest.csv") -> None:
     twice = table.loc[table.image_id.duplicated(), "image_id"]
     if len(twice):
         raise DataError(f"{name} lists image {twice.iloc[0]} twice. Prepare the data set again.")
-    unknown = sorted(set(table.dx.dropna()) - set(CODES))
+    unknown = sorted(set(table.dx.dropna()) - set(labels.codes))
     if unknown or table.dx.isna().any():
         raise DataError(
             f"{name} holds the diagnosis {unknown[0] if unknown else '(empty)'!r}, which is none "
-            f"of {', '.join(CODES)}. Correct the metadata and prepare the data set again."
+            f"of {', '.join(labels.codes)}. Correct the metadata and prepare the data set again."
         )
 
 
-def write_manifest(data: Path, table: pd.DataFrame) -> Path:
+def write_manifest(data: Path, table: pd.DataFrame, labels: LabelSet) -> Path:
     """Check the table and write it as ``DATA/manifest.csv``, sorted by image_id."""
-    check_manifest(table)
+    check_manifest(table, labels)
     ordered = table.loc[:, list(COLUMNS)].sort_values("image_id", kind="stable")
     return write_csv(Path(data) / "manifest.csv", ordered)
 
@@ -144,15 +160,15 @@ def sample_in_proportion(table: pd.DataFrame, limit: int, seed: int = 0) -> pd.D
     return table.loc[sorted(kept)]
 
 
-def class_counts(table: pd.DataFrame) -> dict[str, int]:
-    """Return the number of images per diagnosis, in class order, zeros included."""
+def class_counts(table: pd.DataFrame, labels: LabelSet) -> dict[str, int]:
+    """Return the number of images per class, in class order, zeros included."""
     counts = table.dx.value_counts()
-    return {code: int(counts.get(code, 0)) for code in CODES}
+    return {code: int(counts.get(code, 0)) for code in labels.codes}
 
 
-def class_indices(table: pd.DataFrame) -> np.ndarray:
-    """Return the class of each row as int32 positions in ``diagnoses.CODES``, shape (N,)."""
-    return np.asarray([CODES.index(code) for code in table.dx], dtype=np.int32)
+def class_indices(table: pd.DataFrame, labels: LabelSet) -> np.ndarray:
+    """Return the class of each row as int32 positions in the label set, shape (N,)."""
+    return np.asarray([labels.codes.index(code) for code in table.dx], dtype=np.int32)
 
 
 def fingerprint(table: pd.DataFrame, checks: pd.DataFrame) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, read_bytes
-from dermlens.diagnoses import CODES
 from dermlens.errors import DataError
+from dermlens.labels import HAM10000
 
 METADATA_COLUMNS: tuple[str, ...] = (
     "lesion_id",
@@ -244,11 +244,11 @@ def _check_metadata(table: pd.DataFrame, path: Path) -> None:
     twice = table.image_id[table.image_id.duplicated()]
     if len(twice):
         raise DataError(f"{path} lists image {twice.iloc[0]} twice. Keep one of its rows.")
-    wrong = [i for i, code in enumerate(table.dx) if code not in CODES]
+    wrong = [i for i, code in enumerate(table.dx) if code not in HAM10000.codes]
     if wrong:
         raise DataError(
             f"{path}, line {wrong[0] + 2}: the diagnosis {table.dx.iloc[wrong[0]]!r} is none of "
-            f"{', '.join(CODES)}. Correct the file."
+            f"{', '.join(HAM10000.codes)}. Correct the file."
         )
 
 

@@ -1,15 +1,20 @@
 """Lesion-grouped, stratified splits, and the audit that proves they do not leak."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dermlens.data.duplicates import near_duplicates
-from dermlens.data.manifest import SPLITS, class_counts, read_manifest, write_manifest
-from dermlens.diagnoses import CODES
+from dermlens.data.manifest import (
+    SPLITS,
+    class_counts,
+    data_labels,
+    read_manifest,
+    write_manifest,
+)
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json, write_csv, write_json
 from dermlens.locks import folder_lock
@@ -37,19 +42,19 @@ def split_data_set(
         raise UsageError(f"The seed must not be negative, but is {seed}.")
     data = Path(data)
     with folder_lock(data):
-        table = read_manifest(data)
+        table, labels = read_manifest(data), data_labels(data)
         pairs = near_duplicates(data, table, read_checks(data))
         groups = connected_groups(table, zip(pairs.image_a, pairs.image_b, strict=True))
         table["split"] = assign(table, groups, seed=seed, fractions=fractions)
         write_csv(data / "near_duplicates.csv", pairs)
-        write_manifest(data, table)
+        write_manifest(data, table, labels)
         summary = read_json(data / "dataset.json")
         summary["split"] = {
             "seed": seed,
             "fractions": dict(fractions),
             "near_duplicate_pairs": len(pairs),
             "images": {s: int((table.split == s).sum()) for s in SPLITS},
-            "per_class": {s: class_counts(table[table.split == s]) for s in SPLITS},
+            "per_class": {s: class_counts(table[table.split == s], labels) for s in SPLITS},
         }
         write_json(data / "dataset.json", summary)
     return table
@@ -77,19 +82,17 @@ def connected_groups(table: pd.DataFrame, pairs: Iterable[tuple[str, str]] = ())
     Returns:
         Object array (N,): the alphabetically first lesion id of each row's group.
     """
-    parent = {lesion: lesion for lesion in table.lesion_id}
-    lesion_of = dict(zip(table.image_id, table.lesion_id, strict=True))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(lesion: str) -> str:
-        while parent[lesion] != lesion:
-            parent[lesion] = parent[parent[lesion]]
-            lesion = parent[lesion]
-        return lesion
-
-    for first, second in pairs:
-        a, b = sorted((root(lesion_of[first]), root(lesion_of[second])))
-        parent[b] = a
-    return np.array([root(lesion) for lesion in table.lesion_id], dtype=object)
+    lesions, lesion = np.unique(table.lesion_id.to_numpy(dtype=str), return_inverse=True)
+    row_of = dict(zip(table.image_id, lesion, strict=True))
+    ends = np.array([(row_of[a], row_of[b]) for a, b in pairs], int).reshape(-1, 2).T
+    links = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), (len(lesions), len(lesions)))
+    group = connected_components(links, directed=False)[1]
+    # The names are sorted, so the first of each group is the alphabetically first.
+    first = np.unique(group, return_index=True)[1]
+    return lesions[first][group][lesion].astype(object)
 
 
 def assign(
@@ -115,9 +118,9 @@ def assign(
     # The commonest diagnosis of a group, the first in class order where two are equally common.
     main_dx = pd.crosstab(frame.group, frame.dx).idxmax(axis=1)
     chosen: dict[str, str] = {}
-    for code in CODES:
+    for code in sorted(set(main_dx)):
         names = [str(name) for name in main_dx.index[main_dx == code]]
-        if 0 < len(names) < len(fractions):
+        if len(names) < len(fractions):
             raise DataError(
                 f"The diagnosis {code} has only {len(names)} lesion(s); {len(fractions)} are "
                 "needed so that no split lacks the class. Add images of it."
@@ -170,14 +173,15 @@ def audit(data: Path, *, trials: int = 100, seed: int = 0) -> tuple[pd.DataFrame
     checks = read_checks(data)
     pairs = near_duplicates(data, table, checks)
     leaks = _leaks(table, checks, pairs)
-    generator = np.random.default_rng(seed)
+    generator, codes = np.random.default_rng(seed), data_labels(data).codes
     hypothetical = np.mean(
-        [_leaked_share(table, _image_level(table, generator)) for _ in range(trials)], axis=0
+        [_leaked_share(table, _image_level(table, codes, generator), codes) for _ in range(trials)],
+        axis=0,
     )
-    actual = _leaked_share(table, table.split.to_numpy())
+    actual = _leaked_share(table, table.split.to_numpy(), codes)
     sharing = table.lesion_id.map(table.lesion_id.value_counts()) > 1
     rows = []
-    for k, code in enumerate([*CODES, "all"]):
+    for k, code in enumerate([*codes, "all"]):
         part = (table.dx == code) | (code == "all")
         rows.append(
             {
@@ -206,26 +210,28 @@ def _leaks(table: pd.DataFrame, checks: pd.DataFrame, pairs: pd.DataFrame) -> di
     }
 
 
-def _image_level(table: pd.DataFrame, generator: np.random.Generator) -> np.ndarray:
+def _image_level(
+    table: pd.DataFrame, codes: Sequence[str], generator: np.random.Generator
+) -> np.ndarray:
     """A split by image, stratified by diagnosis: what others do."""
     edges = np.cumsum([FRACTIONS[s] for s in SPLITS])
     split = np.empty(len(table), dtype=object)
     dx = table.dx.to_numpy()
-    for code in CODES:
+    for code in codes:
         rows = generator.permutation(np.flatnonzero(dx == code))
         position = (np.arange(len(rows)) + 0.5) / max(len(rows), 1)
         split[rows] = np.array(SPLITS, dtype=object)[np.searchsorted(edges[:-1], position)]
     return split
 
 
-def _leaked_share(table: pd.DataFrame, split: np.ndarray) -> np.ndarray:
+def _leaked_share(table: pd.DataFrame, split: np.ndarray, codes: Sequence[str]) -> np.ndarray:
     """Share of test images whose lesion is also in train, per diagnosis and for all."""
     lesions = table.lesion_id.to_numpy()
     dx = table.dx.to_numpy()
     leaked = np.isin(lesions, np.unique(lesions[split == "train"])) & (split == "test")
     test = split == "test"
     shares = []
-    for code in [*CODES, "all"]:
+    for code in [*codes, "all"]:
         part = test & ((dx == code) | (code == "all"))
         shares.append(leaked[part].mean() if part.any() else 0.0)
     return np.array(shares)

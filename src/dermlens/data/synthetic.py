@@ -7,11 +7,12 @@ model is on patients.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from dermlens.data.manifest import (
 from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
 from dermlens.data.synthetic_distractors import add_artifacts, light, paint_skin, smear_colors
 from dermlens.data.synthetic_structures import STRUCTURES, Lesion
-from dermlens.diagnoses import by_code
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json, write_csv, write_json
 from dermlens.folders import folder_beside
+from dermlens.labels import HAM10000, LabelSet
 from dermlens.locks import folder_lock
 from dermlens.processes import end_with_parent
 from dermlens.progress import progress
@@ -49,7 +50,9 @@ WEIGHTS: dict[str, float] = {
     "nv": 0.30,
     "vasc": 0.11,
 }
-"""Share of each class among the images."""
+"""Share of each drawing among the images; those of other classes come as often as the mean."""
+_ALIKE = {"ak": "akiec", "benign": "nv", "malignant": "mel"}
+"""Classes of other label sets that are drawn like one of HAM10000."""
 
 _JPEG_QUALITY = 95
 _IMAGES_PER_TASK = 8
@@ -64,7 +67,7 @@ class _Task:
 
     folder: str
     image_id: str
-    dx: str
+    shown: tuple[str, ...]
     lesion_seed: tuple[int, int]
     view_seed: tuple[int, int, int]
     size: tuple[int, int]
@@ -76,7 +79,7 @@ def draw(
     """Draw one dermatoscopic-like image of a diagnosis.
 
     Args:
-        dx: Diagnosis code.
+        dx: Diagnosis of HAM10000.
         seed: Seed; the same seed draws the same image.
         size: (height, width) in pixels.
 
@@ -92,26 +95,56 @@ def draw(
         >>> image.shape, image.dtype.name, bool(lesion[structure].all())
         ((96, 128, 3), 'uint8', True)
     """
-    return draw_view(dx, (seed, 0), (seed, 0, 1), size)
+    HAM10000.of(dx)
+    return draw_view((dx,), (seed, 0), (seed, 0, 1), size)
+
+
+def drawings(labels: LabelSet) -> dict[str, tuple[str, ...]]:
+    """Return which structures each class of a label set is drawn with.
+
+    Classes of HAM10000 have their own; others get those that are left, and, where none is left,
+    two together that no other class shows together.
+
+    Example:
+        >>> from dermlens.labels import named_classes
+        >>> drawings(named_classes(["benign", "malignant"]))
+        {'benign': ('nv',), 'malignant': ('mel',)}
+    """
+    alone = {code: _ALIKE.get(code, code) for code in labels.codes}
+    shown = {code: (one,) for code, one in alone.items() if one in STRUCTURES}
+    left = [(one,) for one in STRUCTURES if (one,) not in shown.values()]
+    pairs = iter([*left, *combinations(STRUCTURES, 2)])
+    for code in labels.codes:
+        if code not in shown:
+            shown[code] = next(pairs)
+    return {code: shown[code] for code in labels.codes}
 
 
 def draw_view(
-    dx: str, lesion_seed: tuple[int, ...], view_seed: tuple[int, ...], size: tuple[int, int]
+    shown: Sequence[str],
+    lesion_seed: tuple[int, ...],
+    view_seed: tuple[int, ...],
+    size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one view of a lesion: ``lesion_seed`` fixes the lesion, skin and structures;
     ``view_seed`` the position, rotation, zoom, light, color smears and artifacts.
 
+    Args:
+        shown: Keys of ``STRUCTURES`` that the lesion shows.
+        lesion_seed: Seed of the lesion.
+        view_seed: Seed of the view.
+        size: (height, width) in pixels.
+
     Returns:
         As ``draw``.
     """
-    by_code(dx)
     of_lesion, of_view = np.random.default_rng(lesion_seed), np.random.default_rng(view_seed)
     canvas = Canvas(camera_view(of_view, size), SmoothNoise(of_lesion))
     paint_skin(canvas, of_lesion)
     lesion = Lesion(canvas, of_lesion)
     lesion.fill(canvas, of_lesion)
     smear_colors(canvas, lesion, of_view)
-    structure = STRUCTURES[dx](canvas, lesion, of_lesion)
+    structure = np.logical_or.reduce([STRUCTURES[one](canvas, lesion, of_lesion) for one in shown])
     add_artifacts(canvas, of_view)
     light(canvas, of_view)
     grain = of_view.standard_normal((*size, 1), dtype=np.float32) * of_view.uniform(0.006, 0.016)
@@ -140,6 +173,7 @@ def make_synthetic(
     images: int,
     size: tuple[int, int] = (192, 256),
     seed: int = 0,
+    labels: LabelSet = HAM10000,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Draw the embedded data set into a prepared data set, not split yet.
@@ -152,6 +186,8 @@ def make_synthetic(
         images: Number of images.
         size: (height, width) in pixels.
         seed: Seed.
+        labels: Classes to draw; structures of other sets than HAM10000's are chosen by
+            ``drawings``.
         workers: Processes; default one per processor.
 
     Returns:
@@ -170,23 +206,29 @@ def make_synthetic(
         )
     if seed < 0:
         raise UsageError(f"The seed must not be negative, but is {seed}.")
-    request = {"images": images, "size": list(size), "seed": seed}
+    request = {"images": images, "size": list(size), "seed": seed, "labels": labels.to_json()}
     with folder_lock(out):
         if not _holds(out, request):
-            _make(out, request, size, workers)
+            _make(out, request, labels, size, workers)
         return read_manifest(out)
 
 
-def _make(out: Path, request: dict[str, Any], size: tuple[int, int], workers: int | None) -> None:
-    table, tasks_of = _plan(request["images"], request["seed"])
+def _make(
+    out: Path,
+    request: dict[str, Any],
+    labels: LabelSet,
+    size: tuple[int, int],
+    workers: int | None,
+) -> None:
+    table, tasks_of = _plan(request["images"], request["seed"], labels)
     with folder_beside(out, KIND) as folder:
         for name in ("images", "masks", "structures"):
             (folder / name).mkdir()
         tasks = [_Task(str(folder), *task, size) for task in tasks_of]
         checks = pd.DataFrame(_draw_all(tasks, workers))
-        write_manifest(folder, table)
+        write_manifest(folder, table, labels)
         write_csv(folder / "images.csv", checks)
-        write_json(folder / "dataset.json", _summary(table, checks, request))
+        write_json(folder / "dataset.json", _summary(table, checks, request, labels))
 
 
 def _holds(out: Path, request: dict[str, Any]) -> bool:
@@ -198,11 +240,16 @@ def _holds(out: Path, request: dict[str, Any]) -> bool:
         raise DataError(
             f"{out} exists and is not a synthetic data set. Choose another folder for --out."
         )
-    held = {"images": facts.get("n_images"), "size": facts.get("size"), "seed": facts.get("seed")}
+    held = {
+        "images": facts.get("n_images"),
+        **{k: facts.get(k) for k in ("size", "seed", "labels")},
+    }
     return held == request and (out / "manifest.csv").is_file()
 
 
-def _summary(table: pd.DataFrame, checks: pd.DataFrame, request: dict[str, Any]) -> dict[str, Any]:
+def _summary(
+    table: pd.DataFrame, checks: pd.DataFrame, request: dict[str, Any], labels: LabelSet
+) -> dict[str, Any]:
     return {
         "name": "dermlens synthetic",
         "source": "synthetic",
@@ -211,32 +258,35 @@ def _summary(table: pd.DataFrame, checks: pd.DataFrame, request: dict[str, Any])
         "n_images": len(table),
         "n_lesions": int(table.lesion_id.nunique()),
         "n_masks": len(table),
-        "per_class": class_counts(table),
+        "per_class": class_counts(table, labels),
         "fingerprint": fingerprint(table, checks),
         "n_missing_images": 0,
         "missing_images": [],
         "seed": request["seed"],
         "size": request["size"],
+        "labels": request["labels"],
     }
 
 
 def _plan(
-    images: int, seed: int
-) -> tuple[pd.DataFrame, list[tuple[str, str, tuple[int, int], tuple[int, int, int]]]]:
-    """Lay out the data set: the manifest, and id, diagnosis and seeds of every image."""
+    images: int, seed: int, labels: LabelSet
+) -> tuple[pd.DataFrame, list[tuple[str, tuple[str, ...], tuple[int, int], tuple[int, int, int]]]]:
+    """Lay out the data set: the manifest, and id, structures and seeds of every image."""
     random = np.random.default_rng((seed, 7))
-    counts = dict.fromkeys(WEIGHTS, 0)
+    shown = drawings(labels)
+    weights = {code: WEIGHTS.get(code, 1 / len(WEIGHTS)) for code in shown}
+    counts = dict.fromkeys(shown, 0)
     rows: list[dict[str, Any]] = []
     tasks = []
     lesion = 0
     while len(rows) < images:
         # The class that lacks most comes next, so even small sets hold every class.
-        dx = max(WEIGHTS, key=lambda code: WEIGHTS[code] * (len(rows) + 1) - counts[code])
-        about = _metadata(dx, random)
+        dx = max(weights, key=lambda code: weights[code] * (len(rows) + 1) - counts[code])
+        about = _metadata(shown[dx][0], random)
         views = 1 + int(random.choice(3, p=_VIEW_SHARES))
         for view in range(min(views, images - len(rows))):
             image_id = f"SYN_{len(rows):07d}"
-            tasks.append((image_id, dx, (seed, lesion), (seed, lesion, view + 1)))
+            tasks.append((image_id, shown[dx], (seed, lesion), (seed, lesion, view + 1)))
             rows.append(
                 {
                     "image_id": image_id,
@@ -299,7 +349,7 @@ def _draw_and_write(task: _Task) -> dict[str, Any]:
     """Draw one image, write its three files, and return its row of ``images.csv``."""
     from PIL import Image
 
-    image, lesion, structure = draw_view(task.dx, task.lesion_seed, task.view_seed, task.size)
+    image, lesion, structure = draw_view(task.shown, task.lesion_seed, task.view_seed, task.size)
     folder = Path(task.folder)
     path = folder / "images" / f"{task.image_id}.jpg"
     Image.fromarray(image).save(path, quality=_JPEG_QUALITY)

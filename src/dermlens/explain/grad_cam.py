@@ -12,7 +12,6 @@ the gradient (tape form); both agree where both apply.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

@@ -5,7 +5,6 @@ weighted by nearness to the whole image, gives each superpixel its weight. Nearn
 sqrt(exp(-d^2 / width^2)) with d the cosine distance between a mask and the full mask.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

@@ -84,6 +84,7 @@ class PatchPyramid(Occlusion):
         self,
         model: Any,
         shares: Sequence[float] = PATCH_SHARES,
+       
         *,
     ) -> None:
         super().__init__(model)

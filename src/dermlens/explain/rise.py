@@ -9,7 +9,6 @@ is the standard error of their mean, so how far the map still is from that of en
 without a longer run.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

@@ -14,8 +14,8 @@ from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel, Scorer
 from dermlens.explain.superpixels import superpixels
-from dermlens.model.lite import weights_checksum
 from dermlens.model.image_classifier import as_classifier
+from dermlens.model.lite import weights_checksum
 
 Segmentation = int | np.ndarray | Callable[[np.ndarray], np.ndarray]
 """About how many superpixels; or labels int (H, W); or a function from image to labels."""

@@ -1,7 +1,6 @@
 """What LIME and Kernel SHAP share: superpixels, evaluations, stopping, intervals."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -11,7 +11,6 @@ Both estimate the same values. That they sum to score(image) - score(all replace
 of the solution, not a hope.
 """
 
-from collections.abc import Sequence
 from math import factorial
 from typing import Any
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.images import load_image
-from dermlens.data.manifest import class_indices, read_manifest, select_split
+from dermlens.data.manifest import class_indices, data_labels, read_manifest, select_split
 from dermlens.progress import track
 
 _SIZE = (48, 64)
@@ -39,9 +39,10 @@ def color_histogram_baseline(data: Path, *, seed: int = 0) -> float:
     train, test = select_split(table, "train"), select_split(table, "test")
     regression = LogisticRegression(class_weight="balanced", max_iter=500, random_state=seed)
     model = make_pipeline(StandardScaler(), regression)
-    model.fit(_histograms(data, train), class_indices(train))
+    labels = data_labels(data)
+    model.fit(_histograms(data, train), class_indices(train, labels))
     predicted = model.predict(_histograms(data, test))
-    return float(balanced_accuracy_score(class_indices(test), predicted))
+    return float(balanced_accuracy_score(class_indices(test, labels), predicted))
 
 
 def color_histogram(image: np.ndarray) -> np.ndarray:

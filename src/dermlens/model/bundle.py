@@ -6,16 +6,17 @@
                           configuration, data fingerprint, checksums of the other files and
                           one over all of this
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
+    BUNDLE/model.keras    instead of weights.h5, the file of an adopted model
     BUNDLE/outlier.npz    directions and means of the outlier detector
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, split (before packing also lesion_id, dx)
     BUNDLE/.dermlens      marks a folder that may be replaced by a newer bundle
 
-Loading builds the network from its description and copies weights into it: nothing is unpickled
-and no stored code is run.
+Loading builds the network from its description and copies weights into it, or has Keras read the
+adopted file in its safe mode: nothing is unpickled and no stored code is run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ from dermlens.model.bundle_description import (
     checksum,
     impossible,
     read_description,
+    stored_labels,
     write_description,
 )
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
+from dermlens.model.foreign import ADOPTED_SETTINGS, load_keras_model
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.outlier import OutlierDetector, read_arrays
 from dermlens.model.prediction import Predictor, split_features, with_features
@@ -62,7 +65,12 @@ __all__ = [
 KIND = Kind(
     "a bundle",
     "bundle.json",
-    lambda _: ("bundle.json", "weights.h5", "outlier.npz", "history.csv", "split.csv"),
+    lambda _: (
+        *("bundle.json", "weights.h5", "model.keras"),
+        "outlier.npz",
+        "history.csv",
+        "split.csv",
+    ),
     later=tuple(
         f"int8/{name}"
         for name in ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
@@ -168,21 +176,11 @@ class Bundle(ImageClassifier):
         batch_size: int = 32,
         advance: Callable[..., None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return logits and outlier scores from the same forward passes.
-
-        Args:
-            images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
-            rows: int (N,): which images, in which order; default all.
-            views: Test-time views; features are averaged over them as logits are.
-            batch_size: Images per pass.
-            advance: Called with the number of images done.
-
-        Returns:
-            float32 (N, C), and float64 (N,) or None where the bundle has no detector.
-        """
+        """Return logits and outlier scores from the same forward passes; see the base class."""
         if self.outlier is None:
-            predictor = self.predictor(batch_size)
-            return predictor.logits(images, rows, views=views, advance=advance), None
+            return super().logits_and_outlier_scores(
+                images, rows, views=views, batch_size=batch_size, advance=advance
+            )
         if batch_size not in self._joint:
             self._joint[batch_size] = Predictor(
                 with_features(self.model),
@@ -208,6 +206,7 @@ def save_bundle(
     data: dict[str, Any],
     history: pd.DataFrame,
     split: pd.DataFrame,
+    labels: LabelSet,
     outlier: OutlierDetector | None = None,
     dtype: str = "float32",
 ) -> Bundle:
@@ -222,6 +221,7 @@ def save_bundle(
         data: Name, fingerprint and counts of the data set.
         history: Training record.
         split: Columns image_id and split, and any others.
+        labels: The classes, in the order of the logits.
         outlier: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
 
@@ -242,6 +242,7 @@ def save_bundle(
             "format": FORMAT,
             "dermlens_version": __version__,
             "architecture": architecture.to_json(),
+            "labels": labels.to_json(),
             "calibration": calibration.to_json(),
             "training": training,
             "data": data,
@@ -251,11 +252,15 @@ def save_bundle(
             "sha256": {name: sha256_of_file(folder / name) for name in names},
         }
         stored = write_description(folder / "bundle.json", facts)
-    return Bundle(Path(path), architecture, calibration, stored, model, outlier)
+    return Bundle(Path(path), architecture, calibration, stored, model, outlier, labels=labels)
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:
     """Load a bundle.
+
+    Args:
+        path: Its folder.
+        custom: Layers that an adopted model needs, as ``module:Name``; importing them runs code.
 
     Raises:
         ModelError: If the folder is no bundle, comes from a newer version, a file of it is missing
@@ -269,11 +274,16 @@ def load_bundle(path: Path) -> Bundle:
     calibration = Calibration.from_json(facts["calibration"])
     if calibration.classes != architecture.classes:
         raise impossible(path, "its calibration is of other classes than its network")
-    outlier = _load_outlier(path, facts)
-    model = build_classifier(architecture)
-    load_all_by_name(model, path / "weights.h5")
+    outlier, labels = _load_outlier(path, facts), stored_labels(path, facts)
+    settings: dict[str, Any] = {}
+    if "adopted" in facts:
+        model = load_keras_model(path / "model.keras", custom, needed=facts["adopted"]["custom"])
+        settings = {name: facts["adopted"][name] for name in ADOPTED_SETTINGS}
+    else:
+        model = build_classifier(architecture)
+        load_all_by_name(model, path / "weights.h5")
     model.trainable = False
-    return Bundle(path, architecture, calibration, facts, model, outlier)
+    return Bundle(path, architecture, calibration, facts, model, outlier, labels=labels, **settings)
 
 
 def _load_outlier(path: Path, facts: dict[str, Any]) -> OutlierDetector | None:

@@ -80,6 +80,11 @@ def no_bundle(path: Path) -> str:
 def meant_as_model(path: Path) -> str | None:
     """Return what is wrong with a path that can only be meant as a model, else None."""
     if path.suffix.lower() in MODEL_SUFFIXES and not is_bundle(path):
+        if path.suffix == ".keras":
+            return (
+                f"{path} is a Keras model, not a bundle. Make one of it first: dermlens adopt "
+                f"{path} --classes NAME,NAME --out mine."
+            )
         return f"{path} is not a bundle but a file or folder of a model. {_ELSE}."
     if not path.is_dir() or is_bundle(path):
         return None

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dermlens.diagnoses import CODES
-from dermlens.errors import ModelError
+from dermlens.errors import ModelError, UsageError
 from dermlens.files import read_json, sha256_of_file, write_json
+from dermlens.labels import HAM10000, LabelSet, chosen
 from dermlens.progress import say
 
 NAME = "bundle.json"
@@ -109,6 +109,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(facts.get(name), dict):
             raise impossible(folder, f"{NAME} lacks the section {name!r}")
     _check_architecture(folder, facts["architecture"])
+    if stored_labels(folder, facts).codes != tuple(facts["architecture"]["classes"]):
+        raise impossible(folder, "its label set is of other classes than its network")
     _check_files(folder, facts)
     return facts
 
@@ -126,24 +128,39 @@ def _check_architecture(folder: Path, stored: Mapping[str, Any]) -> None:
         or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)
     ):
         raise impossible(folder, f"its input size {size!r} is not two sides of 1 to {MAX_SIDE}")
-    if (
-        not isinstance(classes, list)
-        or len(classes) < 2
-        or not set(map(str, classes)) <= set(CODES)
-    ):
-        raise impossible(folder, f"its classes {classes!r} are not diagnoses of {', '.join(CODES)}")
-    # Labels are positions in CODES: no training gives another order.
-    if classes != sorted(set(classes), key=CODES.index):
-        raise impossible(folder, f"its classes {classes!r} are not in the order of their labels")
+    if not isinstance(classes, list) or len(classes) < 2 or len(set(map(str, classes))) < 2:
+        raise impossible(folder, f"its classes {classes!r} are not two or more names")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise impossible(folder, f"its dropout {dropout!r} is not in 0..1")
     if not isinstance(stored.get("backbone"), str):
         raise impossible(folder, "its backbone has no name")
 
 
+def stored_labels(folder: Path, facts: Mapping[str, Any]) -> LabelSet:
+    """Return the label set in a description; HAM10000's where an earlier version wrote it.
+
+    Raises:
+        ModelError: If it holds something else.
+    """
+    if "labels" in facts:
+        try:
+            return LabelSet.from_json(facts["labels"])
+        except UsageError as error:
+            raise impossible(folder, str(error).rstrip(".")) from None
+    classes = facts["architecture"]["classes"]
+    # Those versions knew HAM10000 alone, and labels were positions in its order.
+    if classes != [code for code in HAM10000.codes if code in classes]:
+        raise impossible(
+            folder,
+            f"its classes {classes!r} are not those of HAM10000 in the order of their labels",
+        )
+    return chosen(HAM10000, classes)
+
+
 def _check_files(folder: Path, facts: Mapping[str, Any]) -> None:
     sums = facts["sha256"]
-    needed = ["weights.h5", *(["outlier.npz"] if facts.get("outlier") is not None else [])]
+    network = "model.keras" if "adopted" in facts else "weights.h5"
+    needed = [network, *(["outlier.npz"] if facts.get("outlier") is not None else [])]
     for name in needed:
         if name not in sums:
             raise impossible(folder, f"{NAME} has no checksum of {name}")

@@ -235,9 +235,7 @@ def negative_log_likelihood(
     return float(-right.mean())
 
 
-def fit_temperature(
-    logits: np.ndarray, labels: np.ndarray, link: Link = "softmax"
-) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: Link = "softmax") -> float:
     """Return the temperature that minimizes the negative log-likelihood.
 
     Args:

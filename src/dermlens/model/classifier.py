@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dermlens.labels import HAM10000
 from dermlens.errors import ModelError
+from dermlens.labels import HAM10000
 
 _CAFFE, _TORCH, _TF, _INSIDE = "caffe", "torch", "tf", "inside"
 

@@ -32,6 +32,8 @@ def load_teacher(configuration: TrainingConfiguration, data: TrainingData) -> An
         return None
     path = Path(configuration.teacher)
     bundle = load_bundle(path)
+    if bundle.adopted:
+        raise ModelError(f"The teacher {path} is an adopted model. Use one trained with dermlens.")
     if bundle.classes != configuration.architecture.classes:
         raise ModelError(
             f"The teacher {path} tells {', '.join(bundle.classes)} apart, the network to train "

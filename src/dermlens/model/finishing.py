@@ -44,13 +44,14 @@ def fit_on_data(
         joined = predictor.logits(images, rows, advance=advance)
     logits, features = split_features(joined, len(architecture.classes))
     known, held = slice(0, len(data.rows["train"])), slice(len(data.rows["train"]), None)
-    counts = class_counts(select_split(data.table, "train"))
+    counts = class_counts(select_split(data.table, "train"), data.classes)
     calibration = fit_calibration(
         logits[held],
         data.labels[data.rows["validation"]],
         np.array([counts[code] for code in architecture.classes]),
         data.table.lesion_id.to_numpy()[data.rows["validation"]],
         seed=seed,
+        classes=data.classes,
     )
     detector = fit_outlier_detector(
         features[known],
@@ -91,6 +92,8 @@ def pack(
     require_replaceable(out, KIND)
     bundle_path = Path(bundle_path)
     bundle = load_bundle(bundle_path)
+    if bundle.adopted:
+        raise ModelError(f"{bundle_path} is an adopted model, whose file is kept as it is.")
     training_data = load_training_data(data)
     require_same_data(bundle_path, bundle.facts["data"].get("fingerprint"), training_data)
     training = dict(bundle.facts["training"])
@@ -111,6 +114,7 @@ def pack(
         history=bundle.history,
         # Ids alone: the data set's metadata is not ours to hand out.
         split=training_data.table.loc[:, ["image_id", "split"]],
+        labels=bundle.labels,
         outlier=outlier,
         dtype=dtype,
     )

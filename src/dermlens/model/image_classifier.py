@@ -1,6 +1,6 @@
 """What everything downstream takes: a Keras model with all that is needed to understand it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,16 @@ from dermlens.model.standard_network import PHOTOGRAPH, standard_network
 if TYPE_CHECKING:
     import keras
 
+    from dermlens.model.outlier import OutlierDetector
+
 
 class ImageClassifier:
     """A Keras model with class names, input size, range of values, kind of output and calibration.
 
     Args:
         model: Keras model with one image as input and one value per class as output: functional,
-            sequential or subclassed, with any preprocessing, augmentation or nested backbone inside.
-            Its layers are used, not copied: train first, then wrap.
+            sequential or subclassed, with any preprocessing, augmentation or nested backbone
+            inside. Its layers are used, not copied: train first, then wrap.
         class_names: A ``LabelSet``, the name of one (``"ham10000"``), or names in the order of the
             outputs; default "class 0", "class 1", ….
         input_size: (height, width) in pixels; needed where the model takes any size.
@@ -30,7 +32,8 @@ class ImageClassifier:
             pair. (0, 255) also where preprocessing is a part of the model.
         preprocessing: ``"inside"``; or ``"caffe"`` or ``"torch"`` for what ``preprocess_input`` of
             ``keras.applications`` does outside of a model under these names.
-        output: ``"logits"``, ``"softmax"``, ``"sigmoid"`` or ``"auto"``. The last activation is left out,
+        output: ``"logits"``, ``"softmax"``, ``"sigmoid"`` or ``"auto"``. The last activation is
+            left out,
             so that logits are explained, exactly. One output becomes two classes, whose logits are
             the log-odds against and for it.
         calibration: Fitted on validation images; default none.
@@ -48,8 +51,8 @@ class ImageClassifier:
         >>> import keras
         >>> body = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
         >>> layers = [keras.Input((32, 48, 3)), *body, keras.layers.Dense(2, activation="softmax")]
-        >>> classifier = ImageClassifier(keras.Sequential(layers), ["cat", "dog"], value_range=(0, 1))
-        >>> classifier.probabilities(classifier.logits(np.zeros((1, 32, 48, 3)))).shape
+        >>> classifier = ImageClassifier(keras.Sequential(layers), ["cat", "dog"], value_range=(0,
+        1)) >>> classifier.probabilities(classifier.logits(np.zeros((1, 32, 48, 3)))).shape
         (1, 2)
     """
 
@@ -75,6 +78,7 @@ class ImageClassifier:
         self.note = standard.note
         self.value_range = (float(value_range[0]), float(value_range[1]))
         self.labels = _labels(class_names, int(self.model.output_shape[-1]))
+        self.outlier: OutlierDetector | None = None
         self.calibration = calibration or Calibration(
             classes=self.labels.codes, link=standard.link, fitted=False
         )
@@ -132,8 +136,8 @@ class ImageClassifier:
         """Return images as the standard network takes them.
 
         Args:
-            images: (N, H, W, 3) at ``input_size``: uint8, a photograph 0..255; or any other type, in
-                the model's ``value_range``.
+            images: (N, H, W, 3) at ``input_size``: uint8, a photograph 0..255; or any other type,
+                in the model's ``value_range``.
 
         Returns:
             uint8 or float32 (N, H, W, 3), RGB 0..255.
@@ -164,12 +168,36 @@ class ImageClassifier:
         """Return what gives the logits of many photographs, with test-time augmentation."""
         return Predictor(self.model, batch_size=batch_size)
 
+    def logits_and_outlier_scores(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray | None = None,
+        *,
+        views: int = 1,
+        batch_size: int = 32,
+        advance: Callable[..., None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return logits and, where the classifier has a detector, outlier scores.
+
+        Args:
+            images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
+            rows: int (N,): which images, in which order; default all.
+            views: Test-time views; see ``Predictor``.
+            batch_size: Images per pass.
+            advance: Called with the number of images done.
+
+        Returns:
+            float32 (N, C), and float64 (N,) or None.
+        """
+        predictor = self.predictor(batch_size)
+        return predictor.logits(images, rows, views=views, advance=advance), None
+
     def logits(self, images: np.ndarray, *, views: int = 1, batch_size: int = 32) -> np.ndarray:
         """Return logits, float32 (N, C), of images as ``photographs`` takes them."""
         return self.predictor(batch_size).logits(self.photographs(images), views=views)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return probabilities, float64 (N, C), of logits (N, C); calibrated where it was fitted."""
+        """Return probabilities, float64 (N, C), of logits (N, C), calibrated where that is known."""
         return self.calibration.probabilities(logits)
 
 

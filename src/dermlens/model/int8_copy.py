@@ -140,7 +140,7 @@ def _read_agreement(folder: Path) -> dict[str, Any] | None:
 
 def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
     """Return the copy of a bundle's weights if there is a sound one; makes nothing."""
-    return _find(bundle, weights_sha256(bundle.model))
+    return _find(bundle, _key(bundle))
 
 
 def int8_copy(bundle: Bundle) -> Int8Copy:
@@ -149,13 +149,21 @@ def int8_copy(bundle: Bundle) -> Int8Copy:
     Raises:
         ModelError: If the model is in mixed precision, or cannot be converted.
     """
-    key = weights_sha256(bundle.model)
+    key = _key(bundle)
     found = _find(bundle, key)
     if found is not None:
         return found
     # Of two runs that need the same copy the second waits, and finds it made.
     with folder_lock(_place(bundle, key), wait=True):
         return _find(bundle, key) or _make(bundle, key)
+
+
+def _key(bundle: Bundle) -> str:
+    """Return what a copy is a copy of: weights and size, and all settings of an adopted model."""
+    weights = weights_sha256(bundle.model)
+    if not bundle.adopted:
+        return weights
+    return hashlib.sha256(f"{weights}{bundle.identity['fingerprint']}".encode()).hexdigest()
 
 
 def _folders(bundle: Bundle, key: str) -> list[Path]:

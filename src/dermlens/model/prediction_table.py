@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.diagnoses import CODES, MALIGNANT_CODES
 from dermlens.errors import DataError
+from dermlens.labels import MALIGNANT
 from dermlens.model.calibration import Calibration
 
 _DESCRIPTION = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
@@ -33,7 +33,8 @@ def predictions_table(
 
     Returns:
         Columns image_id, lesion_id, dx, dx_type, age, sex, localization, then ``logit_<dx>`` and
-        ``probability_<dx>`` per class, ``p_malignant``, ``predicted`` (the most probable class),
+        ``probability_<dx>`` per class, ``p_malignant`` (where an operating
+        point is declared), ``predicted`` (the most probable class),
         ``prediction_set`` (codes that cannot be excluded, most probable first; missing if the
         bundle carries no sets), ``balanced_rule`` (the class that rule chooses) and, with a
         detector, ``outlier_score`` and ``abstain`` (the image is unlike the training images). A
@@ -44,10 +45,11 @@ def predictions_table(
     logits = np.asarray(logits, np.float64)
     probabilities = calibration.probabilities(logits)
     codes = np.array(calibration.classes, dtype=object)
-    malignant = [list(codes).index(code) for code in MALIGNANT_CODES]
     added: dict[str, Any] = {f"logit_{code}": logits[:, k] for k, code in enumerate(codes)}
     added |= {f"probability_{code}": probabilities[:, k] for k, code in enumerate(codes)}
-    added["p_malignant"] = probabilities[:, malignant].sum(axis=1)
+    if MALIGNANT in calibration.operating_points:
+        point = calibration.operating_points[MALIGNANT]
+        added["p_malignant"] = point.score(probabilities, calibration.classes)
     added["predicted"] = codes[logits.argmax(axis=1)]
     added["prediction_set"] = set_codes(calibration, probabilities, level)
     added["balanced_rule"] = codes[calibration.balanced(logits)]
@@ -95,8 +97,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if "abstain" in table.columns:
         table["abstain"] = table.abstain.astype(str) == "True"
     known = ("image_id", "lesion_id", "dx", "predicted", "balanced_rule")
-    needed = (*known, *(f"logit_{c}" for c in CODES))
-    lacking = [name for name in needed if name not in table.columns]
+    lacking = [name for name in known if name not in table.columns]
+    if not any(str(name).startswith("logit_") for name in table.columns):
+        lacking.append("logit_<class>")
     if lacking:
         raise DataError(f"{path} lacks the column {lacking[0]!r}. Run 'dermlens evaluate' again.")
     return table

@@ -1,7 +1,9 @@
 """Any Keras image classifier as the one network that everything else works on.
 
-That network takes photographs, RGB 0..255 as float32, and returns float32 logits. What a foreign model
-wants instead stands before it (its range of values) and behind it (its last activation, which is left
+That network takes photographs, RGB 0..255 as float32, and returns float32 logits. What a foreign
+model
+wants instead stands before it (its range of values) and behind it (its last activation, which is
+left
 out; one sigmoid becomes two classes). Its own layers are used as they are, not copied: they keep
 their weights, their names and their nesting.
 """
@@ -27,7 +29,8 @@ class Standard:
     """A network from photographs to logits.
 
     Attributes:
-        network: ``keras.Model``: images (N, H, W, 3), RGB 0..255, float32, to logits (N, C), float32.
+        network: ``keras.Model``: images (N, H, W, 3), RGB 0..255, float32, to logits (N, C),
+            float32.
         link: What turns the logits into the probabilities that the model itself would give.
         note: How the logits were found, where that is not exact; else empty.
     """
@@ -51,7 +54,8 @@ def standard_network(
         model: Keras model with one image as input, (N, H, W, 3), and one output, (N, C).
         input_size: (height, width) in pixels; needed where the model takes any size.
         value_range: What black and white are for the model, such as (0, 1) or (-1, 1).
-        preprocessing: ``"inside"``: the model does the rest by itself; ``"caffe"`` or ``"torch"``: it wants
+        preprocessing: ``"inside"``: the model does the rest by itself; ``"caffe"`` or ``"torch"``:
+            it wants
             what ``keras.applications`` calls so (BGR less the mean color; channels standardized).
         output: ``"logits"``, ``"softmax"`` or ``"sigmoid"``; ``"auto"`` finds it out.
 
@@ -90,7 +94,9 @@ def _checked_range(value_range: Any, preprocessing: str) -> tuple[float, float]:
     if not (np.isfinite([low, high]).all() and low < high):
         raise ModelError(f"The value range {low:g} to {high:g} is empty. Give black, then white.")
     if preprocessing != "inside" and (low, high) != PHOTOGRAPH:
-        raise ModelError(f"The preprocessing {preprocessing!r} starts from 0 to 255; leave the range.")
+        raise ModelError(
+            f"The preprocessing {preprocessing!r} starts from 0 to 255; leave the range."
+        )
     return low, high
 
 
@@ -116,8 +122,8 @@ def _input_size(model: Any, given: tuple[int, int] | None) -> tuple[int, int]:
     sides = [own or wanted for own, wanted in zip(shape[1:3], given or (None, None), strict=True)]
     if None in sides:
         raise ModelError(
-            f"The model {name!r} takes images of any size. Give input_size=(height, width), the size "
-            "it was trained at."
+            f"The model {name!r} takes images of any size. Give input_size=(height, width), "
+            "the size it was trained at."
         )
     return int(sides[0]), int(sides[1])
 
@@ -126,8 +132,8 @@ def _only_input(model: Any, name: str) -> tuple[int | None, ...] | None:
     inputs = getattr(model, "inputs", None)
     if inputs is not None and len(inputs) != 1:
         raise ModelError(
-            f"The model {name!r} has {len(inputs)} inputs. An image classifier has one; wrap it in a "
-            "model that fixes the others."
+            f"The model {name!r} has {len(inputs)} inputs. An image classifier has one; wrap "
+            "it in a model that fixes the others."
         )
     if inputs:
         return tuple(inputs[0].shape)
@@ -148,7 +154,9 @@ def _why(shape: tuple[int | None, ...]) -> str:
     if len(shape) != 4:
         return ", which are no images. Images are (N, height, width, 3)."
     if shape[1] == 3:
-        return ": channels first. Images must be (N, height, width, 3); rebuild it with channels last."
+        return (
+            ": channels first. Images must be (N, height, width, 3); rebuild it with channels last."
+        )
     if shape[3] == 1:
         return (
             ", gray images. Put a layer before it that turns RGB (N, height, width, 3) into gray."
@@ -285,7 +293,7 @@ def _last_activation(model: Any) -> tuple[Any, str | None]:
 
 
 def _name(operation: Any) -> str | None:
-    """Return the name of an operation's activation; "linear" for none, None where it has no such."""
+    """Return the name of an operation's activation, "linear" for none; None if it has no such."""
     import keras
 
     if not hasattr(operation, "activation"):
@@ -377,8 +385,8 @@ def _measured_kind(model: Any, inputs: Any) -> str:
     elif not inside:
         return "logits"
     raise ModelError(
-        f"What the model {getattr(model, 'name', 'model')!r} gives cannot be told from its graph. Say "
-        "output='logits', 'softmax' or 'sigmoid'."
+        f"What the model {getattr(model, 'name', 'model')!r} gives cannot be told from its "
+        "graph. Say output='logits', 'softmax' or 'sigmoid'."
     )
 
 
@@ -393,7 +401,8 @@ def _check_logits(raw: Any, kind: str) -> None:
     shape = getattr(raw, "shape", None)
     if shape is None or len(shape) != 2 or shape[1] is None:
         raise ModelError(
-            f"The model's output has the shape {shape}, not (N, classes): it gives no one answer per "
+            f"The model's output has the shape {shape}, not (N, classes): it gives no one "
+            "answer per "
             "image. Pool it, or give the layer that does: keras.Model(model.inputs, layer.output)."
         )
     if shape[1] == 1 and kind == "softmax":

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def train(
 
 def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: bool) -> Bundle:
     training_data = load_training_data(data)
+    # A recipe says how, the data set what is told apart.
+    architecture = replace(configuration.architecture, classes=training_data.classes.codes)
+    configuration = replace(configuration, architecture=architecture)
     _refuse_other_run(out, configuration, training_data, resume)
     if resume and (out / "bundle").is_dir():
         say(f"The run in {out} is finished; nothing to resume.")
@@ -184,6 +188,7 @@ def _finish(
         data={"fingerprint": data.fingerprint, **history.data_facts()},
         history=history.table(),
         split=data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
+        labels=data.classes,
         outlier=outlier,
     )
     write_csv(out / "split.csv", data.table.loc[:, ["image_id", "split"]])

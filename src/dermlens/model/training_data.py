@@ -11,6 +11,7 @@ from dermlens.data.manifest import (
     SPLITS,
     class_counts,
     class_indices,
+    data_labels,
     fingerprint,
     read_manifest,
     select_split,
@@ -18,6 +19,7 @@ from dermlens.data.manifest import (
 from dermlens.data.pipeline import TrainingSet, sample_weights
 from dermlens.data.splits import read_checks
 from dermlens.errors import DataError
+from dermlens.labels import LabelSet
 from dermlens.model.configuration import TrainingConfiguration
 
 
@@ -28,6 +30,7 @@ class TrainingData:
     Attributes:
         folder: The prepared data set.
         table: Its manifest.
+        classes: Its label set.
         labels: int32 (N,), class positions in manifest order.
         rows: Manifest rows of each split.
         fingerprint: Of the data set's content.
@@ -35,6 +38,7 @@ class TrainingData:
 
     folder: Path
     table: pd.DataFrame
+    classes: LabelSet
     labels: np.ndarray
     rows: dict[str, np.ndarray]
     fingerprint: str
@@ -54,9 +58,9 @@ def load_training_data(data: Path) -> TrainingData:
     Raises:
         DataError: If it is not split, or a class is missing from train or validation.
     """
-    table = read_manifest(data)
+    table, classes = read_manifest(data), data_labels(data)
     for split in ("train", "validation"):
-        counts = class_counts(select_split(table, split))
+        counts = class_counts(select_split(table, split), classes)
         lacking = [code for code, count in counts.items() if count == 0]
         if lacking:
             raise DataError(
@@ -68,7 +72,8 @@ def load_training_data(data: Path) -> TrainingData:
     return TrainingData(
         Path(data),
         table,
-        class_indices(table),
+        classes,
+        class_indices(table, classes),
         rows,
         fingerprint(table, read_checks(data)),
     )

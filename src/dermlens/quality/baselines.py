@@ -21,8 +21,8 @@ from dermlens.explain.base import (
 )
 from dermlens.explain.score import Score
 from dermlens.explain.target import Targets, depend_on_answer, is_all
-from dermlens.quality.randomization import randomized, weighted_layers
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
+from dermlens.quality.randomization import randomized, weighted_layers
 
 UNTRAINED_PREFIX = "untrained_"
 SPREAD = 0.25
@@ -164,9 +164,7 @@ def title(name: str) -> str:
     return METHODS[name].title if name in METHODS else name
 
 
-def create_baselines(
-    names: Sequence[str], model: Any, *, seed: int = 0
-) -> dict[str, Explainer]:
+def create_baselines(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[str, Explainer]:
     """Build baselines by name; those on an untrained network share one copy of it.
 
     Args:

@@ -78,8 +78,7 @@ class Bench:
         }
         options |= {name: {"bank": self.bank} for name in shared}
         self.explainers: dict[str, Explainer] = {
-            name: create(name, bundle, **options.get(name, {}))
-            for name in plan.methods
+            name: create(name, bundle, **options.get(name, {})) for name in plan.methods
         }
         # On a network with random weights the score hardly changes along a path, and accuracy
         # relative to that change would cost the most where there is least to see; and the int8

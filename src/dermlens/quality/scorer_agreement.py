@@ -126,12 +126,7 @@ def _explainers(
     scorers = {} if scorer is None else dict.fromkeys(methods, scorer)
     if not options:
         return dict(create_several(methods, bundle, scorers=scorers))
-    return {
-        name: create(
-            name, bundle, scorer=scorer, **options.get(name, {})
-        )
-        for name in methods
-    }
+    return {name: create(name, bundle, scorer=scorer, **options.get(name, {})) for name in methods}
 
 
 class _Kept:

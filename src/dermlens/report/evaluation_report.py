@@ -75,10 +75,12 @@ def write_evaluation(
         result["model"] = dict(model)
     paths = {
         "predictions": write_csv(out / "predictions.csv", table),
-        "submission": write_csv(out / "submission.csv", isic_submission(table, calibration)),
         "calibration": write_json(out / "calibration.json", calibration.to_json()),
         "metrics": write_json(out / "metrics.json", result),
     }
+    submission = isic_submission(table, calibration)
+    if submission is not None:
+        paths["submission"] = write_csv(out / "submission.csv", submission)
     for name, draw in evaluation_figures(table, result).items():
         paths[name] = write_figure(out / f"{name}.png", draw())
     say(summary_line(result))

@@ -171,9 +171,7 @@ class Reference:
     @cached_property
     def integrated(self) -> np.ndarray:
         """Integrated Gradients of the first images, float32 (n, H, W)."""
-        explainer = IntegratedGradients(
-            self.bundle, tolerance=None
-        )
+        explainer = IntegratedGradients(self.bundle, tolerance=None)
         return explainer.attribute(self.fitted[:_INTEGRATED], self.predicted[:_INTEGRATED]).maps
 
     def balanced_accuracy(self, probabilities: np.ndarray) -> float | None:

@@ -62,7 +62,7 @@ def predict_external(
         DataError: If no labelled image is found, one is damaged, or two different files have the
             name of one.
     """
-    known = read_labels(labels)
+    known = read_labels(labels, bundle.labels)
     files = _files_by_id(find_images([images]), set(known.image_id))
     here = known[known.image_id.isin(list(files))].reset_index(drop=True)
     if here.empty:

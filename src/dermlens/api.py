@@ -1,0 +1,223 @@
+"""What ``import dermlens as dl`` offers as functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dermlens.errors import UsageError
+from dermlens.labels import LabelSet
+from dermlens.model.image_classifier import ImageClassifier, as_classifier
+
+if TYPE_CHECKING:
+    from dermlens.explain.base import Attribution
+    from dermlens.explain.output import Output
+    from dermlens.explain.target import Targets
+    from dermlens.report.comparison import Comparison
+
+Images = np.ndarray | str | Path | Sequence[str | Path]
+"""Arrays (N, H, W, 3) or (H, W, 3) at the model's input size, or files, which are fitted to it."""
+
+
+def load(
+    path: str | Path | None = None,
+    class_names: LabelSet | str | Sequence[str] | None = None,
+    *,
+    custom: Sequence[str] = (),
+    **settings: Any,
+) -> ImageClassifier:
+    """Load a classifier.
+
+    Args:
+        path: Folder of a bundle; a ``.keras`` file; None for the model that comes with the package.
+        class_names: For a ``.keras`` file: what its outputs stand for; see ``ImageClassifier``.
+        custom: Layers of your own that the file holds, as ``module:Name``; their module is run.
+        **settings: For a ``.keras`` file: ``value_range``, ``preprocessing``, ``output`` and
+            ``input_size``; see ``ImageClassifier``.
+
+    Raises:
+        ModelError: If there is no such model, or it is no image classifier.
+        UsageError: If names or settings are given for a bundle, which has its own.
+
+    Example:
+        >>> load().classes
+        ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
+    """
+    from dermlens.model.bundle import find_bundle, load_bundle
+    from dermlens.model.foreign import load_keras_model
+
+    if path is not None and Path(path).suffix == ".keras" and not Path(path).is_dir():
+        return ImageClassifier(load_keras_model(Path(path), custom), class_names, **settings)
+    if class_names is not None or settings:
+        raise UsageError("A bundle brings its class names and settings along. Leave them out.")
+    return load_bundle(find_bundle(None if path is None else Path(path)), custom=custom)
+
+
+def explain(
+    model: Any,
+    images: Images,
+    targets: "Targets" = None,
+    methods: str | Sequence[str] = "grad_cam",
+    *,
+    output: "Output | None" = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> "dict[str, Attribution]":
+    """Explain images by one or several methods.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        images: Files; or arrays (N, H, W, 3) or (H, W, 3) at the model's input size: uint8
+            photographs, or float in its range of values.
+        targets: Class to explain: None for the most probable one; ``"runner_up"``, ``"flagged"``, a
+            code or a position; one of these per image; or ``"all"``.
+        methods: Names, or ``"six"``, ``"all"``, or names separated by commas.
+        output: What is explained: ``Logit()`` by default, ``Probability()`` or ``Contrast(other)``.
+        batch_size: Images per pass; bounds memory.
+        seed: Sets everything random.
+
+    Returns:
+        The attribution of each method by its name, maps float32 (N, H, W).
+
+    Raises:
+        UsageError: If a method or target is unknown, or the images do not fit.
+        DataError: If a file cannot be read.
+        ExplanationError: If a method cannot explain this model.
+
+    Example:
+        >>> from dermlens.data.synthetic import draw
+        >>> image, _, _ = draw("mel", seed=1)
+        >>> explain(load(), image, "mel")["grad_cam"].maps.shape
+        (1, 192, 256)
+    """
+    from dermlens.explain.registry import create_several, parse_methods
+
+    classifier = as_classifier(model)
+    names = parse_methods(methods if isinstance(methods, str) else ",".join(methods))
+    pictures = _pictures(classifier, images)
+    return {
+        name: explainer.attribute(
+            pictures, targets, output=output, batch_size=batch_size, seed=seed
+        )
+        for name, explainer in create_several(names, classifier).items()
+    }
+
+
+def compare(
+    model: Any,
+    image: np.ndarray | str | Path,
+    target: str | int | None = None,
+    against: str | int | None = None,
+    *,
+    lesion: np.ndarray | None = None,
+    methods: str | Sequence[str] = "six",
+    batch_size: int = 16,
+    seed: int = 0,
+) -> "Comparison":
+    """Put methods, depths, scales and classes side by side on one image.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        image: A file, or an array (H, W, 3).
+        target: Class to explain; default the most probable one.
+        against: Class to contrast it with; default the strongest other.
+        lesion: Outline, bool (H, W), at the model's input size.
+        methods: Names, or ``"six"``.
+        batch_size: Images per pass; bounds memory.
+        seed: Sets everything random.
+
+    Returns:
+        Maps, agreement, contrasts and depths; ``report.comparison`` says what each is.
+    """
+    from dermlens.explain.registry import parse_methods
+    from dermlens.report.comparer import Comparer
+
+    classifier = as_classifier(model)
+    names = parse_methods(methods if isinstance(methods, str) else ",".join(methods))
+    picture = classifier.photographs(_pictures(classifier, image))[0]
+    comparer = Comparer(classifier, names, batch_size=batch_size)
+    return comparer.compare(picture, target=target, against=against, lesion=lesion, seed=seed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier reaches on a data set.
+
+    Attributes:
+        metrics: The content of ``metrics.json``.
+        predictions: A row per image.
+    """
+
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+
+
+def evaluate(
+    model: Any,
+    data: str | Path,
+    *,
+    split: str = "test",
+    views: int = 1,
+    resamples: int = 2000,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a classifier on a prepared and split data set.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        data: Folder of the data set; its classes must be among the model's.
+        split: ``train``, ``validation``, ``test`` or ``all``.
+        views: Test-time views: 1, 4 or 8.
+        resamples: Bootstrap resamples over lesions.
+        batch_size: Images per pass.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: If the data set is not split, or has a class that the model does not know.
+    """
+    from dermlens.model.evaluation import metrics_from_predictions
+    from dermlens.serve.prediction import predict_split
+
+    classifier = as_classifier(model)
+    table = predict_split(classifier, Path(data), split, views=views, batch_size=batch_size)
+    metrics = metrics_from_predictions(
+        table, classifier.calibration, resamples=resamples, seed=seed
+    )
+    return Evaluation({**metrics, "model": classifier.identity}, table)
+
+
+def benchmark(model: Any, data: str | Path, out: str | Path, **plan: Any) -> dict[str, Any]:
+    """Measure explanation methods and controls on a data set; resumes what is there.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        data: Prepared and split data set.
+        out: Folder to write tables into.
+        **plan: Fields of ``BenchmarkPlan``: ``methods``, ``n``, ``split``, ``seed``, ….
+
+    Returns:
+        The content of ``summary.json``.
+    """
+    from dermlens.files import read_json
+    from dermlens.quality.benchmark import run_benchmark
+    from dermlens.quality.benchmark_plan import BenchmarkPlan
+
+    paths = run_benchmark(as_classifier(model), Path(data), Path(out), BenchmarkPlan(**plan))
+    summary: dict[str, Any] = read_json(paths["summary"])
+    return summary
+
+
+def _pictures(classifier: ImageClassifier, images: Images) -> np.ndarray:
+    """Return images (N, H, W, 3) at the classifier's size; files are read and fitted."""
+    from dermlens.data.images import load_image
+
+    if isinstance(images, str | Path):
+        images = [images]
+    if isinstance(images, np.ndarray) or not all(isinstance(i, str | Path) for i in images):
+        array = np.asarray(images)
+        return array[None] if array.ndim == 3 else array
+    return np.stack([load_image(Path(path), classifier.input_size) for path in images])
