@@ -90,9 +90,9 @@ def given_images(data: Path | None, count: int, size: tuple[int, int]) -> np.nda
 
         return images_of_split(data, "validation", count, size)[:count]
     from dermlens.data.synthetic import draw
-    from dermlens.diagnoses import CODES
+    from dermlens.labels import HAM10000
 
-    return np.stack([draw(CODES[i % 7], i, size)[0] for i in range(count)])
+    return np.stack([draw(HAM10000.codes[i % 7], i, size)[0] for i in range(count)])
 
 
 def given_model(bundle: Path | None, size: tuple[int, int]) -> Any:

@@ -22,9 +22,9 @@ from dermlens.model.classifier import Architecture, build_classifier
 def drawn_images(count: int, size: tuple[int, int]) -> np.ndarray:
     """Return drawn lesions, uint8 (N, H, W, 3)."""
     from dermlens.data.synthetic import draw
-    from dermlens.diagnoses import CODES
+    from dermlens.labels import HAM10000
 
-    return np.stack([draw(CODES[i % 7], i, size)[0] for i in range(count)])
+    return np.stack([draw(HAM10000.codes[i % 7], i, size)[0] for i in range(count)])
 
 
 def seconds(work: Callable[[], Any], repeats: int = 3) -> float:

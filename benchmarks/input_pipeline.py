@@ -12,7 +12,7 @@ import numpy as np
 from dermlens.cli_options import parse_size
 from dermlens.data.augmentation import Augmentation
 from dermlens.data.pipeline import TrainingSet, training_batches
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.optimization import classification_loss
 
@@ -57,7 +57,7 @@ def step_rate(size: tuple[int, int], precision: str) -> float:
     @tf.function
     def step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            truth = tf.one_hot(labels, len(CODES))
+            truth = tf.one_hot(labels, len(HAM10000.codes))
             loss = classification_loss(truth, model(images, training=True), weights)
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)

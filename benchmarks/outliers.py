@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 from dermlens.data.images import fit_image, open_rgb, read_bytes
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.synthetic import draw
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
 from dermlens.report.benchmark_report import markdown_table
 from dermlens.serve.usability import usability
@@ -71,7 +71,7 @@ def groups(data: Path, count: int) -> dict[str, list[Image.Image]]:
     ordinary = [open_rgb(read_bytes(data / path), path) for path in table.path]
     chosen = [open_rgb(read_bytes(data / path), path) for path in some.path]
     noise = np.random.default_rng(0).integers(0, 256, (count, 300, 400, 3), dtype=np.uint8)
-    drawn = [draw(CODES[k % 7], k, (300, 400))[0] for k in range(min(count, 70))]
+    drawn = [draw(HAM10000.codes[k % 7], k, (300, 400))[0] for k in range(min(count, 70))]
     return {
         "test images (should be judged)": ordinary,
         **{name: [change(image) for image in chosen] for name, change in CHANGES.items()},

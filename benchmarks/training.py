@@ -34,7 +34,7 @@ from bench_tools import (
 
 from dermlens.cli_options import parse_size
 from dermlens.data.pipeline import epoch_order, training_batches
-from dermlens.diagnoses import CODES
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.calibration import fit_calibration
 from dermlens.model.classifier import PRECISIONS, Architecture, build_classifier
@@ -102,13 +102,13 @@ class Setting:
 
 def drawn_data(folder: Path, count: int, size: tuple[int, int]) -> TrainingData:
     """Return a split data set of a few drawn images repeated, in a memory map as real ones are."""
-    drawn = given_images(None, min(count, 10 * len(CODES)), size)
+    drawn = given_images(None, min(count, 10 * len(HAM10000.codes)), size)
     np.save(folder / "images.npy", drawn[np.arange(count) % len(drawn)])
     images = np.load(folder / "images.npy", mmap_mode="r")
-    labels = (np.arange(count) % len(CODES)).astype(np.int32)
+    labels = (np.arange(count) % len(HAM10000.codes)).astype(np.int32)
     table = pd.DataFrame({"image_id": [f"drawn_{number}" for number in range(count)]})
     table["lesion_id"] = table.image_id
-    table["dx"] = [CODES[label] for label in labels]
+    table["dx"] = [HAM10000.codes[label] for label in labels]
     edges = [int(0.7 * count), int(0.85 * count)]
     parts = np.split(np.arange(count), edges)
     rows = dict(zip(("train", "validation", "test"), parts, strict=True))

@@ -42,7 +42,7 @@ def untrained_bundle() -> Bundle:
     }
     rule = BalancedRule(0.8, tuple(np.log([0.005, 0.05, 0.1, 0.005, 0.1, 0.72, 0.02])))
     # At 90 % the lowest of nine validation images sets the threshold; vasc has too few of them.
-    known = {code: tuple(np.linspace(0.02 + 0.05 * k, 0.9, 9)) for k, code in enumerate(CODES)}
+    known = {code: tuple(np.linspace(0.02 + 0.05 * k, 0.9, 9)) for k, code in enumerate(HAM10000.codes)}
     sets = PredictionSets(known | {"vasc": (0.5, 0.6)})
     calibration = Calibration(1.7, rule, points, prediction_sets=sets)
     facts: dict[str, Any] = {"data": {"synthetic": True}, "license": "MIT"}

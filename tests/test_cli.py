@@ -103,7 +103,7 @@ def test_split_prints_the_table_it_wrote(workshop: Workshop) -> None:
 
 def test_audit_writes_its_table_and_finds_no_leak(workshop: Workshop) -> None:
     table = pd.read_csv(workshop.data / "audit.csv")
-    assert list(table.dx) == [*CODES, "all"]
+    assert list(table.dx) == [*HAM10000.codes, "all"]
     assert (table.leaking_here_percent == 0).all()
     assert "lesions in two splits: 0" in workshop.outcomes["audit"].out
 
@@ -130,7 +130,7 @@ def test_training_leaves_what_the_design_promises(workshop: Workshop) -> None:
     facts = json.loads((run / "bundle" / "bundle.json").read_text())
     assert facts["architecture"]["backbone"] == "tiny"
     assert facts["architecture"]["input_size"] == [32, 40]
-    assert facts["architecture"]["classes"] == list(CODES)
+    assert facts["architecture"]["classes"] == list(HAM10000.codes)
     assert facts["training"]["epochs"] == 3 and facts["training"]["batch_size"] == 8
     assert facts["training"]["fresh_rate"] == 5e-3
     fingerprint = json.loads((workshop.data / "dataset.json").read_text())["fingerprint"]
@@ -165,15 +165,15 @@ def test_evaluation_of_a_labelled_folder_gives_the_same_figures(
     here = pd.read_csv(tmp_path / "out" / "predictions.csv")
     there = pd.read_csv(workshop.folder / "test" / "predictions.csv")
     assert list(here.image_id) == list(there.image_id)
-    for code in CODES:
+    for code in HAM10000.codes:
         assert np.allclose(here[f"logit_{code}"], there[f"logit_{code}"], atol=1e-5)
 
 
 def test_prediction_has_one_row_per_image_in_order(workshop: Workshop) -> None:
     table = pd.read_csv(workshop.folder / "predictions.csv")
     assert list(table.path) == [str(p) for p in sorted((workshop.data / "images").iterdir())]
-    assert table.error.isna().all() and set(table.predicted) <= set(CODES)
-    total = table[[f"probability_{code}" for code in CODES]].sum(axis=1)
+    assert table.error.isna().all() and set(table.predicted) <= set(HAM10000.codes)
+    total = table[[f"probability_{code}" for code in HAM10000.codes]].sum(axis=1)
     assert np.allclose(total, 1)
     out = workshop.outcomes["predict"].out
     assert "… and 64 more in the file." in out

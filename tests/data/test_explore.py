@@ -7,8 +7,8 @@ from PIL import Image
 
 from dermlens.data import explore
 from dermlens.data.manifest import COLUMNS
-from dermlens.labels import HAM10000
 from dermlens.errors import DataError
+from dermlens.labels import HAM10000
 
 
 def manifest() -> pd.DataFrame:
@@ -42,8 +42,8 @@ def with_images(folder: Path) -> pd.DataFrame:
 
 
 def test_class_balance_counts_images_and_lesions() -> None:
-    balance = explore.class_balance(manifest()).set_index("dx")
-    assert tuple(balance.index) == CODES
+    balance = explore.class_balance(manifest(), HAM10000).set_index("dx")
+    assert tuple(balance.index) == HAM10000.codes
     assert balance.loc["nv", ["images", "lesions"]].tolist() == [3, 2]
     assert balance.loc["nv", ["image_share", "lesion_share"]].tolist() == [0.6, 0.5]
     assert balance.loc["nv", "images_per_lesion"] == 1.5
@@ -57,7 +57,7 @@ def test_images_per_lesion() -> None:
 
 
 def test_missing_values_by_field_and_class() -> None:
-    missing = explore.missing_values(manifest()).set_index("field")
+    missing = explore.missing_values(manifest(), HAM10000).set_index("field")
     assert missing.missing.to_dict() == {
         "age": 1,
         "sex": 1,
@@ -73,15 +73,15 @@ def test_missing_values_by_field_and_class() -> None:
 def test_cross_table_orders_by_frequency_and_puts_unknown_last() -> None:
     table = pd.concat([manifest()] * 2)
     table.loc[table.localization == "face", "localization"] = None
-    counts = explore.cross_table(table, "localization")
+    counts = explore.cross_table(table, "localization", HAM10000)
     assert counts.localization.tolist() == ["back", "unknown"]
     assert counts["all"].tolist() == [4, 6]
-    assert counts.columns.tolist() == ["localization", *CODES, "all"]
+    assert counts.columns.tolist() == ["localization", *HAM10000.codes, "all"]
     assert counts[["nv", "mel"]].to_numpy().tolist() == [[4, 0], [2, 4]]
 
 
 def test_age_summary_leaves_missing_out() -> None:
-    ages = explore.age_summary(manifest()).set_index("dx")
+    ages = explore.age_summary(manifest(), HAM10000).set_index("dx")
     assert ages.loc["mel", ["n", "median", "minimum", "maximum"]].tolist() == [2, 35, 0, 70]
     assert ages.loc["nv", "n"] == 2 and ages.loc["vasc", "n"] == 0
     assert np.isnan(ages.loc["vasc", "median"])

@@ -22,6 +22,7 @@ from dermlens.data.pipeline import (
     training_batches,
 )
 from dermlens.errors import DataError, UsageError
+from dermlens.labels import HAM10000
 
 LABELS = np.repeat(np.arange(3), [80, 16, 4])
 
@@ -157,7 +158,7 @@ def test_unknown_handling_is_refused():
 
 def training(prepared, size=(24, 32)):
     table = read_manifest(prepared)
-    labels = class_indices(table)
+    labels = class_indices(table, HAM10000)
     images = cached_images(prepared, table, size)
     return TrainingSet(images, np.arange(len(table)), labels, np.ones(len(table), np.float32))
 
@@ -259,11 +260,11 @@ def test_labels_one_hot_and_plain(tmp_path):
     one_hot.write_text(
         "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\nISIC_1,1.0,0,0,0,0,0,0\nISIC_2,0,0,0,0,0,0,1.0\n"
     )
-    table = read_labels(one_hot)
+    table = read_labels(one_hot, HAM10000)
     assert list(table.image_id) == ["ISIC_1", "ISIC_2"] and list(table.dx) == ["mel", "vasc"]
     plain = tmp_path / "labels.csv"
     plain.write_text("image_id;dx;age\nISIC_1.jpg;MEL;30\n")
-    table = read_labels(plain)
+    table = read_labels(plain, HAM10000)
     assert table.to_dict("records") == [{"image_id": "ISIC_1", "age": "30", "dx": "mel"}]
 
 
@@ -281,9 +282,9 @@ def test_labels_one_hot_and_plain(tmp_path):
 def test_wrong_labels_are_refused(tmp_path, text, words):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=words):
-        read_labels(tmp_path / "labels.csv")
+        read_labels(tmp_path / "labels.csv", HAM10000)
 
 
 def test_class_indices_follow_the_alphabet():
     table = pd.DataFrame({"dx": ["vasc", "akiec", "mel"]})
-    assert class_indices(table).tolist() == [6, 0, 4]
+    assert class_indices(table, HAM10000).tolist() == [6, 0, 4]

@@ -8,9 +8,10 @@ from PIL import Image
 from dermlens.data.duplicates import hash_pairs, near_duplicates
 from dermlens.data.ham10000 import prepare
 from dermlens.data.images import perceptual_hash
-from dermlens.data.manifest import CODES, read_manifest
+from dermlens.data.manifest import read_manifest
 from dermlens.data.splits import assign, audit, connected_groups, read_checks, split_data_set
 from dermlens.errors import DataError
+from dermlens.labels import HAM10000
 
 
 def manifest(lesions: int, per_lesion: int = 1, dx: str = "nv") -> pd.DataFrame:
@@ -138,7 +139,7 @@ def test_audit_of_a_grouped_split_finds_nothing(prepared):
         "images_in_two_splits": 0,
     }
     assert (table.leaking_here_percent == 0).all()
-    assert list(table.dx) == [*CODES, "all"]
+    assert list(table.dx) == [*HAM10000.codes, "all"]
     # A third of the lesions has two images: half of all images share their lesion.
     assert table.images_sharing_a_lesion.iloc[-1] == 42
     assert 25 < table.leaking_under_image_level_split_percent.iloc[-1] < 45

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from dermlens.data.manifest import COLUMNS, write_manifest
-from dermlens.labels import HAM10000
 from dermlens.errors import DataError
+from dermlens.labels import HAM10000
 from dermlens.model.baseline import color_histogram, color_histogram_baseline
 
 
@@ -28,7 +28,7 @@ def data_set(folder: Path, colors: dict[str, tuple[int, int, int]], split: bool 
                 | {"image_id": name, "path": f"images/{name}.png", "lesion_id": name}
                 | {"dx": code, "split": part if split else np.nan}
             )
-    write_manifest(folder, pd.DataFrame(rows))
+    write_manifest(folder, pd.DataFrame(rows), HAM10000)
     return folder
 
 
@@ -42,12 +42,12 @@ def test_histogram_counts_shares_in_joint_bins() -> None:
 
 
 def test_classes_of_different_color_are_told_apart(tmp_path: Path) -> None:
-    colors = {code: (30 * k + 30, 220 - 30 * k, 120) for k, code in enumerate(CODES)}
+    colors = {code: (30 * k + 30, 220 - 30 * k, 120) for k, code in enumerate(HAM10000.codes)}
     assert color_histogram_baseline(data_set(tmp_path / "d", colors)) == 1.0
 
 
 def test_classes_of_the_same_color_are_not(tmp_path: Path) -> None:
-    same = dict.fromkeys(CODES, (128, 128, 128))
+    same = dict.fromkeys(HAM10000.codes, (128, 128, 128))
     score = color_histogram_baseline(data_set(tmp_path / "d", same))
     assert score < 0.5
 

@@ -49,6 +49,16 @@ def reverse_classes(facts: Facts) -> None:
         facts[name]["classes"].reverse()
 
 
+def older(change: Callable[[Facts], None]) -> Callable[[Facts], None]:
+    """A description as versions wrote it that knew HAM10000 alone."""
+
+    def both(facts: Facts) -> None:
+        facts.pop("labels")
+        change(facts)
+
+    return both
+
+
 def put(value: Any, *keys: str) -> Callable[[Facts], None]:
     def change(facts: Facts) -> None:
         for key in keys[:-1]:
@@ -108,10 +118,13 @@ def test_a_bundle_of_an_earlier_version_is_taken_with_a_warning(
 
 
 IMPOSSIBLE: tuple[tuple[Callable[[Facts], None], str], ...] = (
-    (reverse_classes, "not in the order of their labels"),
+    (reverse_classes, "label set is of other classes than its network"),
+    (older(reverse_classes), "are not those of HAM10000 in the order of their labels"),
     (put(["akiec", "bcc"], "architecture", "classes"), "of other classes than its network"),
-    (put(["mel", "scc"], "architecture", "classes"), "are not diagnoses of"),
-    (put([[], {}], "architecture", "classes"), "are not diagnoses of"),
+    (older(put(["mel", "scc"], "architecture", "classes")), "are not those of HAM10000"),
+    (put({}, "labels"), "This is no label set"),
+    (put([{"code": "mel"}] * 2, "labels", "labels"), "the code 'mel' stands twice"),
+    (put([[]], "architecture", "classes"), "are not two or more names"),
     (put([32, 1 << 30], "architecture", "input_size"), "is not two sides of 1 to 4096"),
     (put([32.5, 48], "architecture", "input_size"), "is not two sides"),
     (put("32x48", "architecture", "input_size"), "is not two sides"),

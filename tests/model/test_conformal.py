@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dermlens.errors import ModelError, UsageError
-from dermlens.model.calibration import Calibration, fit_calibration, softmax
+from dermlens.model.calibration import Calibration, fit_calibration
+from dermlens.model.calibration import probabilities as softmax
 from dermlens.model.conformal import PredictionSets, fit_prediction_sets
 from dermlens.model.set_metrics import set_metrics
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics as reference
 
-from dermlens.labels import HAM10000
 from dermlens.errors import DataError
+from dermlens.labels import HAM10000
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.evaluation import (
     isic_balanced_accuracy,
@@ -30,7 +30,7 @@ def case(images: int = 300, seed: int = 0) -> tuple[pd.DataFrame, Calibration]:
         {
             "image_id": [f"I{k:04d}" for k in range(images)],
             "lesion_id": [f"L{k // 2:04d}" for k in range(images)],
-            "dx": np.array(CODES)[labels],
+            "dx": np.array(HAM10000.codes)[labels],
             "dx_type": np.where(np.arange(images) % 3 == 0, "histo", "consensus"),
             "age": np.where(np.arange(images) % 10 == 0, np.nan, 20.0 + np.arange(images) % 60),
             "sex": np.where(np.arange(images) % 2 == 0, "male", None),
@@ -66,13 +66,15 @@ def test_scikit_learn_recomputes_from_the_file(written):
         assert block["macro_f1"] == pytest.approx(
             reference.f1_score(labels, predicted, average="macro"), abs=1e-9
         )
-    probabilities = table[[f"probability_{code}" for code in CODES]].to_numpy()
+    probabilities = table[[f"probability_{code}" for code in HAM10000.codes]].to_numpy()
     assert stored["macro_auc"] == pytest.approx(
-        reference.roc_auc_score(labels, probabilities, multi_class="ovr", labels=list(CODES)),
+        reference.roc_auc_score(
+            labels, probabilities, multi_class="ovr", labels=list(HAM10000.codes)
+        ),
         abs=1e-9,
     )
     assert stored["nll"] == pytest.approx(
-        reference.log_loss(labels, probabilities, labels=list(CODES)), abs=1e-9
+        reference.log_loss(labels, probabilities, labels=list(HAM10000.codes)), abs=1e-9
     )
 
 
@@ -95,7 +97,7 @@ def test_names_of_the_contract(written):
         *("confidence_intervals", "subgroups", "n_images", "n_lesions"),
     )
     assert set(wanted) <= set(stored)
-    for code in CODES:
+    for code in HAM10000.codes:
         assert set(stored["per_class"][code]) == {
             "precision",
             "recall",
@@ -149,8 +151,8 @@ def test_submission_has_the_challenge_order_and_scores_the_balanced_rule():
     table, fitted = case(200)
     rule = replace(fitted.balanced_rule, tau=0.8)
     calibration = replace(fitted, balanced_rule=rule)
-    logits = table[[f"logit_{code}" for code in CODES]].to_numpy()
-    table["balanced_rule"] = np.array(CODES)[calibration.balanced(logits)]
+    logits = table[[f"logit_{code}" for code in HAM10000.codes]].to_numpy()
+    table["balanced_rule"] = np.array(HAM10000.codes)[calibration.balanced(logits)]
     submission = isic_submission(table, calibration)
     assert list(submission.columns) == ["image", *ISIC]
     assert np.allclose(submission[ISIC].sum(axis=1), 1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from dermlens.labels import HAM10000
 from dermlens.model import metrics
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import (
@@ -12,8 +13,8 @@ from dermlens.model.calibration import (
     fit_calibration,
     fit_temperature,
     negative_log_likelihood,
-    softmax,
 )
+from dermlens.model.calibration import probabilities as softmax
 
 
 @pytest.fixture
@@ -136,7 +137,9 @@ def test_operating_point_reaches_its_sensitivity_and_no_more():
     probabilities = np.zeros((20, 7))
     probabilities[:, 4] = np.linspace(0.05, 1.0, 20)
     labels = np.where(np.arange(20) >= 10, 4, 5)
-    point = choose_operating_point("melanoma", ("mel",), probabilities, labels, sensitivity=0.9)
+    point = choose_operating_point(
+        "melanoma", ("mel",), probabilities, labels, sensitivity=0.9, classes=HAM10000.codes
+    )
     assert point.sensitivity == 0.9 and point.specificity == 1.0
     assert point.threshold == pytest.approx(probabilities[11, 4])
     assert (point.positives, point.negatives) == (10, 10)

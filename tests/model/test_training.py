@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from dermlens.errors import DataError, DermlensError, ModelError, UsageError
+from dermlens.labels import HAM10000
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
@@ -73,7 +74,7 @@ def test_bundle_holds_the_averaged_weights_of_the_best_epoch(trained, prepared):
     table = read_manifest(prepared)
     rows = np.flatnonzero(table.split == "validation")
     logits = bundle.predictor().logits(cached_images(prepared, table, (32, 40)), rows)
-    labels = class_indices(table)[rows]
+    labels = class_indices(table, HAM10000)[rows]
     recalls = [(logits[labels == c].argmax(1) == c).mean() for c in np.unique(labels)]
     assert np.mean(recalls) == pytest.approx(bundle.history.validation_balanced_accuracy.max())
 

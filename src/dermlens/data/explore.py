@@ -174,7 +174,7 @@ def image_statistics(
             rows.append({"image_id": row.image_id, "dx": code, **measure_image(image, mask)})
             advance()
     counts = {code: int((table.dx == code).sum()) for code in sums}
-    present = list(sums)
+    present = sorted(sums)
     return ImageStatistics(
         per_image=pd.DataFrame(rows),
         mean_images={c: (sums[c][0] / counts[c]).astype(np.float32) for c in present},
@@ -254,7 +254,7 @@ def brightness_summary(statistics: ImageStatistics) -> pd.DataFrame:
 
 def _summary(per_image: pd.DataFrame, column: str) -> pd.DataFrame:
     rows = []
-    for code in dict.fromkeys(per_image.dx):
+    for code in sorted(set(per_image.dx)):
         values = per_image.loc[per_image.dx == code, column].dropna()
         if len(values):
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])

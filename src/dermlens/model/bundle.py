@@ -206,7 +206,7 @@ def save_bundle(
     data: dict[str, Any],
     history: pd.DataFrame,
     split: pd.DataFrame,
-    labels: LabelSet,
+    labels: LabelSet | None = None,
     outlier: OutlierDetector | None = None,
     dtype: str = "float32",
 ) -> Bundle:
@@ -221,13 +221,15 @@ def save_bundle(
         data: Name, fingerprint and counts of the data set.
         history: Training record.
         split: Columns image_id and split, and any others.
-        labels: The classes, in the order of the logits.
+        labels: The classes, in the order of the logits; default those of HAM10000 with the codes of
+            the architecture.
         outlier: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
 
     Raises:
         DataError: If something else than a bundle stands at ``path``.
     """
+    labels = chosen(HAM10000, architecture.classes) if labels is None else labels
     license_note = NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT"
     with folder_beside(Path(path), KIND) as folder:
         save_by_name(model, folder / "weights.h5", dtype=dtype)

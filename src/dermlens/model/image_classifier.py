@@ -197,7 +197,7 @@ class ImageClassifier:
         return self.predictor(batch_size).logits(self.photographs(images), views=views)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return probabilities, float64 (N, C), of logits (N, C), calibrated where that is known."""
+        """Return probabilities, float64 (N, C), of logits (N, C), calibrated if fitted."""
         return self.calibration.probabilities(logits)
 
 

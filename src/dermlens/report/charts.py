@@ -7,7 +7,7 @@ import pandas as pd
 
 from dermlens.diagnoses import CODES, by_code
 from dermlens.model import metrics
-from dermlens.model.calibration import probabilities
+from dermlens.model.calibration import probabilities as from_logits
 from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def reliability_diagram(table: pd.DataFrame) -> "Figure":
         figure = new_figure(9, 4.6)
         axes = figure.subplots(2, 2, height_ratios=(4, 1), sharex=True)
         versions = (
-            ("Before temperature", probabilities(_columns(table, "logit")), MUTED),
+            ("Before temperature", from_logits(_columns(table, "logit")), MUTED),
             ("Calibrated", _columns(table, "probability"), ACCENT),
         )
         for column, (title, probabilities, color) in enumerate(versions):
