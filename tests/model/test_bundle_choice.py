@@ -52,7 +52,7 @@ INSTEAD: tuple[tuple[str, str], ...] = (
     ("empty", r"empty is not a bundle: it holds no bundle\.json, and no image either"),
     ("exported", r"exported was written by 'dermlens export'; inference\.py runs it"),
     ("exported/saved_model", "was written by 'dermlens export'"),
-    ("model.keras", r"model\.keras is not a bundle but a file or folder of a model"),
+    ("model.keras", r"model\.keras is a Keras model, not a bundle"),
     ("weights.h5", r"weights\.h5 is not a bundle but a file or folder of a model"),
 )
 

@@ -12,7 +12,16 @@ from dermlens.model.classifier import (
     build_classifier,
     stage_start,
 )
-from dermlens.model.weights import load_all_by_name, load_by_name, save_by_name
+from dermlens.model.finetuning import choose_trainable
+from dermlens.model.optimization import RunningAverage, TwoRateOptimizer
+from dermlens.model.weights import (
+    load_all_by_name,
+    load_by_name,
+    no_coverage,
+    rounded,
+    save_by_name,
+    set_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +43,10 @@ def preprocessed(name: str, images: np.ndarray) -> np.ndarray:
     """What reaches the first layer of a backbone that sees raw pixels."""
     import keras
 
-    from dermlens.model.classifier import _preprocess
+    from dermlens.model.classifier import preprocess
 
     pixels = keras.Input((4, 6, 3))
-    model = keras.Model(pixels, _preprocess(pixels, BACKBONES[name][1]))
+    model = keras.Model(pixels, preprocess(pixels, BACKBONES[name][1]))
     return model(images).numpy()
 
 
@@ -54,6 +63,47 @@ def test_preprocessing_equals_that_of_keras_applications(name, module):
     assert np.allclose(preprocessed(name, images), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_trains_one_step_and_comes_back_from_a_file(name, tmp_path):
+    import tensorflow as tf
+
+    model = build_classifier(Architecture(name, (32, 32)))
+    pretrained, fresh = choose_trainable(model, no_coverage(model), "all")
+    optimizer = TwoRateOptimizer(
+        pretrained, fresh, pretrained_rate=0, fresh_rate=1e-3, weight_decay=0, clip_norm=1
+    )
+    statistics = [w for w in model.non_trainable_weights if "float" in str(w.dtype)]
+    average = RunningAverage([*optimizer.trained, *statistics], 0.5)
+    before = [variable.numpy() for variable in optimizer.trained]
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.nn.log_softmax(model(images, training=True))[:, 0])
+    optimizer.apply(tape.gradient(loss, [v.value for v in optimizer.trained]))
+    average.update(0)
+    average.swap()
+    after = [variable.numpy() for variable in optimizer.trained]
+    assert not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    expected = rounded(model.get_weights(), "float16")
+    save_by_name(model, tmp_path / "w.h5", dtype="float16")
+    set_weights(model, [np.ones_like(w) for w in expected])
+    load_all_by_name(model, tmp_path / "w.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["convnexttiny", "efficientnetb0"])
+def test_weights_come_back_into_another_network_of_the_same_process(name, tmp_path):
+    """Keras numbers nameless layers on and on, and ``Normalization`` computes with a copy."""
+    first, second = (build_classifier(Architecture(name, (32, 32)), seed=k) for k in (0, 1))
+    weights = first.get_weights()
+    weights[:2] = [w + 0.5 for w in weights[:2]]
+    set_weights(first, weights)
+    save_by_name(first, tmp_path / "w.h5")
+    load_all_by_name(second, tmp_path / "w.h5")
+    images = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
+    one, other = (np.asarray(model(images, training=False)) for model in (first, second))
+    assert np.array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["efficientnetv2b0", "mobilenetv3large"])
 def test_backbones_with_their_own_preprocessing_get_raw_pixels(name):
     images = np.random.default_rng(0).uniform(0, 255, (1, 4, 6, 3)).astype(np.float32)
@@ -61,9 +111,9 @@ def test_backbones_with_their_own_preprocessing_get_raw_pixels(name):
     import keras
 
     pixels = keras.Input((4, 6, 3))
-    from dermlens.model.classifier import _preprocess
+    from dermlens.model.classifier import preprocess
 
-    assert _preprocess(pixels, "inside") is pixels
+    assert preprocess(pixels, "inside") is pixels
     assert images.max() > 1
 
 

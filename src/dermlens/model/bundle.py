@@ -50,7 +50,7 @@ from dermlens.model.foreign import ADOPTED_SETTINGS, load_keras_model
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.outlier import OutlierDetector, read_arrays
 from dermlens.model.prediction import Predictor, split_features, with_features
-from dermlens.model.weights import load_all_by_name, save_by_name
+from dermlens.model.weights import load_all_by_name, save_by_name, set_weights
 
 __all__ = [
     "FORMAT",
@@ -164,7 +164,7 @@ class Bundle(ImageClassifier):
 
     def _transposed(self) -> Any:
         turned = build_classifier(self.architecture.transposed())
-        turned.set_weights(self.model.get_weights())
+        set_weights(turned, self.model.get_weights())
         return turned
 
     def logits_and_outlier_scores(

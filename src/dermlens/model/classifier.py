@@ -15,16 +15,11 @@ _CAFFE, _TORCH, _TF, _INSIDE = "caffe", "torch", "tf", "inside"
 
 BACKBONES: dict[str, tuple[str, str]] = {
     "resnet50": ("ResNet50", _CAFFE),
-    "resnet101": ("ResNet101", _CAFFE),
-    "resnet152": ("ResNet152", _CAFFE),
     "resnet50v2": ("ResNet50V2", _TF),
     "densenet121": ("DenseNet121", _TORCH),
     "densenet169": ("DenseNet169", _TORCH),
-    "densenet201": ("DenseNet201", _TORCH),
     "efficientnetb0": ("EfficientNetB0", _INSIDE),
     "efficientnetv2b0": ("EfficientNetV2B0", _INSIDE),
-    "efficientnetv2b3": ("EfficientNetV2B3", _INSIDE),
-    "efficientnetv2s": ("EfficientNetV2S", _INSIDE),
     "mobilenetv2": ("MobileNetV2", _TF),
     "mobilenetv3small": ("MobileNetV3Small", _INSIDE),
     "mobilenetv3large": ("MobileNetV3Large", _INSIDE),

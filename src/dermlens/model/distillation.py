@@ -12,6 +12,7 @@ from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import build_classifier
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.training_data import TrainingData, require_same_data
+from dermlens.model.weights import set_weights
 
 NO_TEACHER = "none"
 
@@ -43,7 +44,7 @@ def load_teacher(configuration: TrainingConfiguration, data: TrainingData) -> An
     teacher = build_classifier(
         bundle.architecture, precision=configuration.precision, any_size=True
     )
-    teacher.set_weights(bundle.model.get_weights())
+    set_weights(teacher, bundle.model.get_weights())
     teacher.trainable = False
     return teacher
 

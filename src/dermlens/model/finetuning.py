@@ -101,6 +101,7 @@ class Finetuning:
             for layer in model.layers
             if layer.trainable and layer.weights
             for v in layer.non_trainable_weights
+            if "float" in str(v.dtype)
         ]
         self._average = RunningAverage(
             [*self._optimizer.trained, *statistics], configuration.average_decay

@@ -14,7 +14,7 @@ from dermlens.model.classifier import Architecture
 from dermlens.model.outlier import OutlierDetector, fit_outlier_detector, with_threshold
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.training_data import TrainingData, load_training_data, require_same_data
-from dermlens.model.weights import rounded
+from dermlens.model.weights import rounded, set_weights
 from dermlens.progress import progress
 
 
@@ -99,7 +99,7 @@ def pack(
     training = dict(bundle.facts["training"])
     if average_with is not None:
         training["averaged_with"] = _average(bundle, Path(average_with), training_data)
-    bundle.model.set_weights(rounded(bundle.model.get_weights(), dtype))
+    set_weights(bundle.model, rounded(bundle.model.get_weights(), dtype))
     seed = int(training.get("seed", 0))
     calibration, outlier = fit_on_data(
         bundle.model, bundle.architecture, training_data, seed=seed, dtype=dtype
@@ -131,6 +131,6 @@ def _average(bundle: Bundle, path: Path, data: TrainingData) -> dict[str, Any]:
         )
     require_same_data(path, other.facts["data"].get("fingerprint"), data)
     pairs = zip(bundle.model.get_weights(), other.model.get_weights(), strict=True)
-    bundle.model.set_weights([(mine + theirs) / 2 for mine, theirs in pairs])
+    set_weights(bundle.model, [(mine + theirs) / 2 for mine, theirs in pairs])
     names = ("weights", "uncovered_layers", "best_epoch", "epochs", "seed")
     return {name: other.facts["training"].get(name) for name in names}

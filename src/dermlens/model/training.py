@@ -21,7 +21,13 @@ from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
 from dermlens.model.history import History
 from dermlens.model.training_data import TrainingData, load_training_data
-from dermlens.model.weights import Coverage, full_coverage, load_by_name, no_coverage
+from dermlens.model.weights import (
+    Coverage,
+    full_coverage,
+    load_by_name,
+    no_coverage,
+    set_weights,
+)
 from dermlens.progress import duration, progress, say
 
 
@@ -169,7 +175,7 @@ def _finish(
     """Build the float32 model, calibrate it on validation and save the bundle."""
     architecture = configuration.architecture
     model = build_classifier(architecture, seed=configuration.seed)
-    model.set_weights(finetuning.best_weights())
+    set_weights(model, finetuning.best_weights())
     calibration, outlier = fit_on_data(
         model, architecture, data, seed=configuration.seed, batch_size=configuration.batch_size
     )

@@ -4,6 +4,7 @@ One format for pretrained weights and for our own bundles, so that a bundle's we
 another training, and any HDF5 tool can read them. Nothing is ever unpickled.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from dermlens.errors import ModelError
 from dermlens.files import written_beside
-from dermlens.model.classifier import backbone_layers, head_layers
+from dermlens.model.classifier import backbone_layers
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,42 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
     # Made in memory: where the disk is full, HDF5 itself would end the process when it closes.
     content = BytesIO()
     with h5py.File(content, "w") as file:
-        layers = [layer for layer in model.layers if layer.weights]
-        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        layers = _stored_layers(model)
+        file.attrs["layer_names"] = [name.encode() for name in layers]
         file.attrs["backend"] = b"tensorflow"
-        for layer in layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
+        for layer_name, layer in layers.items():
+            group = file.create_group(layer_name)
+            names = [f"{layer_name}/{weight.name}:0" for weight in layer.weights]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, value in zip(names, layer.get_weights(), strict=True):
                 stored = value.astype(_storage(value, dtype))
-                group.create_dataset(name, data=stored, compression="gzip")
+                # A single number cannot be compressed.
+                packed = "gzip" if value.ndim else None
+                group.create_dataset(name, data=stored, compression=packed)
     with written_beside(Path(path)) as temporary:
         temporary.write_bytes(content.getbuffer())
     return Path(path)
+
+
+def _stored_layers(model: Any) -> dict[str, Any]:
+    """Return the layers with weights by a name that is the same in every process.
+
+    Keras numbers layers without a name of their own through the life of a process
+    (``layer_normalization_7``); here they are numbered within the network.
+    """
+    named: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(layer).__name__).lower()
+        name = layer.name
+        if re.fullmatch(rf"{kind}(_\d+)?", name):
+            number = counts.get(kind, 0)
+            counts[kind] = number + 1
+            name = f"{kind}_{number}" if number else kind
+        named[name] = layer
+    return named
 
 
 def _storage(value: np.ndarray, dtype: str) -> str:
@@ -106,19 +130,20 @@ def load_by_name(model: Any, path: Path) -> Coverage:
         ModelError: If the file cannot be read, holds no layer of this network, or holds layers of
             the same name but another shape.
     """
-    layers = backbone_layers(model)
+    layers, everything = backbone_layers(model), _stored_layers(model)
     with _opened(Path(path)) as stored:
-        if not any(layer.name in stored for layer in layers):
+        matching = {name: layer for name, layer in everything.items() if name in stored}
+        found = {id(layer) for layer in matching.values()}
+        if not any(id(layer) in found for layer in layers):
             raise ModelError(
                 f"{path} holds the weights of another network: none of its {len(stored)} layers "
                 f"(such as {next(iter(stored), 'none')!r}) is in {model.name}. Choose the backbone "
                 "the file was made for."
             )
-        matching = [layer for layer in [*layers, *head_layers(model)] if layer.name in stored]
         _copy(matching, stored, path)
         return Coverage(
-            tuple(layer.name for layer in layers if layer.name in stored),
-            tuple(layer.name for layer in layers if layer.name not in stored),
+            tuple(layer.name for layer in layers if id(layer) in found),
+            tuple(layer.name for layer in layers if id(layer) not in found),
         )
 
 
@@ -129,29 +154,41 @@ def load_all_by_name(model: Any, path: Path) -> None:
         ModelError: If the file lacks a layer of the model, has it in another shape, or holds what
             is no finite number.
     """
-    layers = [layer for layer in model.layers if layer.weights]
+    layers = _stored_layers(model)
     with _opened(Path(path)) as stored:
-        for layer in layers:
-            if layer.name not in stored:
-                raise ModelError(
-                    f"{path} lacks layer {layer.name!r} of {model.name}. Copy it again."
-                )
+        for name in layers:
+            if name not in stored:
+                raise ModelError(f"{path} lacks layer {name!r} of {model.name}. Copy it again.")
         _copy(layers, stored, path)
 
 
-def _copy(layers: Sequence[Any], stored: Mapping[str, Sequence[Any]], path: Path) -> None:
+def _copy(layers: Mapping[str, Any], stored: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Copy stored data sets into layers, once all shapes are known to match."""
-    for layer in layers:
-        _check_shapes(layer, stored[layer.name], path)
-    read = [[np.asarray(part[()], np.float32) for part in stored[layer.name]] for layer in layers]
-    for layer, weights in zip(layers, read, strict=True):
+    for name, layer in layers.items():
+        _check_shapes(layer, stored[name], path)
+    read = {name: [np.asarray(part[()], np.float32) for part in stored[name]] for name in layers}
+    for name, weights in read.items():
         if not all(np.isfinite(weight).all() for weight in weights):
             raise ModelError(
-                f"{path} holds weights of layer {layer.name!r} that are no finite numbers. Get the "
+                f"{path} holds weights of layer {name!r} that are no finite numbers. Get the "
                 "file again, or use another one."
             )
-    for layer, weights in zip(layers, read, strict=True):
-        layer.set_weights(weights)
+    for name, layer in layers.items():
+        layer.set_weights(read[name])
+        _settle(layer)
+
+
+def set_weights(model: Any, weights: Sequence[np.ndarray]) -> None:
+    """Give a model all its weights, in the model's order."""
+    model.set_weights(weights)
+    for layer in model.layers:
+        _settle(layer)
+
+
+def _settle(layer: Any) -> None:
+    """Make a layer use weights that were set: ``Normalization`` computes with a copy of them."""
+    if hasattr(layer, "finalize_state"):
+        layer.finalize_state()
 
 
 @contextmanager
