@@ -12,7 +12,7 @@ import pytest
 from dermlens.data.augmentation import NO_AUGMENTATION, Augmentation, augment
 from dermlens.data.cache import cached_images
 from dermlens.data.images import load_image
-from dermlens.data.labels import read_labels
+from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import class_indices, read_manifest
 from dermlens.data.pipeline import (
     ImbalanceHandling,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dermlens.data.cache import cached_images
 from dermlens.data.images import IMAGE_SUFFIXES, load_image, read_bytes
-from dermlens.data.labels import read_labels
+from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.errors import DataError, UsageError
 from dermlens.model.bundle import Bundle
