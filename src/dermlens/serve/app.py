@@ -63,7 +63,7 @@ def build_app(
 
     Returns:
         The page. Endpoints: ``/analyze``, ``/explain``, ``/compare``, ``/report``, ``/maps`` and
-        ``/batch``; see ``docs/api.md``.
+        ``/batch``; see ``docs/web_api.md``.
     """
     import gradio as gr
 

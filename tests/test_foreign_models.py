@@ -1,0 +1,176 @@
+"""Three models that dermlens has not built, through every command.
+
+Random weights: what is looked at is that numbers, names and files are right, not what was learned.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermlens.cli import main
+from dermlens.data.images import load_image
+from dermlens.data.splits import split_data_set
+from dermlens.data.synthetic import make_synthetic
+from dermlens.labels import LabelSet, label_set
+from dermlens.model.bundle import SHIPPED, Bundle, load_bundle
+
+SIZE = (64, 64)
+
+
+def efficientnet_with_softmax() -> Any:
+    import keras
+
+    pixels = keras.Input((*SIZE, 3))
+    backbone = keras.applications.EfficientNetB0(include_top=False, weights=None, pooling="avg")
+    features = keras.layers.Dropout(0.2)(backbone(pixels))
+    return keras.Model(pixels, keras.layers.Dense(8, activation="softmax")(features))
+
+
+def nested_resnet_with_sigmoid() -> Any:
+    import keras
+    from keras import layers
+
+    backbone = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(*SIZE, 3))
+    before = [keras.Input((*SIZE, 3)), layers.RandomFlip(), layers.Rescaling(1 / 255)]
+    after = [layers.GlobalAveragePooling2D(), layers.Dense(1, activation="sigmoid")]
+    return keras.Sequential([*before, backbone, *after])
+
+
+def mobilenet_on_minus_one_to_one() -> Any:
+    import keras
+
+    return keras.applications.MobileNetV2(weights=None, input_shape=(*SIZE, 3), classes=2)
+
+
+MODELS: dict[str, tuple[Callable[[], Any], str, str, tuple[float, float]]] = {
+    "efficientnet": (efficientnet_with_softmax, "isic2019", "0,255", (0, 255)),
+    "resnet": (nested_resnet_with_sigmoid, "binary", "0,255", (0, 255)),
+    "mobilenet": (mobilenet_on_minus_one_to_one, "binary", "-1,1", (-1, 1)),
+}
+
+
+def run(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 0
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def adopted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model, its bundle, calibrated on drawn images of its own classes, and these images."""
+    import keras
+
+    folder = tmp_path_factory.mktemp(request.param)
+    make, name, words, value_range = MODELS[request.param]
+    labels = label_set(name)
+    keras.utils.set_random_seed(1)
+    model = make()
+    model.save(folder / "model.keras")
+    images = 12 * len(labels)
+    make_synthetic(folder / "data", images=images, size=(48, 64), labels=labels, workers=1)
+    split_data_set(folder / "data")
+    bundle = folder / "bundle"
+    named = ["--classes", name, f"--value-range={words}", "--data", folder / "data"]
+    run("adopt", folder / "model.keras", *named, "--out", bundle)
+    return model, load_bundle(bundle), folder, labels, value_range
+
+
+def photograph(folder: Path) -> Path:
+    return sorted((folder / "data" / "images").glob("*.jpg"))[0]
+
+
+def test_predict_says_what_the_model_says(adopted: Any) -> None:
+    model, bundle, folder, labels, (low, high) = adopted
+    run("predict", bundle.path, folder / "data" / "images", "--out", folder / "p.csv")
+    table = pd.read_csv(folder / "p.csv").sort_values("image_id")
+    assert set(table.model) == {bundle.label} and (table.columns == "p_malignant").any()
+    paths = [folder / "data" / "images" / f"{i}.jpg" for i in table.image_id[:4]]
+    images = np.stack([load_image(path, SIZE) for path in paths]).astype(np.float32)
+    given = np.asarray(model(low + images / 255 * (high - low), training=False), np.float64)
+    given = np.concatenate([1 - given, given], axis=1) if given.shape[1] == 1 else given
+    found = table[[f"probability_{code}" for code in labels.codes]].to_numpy()[:4]
+    order = np.argsort(given, axis=1)
+    assert np.array_equal(np.argsort(found, axis=1)[:, -1], order[:, -1])
+    assert bundle.calibrated and set(table.predicted) <= set(labels.codes)
+
+
+def test_explain_gives_all_six_with_their_axioms(adopted: Any) -> None:
+    import dermlens as dl
+
+    _, bundle, folder, labels, _ = adopted
+    out = folder / "explanations"
+    image = photograph(folder)
+    run("explain", bundle.path, image, "--methods", "six", "--target", labels.codes[-1], "--out", out)
+    with np.load(next(out.rglob("attributions.npz"))) as stored:
+        maps = {name: stored[name] for name in stored.files if stored[name].shape == SIZE}
+    assert len(maps) >= 6 and all(np.isfinite(one).all() for one in maps.values())
+    assert all(np.ptp(one) > 0 for one in maps.values())
+    results = dl.explain(bundle, image, labels.codes[-1], "integrated_gradients,gp_shap")
+    path, shap = results["integrated_gradients"], results["gp_shap"]
+    change = path.values - path.baseline_output
+    assert np.abs(path.maps.sum() - change[0]) <= 0.02 * abs(change[0]) + 1e-5
+    assert shap.additivity_gap[0] < 1e-4 * max(1.0, abs(float(shap.values[0])))
+
+
+def test_compare_evaluate_and_benchmark(adopted: Any) -> None:
+    _, bundle, folder, labels, _ = adopted
+    cheap = ["--methods", "grad_cam,integrated_gradients"]
+    run("compare", bundle.path, photograph(folder), *cheap, "--out", folder / "comparison")
+    assert list((folder / "comparison").rglob("*.html"))
+    run("evaluate", bundle.path, folder / "data", "--resamples", 20, "--out", folder / "evaluation")
+    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert set(metrics["per_class"]) == set(labels.codes)
+    few = ["--n-samples", 20, "--robustness", 0, "--randomization", 0, "--pairs", 0, "--probes", 0]
+    plan = ["--n", 8, "--split", "all", *few, "--methods", "grad_cam,gp_shap"]
+    run("benchmark", bundle.path, folder / "data", *plan, "--out", folder / "benchmark")
+    summary = json.loads((folder / "benchmark" / "summary.json").read_text())
+    assert summary["n_images"] == 8 and set(summary["per_class"]) <= set(labels.codes)
+
+
+def test_exports_answer_as_the_bundle_does(adopted: Any) -> None:
+    import tensorflow as tf
+
+    _, bundle, folder, labels, _ = adopted
+    run("export", bundle.path, "--formats", "saved_model", "--out", folder / "exported")
+    module = tf.saved_model.load(str(folder / "exported" / "saved_model"))
+    image = load_image(photograph(folder), SIZE)
+    answer = module.signatures["serving_default"](image=tf.constant(image[None]))
+    expected = bundle.probabilities(bundle.logits(image[None]))
+    assert np.abs(answer["probabilities"].numpy() - expected).max() < 1e-4
+
+
+def test_the_page_answers_with_the_models_own_names(adopted: Any) -> None:
+    from dermlens.serve.app_actions import Actions
+
+    _, bundle, folder, labels, _ = adopted
+    analysis = Actions(bundle).analyze(photograph(folder))
+    assert labels.codes[analysis.predicted] in labels.codes
+
+
+def test_the_shipped_network_adopted_is_the_shipped_bundle(tmp_path: Path) -> None:
+    """Its probabilities and maps, as a plain softmax model on 0..1, saved and loaded."""
+    import keras
+
+    import dermlens as dl
+
+    shipped = load_bundle(SHIPPED)
+    unit = keras.Input((*shipped.input_size, 3))
+    logits = shipped.model(keras.layers.Rescaling(255.0)(unit))
+    keras.Model(unit, keras.layers.Softmax()(logits)).save(tmp_path / "plain.keras")
+    codes = ",".join(shipped.classes)
+    run("adopt", tmp_path / "plain.keras", "--classes", codes, "--value-range", "0,1", "--out", tmp_path / "b")
+    adopted = load_bundle(tmp_path / "b")
+    image = dl.label_set("ham10000") and np.random.default_rng(0).integers(0, 256, (1, *shipped.input_size, 3), dtype=np.uint8)
+    ours, theirs = adopted.logits(image), shipped.logits(image)
+    assert np.abs(ours - theirs).max() < 1e-4
+    calibration = shipped.calibration
+    assert np.abs(calibration.probabilities(ours) - calibration.probabilities(theirs)).max() < 1e-5
+    for name in ("grad_cam", "integrated_gradients"):
+        one = dl.explain(adopted, image, "mel", name)[name].maps
+        other = dl.explain(shipped, image, "mel", name)[name].maps
+        assert np.abs(one - other).max() < 1e-4 * np.abs(other).max()
