@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dermlens.explain.folding import folded_logits
-from dermlens.explain.score import Logit, Score
+from dermlens.explain.output import Logit, Output
 from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, check_targets, is_all, part_of, resolve_targets
 from dermlens.model.image_classifier import as_classifier
@@ -42,19 +42,19 @@ class Attribution:
             not normalized.
         method: Name in the registry.
         targets: int (N,): explained classes; empty for all classes.
-        scores: float32 (N,) or (N, C): value of the score on the unchanged images.
-        score: Name of the score.
+        values: float32 (N,) or (N, C): value of the output on the unchanged images.
+        output: Name of the output.
         signed: True if negative values speak against the target.
         cost: What was paid.
-        details: More per image, such as ``completeness_gap``, ``r2``, ``segments``,
-            ``segment_weights``.
+        details: More per image, such as ``convergence_delta``, ``r2``, ``segments``,
+            ``weights``.
     """
 
     maps: np.ndarray
     method: str
     targets: np.ndarray
-    scores: np.ndarray
-    score: str
+    values: np.ndarray
+    output: str
     signed: bool
     cost: Cost
     details: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Explainer(ABC):
         images: np.ndarray,
         targets: Targets = None,
         *,
-        score: Score | None = None,
+        output: Output | None = None,
         batch_size: int = 16,
         seed: int = 0,
         progress: Progress | None = None,
@@ -134,7 +134,7 @@ class Explainer(ABC):
             targets: Class to explain: None for the most probable one; ``"runner_up"``,
                 ``"flagged"``, a code or a position; one of these per image; or ``"all"``
                 (``explain.target``).
-            score: What is explained; default the logit.
+            output: What is explained; default the logit.
             batch_size: Images per pass; bounds memory. Results do not depend on it.
             seed: Sets everything random. What is drawn for an image depends on the seed and the
                 image alone, not on its neighbors.
@@ -151,7 +151,7 @@ class Explainer(ABC):
         images = self.classifier.photographs(images)
         if not is_all(targets):
             check_targets(targets, self.classifier.labels, len(images))
-        explained: Score = Logit() if score is None else score
+        explained: Output = Logit() if output is None else output
         before = Cost(self.network.cost.forward, self.network.cost.backward)
         start = time.perf_counter()
         result = self._attribute(images, targets, explained, batch_size, seed, progress)
@@ -179,7 +179,7 @@ class Explainer(ABC):
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
@@ -190,8 +190,8 @@ class Explainer(ABC):
         self,
         maps: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
-        scores: Sequence[np.ndarray],
-        score: Score,
+        values: Sequence[np.ndarray],
+        output: Output,
         **details: Any,
     ) -> Attribution:
         """Put batches together."""
@@ -199,8 +199,8 @@ class Explainer(ABC):
             np.concatenate(maps).astype(np.float32, copy=False),
             self.name,
             np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
-            np.concatenate(scores).astype(np.float32, copy=False),
-            score.name,
+            np.concatenate(values).astype(np.float32, copy=False),
+            output.name,
             self.signed,
             Cost(),
             details,

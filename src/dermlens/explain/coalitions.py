@@ -1,6 +1,6 @@
 """Which superpixels are kept in each evaluation, and what each evaluation then counts.
 
-LIME and Kernel SHAP both fit a weighted linear model to scores of masked images, and both weight
+LIME and Kernel SHAP both fit a weighted linear model to outputs of masked images, and both weight
 a mask by its *size* (how many pieces it keeps) alone. So one set of masks can serve both: a mask
 of size s, drawn with a known probability, stands for all masks of that size. Masks are sampled in
 pairs of a mask and its complement.
@@ -94,13 +94,13 @@ class Coalitions:
 
 
 def coalitions(
-    pieces: int, samples: int, design: str, generator: np.random.Generator
+    pieces: int, n_samples: int, design: str, generator: np.random.Generator
 ) -> Coalitions:
     """Choose the masks to evaluate.
 
     Args:
         pieces: Number of superpixels, at least 2.
-        samples: Largest number of masks, at least 4.
+        n_samples: Largest number of masks, at least 4.
         design: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the
             Shapley kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask
             twice, for fits that need no weights; ``"both"``: half after LIME, half with all sizes
@@ -108,24 +108,24 @@ def coalitions(
         generator: Source of randomness.
 
     Returns:
-        At most ``samples`` masks; all 2^M where that is no more than ``samples``.
+        At most ``n_samples`` masks; all 2^M where that is no more than ``n_samples``.
 
     Raises:
         UsageError: If there are too few pieces or samples, or the design is unknown.
     """
     if design not in DESIGNS:
         raise UsageError(f"Unknown design {design!r}. Use one of: {', '.join(DESIGNS)}.")
-    if pieces < 2 or samples < 4:
+    if pieces < 2 or n_samples < 4:
         raise UsageError(
-            f"{samples} samples of {pieces} superpixels explain nothing. Use at least 4 samples "
+            f"{n_samples} samples of {pieces} superpixels explain nothing. Use at least 4 samples "
             "and 2 superpixels."
         )
-    if pieces <= MOST_PIECES_ENUMERATED and 2**pieces <= samples:
+    if pieces <= MOST_PIECES_ENUMERATED and 2**pieces <= n_samples:
         return _all(pieces)
     complete = np.zeros(pieces + 1, bool)
     complete[[0, pieces]] = True
     blocks = [np.ones((1, pieces), bool), np.zeros((1, pieces), bool)]
-    left = samples - 2
+    left = n_samples - 2
     shapley = shapley_mass(pieces)
     if design == "shap":
         for size in _worth_enumerating(pieces, left, shapley):

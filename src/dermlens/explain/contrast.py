@@ -1,6 +1,6 @@
 """Why this diagnosis and not that one: contrast maps and class discrimination.
 
-A contrast explains logit A minus logit B. Every signed method is linear in the score, so its
+A contrast explains logit A minus logit B. Every signed method is linear in the output, so its
 contrast map is its map for A minus its map for B: positive where the image speaks for A rather
 than B, negative where it speaks for B. Perturbation methods evaluate all logits anyway, and the
 closed form of class activation maps gives all classes in one pass, so contrasts cost next to
@@ -23,14 +23,14 @@ from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.grad_cam import GradCAM
 
-PER_IMAGE_DETAILS = frozenset({"segments", "samples", "boxes"})
+PER_IMAGE_DETAILS = frozenset({"superpixels", "n_samples", "boxes"})
 """Details of a result for all classes that do not depend on the class."""
 
 
 class SignedCAM(GradCAM):
-    """Grad-CAM before rectification: negative where features lower the score.
+    """Grad-CAM before rectification: negative where features lower the output.
 
-    The map is linear in the score, so contrasts of any two classes follow from one pass. At the
+    The map is linear in the output, so contrasts of any two classes follow from one pass. At the
     size of the feature maps, with global average pooling and one Dense layer, it sums to the
     logit less its bias.
 
@@ -72,7 +72,7 @@ def contrast(method: str, for_target: np.ndarray, for_other: np.ndarray) -> Clas
 
     Args:
         method: Name in the registry.
-        for_target: float (H, W): map for class A, linear in the score.
+        for_target: float (H, W): map for class A, linear in the output.
         for_other: float (H, W): map for class B, in the same units.
 
     Raises:
@@ -173,8 +173,8 @@ def of_class(result: Attribution, position: int) -> Attribution:
         result.maps[:, position],
         result.method,
         np.full(count, position, np.int32),
-        result.scores[:, position],
-        result.score,
+        result.values[:, position],
+        result.output,
         result.signed,
         result.cost,
         dict(details),

@@ -7,12 +7,11 @@
 
 Where the head is global average pooling and one Dense layer, the gradient of a logit with respect
 to the feature maps is known without a backward pass: it is W[k, c] / (h * w) everywhere. One
-forward pass then gives the maps of all classes (closed form). Any other head, layer or score takes
+forward pass then gives the maps of all classes (closed form). Any other head, layer or output takes
 the gradient (tape form); both agree where both apply.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from dermlens.explain.base import (
     batches,
 )
 from dermlens.explain.layers import find_features
+from dermlens.explain.output import Output
 from dermlens.explain.registration import Drawing, Registration, registered
-from dermlens.explain.score import Score
 from dermlens.explain.target import (
     PREDICTED,
     PREDICTED_POSITION,
@@ -87,46 +86,46 @@ class ClassActivationMap(Explainer):
     def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
         """The same where gradients (n, T, K) are equal at every place."""
 
-    def closed(self, score: Score) -> bool:
-        """Tell whether the closed form is used for a score."""
-        possible = self.features.dense is not None and score.linear
+    def closed(self, output: Output) -> bool:
+        """Tell whether the closed form is used for a output."""
+        possible = self.features.dense is not None and output.linear
         if self.form == "closed" and not possible:
-            raise ExplanationError(f"The closed form cannot explain a {score.name}. Use 'tape'.")
+            raise ExplanationError(f"The closed form cannot explain a {output.name}. Use 'tape'.")
         return possible and self.form != "tape"
 
     def _attribute(
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
     ) -> Attribution:
-        every, closed = is_all(targets), self.closed(score)
+        every, closed = is_all(targets), self.closed(output)
         sides = self.drawing.weights(images.shape[1:3])[0]
-        maps, chosen, scores = [], [], []
+        maps, chosen, outputs = [], [], []
         for part in batches(len(images), batch_size):
             batch = images[part].astype(np.float32)
             count = len(batch)
             index = self._wanted(targets, part.start, batch, every)
             if closed:
-                logits, drawn = self._function(score, closed, every)(batch, index, *sides)
+                logits, drawn = self._function(output, closed, every)(batch, index, *sides)
                 self.network.cost.forward += count
             else:
-                logits, drawn = self._taped(batch, index, sides, score, every)
+                logits, drawn = self._taped(batch, index, sides, output, every)
             logits = np.asarray(logits)
-            values = np.asarray(score.values(logits))
+            values = np.asarray(output.values(logits))
             maps.append(np.asarray(drawn))
             if every:
-                scores.append(values)
+                outputs.append(values)
             else:
                 index = self.resolve(targets, logits, part.start)
                 chosen.append(index)
-                scores.append(values[np.arange(count), index])
+                outputs.append(values[np.arange(count), index])
             if progress is not None:
                 progress(count)
-        result = self.result(maps, chosen, scores, score, layer=self.features.layer)
+        result = self.result(maps, chosen, outputs, output, layer=self.features.layer)
         if not every:
             result.maps = result.maps[:, 0]
         return result
@@ -146,10 +145,10 @@ class ClassActivationMap(Explainer):
         batch: np.ndarray,
         index: np.ndarray,
         sides: tuple[np.ndarray, np.ndarray],
-        score: Score,
+        output: Output,
         every: bool,
     ) -> tuple[Any, np.ndarray]:
-        function = self._function(score, False, every)
+        function = self._function(output, False, every)
         goals = range(len(self.classes)) if every else [None]
         drawn, logits = [], None
         for goal in goals:
@@ -160,12 +159,12 @@ class ClassActivationMap(Explainer):
             self.network.cost.backward += len(batch)
         return logits, np.concatenate(drawn, axis=1)
 
-    def _function(self, score: Score, closed: bool, every: bool) -> Any:
+    def _function(self, output: Output, closed: bool, every: bool) -> Any:
         import tensorflow as tf
 
-        key = (repr(score), closed and every, closed)
+        key = (repr(output), closed and every, closed)
         if key not in self._functions:
-            body = self._closed_body(score, every) if closed else self._tape_body(score)
+            body = self._closed_body(output, every) if closed else self._tape_body(output)
 
             def traced(images: Any, index: Any, rows: Any, columns: Any) -> Any:
                 self.traces += 1
@@ -189,11 +188,11 @@ class ClassActivationMap(Explainer):
 
         return tf.nn.relu(maps)
 
-    def _closed_body(self, score: Score, every: bool) -> Any:
+    def _closed_body(self, output: Output, every: bool) -> Any:
         import tensorflow as tf
 
         dense: Any = self.features.dense
-        mixing = tf.constant(score.weights(len(self.classes)))
+        mixing = tf.constant(output.weights(len(self.classes)))
 
         def body(images: Any, index: Any) -> Any:
             activations, logits = self.features.run(images)
@@ -211,14 +210,14 @@ class ClassActivationMap(Explainer):
 
         return body
 
-    def _tape_body(self, score: Score) -> Any:
+    def _tape_body(self, output: Output) -> Any:
         import tensorflow as tf
 
         def body(images: Any, index: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 activations, logits = self.features.run(images, tape.watch)
                 goal = _goal(index, logits)
-                value = tf.gather(score.values(logits), goal, axis=1, batch_dims=1)
+                value = tf.gather(output.values(logits), goal, axis=1, batch_dims=1)
             gradients = tf.cast(tape.gradient(value, activations), tf.float32)
             return logits, self._combine(tf.cast(activations, tf.float32), gradients[:, None])
 
@@ -232,7 +231,7 @@ def _goal(index: Any, logits: Any) -> Any:
 
 
 class GradCAM(ClassActivationMap):
-    """Grad-CAM: feature maps weighted by the mean gradient of the score.
+    """Grad-CAM: feature maps weighted by the mean gradient of the output.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
@@ -318,7 +317,7 @@ class LayerCAM(ClassActivationMap):
 
 
 class HiResCAM(ClassActivationMap):
-    """HiRes-CAM: activation times gradient, place by place; faithful to the score's gradient."""
+    """HiRes-CAM: activation times gradient, place by place; faithful to the output's gradient."""
 
     name = "hires_cam"
 

@@ -1,4 +1,4 @@
-"""Gradients of a score with respect to pixels: the engine of all gradient methods."""
+"""Gradients of a output with respect to pixels: the engine of all gradient methods."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.explain.base import Cost, call
-from dermlens.explain.score import Score
+from dermlens.explain.output import Output
 from dermlens.explain.stopping import stop_point
 
 
@@ -19,15 +19,15 @@ class GradientEngine:
 
     Args:
         model: Keras model.
-        score: What is explained.
+        output: What is explained.
         batch_size: Points per pass.
         cost: Counter to add to.
     """
 
-    def __init__(self, model: Any, score: Score, batch_size: int, cost: Cost) -> None:
+    def __init__(self, model: Any, output: Output, batch_size: int, cost: Cost) -> None:
         import tensorflow as tf
 
-        self.score = score
+        self.output = output
         self.batch_size = batch_size
         self.cost = cost
         self.traces = 0
@@ -38,7 +38,7 @@ class GradientEngine:
             points = starts + (ends - starts) * place
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(points)
-                value = tf.gather(score.values(call(model, points)), goals, axis=1, batch_dims=1)
+                value = tf.gather(output.values(call(model, points)), goals, axis=1, batch_dims=1)
             return tf.cast(tape.gradient(value, points), tf.float32), value
 
         self._along = tf.function(along, autograph=False)
@@ -79,7 +79,7 @@ class GradientEngine:
     def at(
         self, starts: np.ndarray, ends: np.ndarray, positions: np.ndarray, goals: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return gradients (n, H, W, 3) and scores (n,) at up to ``batch_size`` points."""
+        """Return gradients (n, H, W, 3) and outputs (n,) at up to ``batch_size`` points."""
         stop_point()
         count, size = len(starts), self.batch_size
         filled = _filled((starts, ends, positions.astype(np.float32), goals), size)

@@ -1,68 +1,67 @@
 """LIME for images (Ribeiro, Singh & Guestrin, KDD 2016).
 
-Superpixels are kept or replaced at random; a ridge regression of the score on which were kept,
-weighted by nearness to the whole image, gives each superpixel its weight. Nearness is
+Superpixels are kept or replaced at random; a ridge regression of the output on which were kept,
+weighted by proximity_kernel to the whole image, gives each superpixel its weight. Nearness is
 sqrt(exp(-d^2 / width^2)) with d the cosine distance between a mask and the full mask.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.baselines import Baseline
 from dermlens.explain.coalitions import Coalitions, binomial_mass
-from dermlens.explain.fills import Fill
 from dermlens.explain.perturbation import Scorer
-from dermlens.explain.segment_bank import (
+from dermlens.explain.superpixel_bank import (
     DEFAULT_SAMPLES,
-    DEFAULT_SEGMENTS,
-    Segmentation,
-    SegmentBank,
+    DEFAULT_SUPERPIXELS,
+    SuperpixelBank,
+    Superpixels,
 )
-from dermlens.explain.segment_explainer import (
+from dermlens.explain.superpixel_explainer import (
     NORMAL_95,
     Fit,
-    SegmentExplainer,
+    SuperpixelExplainer,
     sampling_variance,
 )
 
 
-def nearness(pieces: int, width: float) -> np.ndarray:
+def proximity_kernel(pieces: int, width: float) -> np.ndarray:
     """Return the exponential kernel by mask size 0..M: float64 (M + 1,), 1 for the full mask.
 
     Example:
-        >>> nearness(4, 0.25)[[0, 4]].round(4).tolist()
+        >>> proximity_kernel(4, 0.25)[[0, 4]].round(4).tolist()
         [0.0003, 1.0]
     """
     distance = 1.0 - np.sqrt(np.arange(pieces + 1) / pieces)
     return np.exp(-(distance**2) / (2 * width**2))
 
 
-class LIME(SegmentExplainer):
+class LIME(SuperpixelExplainer):
     """LIME on superpixels.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        segments: About how many superpixels, or labels (H, W), or a function that makes labels.
-        samples: Masks per image; about ten per superpixel.
-        fill: What stands for superpixels that are switched off.
-        kernel_width: Of the nearness, in cosine distance.
+        superpixels: About how many superpixels, or labels (H, W), or a function that makes labels.
+        n_samples: Masks per image; about ten per superpixel.
+        baseline: What stands for superpixels that are switched off.
+        kernel_width: Of the proximity_kernel, in cosine distance.
         ridge: Strength of the L2 penalty on the weights; 0 for none.
         stable_top: Stop when the order of this many strongest superpixels no longer changes;
             0 evaluates all samples.
-        bank: Evaluations to share with Kernel SHAP; replaces segments, samples, fill and scorer.
+        bank: Evaluations to share with Kernel SHAP; replaces superpixels, n_samples, baseline and scorer.
         scorer: Evaluates the masked images in place of the model.
 
-    Result details: those of ``SegmentExplainer`` and ``r2`` (N,), the share of the (weighted)
-    variance of scores that the linear model explains. A low value means that the weights do not
+    Result details: those of ``SuperpixelExplainer`` and ``r2`` (N,), the share of the (weighted)
+    variance of outputs that the linear model explains. A low value means that the weights do not
     describe the model.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
         >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = LIME(model, segments=6, samples=40).attribute(images, targets="mel")
+        >>> result = LIME(model, superpixels=6, n_samples=40).attribute(images, targets="mel")
         >>> result.maps.shape, result.cost.forward
         ((1, 32, 48), 40)
     """
@@ -74,20 +73,20 @@ class LIME(SegmentExplainer):
         self,
         model: Any,
         *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
+        superpixels: Superpixels = DEFAULT_SUPERPIXELS,
+        n_samples: int = DEFAULT_SAMPLES,
+        baseline: Baseline = "border",
         kernel_width: float = 0.25,
         ridge: float = 1.0,
         stable_top: int = 0,
-        bank: SegmentBank | None = None,
+        bank: SuperpixelBank | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(
             model,
-            segments=segments,
-            samples=samples,
-            fill=fill,
+            superpixels=superpixels,
+            n_samples=n_samples,
+            baseline=baseline,
             stable_top=stable_top,
             bank=bank,
             scorer=scorer,
@@ -97,7 +96,7 @@ class LIME(SegmentExplainer):
         self.kernel_width, self.ridge = kernel_width, ridge
 
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
-        near = nearness(masks.pieces, self.kernel_width)
+        near = proximity_kernel(masks.pieces, self.kernel_width)
         weights = masks.weights(binomial_mass(masks.pieces) * near) * len(masks.masks)
         # The image itself is one sample like any other, at distance zero.
         weights[0] = max(weights[0], 1.0)

@@ -1,6 +1,6 @@
 """Occlusion sensitivity (Zeiler & Fergus, ECCV 2014): what does covering a patch cost?
 
-effect(patch) = score(image) - score(image with the patch replaced); the value of a pixel is the
+effect(patch) = output(image) - output(image with the patch replaced); the value of a pixel is the
 mean effect of the patches that cover it, so pixels under many patches do not count more.
 
 With fewer passes than patches, patches are measured where the effect is, and the effects of the
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.fills import Fill, fill_image
+from dermlens.explain.baselines import Baseline, baseline_image
 from dermlens.explain.gradients import even_batch
+from dermlens.explain.output import Output
 from dermlens.explain.patch_field import PatchField
 from dermlens.explain.perturbation import (
     Choose,
@@ -22,9 +23,8 @@ from dermlens.explain.perturbation import (
     MaskedModel,
     PerturbationExplainer,
     Scorer,
-    score_values,
+    output_values,
 )
-from dermlens.explain.score import Score
 
 _PATCHES_PER_SHORT_SIDE = 6
 _FIRST = 16
@@ -85,14 +85,14 @@ def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
 
 
 class Occlusion(PerturbationExplainer):
-    """Occlusion: a patch slides over the image, and the loss of score is noted.
+    """Occlusion: a patch slides over the image, and the loss of output is noted.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        patch: Side or (height, width) of the patch in pixels; default a sixth of the image's
+        patch_size: Side or (height, width) of the patch in pixels; default a sixth of the image's
             shorter side.
         stride: Step in pixels, at most the patch; default half the patch.
-        fill: What the patch shows: ``"mean_skin"``, ``"blur"``, ``"black"``, a color or an image.
+        baseline: What the patch shows: ``"border"``, ``"blur"``, ``"black"``, a color or an image.
         passes: Evaluations per image at most, 16 or more, the unchanged image included; default
             one for every patch.
         tolerance: Stop when ``expected_error`` is at most so much; 0 never stops early.
@@ -106,7 +106,7 @@ class Occlusion(PerturbationExplainer):
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> result = Occlusion(model, patch=16, stride=16).attribute(np.zeros((1, 32, 48, 3)))
+        >>> result = Occlusion(model, patch_size=16, stride=16).attribute(np.zeros((1, 32, 48, 3)))
         >>> result.maps.shape, result.cost.forward
         ((1, 32, 48), 7)
     """
@@ -117,15 +117,15 @@ class Occlusion(PerturbationExplainer):
         self,
         model: Any,
         *,
-        patch: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
-        fill: Fill = "mean_skin",
+        baseline: Baseline = "border",
         passes: int | None = None,
         tolerance: float = 0.0,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(model)
-        self.patch = None if patch is None else _pair(patch, "patch")
+        self.patch_size = None if patch_size is None else _pair(patch_size, "patch_size")
         self.stride = None if stride is None else _pair(stride, "stride")
         if passes is not None and passes < _FIRST:
             raise UsageError(
@@ -135,7 +135,7 @@ class Occlusion(PerturbationExplainer):
         if not 0 <= tolerance < 1:
             raise UsageError(f"The tolerance of an occlusion is 0..1, not {tolerance}.")
         self.passes, self.tolerance = passes, tolerance
-        self.fill, self.scorer = fill, scorer
+        self.baseline, self.scorer = baseline, scorer
         self._models: dict[int, MaskedModel] = {}
 
     @property
@@ -150,7 +150,7 @@ class Occlusion(PerturbationExplainer):
             UsageError: If the stride is larger than the patch, which would leave gaps.
         """
         side = max(1, min(size) // _PATCHES_PER_SHORT_SIDE)
-        patch = self.patch or (side, side)
+        patch = self.patch_size or (side, side)
         stride = self.stride or (max(1, patch[0] // 2), max(1, patch[1] // 2))
         if stride[0] > patch[0] or stride[1] > patch[1]:
             raise UsageError(
@@ -160,16 +160,16 @@ class Occlusion(PerturbationExplainer):
         return patch_boxes(size, patch, stride)
 
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
     ) -> Explained:
         boxes = self.boxes((image.shape[0], image.shape[1]))
         budget = len(boxes) + 1 if self.passes is None else self.passes
         if budget <= len(boxes) or self.tolerance > 0:
-            return self._coarse_to_fine(image, boxes, budget, choose, score, batch_size)
+            return self._coarse_to_fine(image, boxes, budget, choose, output, batch_size)
         batch = even_batch(len(boxes) + 1, batch_size)
         logits = self._logits(image, [_NOWHERE, *boxes], batch)
         goals = choose(logits[:1])
-        values = score_values(score, logits)[:, goals].T
+        values = output_values(output, logits)[:, goals].T
         effects = values[:, :1] - values[:, 1:]
         return _explained(image, boxes, goals, values[:, 0], effects)
 
@@ -181,7 +181,7 @@ class Occlusion(PerturbationExplainer):
             )
         extent = np.array(image.shape[:2], np.int32)
         jobs = np.stack(boxes).astype(np.int32)
-        return self._models[batch].logits(image, fill_image(image, self.fill), extent, jobs)
+        return self._models[batch].logits(image, baseline_image(image, self.baseline), extent, jobs)
 
     def _coarse_to_fine(
         self,
@@ -189,18 +189,18 @@ class Occlusion(PerturbationExplainer):
         boxes: np.ndarray,
         budget: int,
         choose: Choose,
-        score: Score,
+        output: Output,
         batch_size: int,
     ) -> Explained:
         """Measure patches in rounds, each where the last ones say that it helps most."""
-        change = np.sqrt(((image - fill_image(image, self.fill)) ** 2).mean(axis=-1))
+        change = np.sqrt(((image - baseline_image(image, self.baseline)) ** 2).mean(axis=-1))
         field, batch = PatchField(boxes, change), even_batch(_ROUND, batch_size)
         most = min(budget - 1, len(boxes))
         measured = field.first(min(_FIRST - 1, most))
         logits = self._logits(image, [_NOWHERE, *boxes[measured]], batch)
         goals = choose(logits[:1])
         while True:
-            values = score_values(score, logits)[:, goals].T
+            values = output_values(output, logits)[:, goals].T
             fit = field.fit(measured, values[:, :1] - values[:, 1:])
             left = most - len(measured)
             if left <= 0 or (fit.error <= self.tolerance).all():

@@ -1,4 +1,4 @@
-"""What methods share that only look at scores of changed images."""
+"""What methods share that only look at outputs of changed images."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dermlens.explain.base import Attribution, Cost, Explainer, Progress, batches, call
-from dermlens.explain.score import Score
+from dermlens.explain.output import Output
 from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, depend_on_answer, is_all, resolve_targets
 
@@ -63,10 +63,10 @@ class MaskedModel:
         """Return the compiled function; the number of pieces may differ from image to image."""
         import tensorflow as tf
 
-        def evaluate(image: Any, fill: Any, shared: Any, parameters: Any) -> Any:
+        def evaluate(image: Any, baseline: Any, shared: Any, parameters: Any) -> Any:
             self.traces += 1
             keep = self.build(shared, parameters)[..., None]
-            masked = keep * image + (1.0 - keep) * fill
+            masked = keep * image + (1.0 - keep) * baseline
             return call(self.model, masked) if self.scorer is None else masked
 
         pixels = tf.TensorSpec(self.model.input_shape[1:], tf.float32)
@@ -80,13 +80,13 @@ class MaskedModel:
         return tf.function(evaluate, autograph=False, input_signature=signature)
 
     def logits(
-        self, image: np.ndarray, fill: np.ndarray, shared: np.ndarray, parameters: np.ndarray
+        self, image: np.ndarray, baseline: np.ndarray, shared: np.ndarray, parameters: np.ndarray
     ) -> np.ndarray:
         """Return float32 logits (n, C).
 
         Args:
             image: float32 RGB 0..255, (H, W, 3).
-            fill: What stands where the mask is 0, like ``image``.
+            baseline: What stands where the mask is 0, like ``image``.
             shared: Passed to ``build`` with every batch, such as superpixel labels (H, W).
             parameters: (n, ...), one row per evaluation.
         """
@@ -94,7 +94,7 @@ class MaskedModel:
 
         if self._evaluate is None:
             self._evaluate = self._traced(shared, parameters)
-        constant = [tf.constant(a) for a in (image, fill, shared)]
+        constant = [tf.constant(a) for a in (image, baseline, shared)]
         results = []
         for start in range(0, len(parameters), self.batch_size):
             stop_point()
@@ -114,7 +114,7 @@ class Explained:
     Attributes:
         maps: float32 (T, H, W).
         goals: int (T,): class positions.
-        values: float32 (T,): score of the unchanged image.
+        values: float32 (T,): output of the unchanged image.
         facts: More, by name: arrays whose first axis is T, or anything under ``"once"`` names.
         once: Facts that do not depend on the target.
     """
@@ -131,7 +131,7 @@ Choose = Callable[[np.ndarray], np.ndarray]
 
 
 class PerturbationExplainer(Explainer):
-    """Explains image by image; every evaluation gives the scores of all classes.
+    """Explains image by image; every evaluation gives the outputs of all classes.
 
     Result details: ``scorer``, the name of what evaluated the changed images.
     """
@@ -140,7 +140,7 @@ class PerturbationExplainer(Explainer):
 
     @abstractmethod
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
     ) -> Explained:
         """Explain one float32 image (H, W, 3)."""
 
@@ -148,7 +148,7 @@ class PerturbationExplainer(Explainer):
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
@@ -171,14 +171,14 @@ class PerturbationExplainer(Explainer):
                     return np.arange(len(self.classes), dtype=np.int32)
                 return self.resolve(targets, logits, position)
 
-            done.append(self._one(image.astype(np.float32), choose, score, batch_size, seed))
+            done.append(self._one(image.astype(np.float32), choose, output, batch_size, seed))
             if progress is not None:
                 progress(1)
         result = self.result(
             [one.maps[None] if every else one.maps for one in done],
             [] if every else [one.goals for one in done],
             [one.values[None] if every else one.values for one in done],
-            score,
+            output,
             scorer=FLOAT32 if self.scorer is None else self.scorer.name,
         )
         for name in done[0].facts:
@@ -206,8 +206,8 @@ def _stacked(rows: Sequence[Any]) -> np.ndarray:
     return np.stack(padded)
 
 
-def score_values(score: Score, logits: np.ndarray) -> np.ndarray:
-    """Return the score of every class, float64 (n, C), from logits (n, C)."""
+def output_values(output: Output, logits: np.ndarray) -> np.ndarray:
+    """Return the output of every class, float64 (n, C), from logits (n, C)."""
     import tensorflow as tf
 
-    return np.asarray(score.values(tf.constant(logits, tf.float32)), np.float64)
+    return np.asarray(output.values(tf.constant(logits, tf.float32)), np.float64)

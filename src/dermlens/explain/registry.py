@@ -10,7 +10,7 @@ from dermlens.model.image_classifier import as_classifier
 
 if TYPE_CHECKING:
     from dermlens.explain.perturbation import Scorer
-    from dermlens.explain.segment_bank import SegmentBank
+    from dermlens.explain.superpixel_bank import SuperpixelBank
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which coarse regions hold the features that raise the score of this diagnosis?",
+            "Which coarse regions hold the features that raise the output of this diagnosis?",
             _class("grad_cam", "GradCAM"),
         ),
         Method(
@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             22,
             64,
-            "How much does each pixel add to the score on the way from plain skin to this image?",
+            "How much does each pixel add to the output on the way from plain skin to this image?",
             _class("integrated_gradients", "IntegratedGradients"),
             {"tolerance": None},
         ),
@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
             "perturbation",
             166,
             0,
-            "How much does the score drop when a patch of the image is covered with skin color?",
+            "How much does the output drop when a patch of the image is covered with skin color?",
             _class("occlusion", "Occlusion"),
         ),
         Method(
@@ -103,16 +103,25 @@ METHODS: dict[str, Method] = {
             "perturbation",
             500,
             0,
-            "Which pieces of the image, kept or removed at random, does the score follow most?",
+            "Which pieces of the image, kept or removed at random, does the output follow most?",
             _class("lime", "LIME"),
         ),
         Method(
-            "shap",
+            "gp_shap",
+            "Shapley values (Gaussian process)",
+            "perturbation",
+            500,
+            0,
+            "What is each piece's fair share of the output, over all orders of adding pieces?",
+            _class("shap", "GaussianProcessSHAP"),
+        ),
+        Method(
+            "kernel_shap",
             "Kernel SHAP",
             "perturbation",
             500,
             0,
-            "What is each piece's fair share of the score, over all orders of adding pieces?",
+            "The same by the published least squares, which need more samples for the same error.",
             _class("shap", "KernelSHAP"),
         ),
         Method(
@@ -121,7 +130,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which places, each by its own gradient, hold features that raise the score?",
+            "Which places, each by its own gradient, hold features that raise the output?",
             _class("grad_cam", "LayerCAM"),
         ),
         Method(
@@ -130,7 +139,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which places does the score provably draw on in the last feature maps?",
+            "Which places does the output provably draw on in the last feature maps?",
             _class("grad_cam", "HiResCAM"),
         ),
         Method(
@@ -139,7 +148,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             26,
             25,
-            "Which pixels would change the score most if they changed a little?",
+            "Which pixels would change the output most if they changed a little?",
             _class("sampled_gradients", "SmoothGrad"),
         ),
         Method(
@@ -148,7 +157,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             51,
             50,
-            "How much does each pixel add to the score, averaged over several plain backgrounds?",
+            "How much does each pixel add to the output, averaged over several plain backgrounds?",
             _class("sampled_gradients", "GradientSHAP"),
         ),
         Method(
@@ -157,7 +166,7 @@ METHODS: dict[str, Method] = {
             "perturbation",
             1001,
             0,
-            "How much higher is the score on average when a place is visible?",
+            "How much higher is the output on average when a place is visible?",
             _class("rise", "RISE"),
         ),
     )
@@ -197,7 +206,7 @@ SIX: tuple[str, ...] = (
     "integrated_gradients",
     "occlusion",
     "lime",
-    "shap",
+    "gp_shap",
 )
 """The six methods the project is about."""
 
@@ -222,7 +231,7 @@ def create_several(
     model: Any,
     *,
     scorers: Mapping[str, "Scorer"] | None = None,
-    bank: "SegmentBank | None" = None,
+    bank: "SuperpixelBank | None" = None,
 ) -> dict[str, Explainer]:
     """Build explainers that share what they can.
 
@@ -240,22 +249,24 @@ def create_several(
         name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
     }
     model = as_classifier(model)
-    if bank is None and {"lime", "shap"} <= set(names):
-        bank = shared_bank(model, ("lime", "shap"), scorers or {})
+    if bank is None and {"lime", "gp_shap"} <= set(names):
+        bank = shared_bank(model, ("lime", "gp_shap"), scorers or {})
     if bank is not None:
-        chosen |= {"lime": {"bank": bank}, "shap": {"bank": bank}}
+        chosen |= {"lime": {"bank": bank}, "gp_shap": {"bank": bank}}
     return {name: create(name, model, **chosen.get(name, {})) for name in names}
 
 
-def shared_bank(model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"]) -> "SegmentBank":
+def shared_bank(
+    model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"]
+) -> "SuperpixelBank":
     """Return the masked evaluations that some of LIME and Kernel SHAP share.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that it takes without more.
-        names: ``"lime"``, ``"shap"`` or both.
+        names: ``"lime"``, ``"gp_shap"`` or both.
         scorers: By method; used only if every method has one.
     """
-    from dermlens.explain.segment_bank import SegmentBank
+    from dermlens.explain.superpixel_bank import SuperpixelBank
 
     every = all(name in scorers for name in names)
-    return SegmentBank(model, scorer=scorers[names[0]] if every else None)
+    return SuperpixelBank(model, scorer=scorers[names[0]] if every else None)

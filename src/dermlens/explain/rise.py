@@ -1,7 +1,7 @@
 """RISE (Petsiuk, Das & Saenko, BMVC 2018): randomized input sampling.
 
 Soft random masks, drawn on a coarse grid, enlarged bilinearly and shifted, hide parts of the
-image. The value of a pixel is the mean score of the images in which it was visible, minus the mean
+image. The value of a pixel is the mean output of the images in which it was visible, minus the mean
 over all masks, so that zero means no influence.
 
 Masks alternate between two halves, each with a map of its own. Half the difference of the two maps
@@ -9,38 +9,37 @@ is the standard error of their mean, so how far the map still is from that of en
 without a longer run.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import batches, image_generator
-from dermlens.explain.fills import Fill, fill_image
+from dermlens.explain.baselines import Baseline, baseline_image
 from dermlens.explain.gradients import even_batch
+from dermlens.explain.output import Output
 from dermlens.explain.perturbation import (
     Choose,
     Explained,
     MaskedModel,
     PerturbationExplainer,
     Scorer,
-    score_values,
+    output_values,
 )
-from dermlens.explain.score import Score
 
 _ROUND = 96
 """Masks between two looks at the error."""
 
 
 class RISE(PerturbationExplainer):
-    """RISE: random soft masks, weighted by the score of what they leave visible.
+    """RISE: random soft masks, weighted by the output of what they leave visible.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        samples: Masks per image.
+        n_samples: Masks per image.
         cells: Cells along the shorter side of the image.
         keep: Probability that a cell stays visible, between 0 and 1.
-        fill: What stands for hidden pixels.
+        baseline: What stands for hidden pixels.
         tolerance: Stop when ``expected_error`` is at most so much; 0 evaluates all samples.
         scorer: Evaluates the masked images in place of the model.
 
@@ -51,7 +50,7 @@ class RISE(PerturbationExplainer):
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> result = RISE(model, samples=31).attribute(np.zeros((1, 32, 48, 3)), targets="mel")
+        >>> result = RISE(model, n_samples=31).attribute(np.zeros((1, 32, 48, 3)), targets="mel")
         >>> result.maps.shape, result.cost.forward
         ((1, 32, 48), 32)
     """
@@ -62,17 +61,17 @@ class RISE(PerturbationExplainer):
         self,
         model: Any,
         *,
-        samples: int = 1000,
+        n_samples: int = 1000,
         cells: int = 7,
         keep: float = 0.5,
-        fill: Fill = "mean_skin",
+        baseline: Baseline = "border",
         tolerance: float = 0.0,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(model)
-        if samples < 2 or cells < 1 or not 0 < keep < 1:
+        if n_samples < 2 or cells < 1 or not 0 < keep < 1:
             raise UsageError("RISE needs 2 or more samples, 1 or more cells and 0 < keep < 1.")
-        self.samples, self.cells, self.keep, self.fill = samples, cells, keep, fill
+        self.n_samples, self.cells, self.keep, self.baseline = n_samples, cells, keep, baseline
         if not 0 <= tolerance < 1:
             raise UsageError(f"The tolerance of RISE is 0..1, not {tolerance}.")
         self.tolerance, self.scorer = tolerance, scorer
@@ -96,36 +95,36 @@ class RISE(PerturbationExplainer):
         the rest the visible cells, one more than the grid each way so that shifts stay inside.
         """
         rows, columns = self.grid(size)
-        visible = generator.random((self.samples, rows + 1, columns + 1)) < self.keep
-        shift = generator.random((self.samples, 2))
-        packed = np.zeros((self.samples, rows + 1, columns + 2), np.float32)
+        visible = generator.random((self.n_samples, rows + 1, columns + 1)) < self.keep
+        shift = generator.random((self.n_samples, 2))
+        packed = np.zeros((self.n_samples, rows + 1, columns + 2), np.float32)
         packed[:, :, : columns + 1] = visible
         packed[:, :2, columns + 1] = shift
         return packed
 
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
     ) -> Explained:
         size = (image.shape[0], image.shape[1])
         drawn = self.draw(size, image_generator(seed, image))
         whole = np.ones_like(drawn[:1])
         whole[:, :2, -1] = 0.0
         # Rounds have a size of their own, so that where RISE stops does not depend on batches.
-        step = self.samples if not self.tolerance else min(_ROUND, self.samples)
-        batch = even_batch(self.samples + 1 if step == self.samples else step, batch_size)
+        step = self.n_samples if not self.tolerance else min(_ROUND, self.n_samples)
+        batch = even_batch(self.n_samples + 1 if step == self.n_samples else step, batch_size)
         extent = np.array(size, np.int32)
         logits = self._logits(image, extent, np.concatenate([whole, drawn[:step]]), batch)
         goals = choose(logits[:1])
-        value = score_values(score, logits[:1])[0, goals]
+        value = output_values(output, logits[:1])[0, goals]
         halves, count = _Halves(value, size), 0
         while True:
             fresh = drawn[count : count + step]
-            # The change of score is summed up, which keeps its digits where scores are large.
-            change = score_values(score, logits[-len(fresh) :])[:, goals] - value
+            # The change of output is summed up, which keeps its digits where outputs are large.
+            change = output_values(output, logits[-len(fresh) :])[:, goals] - value
             halves.add(change, self._sums(extent, fresh, change, count % 2, batch), count)
             count += len(fresh)
             maps, error = halves.maps_and_error()
-            if count >= self.samples or (error <= self.tolerance).all():
+            if count >= self.n_samples or (error <= self.tolerance).all():
                 break
             logits = self._logits(image, extent, drawn[count : count + step], batch)
         return Explained(
@@ -133,7 +132,7 @@ class RISE(PerturbationExplainer):
             goals,
             value.astype(np.float32),
             {"expected_error": error.astype(np.float32)},
-            {"samples": count},
+            {"n_samples": count},
         )
 
     def _logits(
@@ -143,7 +142,9 @@ class RISE(PerturbationExplainer):
             self._models[batch] = MaskedModel(
                 self.model, _soft_masks, batch, self.network.cost, scorer=self.scorer
             )
-        return self._models[batch].logits(image, fill_image(image, self.fill), extent, packed)
+        return self._models[batch].logits(
+            image, baseline_image(image, self.baseline), extent, packed
+        )
 
     def _sums(
         self, extent: np.ndarray, drawn: np.ndarray, change: np.ndarray, first: int, batch: int
@@ -170,7 +171,7 @@ class _Halves:
     """Sums over the masks of two halves, and what follows from them.
 
     Args:
-        value: (T,): scores of the unchanged image, to know how many targets there are.
+        value: (T,): outputs of the unchanged image, to know how many targets there are.
         size: (H, W).
     """
 
@@ -180,7 +181,7 @@ class _Halves:
         self._count = np.zeros(2)
 
     def add(self, change: np.ndarray, sums: np.ndarray, before: int) -> None:
-        """Add masks: changes of score (n, T), their sums, and how many masks came before."""
+        """Add masks: changes of output (n, T), their sums, and how many masks came before."""
         self._sums += sums
         for half in range(2):
             own = change[(np.arange(len(change)) + before) % 2 == half]

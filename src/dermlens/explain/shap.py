@@ -1,43 +1,30 @@
 """Kernel SHAP on superpixels (Lundberg & Lee, NIPS 2017), and the same values from fewer masks.
 
-The Shapley values of the game v(S) = score of the image with only the superpixels in S. Where all
+The Shapley values of the game v(S) = output of the image with only the superpixels in S. Where all
 2^M masks fit the budget, they are exact. Otherwise masks come in pairs with their complements
 (Covert & Lee, AISTATS 2021), and there are two estimators:
 
 * ``"process"``, the default: a sum over pieces plus a Gaussian process (``shapley_process``);
 * ``"regression"``: Kernel SHAP as published, least squares under the Shapley kernel.
 
-Both estimate the same values. That they sum to score(image) - score(all replaced) is a constraint
+Both estimate the same values. That they sum to output(image) - output(all replaced) is a constraint
 of the solution, not a hope.
 """
 
-from collections.abc import Sequence
+from abc import abstractmethod
 from math import factorial
-from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution
 from dermlens.explain.coalitions import Coalitions, shapley_mass
-from dermlens.explain.fills import Fill
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.segment_bank import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEGMENTS,
-    Segmentation,
-    SegmentBank,
-)
-from dermlens.explain.segment_explainer import (
+from dermlens.explain.shapley_process import process_values
+from dermlens.explain.superpixel_explainer import (
     NORMAL_95,
     Fit,
-    SegmentExplainer,
+    SuperpixelExplainer,
     sampling_variance,
 )
-from dermlens.explain.shapley_process import process_values
-
-ESTIMATORS = {"process": "even", "regression": "shap"}
-"""Each with the masks it is best served by (``coalitions.DESIGNS``)."""
 
 
 def shapley_values(values: np.ndarray) -> np.ndarray:
@@ -68,93 +55,29 @@ def shapley_values(values: np.ndarray) -> np.ndarray:
     return result
 
 
-class KernelSHAP(SegmentExplainer):
-    """Shapley values of superpixels.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        segments: About how many superpixels, or labels (H, W), or a function that makes labels.
-        samples: Masks per image; where 2^M is no more, the values are exact.
-        fill: What stands for superpixels that are switched off.
-        stable_top: Stop when the order of this many strongest superpixels no longer changes;
-            0 evaluates all samples.
-        bank: Evaluations to share with LIME; replaces segments, samples, fill and scorer.
-        scorer: Evaluates the masked images in place of the model.
-        estimator: ``"process"`` or ``"regression"``; see above.
-
-    Result details: those of ``SegmentExplainer``, ``estimator``, ``baseline_score`` (N,) and
-    ``additivity_gap`` (N,): |sum of values - (score - baseline score)|; with the process also
-    ``explained`` (N,): share of the variance of the scores that it predicts where they were left
-    out. A low value means that more samples are needed.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = KernelSHAP(model, segments=6, samples=64).attribute(images, targets="mel")
-        >>> result.maps.shape, bool(result.details["additivity_gap"][0] < 1e-5)
-        ((1, 32, 48), True)
-    """
-
-    name = "shap"
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
-        stable_top: int = 0,
-        bank: SegmentBank | None = None,
-        scorer: Scorer | None = None,
-        estimator: str = "process",
-    ) -> None:
-        if estimator not in ESTIMATORS:
-            raise UsageError(
-                f"Unknown estimator {estimator!r} of Shapley values. Use one of: "
-                f"{', '.join(ESTIMATORS)}."
-            )
-        self.estimator, self.design = estimator, ESTIMATORS[estimator]
-        super().__init__(
-            model,
-            segments=segments,
-            samples=samples,
-            fill=fill,
-            stable_top=stable_top,
-            bank=bank,
-            scorer=scorer,
-        )
-
-    def _attribute(self, *arguments: Any) -> Attribution:
-        result = super()._attribute(*arguments)
-        result.details["estimator"] = self.estimator
-        return result
+class ShapleyExplainer(SuperpixelExplainer):
+    """What the estimators of the Shapley values of superpixels share."""
 
     def _least(self, masks: Coalitions) -> int:
         # K masks with their complements span K + 1 dimensions.
         return min(len(masks.masks), max(masks.enumerated + 2, 2 * masks.pieces + 4))
 
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
-        facts: dict[str, np.ndarray] = {"baseline_score": values[1]}
         if masks.exhaustive:
             weights, half_width = self._exact(masks, values)
             found = np.ones(len(weights))
         else:
             self._enough(masks)
             weights, half_width, found = self._estimated(masks, values)
-        if self.estimator == "process":
-            facts["explained"] = found
+        facts = {"baseline_output": values[1], "explained": found}
         facts["additivity_gap"] = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
         return Fit(weights, half_width, facts)
 
+    @abstractmethod
     def _estimated(
         self, masks: Coalitions, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self.estimator == "regression":
-            return *constrained_values(masks, values), np.full(values.shape[1], np.nan)
-        fit = process_values(masks, values)
-        return fit.values, NORMAL_95 * fit.deviation, fit.explained
+        """Return values and half widths (T, M), and how much is explained (T,)."""
 
     def _enough(self, masks: Coalitions) -> None:
         if len(masks.masks) < 2 * masks.pieces + 2:
@@ -173,8 +96,52 @@ class KernelSHAP(SegmentExplainer):
         return weights, np.zeros_like(weights)
 
 
+class KernelSHAP(ShapleyExplainer):
+    """Kernel SHAP: least squares under the Shapley kernel.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        **options: Those of ``SuperpixelExplainer``.
+    """
+
+    name = "kernel_shap"
+    design = "shap"
+
+    def _estimated(
+        self, masks: Coalitions, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return *constrained_values(masks, values), np.full(values.shape[1], np.nan)
+
+
+class GaussianProcessSHAP(ShapleyExplainer):
+    """Shapley values of superpixels from a Gaussian process over coalitions.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        **options: Those of ``SuperpixelExplainer``.
+
+    Example:
+        >>> from dermlens.model.classifier import Architecture, build_classifier
+        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
+        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+        >>> explainer = GaussianProcessSHAP(model, superpixels=6, n_samples=64)
+        >>> result = explainer.attribute(images, targets="class 4")
+        >>> result.maps.shape, bool(result.details["additivity_gap"][0] < 1e-5)
+        ((1, 32, 48), True)
+    """
+
+    name = "gp_shap"
+    design = "even"
+
+    def _estimated(
+        self, masks: Coalitions, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        fit = process_values(masks, values)
+        return fit.values, NORMAL_95 * fit.deviation, fit.explained
+
+
 def constrained_values(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares whose solution sums to the whole change of score, exactly."""
+    """Weighted least squares whose solution sums to the whole change of output, exactly."""
     weights = masks.weights(shapley_mass(masks.pieces))
     kept = masks.masks.astype(np.float64)
     worth = values - values[1]

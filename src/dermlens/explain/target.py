@@ -86,7 +86,9 @@ def class_position(target: str | int, labels: LabelSet) -> int:
         4
     """
     if depend_on_answer(target):
-        raise UsageError(f"{target!r} depends on the image. Name a class: {', '.join(labels.codes)}.")
+        raise UsageError(
+            f"{target!r} depends on the image. Name a class: {', '.join(labels.codes)}."
+        )
     return _position(target, None, labels)
 
 
@@ -115,7 +117,9 @@ def part_of(targets: Targets, part: slice) -> Targets:
 def _listed(targets: Targets, count: int | None) -> list[Target]:
     if not per_image(targets):
         return [cast(Target, targets)] * (1 if count is None else count)
-    listed = _from_array(np.asarray(targets)) if hasattr(targets, "shape") else list(cast(Any, targets))
+    listed = (
+        _from_array(np.asarray(targets)) if hasattr(targets, "shape") else list(cast(Any, targets))
+    )
     if count is not None and len(listed) != count:
         raise UsageError(
             f"{len(listed)} targets were given for {count} images. Give one per image, or one for "

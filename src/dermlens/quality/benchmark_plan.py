@@ -12,7 +12,7 @@ from dermlens.data.images import load_image, load_mask
 from dermlens.diagnoses import CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.registry import SIX, method
-from dermlens.explain.segment_bank import DEFAULT_SAMPLES
+from dermlens.explain.superpixel_bank import DEFAULT_SAMPLES
 from dermlens.explain.target import PREDICTED
 from dermlens.quality.randomization import ORDERS
 from dermlens.quality.removal import STEPS

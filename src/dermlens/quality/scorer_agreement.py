@@ -25,7 +25,7 @@ from dermlens.model.int8_copy import PARTIAL, int8_copy
 from dermlens.progress import progress
 from dermlens.quality.agreement import TOP_SHARE, top_overlap
 
-SCORED: tuple[str, ...] = ("occlusion", "lime", "shap", "rise")
+SCORED: tuple[str, ...] = ("occlusion", "lime", "gp_shap", "rise")
 """Methods that can use another evaluator than the Keras model."""
 
 

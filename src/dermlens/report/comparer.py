@@ -15,8 +15,8 @@ from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
 from dermlens.explain.contrast import SignedCAM, of_class, strongest_other
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
+from dermlens.explain.output import Logit
 from dermlens.explain.registry import SIX, create_several, method, shared_bank
-from dermlens.explain.score import Logit
 from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.model.bundle import Bundle
@@ -69,7 +69,7 @@ class Comparer:
             raise UsageError("No method is chosen. Name at least one.")
         model, classes = bundle.model, bundle.classes
         scorers = choose_scorers(bundle, self.methods, scorer, images=images)
-        shared = sorted({"lime", "shap"} & set(self.methods))
+        shared = sorted({"lime", "gp_shap"} & set(self.methods))
         bank = shared_bank(model, shared, scorers) if shared else None
         self.explainers: dict[str, Explainer] = create_several(
             self.methods, bundle, scorers=scorers, bank=bank
@@ -166,7 +166,7 @@ class Comparer:
         start = time.perf_counter()
         if self._cam.closed(Logit()):
             result = self._cam.attribute(image[None], "all")
-            logits = result.scores[0]
+            logits = result.values[0]
             known = {("grad_cam", goal): one for goal, one in enumerate(result.maps[0])}
         else:
             logits = np.asarray(self._network.logits(np.asarray(image[None], np.float32)))[0]

@@ -9,10 +9,10 @@ import numpy as np
 from dermlens.data.images import image_size, load_image
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
+from dermlens.explain.output import parse_output
 from dermlens.explain.registry import METHODS, create_several, method, parse_methods
-from dermlens.explain.score import parse_score
 from dermlens.explain.scorers import choose_scorers
-from dermlens.explain.segment_explainer import ranking
+from dermlens.explain.superpixel_explainer import ranking
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside, require_replaceable
@@ -39,7 +39,7 @@ def explain_files(
     *,
     methods: str = "grad_cam",
     target: str | None = None,
-    score: str = "logit",
+    output: str = "logit",
     scorer: str | None = None,
     opacity: float = 0.5,
     batch_size: int = 16,
@@ -55,7 +55,7 @@ def explain_files(
         methods: Names separated by commas, ``"six"`` or ``"all"``.
         target: Diagnosis to explain; None for the most probable one, or another target of
             ``explain.target``.
-        score: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
+        output: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
             it was measured to give the same maps (``explain.scorers``).
         opacity: Of the overlays, 0..1.
@@ -66,14 +66,14 @@ def explain_files(
         The folders written.
 
     Raises:
-        UsageError: If a method, target, score or scorer is unknown, or a number is outside its
+        UsageError: If a method, target, output or scorer is unknown, or a number is outside its
             range.
         DataError: If a file cannot be read, two would share a folder, or a folder holds something
             else than an explanation; nothing is written then.
     """
     _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
-    explained = parse_score(score, bundle)
+    explained = parse_output(output, bundle)
     check_targets(target, bundle.labels)
     _check_files(files)
     for path in files:
@@ -91,7 +91,7 @@ def explain_files(
             results = {}
             for name, explainer in explainers.items():
                 results[name] = explainer.attribute(
-                    image[None], goal, score=explained, batch_size=batch_size, seed=seed
+                    image[None], goal, output=explained, batch_size=batch_size, seed=seed
                 )
                 advance(1, name)
             folder = Path(out) / path.stem
@@ -178,13 +178,13 @@ def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
         if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
     }
     kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
-    if "segment_weights" in result.details:
-        facts["strongest_segments"] = _strongest(result, position)
+    if "weights" in result.details:
+        facts["strongest_superpixels"] = _strongest(result, position)
     return {
         "question": method(result.method).question,
         "family": method(result.method).family,
-        "score": result.score,
-        "score_value": float(np.ravel(result.scores[position])[0]),
+        "output": result.output,
+        "output_value": float(np.ravel(result.values[position])[0]),
         "signed": result.signed,
         "forward_passes": result.cost.forward,
         "backward_passes": result.cost.backward,
@@ -195,10 +195,10 @@ def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
 
 
 def _strongest(result: Attribution, position: int, count: int = 5) -> list[dict[str, Any]]:
-    weights = result.details["segment_weights"][position]
+    weights = result.details["weights"][position]
     half_width = result.details["interval"][position]
     return [
-        {"segment": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
+        {"superpixel": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
         for i in ranking(weights)[:count]
     ]
 

@@ -132,7 +132,7 @@ def _cost(result: Attribution) -> str:
 def _checks(result: Attribution, agreement: float | None) -> str:
     """Return the numbers that say how far a map can be trusted, marked where they are bad."""
     found: list[tuple[str, bool]] = []
-    gap, fit = (_detail(result, key) for key in ("completeness_gap", "r2"))
+    gap, fit = (_detail(result, key) for key in ("convergence_delta", "r2"))
     if gap is not None:
         found.append((f"completeness gap {_number(gap)}", not gap <= LARGE_COMPLETENESS_GAP))
     if fit is not None:

@@ -10,14 +10,14 @@ import numpy as np
 
 from dermlens.diagnoses import by_code
 from dermlens.errors import ModelError
-from dermlens.explain.fills import DARK, border_ring
+from dermlens.explain.baselines import DARK, border_ring
 from dermlens.explain.integrated_gradients import quadrature
 from dermlens.explain.layers import find_features
 from dermlens.explain.registration import Drawing, registered
 from dermlens.model.bundle import Bundle
 from dermlens.model.lite import frozen_function
 
-IG_POINTS = 16
+IG_STEPS = 16
 """Evaluations on the path of the exported Integrated Gradients."""
 
 
@@ -93,7 +93,7 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
 
 
 def skin_color_in_graph(image: Any, size: tuple[int, int]) -> Any:
-    """Return the median color of the border ring, float32 (3,), as ``fills.skin_color`` does.
+    """Return the median color of the border ring, float32 (3,), as ``baselines.border_color`` does.
 
     Args:
         image: float32 tensor (H, W, 3), 0..255.
@@ -227,14 +227,14 @@ class ClassifierGraph:
         maps = tf.nn.relu(tf.einsum("nhwk,nk->nhw", activations, weights) / places)
         return {
             "maps": registered(maps, *self.sides),
-            "score": tf.gather(logits, goal, axis=1, batch_dims=1),
+            "output": tf.gather(logits, goal, axis=1, batch_dims=1),
             "target": goal,
             "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
             "probabilities": outputs["probabilities"],
         }
 
     def integrated_gradients(
-        self, fitted: Any, targets: Any, points: int = IG_POINTS
+        self, fitted: Any, targets: Any, n_steps: int = IG_STEPS
     ) -> dict[str, Any]:
         """Return Integrated Gradients of the logit of one class each, from plain skin.
 
@@ -244,11 +244,11 @@ class ClassifierGraph:
         Args:
             fitted: float32 tensor (N, H, W, 3).
             targets: int32 tensor (N,): class positions; -1 for the most probable class.
-            points: Evaluations on the path.
+            n_steps: Evaluations on the path.
         """
         import tensorflow as tf
 
-        places, shares = quadrature(points, "gauss_legendre")
+        places, shares = quadrature(n_steps, "gauss_legendre")
         place = tf.constant(places[:, None, None, None], tf.float32)
         share = tf.constant(shares[:, None, None, None], tf.float32)
         outputs = self.outputs(fitted)
@@ -267,14 +267,14 @@ class ClassifierGraph:
 
         signature = (tf.TensorSpec(self.size, tf.float32), tf.TensorSpec((), tf.float32))
         maps, lowest = tf.map_fn(one, (fitted, goal), fn_output_signature=signature)
-        score = tf.gather(outputs["logits"], goal, axis=1, batch_dims=1)
-        change = score - lowest
+        output = tf.gather(outputs["logits"], goal, axis=1, batch_dims=1)
+        change = output - lowest
         missing = tf.abs(tf.reduce_sum(maps, axis=(1, 2)) - change)
         return {
             "maps": maps,
-            "score": score,
-            "baseline_score": lowest,
-            "completeness_gap": missing / tf.maximum(tf.abs(change), 1e-6),
+            "output": output,
+            "baseline_output": lowest,
+            "convergence_delta": missing / tf.maximum(tf.abs(change), 1e-6),
             "target": goal,
             "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
             "probabilities": outputs["probabilities"],

@@ -9,18 +9,18 @@ import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import Cost, image_generator
+from dermlens.explain.baselines import Baseline, baseline_image
 from dermlens.explain.coalitions import Coalitions, coalitions
-from dermlens.explain.fills import Fill, fill_image
 from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel, Scorer
 from dermlens.explain.superpixels import superpixels
-from dermlens.model.lite import weights_checksum
 from dermlens.model.image_classifier import as_classifier
+from dermlens.model.lite import weights_checksum
 
-Segmentation = int | np.ndarray | Callable[[np.ndarray], np.ndarray]
+Superpixels = int | np.ndarray | Callable[[np.ndarray], np.ndarray]
 """About how many superpixels; or labels int (H, W); or a function from image to labels."""
 
-DEFAULT_SEGMENTS = 50
+DEFAULT_SUPERPIXELS = 50
 DEFAULT_SAMPLES = 500
 
 
@@ -31,13 +31,13 @@ class Evaluations:
         image: float32 RGB 0..255, (H, W, 3).
         labels: int32 (H, W): superpixel of each pixel.
         masks: Which superpixels each evaluation keeps.
-        fill: What stands for superpixels that are switched off, like ``image``.
+        baseline: What stands for superpixels that are switched off, like ``image``.
     """
 
     def __init__(
-        self, image: np.ndarray, labels: np.ndarray, masks: Coalitions, fill: np.ndarray
+        self, image: np.ndarray, labels: np.ndarray, masks: Coalitions, baseline: np.ndarray
     ) -> None:
-        self.image, self.labels, self.coalitions, self.fill = image, labels, masks, fill
+        self.image, self.labels, self.coalitions, self.baseline = image, labels, masks, baseline
         self._logits: list[np.ndarray] = []
         self._count = 0
 
@@ -45,19 +45,19 @@ class Evaluations:
         """Return logits of the first ``count`` masks, float32 (count, C)."""
         if count > self._count:
             jobs = self.coalitions.masks[self._count : count].astype(np.float32)
-            self._logits.append(masked.logits(self.image, self.fill, self.labels, jobs))
+            self._logits.append(masked.logits(self.image, self.baseline, self.labels, jobs))
             self._count = count
         return np.concatenate(self._logits)[:count]
 
 
-class SegmentBank:
+class SuperpixelBank:
     """Makes evaluations and keeps those of the last images, so that methods can share them.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        segments: About how many superpixels, labels (H, W), or a function that makes labels.
-        samples: Largest number of masks per image.
-        fill: What stands for superpixels that are switched off.
+        superpixels: About how many superpixels, labels (H, W), or a function that makes labels.
+        n_samples: Largest number of masks per image.
+        baseline: What stands for superpixels that are switched off.
         design: Which masks: ``"lime"``, ``"shap"``, or ``"both"`` to serve both methods.
         scorer: Evaluates the masked images in place of the model.
         keep: How many images to remember, about 1.3 MB each at 192x256.
@@ -65,26 +65,30 @@ class SegmentBank:
     Example:
         Both methods for the price of one::
 
-            bank = SegmentBank(model)
-            lime, shap = LIME(model, bank=bank), KernelSHAP(model, bank=bank)
+            bank = SuperpixelBank(model)
+            lime, shap = LIME(model, bank=bank), GaussianProcessSHAP(model, bank=bank)
     """
 
     def __init__(
         self,
         model: Any,
         *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
+        superpixels: Superpixels = DEFAULT_SUPERPIXELS,
+        n_samples: int = DEFAULT_SAMPLES,
+        baseline: Baseline = "border",
         design: str = "both",
         scorer: Scorer | None = None,
         keep: int = 32,
     ) -> None:
-        coalitions(2, max(samples, 4), design, np.random.default_rng(0))
-        if samples < 4:
-            raise UsageError(f"At least 4 samples are needed, not {samples}.")
-        self.model, self.segments, self.samples = as_classifier(model).model, segments, samples
-        self.fill, self.design, self.keep = fill, design, keep
+        coalitions(2, max(n_samples, 4), design, np.random.default_rng(0))
+        if n_samples < 4:
+            raise UsageError(f"At least 4 samples are needed, not {n_samples}.")
+        self.model, self.superpixels, self.n_samples = (
+            as_classifier(model).model,
+            superpixels,
+            n_samples,
+        )
+        self.baseline, self.design, self.keep = baseline, design, keep
         self.scorer = scorer
         self._kept: OrderedDict[tuple[int, int, int], Evaluations] = OrderedDict()
         self._models: dict[int, MaskedModel] = {}
@@ -96,10 +100,10 @@ class SegmentBank:
 
     def masked_model(self, batch_size: int, cost: Cost) -> MaskedModel:
         """Return the masked model for a batch size, made once, counting into ``cost``."""
-        batch = even_batch(self.samples, batch_size)
+        batch = even_batch(self.n_samples, batch_size)
         if batch not in self._models:
             self._models[batch] = MaskedModel(
-                self.model, segment_masks, batch, cost, scorer=self.scorer
+                self.model, superpixel_masks, batch, cost, scorer=self.scorer
             )
         self._models[batch].cost = cost
         return self._models[batch]
@@ -111,17 +115,19 @@ class SegmentBank:
         if key not in self._kept:
             labels = self._labels(image)
             generator = image_generator(seed, image)
-            masks = coalitions(int(labels.max()) + 1, self.samples, self.design, generator)
-            self._kept[key] = Evaluations(image, labels, masks, fill_image(image, self.fill))
+            masks = coalitions(int(labels.max()) + 1, self.n_samples, self.design, generator)
+            self._kept[key] = Evaluations(
+                image, labels, masks, baseline_image(image, self.baseline)
+            )
             while len(self._kept) > self.keep:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
     def _labels(self, image: np.ndarray) -> np.ndarray:
-        if isinstance(self.segments, int):
-            return superpixels(image, self.segments)
-        made = self.segments(image) if callable(self.segments) else self.segments
+        if isinstance(self.superpixels, int):
+            return superpixels(image, self.superpixels)
+        made = self.superpixels(image) if callable(self.superpixels) else self.superpixels
         labels = np.asarray(made)
         if labels.shape != image.shape[:2]:
             raise ExplanationError(
@@ -131,7 +137,7 @@ class SegmentBank:
         return np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
 
 
-def segment_masks(labels: Any, kept: Any) -> Any:
+def superpixel_masks(labels: Any, kept: Any) -> Any:
     """Return masks (B, H, W) from labels (H, W) and kept pieces (B, M)."""
     import tensorflow as tf
 

@@ -1,30 +1,29 @@
 """What LIME and Kernel SHAP share: superpixels, evaluations, stopping, intervals."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.baselines import Baseline
 from dermlens.explain.coalitions import Coalitions
-from dermlens.explain.fills import Fill
+from dermlens.explain.output import Output
 from dermlens.explain.perturbation import (
     Choose,
     Explained,
     MaskedModel,
     PerturbationExplainer,
     Scorer,
-    score_values,
+    output_values,
 )
-from dermlens.explain.score import Score
-from dermlens.explain.segment_bank import (
+from dermlens.explain.superpixel_bank import (
     DEFAULT_SAMPLES,
-    DEFAULT_SEGMENTS,
+    DEFAULT_SUPERPIXELS,
     Evaluations,
-    Segmentation,
-    SegmentBank,
+    SuperpixelBank,
+    Superpixels,
 )
 from dermlens.explain.superpixels import painted
 
@@ -34,7 +33,7 @@ NORMAL_95 = 1.959964
 
 @dataclass(frozen=True)
 class Fit:
-    """A linear model of the score in the superpixels, for T targets.
+    """A linear model of the output in the superpixels, for T targets.
 
     Attributes:
         weights: float64 (T, M).
@@ -47,10 +46,10 @@ class Fit:
     facts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class SegmentExplainer(PerturbationExplainer):
-    """Fits the scores of images with superpixels switched off.
+class SuperpixelExplainer(PerturbationExplainer):
+    """Fits the outputs of images with superpixels switched off.
 
-    Result details: ``segments`` int32 (N, H, W); ``segment_weights`` and ``interval`` (half width
+    Result details: ``segments`` int32 (N, H, W); ``weights`` and ``interval`` (half width
     at 95 %, over other random masks), (N, M), or (N, C, M) for all classes, NaN where an image has
     fewer superpixels; ``samples`` (N,): masks evaluated.
     """
@@ -61,22 +60,22 @@ class SegmentExplainer(PerturbationExplainer):
         self,
         model: Any,
         *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
+        superpixels: Superpixels = DEFAULT_SUPERPIXELS,
+        n_samples: int = DEFAULT_SAMPLES,
+        baseline: Baseline = "border",
         stable_top: int = 0,
-        bank: SegmentBank | None = None,
+        bank: SuperpixelBank | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(model)
         if stable_top < 0:
             raise UsageError(f"stable_top must be 0 (never stop early) or more, not {stable_top}.")
         self.stable_top = stable_top
-        self.bank = bank or SegmentBank(
+        self.bank = bank or SuperpixelBank(
             self.classifier,
-            segments=segments,
-            samples=samples,
-            fill=fill,
+            superpixels=superpixels,
+            n_samples=n_samples,
+            baseline=baseline,
             design=self.design,
             scorer=scorer,
         )
@@ -89,14 +88,14 @@ class SegmentExplainer(PerturbationExplainer):
 
     @abstractmethod
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
-        """Fit scores, float64 (n, T), of evaluated masks."""
+        """Fit outputs, float64 (n, T), of evaluated masks."""
 
     def _least(self, masks: Coalitions) -> int:
         """Return how many masks a fit needs at least."""
         return masks.enumerated + 2
 
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
     ) -> Explained:
         masked = self.bank.masked_model(batch_size, self.network.cost)
         evaluations = self.bank.evaluations(image, seed)
@@ -104,20 +103,20 @@ class SegmentExplainer(PerturbationExplainer):
             count = len(evaluations.coalitions.masks)
             logits = evaluations.up_to(count, masked)
             goals = choose(logits[:1])
-            values = score_values(score, logits)[:, goals]
+            values = output_values(output, logits)[:, goals]
             fit = self._fit(evaluations.coalitions, values)
         else:
-            fit, goals, values = self._until_stable(evaluations, choose, score, masked)
+            fit, goals, values = self._until_stable(evaluations, choose, output, masked)
         return Explained(
             painted(fit.weights, evaluations.labels),
             goals,
             values[0].astype(np.float32),
-            {"segment_weights": fit.weights, "interval": fit.half_width, **fit.facts},
-            {"segments": evaluations.labels, "samples": len(values)},
+            {"weights": fit.weights, "interval": fit.half_width, **fit.facts},
+            {"superpixels": evaluations.labels, "n_samples": len(values)},
         )
 
     def _until_stable(
-        self, evaluations: Evaluations, choose: Choose, score: Score, masked: MaskedModel
+        self, evaluations: Evaluations, choose: Choose, output: Output, masked: MaskedModel
     ) -> tuple[Fit, np.ndarray, np.ndarray]:
         """Evaluate in rounds until the strongest superpixels keep their order."""
         everything = evaluations.coalitions
@@ -127,7 +126,7 @@ class SegmentExplainer(PerturbationExplainer):
         while True:
             logits = evaluations.up_to(count, masked)
             goals = choose(logits[:1])
-            values = score_values(score, logits)[:, goals]
+            values = output_values(output, logits)[:, goals]
             fit = self._fit(everything.first(count), values)
             order = ranking(fit.weights)[:, : self.stable_top]
             unchanged = unchanged + 1 if last is not None and np.array_equal(order, last) else 0
