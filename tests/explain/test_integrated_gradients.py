@@ -120,7 +120,7 @@ def test_the_worst_part_of_the_path_is_halved_until_the_gap_is_small(rule: str) 
 
 
 def test_halving_looks_where_the_score_changes() -> None:
-    """A output that bends only in the last tenth of the path is not refined elsewhere."""
+    """An output that bends only in the last tenth of the path is not refined elsewhere."""
 
     def value(pixels: Any) -> Any:
         import keras

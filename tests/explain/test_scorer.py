@@ -13,7 +13,7 @@ from dermlens.explain.lime import LIME
 from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.explain.registry import create, create_several
-from dermlens.explain.scorers import choose_scorers
+from dermlens.model.scorers import choose_scorers
 from dermlens.explain.superpixel_bank import SuperpixelBank
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies

@@ -1,63 +1,23 @@
-"""What every explanation method shares: arguments, batching, cost, result."""
+"""What every explanation method shares: arguments, batching, passes through the network."""
 
-import time
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from dermlens.errors import UsageError
+from dermlens.explain.attribution import Attribution, Cost, counted
 from dermlens.explain.folding import folded_logits
-from dermlens.explain.output import Logit, Output
+from dermlens.explain.output import Output, chosen_output
 from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, check_targets, is_all, part_of, resolve_targets
 from dermlens.model.image_classifier import as_classifier
 
 Progress = Callable[[int], None]
 """Called with the number of images finished since the last call."""
-
-
-@dataclass
-class Cost:
-    """What was paid for a whole call.
-
-    Attributes:
-        forward: Images sent through the network.
-        backward: Images whose gradient was taken.
-        seconds: Wall-clock time.
-    """
-
-    forward: int = 0
-    backward: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Attribution:
-    """What a method returns; rendering is separate (``report.figures``).
-
-    Attributes:
-        maps: float32 (N, H, W) at the input's size, or (N, C, H, W) for all classes. Raw values:
-            not normalized.
-        method: Name in the registry.
-        targets: int (N,): explained classes; empty for all classes.
-        values: float32 (N,) or (N, C): value of the output on the unchanged images.
-        output: Name of the output.
-        signed: True if negative values speak against the target.
-        cost: What was paid.
-        details: More per image, such as ``convergence_delta``, ``r2``, ``segments``,
-            ``weights``.
-    """
-
-    maps: np.ndarray
-    method: str
-    targets: np.ndarray
-    values: np.ndarray
-    output: str
-    signed: bool
-    cost: Cost
-    details: dict[str, Any] = field(default_factory=dict)
+Family = Literal["activation", "gradient", "perturbation"]
 
 
 class Network:
@@ -84,7 +44,7 @@ class Network:
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits of float32 images as a tensor; adds to the cost."""
         stop_point()
-        self.cost.forward += len(images)
+        self.cost.pay(len(images))
         return self._forward(images)
 
 
@@ -145,22 +105,17 @@ class Explainer(ABC):
 
         Raises:
             ExplanationError: If the method cannot explain this model.
-            UsageError: If the images have another shape than the model takes or are not finite, or
-                a target is unknown.
+            UsageError: If the images have another shape than the model takes or are not finite, a
+                target is unknown, or the batch size is no whole number above 0.
         """
         images = self.classifier.photographs(images)
         if not is_all(targets):
             check_targets(targets, self.classifier.labels, len(images))
-        explained: Output = Logit() if output is None else output
-        before = Cost(self.network.cost.forward, self.network.cost.backward)
-        start = time.perf_counter()
-        result = self._attribute(images, targets, explained, batch_size, seed, progress)
-        spent = self.network.cost
-        result.cost = Cost(
-            spent.forward - before.forward,
-            spent.backward - before.backward,
-            time.perf_counter() - start,
-        )
+        size = whole_number(batch_size, "The batch size")
+        explained = chosen_output(output, self.classifier)
+        with counted() as cost:
+            result = self._attribute(images, targets, explained, size, seed, progress)
+        result.cost = cost
         return result
 
     def resolve(self, targets: Targets, logits: np.ndarray, offset: int = 0) -> np.ndarray:
@@ -192,24 +147,58 @@ class Explainer(ABC):
         targets: Sequence[np.ndarray],
         values: Sequence[np.ndarray],
         output: Output,
-        **details: Any,
+        kind: type[Attribution] = Attribution,
+        **more: Any,
     ) -> Attribution:
-        """Put batches together."""
-        return Attribution(
-            np.concatenate(maps).astype(np.float32, copy=False),
-            self.name,
-            np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
-            np.concatenate(values).astype(np.float32, copy=False),
-            output.name,
-            self.signed,
-            Cost(),
-            details,
+        """Put batches together in a result of a kind, with the fields that it has more."""
+        return kind(
+            maps=np.concatenate(maps).astype(np.float32, copy=False),
+            method=self.name,
+            targets=np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
+            values=np.concatenate(values).astype(np.float32, copy=False),
+            output=output.name,
+            signed=self.signed,
+            **more,
         )
+
+
+def whole_number(value: Any, what: str, least: int = 1) -> int:
+    """Return a size as an int, NumPy's whole numbers too.
+
+    Args:
+        value: As given.
+        what: Begins the sentence of the error, such as ``"The batch size"``.
+        least: Smallest number allowed.
+
+    Raises:
+        UsageError: If it is no whole number or too small.
+
+    Example:
+        >>> whole_number(np.int64(4), "The batch size")
+        4
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool | np.bool_) or number < least:
+        raise UsageError(f"{what} must be a whole number of at least {least}, not {value!r}.")
+    return number
 
 
 def batches(count: int, size: int) -> list[slice]:
     """Return the slices that cover ``count`` items in batches."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def even_batch(total: int, largest: int) -> int:
+    """Return the batch size up to ``largest`` that covers ``total`` with the least padding.
+
+    Example:
+        >>> even_batch(20, 16), even_batch(32, 16), even_batch(5, 16)
+        (10, 16, 5)
+    """
+    return -(-total // -(-total // largest))
 
 
 def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:
@@ -218,6 +207,3 @@ def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:
 
     content = zlib.crc32(np.ascontiguousarray(image, dtype=np.float32).tobytes())
     return np.random.default_rng([seed, content])
-
-
-Family = Literal["activation", "gradient", "perturbation"]

@@ -15,6 +15,9 @@ from dermlens.errors import UsageError
 
 DESIGNS = ("lime", "shap", "even", "both")
 MOST_PIECES_ENUMERATED = 20
+FEW_MASKS = 4
+"""Per piece: below, the designs without an estimator of their own draw permutations. A Gaussian
+process then knows too little of its covariance, and misses more than it says."""
 _ROUNDS = 50
 
 
@@ -50,12 +53,15 @@ class Coalitions:
         complete: bool (M + 1,): sizes of which every mask is here.
         chances: float64 (M + 1,): probability of each size among the sampled masks.
         pairs: int (n,): equal for masks drawn together; -1 for masks that were not drawn.
+        orders: int (P, M): the permutations whose beginnings the masks are, each followed by its
+            reverse; None for other masks.
     """
 
     masks: np.ndarray
     complete: np.ndarray
     chances: np.ndarray
     pairs: np.ndarray
+    orders: np.ndarray | None = None
 
     @property
     def pieces(self) -> int:
@@ -71,11 +77,6 @@ class Coalitions:
     def exhaustive(self) -> bool:
         """True if all 2^M masks are here."""
         return bool(self.complete.all())
-
-    def first(self, count: int) -> "Coalitions":
-        """Return the first ``count`` masks; at least those that were not drawn."""
-        count = max(count, self.enumerated)
-        return Coalitions(self.masks[:count], self.complete, self.chances, self.pairs[:count])
 
     def weights(self, mass: np.ndarray) -> np.ndarray:
         """Return the weight of each mask: float64 (n,).
@@ -104,7 +105,8 @@ def coalitions(
         design: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the
             Shapley kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask
             twice, for fits that need no weights; ``"both"``: half after LIME, half with all sizes
-            alike.
+            alike. Fewer than ``FEW_MASKS`` a piece are, with the last two designs, the beginnings
+            of permutations and of their reverses.
         generator: Source of randomness.
 
     Returns:
@@ -132,6 +134,9 @@ def coalitions(
             blocks.append(_masks_of_size(pieces, size))
             complete[size] = True
             left -= len(blocks[-1])
+    paths = left // (2 * (pieces - 1))
+    if design in ("even", "both") and n_samples < FEW_MASKS * pieces and paths:
+        return _beginnings(pieces, paths, np.concatenate(blocks), complete, generator)
     chances = _chances(pieces, design, shapley, complete)
     draw = _draw_different if design == "even" else _draw
     drawn, pairs = draw(pieces, left, chances, generator)
@@ -142,6 +147,27 @@ def coalitions(
         chances,
         np.concatenate([np.full(len(known), -1), pairs]),
     )
+
+
+def _beginnings(
+    pieces: int,
+    paths: int,
+    known: np.ndarray,
+    complete: np.ndarray,
+    generator: np.random.Generator,
+) -> Coalitions:
+    """Return the beginnings of permutations, each followed by its complement.
+
+    The complement of a beginning is a beginning of the reverse, so both are permutations.
+    """
+    ahead = np.array([generator.permutation(pieces) for _ in range(paths)])
+    orders = np.stack([ahead, ahead[:, ::-1]], axis=1).reshape(-1, pieces)
+    ranks = ahead.argsort(axis=1)
+    masks = (np.arange(1, pieces)[None, :, None] > ranks[:, None]).reshape(-1, pieces)
+    both = np.stack([masks, ~masks], axis=1).reshape(-1, pieces)
+    chances = np.where(complete, 0.0, 1.0 / (pieces - 1))
+    pairs = np.concatenate([np.full(len(known), -1), np.repeat(np.arange(len(masks)), 2)])
+    return Coalitions(np.concatenate([known, both]), complete, chances, pairs, orders)
 
 
 def _all(pieces: int) -> Coalitions:

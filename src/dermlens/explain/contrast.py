@@ -1,4 +1,4 @@
-"""Why this diagnosis and not that one: contrast maps and class discrimination.
+"""Why this class and not that one: contrast maps and class discrimination.
 
 A contrast explains logit A minus logit B. Every signed method is linear in the output, so its
 contrast map is its map for A minus its map for B: positive where the image speaks for A rather
@@ -13,18 +13,14 @@ Contrastive explanations: Prabhushankar et al., "Contrastive explanations in neu
 ICIP 2020; Jacovi et al., EMNLP 2021.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
-from dermlens.explain.base import Attribution
 from dermlens.explain.grad_cam import GradCAM
-
-PER_IMAGE_DETAILS = frozenset({"superpixels", "n_samples", "boxes"})
-"""Details of a result for all classes that do not depend on the class."""
 
 
 class SignedCAM(GradCAM):
@@ -147,38 +143,6 @@ def strongest_other(values: np.ndarray, target: int, preferred: Sequence[int] | 
     others = [one for one in preferred or () if one != target]
     others = others or [one for one in range(len(values)) if one != target]
     return max(others, key=lambda one: float(values[one]))
-
-
-def of_class(result: Attribution, position: int) -> Attribution:
-    """Return a result for all classes as a result for one of them.
-
-    The cost stays what was paid for all: they come together.
-
-    Args:
-        result: As ``attribute(images, "all")`` returns it, maps (N, C, H, W).
-        position: Class position.
-    """
-    count, classes = result.maps.shape[:2]
-    details: Mapping[str, Any] = {
-        name: (
-            value[:, position]
-            if isinstance(value, np.ndarray)
-            and name not in PER_IMAGE_DETAILS
-            and value.shape[:2] == (count, classes)
-            else value
-        )
-        for name, value in result.details.items()
-    }
-    return Attribution(
-        result.maps[:, position],
-        result.method,
-        np.full(count, position, np.int32),
-        result.values[:, position],
-        result.output,
-        result.signed,
-        result.cost,
-        dict(details),
-    )
 
 
 def _distribution(maps: np.ndarray) -> np.ndarray:

@@ -12,17 +12,14 @@ the gradient (tape form); both agree where both apply.
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
-from dermlens.explain.base import (
-    Attribution,
-    Explainer,
-    Progress,
-    batches,
-)
+from dermlens.explain.attribution import Attribution
+from dermlens.explain.base import Explainer, Progress, batches
 from dermlens.explain.layers import find_features
 from dermlens.explain.output import Output
 from dermlens.explain.registration import Drawing, Registration, registered
@@ -36,6 +33,17 @@ from dermlens.explain.target import (
 )
 
 FORMS = ("auto", "closed", "tape")
+
+
+@dataclass(kw_only=True)
+class ActivationAttribution(Attribution):
+    """What class activation maps know more.
+
+    Attributes:
+        layer: Path of the operation whose feature maps were used.
+    """
+
+    layer: str
 
 
 class ClassActivationMap(Explainer):
@@ -87,7 +95,7 @@ class ClassActivationMap(Explainer):
         """The same where gradients (n, T, K) are equal at every place."""
 
     def closed(self, output: Output) -> bool:
-        """Tell whether the closed form is used for a output."""
+        """Tell whether the closed form is used for an output."""
         possible = self.features.dense is not None and output.linear
         if self.form == "closed" and not possible:
             raise ExplanationError(f"The closed form cannot explain a {output.name}. Use 'tape'.")
@@ -104,28 +112,30 @@ class ClassActivationMap(Explainer):
     ) -> Attribution:
         every, closed = is_all(targets), self.closed(output)
         sides = self.drawing.weights(images.shape[1:3])[0]
-        maps, chosen, outputs = [], [], []
+        maps, chosen, values = [], [], []
         for part in batches(len(images), batch_size):
             batch = images[part].astype(np.float32)
             count = len(batch)
             index = self._wanted(targets, part.start, batch, every)
             if closed:
                 logits, drawn = self._function(output, closed, every)(batch, index, *sides)
-                self.network.cost.forward += count
+                self.network.cost.pay(count)
             else:
                 logits, drawn = self._taped(batch, index, sides, output, every)
             logits = np.asarray(logits)
-            values = np.asarray(output.values(logits))
+            known = np.asarray(output.values(logits))
             maps.append(np.asarray(drawn))
             if every:
-                outputs.append(values)
+                values.append(known)
             else:
                 index = self.resolve(targets, logits, part.start)
                 chosen.append(index)
-                outputs.append(values[np.arange(count), index])
+                values.append(known[np.arange(count), index])
             if progress is not None:
                 progress(count)
-        result = self.result(maps, chosen, outputs, output, layer=self.features.layer)
+        result = self.result(
+            maps, chosen, values, output, ActivationAttribution, layer=self.features.layer
+        )
         if not every:
             result.maps = result.maps[:, 0]
         return result
@@ -155,8 +165,7 @@ class ClassActivationMap(Explainer):
             chosen = index if goal is None else np.full(len(batch), goal, np.int32)
             logits, part = function(batch, chosen, *sides)
             drawn.append(np.asarray(part))
-            self.network.cost.forward += len(batch)
-            self.network.cost.backward += len(batch)
+            self.network.cost.pay(len(batch), len(batch))
         return logits, np.concatenate(drawn, axis=1)
 
     def _function(self, output: Output, closed: bool, every: bool) -> Any:
@@ -164,12 +173,11 @@ class ClassActivationMap(Explainer):
 
         key = (repr(output), closed and every, closed)
         if key not in self._functions:
-            body = self._closed_body(output, every) if closed else self._tape_body(output)
 
             def traced(images: Any, index: Any, rows: Any, columns: Any) -> Any:
                 self.traces += 1
-                logits, maps = body(images, index)
-                return logits, registered(self._rectified(maps), rows, columns)
+                index = None if closed and every else index
+                return self.graph(images, index, (rows, columns), output)[1:]
 
             self._functions[key] = tf.function(
                 traced,
@@ -182,49 +190,67 @@ class ClassActivationMap(Explainer):
             )
         return self._functions[key]
 
+    def graph(
+        self, images: Any, index: Any, sides: tuple[Any, Any], output: Output
+    ) -> tuple[Any, Any, Any]:
+        """Explain inside a graph: what ``attribute`` and exported files compute alike.
+
+        Args:
+            images: float32 tensor (n, H, W, 3), RGB 0..255.
+            index: int32 tensor (n,): class positions, -1 for the most probable class; None for all
+                classes.
+            sides: Weights of rows (H, h) and columns (W, w), see ``registration.Drawing``.
+            output: What is explained.
+
+        Returns:
+            Feature maps (n, h, w, K), logits (n, C), and maps (n, T, H, W) of T = 1 or C classes.
+        """
+        body = self._closed_graph if self.closed(output) else self._tape_graph
+        activations, logits, maps = body(images, index, output)
+        return activations, logits, registered(self._rectified(maps), *sides)
+
     def _rectified(self, maps: Any) -> Any:
         """Keep what speaks for the target, before the map is drawn at the image's size."""
         import tensorflow as tf
 
         return tf.nn.relu(maps)
 
-    def _closed_body(self, output: Output, every: bool) -> Any:
+    def _closed_graph(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
         import tensorflow as tf
 
         dense: Any = self.features.dense
         mixing = tf.constant(output.weights(len(self.classes)))
+        activations, logits = self.features.run(images)
+        activations = tf.cast(activations, tf.float32)
+        kernel = tf.cast(dense.kernel.value, tf.float32)
+        places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
+        weights = tf.transpose(tf.matmul(kernel, mixing)) / places
+        if index is None:
+            shape = (tf.shape(images)[0], *weights.shape)
+            gradients = tf.broadcast_to(weights[None], shape)
+        else:
+            gradients = tf.gather(weights, most_probable_or(index, logits))[:, None]
+        return activations, logits, self._combine_uniform(activations, gradients)
 
-        def body(images: Any, index: Any) -> Any:
-            activations, logits = self.features.run(images)
-            activations = tf.cast(activations, tf.float32)
-            kernel = tf.cast(dense.kernel.value, tf.float32)
-            places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
-            weights = tf.transpose(tf.matmul(kernel, mixing)) / places
-            if every:
-                shape = (tf.shape(images)[0], *weights.shape)
-                gradients = tf.broadcast_to(weights[None], shape)
-            else:
-                goal = _goal(index, logits)
-                gradients = tf.gather(weights, goal)[:, None]
-            return logits, self._combine_uniform(activations, gradients)
-
-        return body
-
-    def _tape_body(self, output: Output) -> Any:
+    def _tape_graph(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
         import tensorflow as tf
 
-        def body(images: Any, index: Any) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                activations, logits = self.features.run(images, tape.watch)
-                goal = _goal(index, logits)
-                value = tf.gather(output.values(logits), goal, axis=1, batch_dims=1)
-            gradients = tf.cast(tape.gradient(value, activations), tf.float32)
-            return logits, self._combine(tf.cast(activations, tf.float32), gradients[:, None])
+        with tf.GradientTape(persistent=index is None, watch_accessed_variables=False) as tape:
+            activations, logits = self.features.run(images, tape.watch)
+            known = output.values(logits)
+            if index is None:
+                values = tf.unstack(known, num=len(self.classes), axis=1)
+            else:
+                values = [tf.gather(known, most_probable_or(index, logits), axis=1, batch_dims=1)]
+        none = tf.UnconnectedGradients.ZERO
+        found = [tape.gradient(v, activations, unconnected_gradients=none) for v in values]
+        gradients = tf.cast(tf.stack(found, axis=1), tf.float32)
+        activations = tf.cast(activations, tf.float32)
+        return activations, logits, self._combine(activations, gradients)
 
-        return body
 
-
-def _goal(index: Any, logits: Any) -> Any:
+def most_probable_or(index: Any, logits: Any) -> Any:
+    """Return class positions, int32 (n,), the most probable class for -1, in a graph."""
     import tensorflow as tf
 
     return tf.where(index < 0, tf.argmax(logits, axis=1, output_type=tf.int32), index)

@@ -17,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution, Cost
-from dermlens.explain.occlusion import Occlusion, patch_boxes, spread_over_boxes
+from dermlens.explain.attribution import Attribution, Cost, counted
+from dermlens.explain.occlusion import (
+    Occlusion,
+    OcclusionAttribution,
+    patch_boxes,
+    spread_over_boxes,
+)
 from dermlens.explain.output import Output
-from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.explain.shap import GaussianProcessSHAP
 from dermlens.explain.stages import StageCAM
+from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.model.image_classifier import as_classifier
 
 KINDS = ("depth", "patch", "superpixels")
@@ -107,12 +112,12 @@ class PatchPyramid(Occlusion):
         """Return the patches of all sizes, int32 (P, 4)."""
         return np.concatenate(self.levels(size))
 
-    def split(self, result: Attribution) -> list[np.ndarray]:
+    def split(self, result: OcclusionAttribution) -> list[np.ndarray]:
         """Return the map of each patch size, float32 (N, H, W), from a result for one class."""
         size = (result.maps.shape[-2], result.maps.shape[-1])
         levels = self.levels(size)
         ends = np.cumsum([len(boxes) for boxes in levels])[:-1]
-        parts = np.split(result.details["effects"], ends, axis=-1)
+        parts = np.split(result.effects, ends, axis=-1)
         return [
             spread_over_boxes(effects, boxes, size)
             for effects, boxes in zip(parts, levels, strict=True)
@@ -173,23 +178,16 @@ class MultiScale:
         Returns:
             The maps and their fusion.
         """
-        import time
-
-        start, cost = time.perf_counter(), Cost()
-        maps = (
-            *self._depths(image, target, output, cost),
-            *self._occluded(image, target, output, known, batch_size, cost),
-            *self._pieces(image, target, output, batch_size, seed, cost),
-        )
-        cost.seconds = time.perf_counter() - start
+        with counted() as cost:
+            maps = (
+                *self._depths(image, target, output),
+                *self._occluded(image, target, output, known, batch_size),
+                *self._pieces(image, target, output, batch_size, seed),
+            )
         return MultiScaleResult(maps, fused_map(maps), cost)
 
-    def _depths(
-        self, image: np.ndarray, target: int, output: Output | None, cost: Cost
-    ) -> list[ScaleMap]:
+    def _depths(self, image: np.ndarray, target: int, output: Output | None) -> list[ScaleMap]:
         drawn = self.cam.maps(image[None], np.array([target]), output=output)
-        cost.forward += 1
-        cost.backward += 1
         return [
             ScaleMap(
                 "depth",
@@ -208,7 +206,6 @@ class MultiScale:
         output: Output | None,
         known: Attribution | None,
         batch_size: int,
-        cost: Cost,
     ) -> list[ScaleMap]:
         size = (image.shape[0], image.shape[1])
         middle = max(1, min(size) // 6)
@@ -221,7 +218,6 @@ class MultiScale:
         if left:
             pyramid = self._pyramid(left)
             result = pyramid.attribute(image[None], target, output=output, batch_size=batch_size)
-            _add(cost, result.cost)
             drawn = pyramid.split(result)
             maps |= {s: m[0] for s, m in zip(pyramid.sides(size), drawn, strict=True)}
         return [
@@ -236,15 +232,13 @@ class MultiScale:
         output: Output | None,
         batch_size: int,
         seed: int,
-        cost: Cost,
     ) -> list[ScaleMap]:
         maps = []
         for explainer in self.shap.values():
             result = explainer.attribute(
                 image[None], target, output=output, batch_size=batch_size, seed=seed
             )
-            _add(cost, result.cost)
-            count = int(result.details["superpixels"].max()) + 1
+            count = int(result.superpixels.max()) + 1
             width = float(np.sqrt(image.shape[0] * image.shape[1] / count))
             label = f"{count} superpixels"
             maps.append(ScaleMap("superpixels", label, width, result.maps[0], True))
@@ -311,8 +305,3 @@ def _by_size(values: np.ndarray) -> np.ndarray:
 def _to_unit(values: np.ndarray) -> np.ndarray:
     largest = np.abs(values).max(initial=0.0)
     return (values / (largest if largest > 0 else 1.0)).astype(np.float32)
-
-
-def _add(total: Cost, more: Cost) -> None:
-    total.forward += more.forward
-    total.backward += more.backward

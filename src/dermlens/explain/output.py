@@ -53,18 +53,18 @@ class Probability:
     """The probability of the target (not calibrated); its gradient also holds the other classes.
 
     Args:
-        link: ``"softmax"`` or ``"sigmoid"``, as the classifier's.
+        link: ``"softmax"`` or ``"sigmoid"``; None for the classifier's.
     """
 
     name: str = "probability"
-    link: Link = "softmax"
+    link: Link | None = None
     linear: bool = False
 
     def values(self, logits: Any) -> Any:
         """Return the probabilities of all classes."""
         import tensorflow as tf
 
-        return tf.nn.softmax(logits) if self.link == "softmax" else tf.sigmoid(logits)
+        return tf.sigmoid(logits) if self.link == "sigmoid" else tf.nn.softmax(logits)
 
     def weights(self, classes: int) -> np.ndarray:
         """Raise ExplanationError: a probability is not linear in the logits."""
@@ -94,8 +94,15 @@ class Contrast:
         return matrix
 
 
+def chosen_output(output: Output | None, classifier: ImageClassifier) -> Output:
+    """Return what is explained: the logit where nothing is said, with the classifier's link."""
+    if isinstance(output, Probability) and output.link is None:
+        return Probability(link=classifier.link)
+    return Logit() if output is None else output
+
+
 def parse_output(text: str, classifier: ImageClassifier) -> Output:
-    """Turn ``"logit"``, ``"probability"`` or ``"contrast:nv"`` into a output.
+    """Turn ``"logit"``, ``"probability"`` or ``"contrast:nv"`` into an output.
 
     Raises:
         UsageError: If the text has another form or the class is unknown.

@@ -27,6 +27,8 @@ class Method:
         question: The question it answers, in one plain sentence.
         build: Makes the explainer from a model.
         fixed: Options under which every image costs the same; empty where it does anyway.
+        superpixels: True if it fits evaluations of masked superpixels, of which one set serves all
+            methods that do.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Method:
     question: str
     build: Callable[..., Explainer]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    superpixels: bool = False
 
     @property
     def cost(self) -> str:
@@ -66,7 +69,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which coarse regions hold the features that raise the output of this diagnosis?",
+            "Which coarse regions hold the features that raise the output of this class?",
             _class("grad_cam", "GradCAM"),
         ),
         Method(
@@ -84,7 +87,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             22,
             64,
-            "How much does each pixel add to the output on the way from plain skin to this image?",
+            "How much does each pixel add to the output on the way from a plain image to this one?",
             _class("integrated_gradients", "IntegratedGradients"),
             {"tolerance": None},
         ),
@@ -94,7 +97,7 @@ METHODS: dict[str, Method] = {
             "perturbation",
             166,
             0,
-            "How much does the output drop when a patch of the image is covered with skin color?",
+            "How much does the output drop when a patch of the image is covered with the color of the border?",
             _class("occlusion", "Occlusion"),
         ),
         Method(
@@ -105,6 +108,7 @@ METHODS: dict[str, Method] = {
             0,
             "Which pieces of the image, kept or removed at random, does the output follow most?",
             _class("lime", "LIME"),
+            superpixels=True,
         ),
         Method(
             "gp_shap",
@@ -114,6 +118,7 @@ METHODS: dict[str, Method] = {
             0,
             "What is each piece's fair share of the output, over all orders of adding pieces?",
             _class("shap", "GaussianProcessSHAP"),
+            superpixels=True,
         ),
         Method(
             "kernel_shap",
@@ -123,6 +128,7 @@ METHODS: dict[str, Method] = {
             0,
             "The same by the published least squares, which need more samples for the same error.",
             _class("shap", "KernelSHAP"),
+            superpixels=True,
         ),
         Method(
             "layer_cam",
@@ -233,40 +239,54 @@ def create_several(
     scorers: Mapping[str, "Scorer"] | None = None,
     bank: "SuperpixelBank | None" = None,
 ) -> dict[str, Explainer]:
-    """Build explainers that share what they can.
-
-    LIME and Kernel SHAP, where both are asked for, use one set of masked evaluations.
+    """Build explainers that share what they can: masked superpixels are evaluated once.
 
     Args:
         names: Keys of ``METHODS``.
         model: ``ImageClassifier``, or a Keras model that it takes without more.
-        scorers: What evaluates changed images in place of the model, by method; see
-            ``scorers.choose_scorers``. A shared set uses a scorer only if both methods have it.
-        bank: Evaluations for LIME and Kernel SHAP to share; default one of their own if both are
-            asked for.
+        scorers: What evaluates changed images in place of the model, by method. A shared set uses
+            a scorer only if every method that shares it has one.
+        bank: Evaluations to share; default one of their own if several methods can share it.
     """
-    chosen: dict[str, dict[str, Any]] = {
-        name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
+    model, sharing = as_classifier(model), sharing_methods(names)
+    if bank is None and len(sharing) > 1:
+        bank = shared_bank(model, names, scorers)
+    options: dict[str, dict[str, Any]] = {
+        name: {"scorer": scorer} for name, scorer in (scorers or {}).items()
     }
-    model = as_classifier(model)
-    if bank is None and {"lime", "gp_shap"} <= set(names):
-        bank = shared_bank(model, ("lime", "gp_shap"), scorers or {})
     if bank is not None:
-        chosen |= {"lime": {"bank": bank}, "gp_shap": {"bank": bank}}
-    return {name: create(name, model, **chosen.get(name, {})) for name in names}
+        options |= {name: {"bank": bank} for name in sharing}
+    return {name: create(name, model, **options.get(name, {})) for name in names}
+
+
+def sharing_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the methods that fit masked superpixels, and so share evaluations.
+
+    Example:
+        >>> sharing_methods(["grad_cam", "lime", "gp_shap"])
+        ('lime', 'gp_shap')
+    """
+    return tuple(name for name in names if name in METHODS and METHODS[name].superpixels)
 
 
 def shared_bank(
-    model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"]
-) -> "SuperpixelBank":
-    """Return the masked evaluations that some of LIME and Kernel SHAP share.
+    model: Any,
+    names: Sequence[str],
+    scorers: Mapping[str, "Scorer"] | None = None,
+    **options: Any,
+) -> "SuperpixelBank | None":
+    """Return what keeps the masked evaluations that methods share, None if none of them does.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that it takes without more.
-        names: ``"lime"``, ``"gp_shap"`` or both.
-        scorers: By method; used only if every method has one.
+        names: Keys of ``METHODS``.
+        scorers: By method; used only if every method that shares has one.
+        **options: Arguments of ``SuperpixelBank``.
     """
     from dermlens.explain.superpixel_bank import SuperpixelBank
 
-    every = all(name in scorers for name in names)
-    return SuperpixelBank(model, scorer=scorers[names[0]] if every else None)
+    sharing, given = sharing_methods(names), scorers or {}
+    if not sharing:
+        return None
+    every = all(name in given for name in sharing)
+    return SuperpixelBank(model, scorer=given[sharing[0]] if every else None, **options)

@@ -12,34 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.errors import UsageError
-from dermlens.explain.base import (
-    Attribution,
-    Explainer,
-    Progress,
-    batches,
-    image_generator,
-)
-from dermlens.explain.baselines import Baseline, baseline_image
-from dermlens.explain.gradients import GradientEngine, even_batch
-from dermlens.explain.output import Output
-from dermlens.explain.target import Targets, is_all
+from dermlens.explain.base import batches, image_generator, whole_number
+from dermlens.explain.baselines import Baseline, baseline_image, own_baselines
+from dermlens.explain.gradients import GradientEngine, GradientExplainer
 
 
-class _SampledGradients(Explainer):
+class _SampledGradients(GradientExplainer):
     """Averages something made of gradients at randomly drawn points."""
 
     def __init__(self, model: Any, *, n_samples: int) -> None:
-        super().__init__(model)
-        if n_samples < 1:
-            raise UsageError(f"At least one sample is needed, not {n_samples}.")
-        self.n_samples = n_samples
-        self._engines: dict[tuple[str, int], GradientEngine] = {}
-
-    @property
-    def traces(self) -> int:
-        """How often the gradient function was traced."""
-        return sum(engine.traces for engine in self._engines.values())
+        self.n_samples = whole_number(n_samples, "The number of samples")
+        super().__init__(model, self.n_samples)
 
     @abstractmethod
     def _draw(
@@ -55,40 +38,17 @@ class _SampledGradients(Explainer):
     def _channels(self, mean: np.ndarray) -> np.ndarray:
         """Turn the mean of factor times gradient, (H, W, 3), into a map (H, W)."""
 
-    def _attribute(
+    def _one(
         self,
-        images: np.ndarray,
-        targets: Targets,
-        output: Output,
-        batch_size: int,
+        image: np.ndarray,
+        goals: np.ndarray,
+        values: np.ndarray,
+        engine: GradientEngine,
         seed: int,
-        progress: Progress | None,
-    ) -> Attribution:
-        size = even_batch(self.n_samples, batch_size)
-        key = (repr(output), size)
-        if key not in self._engines:
-            self._engines[key] = GradientEngine(self.model, output, size, self.network.cost)
-        engine, every = self._engines[key], is_all(targets)
-        maps, chosen, outputs = [], [], []
-        for part in batches(len(images), batch_size):
-            pixels = images[part].astype(np.float32)
-            logits = self.network.logits(pixels)
-            values, logits = np.asarray(output.values(logits)), np.asarray(logits)
-            if every:
-                goals = np.tile(np.arange(len(self.classes)), (len(pixels), 1))
-            else:
-                goals = self.resolve(targets, logits, part.start)[:, None]
-                chosen.append(goals[:, 0].astype(np.int32))
-            taken = np.take_along_axis(values, goals, axis=1)
-            outputs.append(taken if every else taken[:, 0])
-            for row, image in enumerate(pixels):
-                drawn = np.stack([self._one(image, int(g), engine, seed) for g in goals[row]])
-                maps.append(drawn[None] if every else drawn)
-                if progress is not None:
-                    progress(1)
-        return self.result(maps, chosen, outputs, output)
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return np.stack([self._map(image, int(goal), engine, seed) for goal in goals]), {}
 
-    def _one(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
+    def _map(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
         """Explain one image; draws come one by one, so that batches change nothing."""
         generator, baselines = image_generator(seed, image), self._baselines(image)
         total = np.zeros(image.shape, np.float64)
@@ -142,8 +102,8 @@ class GradientSHAP(_SampledGradients):
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         n_samples: Draws per image.
-        baseline: Background: any of ``"border"``, ``"blur"``, ``"black"``, colors or images.
-        noise: Standard deviation of the noise on the image, in pixel values.
+        baseline: Background, one or a list, as ``IntegratedGradients`` takes it.
+        noise: Standard deviation of the noise on the image, in pixel values of 0..255.
     """
 
     name = "gradient_shap"
@@ -153,13 +113,11 @@ class GradientSHAP(_SampledGradients):
         model: Any,
         *,
         n_samples: int = 50,
-        baseline: Sequence[Baseline] = ("border", "blur", "black"),
+        baseline: Baseline | Sequence[Baseline] = ("border", "blur", "black"),
         noise: float = 5.0,
     ) -> None:
         super().__init__(model, n_samples=n_samples)
-        self.baselines, self.noise = list(baseline), noise
-        if not self.baselines:
-            raise UsageError("GradientSHAP needs at least one baseline.")
+        self.baselines, self.noise = own_baselines(baseline, self.classifier), noise
 
     def _baselines(self, image: np.ndarray) -> np.ndarray:
         return np.stack([baseline_image(image, baseline) for baseline in self.baselines])

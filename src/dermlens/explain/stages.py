@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.base import Cost, batches
+from dermlens.explain.attribution import Cost
+from dermlens.explain.base import batches
 from dermlens.explain.layers import Features, Step, apply_operation, find_features, run_graph
-from dermlens.explain.output import Logit, Output
+from dermlens.explain.output import Output, chosen_output
 from dermlens.explain.registration import Drawing, Registration, registered
 from dermlens.model.image_classifier import as_classifier
 
@@ -149,15 +150,14 @@ class StageCAM:
             output: What is explained; default the logit.
             batch_size: Images per pass.
         """
-        function = self._function(Logit() if output is None else output)
+        function = self._function(chosen_output(output, self.classifier))
         goals = np.asarray(goals, np.int32)
         sides = self.drawing.weights(np.shape(images)[1:3])
         parts = []
         for part in batches(len(images), batch_size):
             drawn = function(np.asarray(images[part], np.float32), goals[part], sides)
             parts.append([np.asarray(one) for one in drawn])
-            self.cost.forward += len(goals[part])
-            self.cost.backward += len(goals[part])
+            self.cost.pay(len(goals[part]), len(goals[part]))
         return [np.concatenate(stage) for stage in zip(*parts, strict=True)]
 
     def _function(self, output: Output) -> Any:

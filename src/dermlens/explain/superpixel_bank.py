@@ -1,53 +1,43 @@
-"""One set of masked evaluations of an image, for LIME, Kernel SHAP and all classes."""
+"""One set of masked evaluations of an image, for every method on superpixels and all classes."""
 
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dermlens.errors import ExplanationError, UsageError
-from dermlens.explain.base import Cost, image_generator
-from dermlens.explain.baselines import Baseline, baseline_image
+from dermlens.errors import ExplanationError
+from dermlens.explain.attribution import Cost
+from dermlens.explain.base import even_batch, image_generator, whole_number
+from dermlens.explain.baselines import Baseline, baseline_image, own_baseline
 from dermlens.explain.coalitions import Coalitions, coalitions
-from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel, Scorer
 from dermlens.explain.superpixels import superpixels
 from dermlens.model.image_classifier import as_classifier
 from dermlens.model.lite import weights_checksum
 
-Superpixels = int | np.ndarray | Callable[[np.ndarray], np.ndarray]
+Superpixels = int | np.integer | np.ndarray | Callable[[np.ndarray], np.ndarray]
 """About how many superpixels; or labels int (H, W); or a function from image to labels."""
 
 DEFAULT_SUPERPIXELS = 50
 DEFAULT_SAMPLES = 500
 
 
+@dataclass(frozen=True)
 class Evaluations:
-    """Logits of one image under many masks, computed as far as they are asked for.
+    """One image under many masks.
 
-    Args:
-        image: float32 RGB 0..255, (H, W, 3).
+    Attributes:
         labels: int32 (H, W): superpixel of each pixel.
-        masks: Which superpixels each evaluation keeps.
-        baseline: What stands for superpixels that are switched off, like ``image``.
+        coalitions: Which superpixels each evaluation keeps.
+        logits: float32 (n, C).
     """
 
-    def __init__(
-        self, image: np.ndarray, labels: np.ndarray, masks: Coalitions, baseline: np.ndarray
-    ) -> None:
-        self.image, self.labels, self.coalitions, self.baseline = image, labels, masks, baseline
-        self._logits: list[np.ndarray] = []
-        self._count = 0
-
-    def up_to(self, count: int, masked: MaskedModel) -> np.ndarray:
-        """Return logits of the first ``count`` masks, float32 (count, C)."""
-        if count > self._count:
-            jobs = self.coalitions.masks[self._count : count].astype(np.float32)
-            self._logits.append(masked.logits(self.image, self.baseline, self.labels, jobs))
-            self._count = count
-        return np.concatenate(self._logits)[:count]
+    labels: np.ndarray
+    coalitions: Coalitions
+    logits: np.ndarray
 
 
 class SuperpixelBank:
@@ -80,16 +70,16 @@ class SuperpixelBank:
         scorer: Scorer | None = None,
         keep: int = 32,
     ) -> None:
-        coalitions(2, max(n_samples, 4), design, np.random.default_rng(0))
-        if n_samples < 4:
-            raise UsageError(f"At least 4 samples are needed, not {n_samples}.")
-        self.model, self.superpixels, self.n_samples = (
-            as_classifier(model).model,
-            superpixels,
-            n_samples,
+        self.n_samples = whole_number(n_samples, "The number of samples", 4)
+        coalitions(2, self.n_samples, design, np.random.default_rng(0))
+        classifier = as_classifier(model)
+        self.model, self.design, self.keep = classifier.model, design, keep
+        self.baseline = own_baseline(baseline, classifier)
+        plain = not callable(superpixels) and np.ndim(superpixels) == 0
+        self.superpixels: Any = (
+            whole_number(superpixels, "The number of superpixels", 2) if plain else superpixels
         )
-        self.baseline, self.design, self.keep = baseline, design, keep
-        self.scorer = scorer
+        self.scorer, self.cost = scorer, Cost()
         self._kept: OrderedDict[tuple[int, int, int], Evaluations] = OrderedDict()
         self._models: dict[int, MaskedModel] = {}
 
@@ -98,37 +88,35 @@ class SuperpixelBank:
         """How often the masked model was traced."""
         return sum(masked.traces for masked in self._models.values())
 
-    def masked_model(self, batch_size: int, cost: Cost) -> MaskedModel:
-        """Return the masked model for a batch size, made once, counting into ``cost``."""
-        batch = even_batch(self.n_samples, batch_size)
-        if batch not in self._models:
-            self._models[batch] = MaskedModel(
-                self.model, superpixel_masks, batch, cost, scorer=self.scorer
-            )
-        self._models[batch].cost = cost
-        return self._models[batch]
-
-    def evaluations(self, image: np.ndarray, seed: int) -> Evaluations:
-        """Return the evaluations of a float32 image (H, W, 3), begun if they are not there."""
+    def evaluations(self, image: np.ndarray, seed: int, batch_size: int) -> Evaluations:
+        """Return the evaluations of a float32 image (H, W, 3), made if they are not there."""
         # The weights are part of the key: after training or randomization nothing stale is used.
         key = (seed, weights_checksum(self.model), zlib.crc32(np.ascontiguousarray(image).data))
         if key not in self._kept:
-            labels = self._labels(image)
-            generator = image_generator(seed, image)
-            masks = coalitions(int(labels.max()) + 1, self.n_samples, self.design, generator)
-            self._kept[key] = Evaluations(
-                image, labels, masks, baseline_image(image, self.baseline)
-            )
+            self._kept[key] = self._evaluated(image, seed, batch_size)
             while len(self._kept) > self.keep:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
+    def _evaluated(self, image: np.ndarray, seed: int, batch_size: int) -> Evaluations:
+        labels = self._labels(image)
+        generator = image_generator(seed, image)
+        masks = coalitions(int(labels.max()) + 1, self.n_samples, self.design, generator)
+        batch = even_batch(self.n_samples, batch_size)
+        if batch not in self._models:
+            self._models[batch] = MaskedModel(
+                self.model, superpixel_masks, batch, self.cost, scorer=self.scorer
+            )
+        background, jobs = baseline_image(image, self.baseline), masks.masks.astype(np.float32)
+        logits = self._models[batch].logits(image, background, labels, jobs)
+        return Evaluations(labels, masks, logits)
+
     def _labels(self, image: np.ndarray) -> np.ndarray:
-        if isinstance(self.superpixels, int):
-            return superpixels(image, self.superpixels)
-        made = self.superpixels(image) if callable(self.superpixels) else self.superpixels
-        labels = np.asarray(made)
+        given = self.superpixels
+        if isinstance(given, int):
+            return superpixels(image, given)
+        labels = np.asarray(given(image) if callable(given) else given)
         if labels.shape != image.shape[:2]:
             raise ExplanationError(
                 f"Superpixel labels of shape {labels.shape} do not fit an image of "

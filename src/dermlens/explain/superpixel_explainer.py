@@ -1,4 +1,4 @@
-"""What LIME and Kernel SHAP share: superpixels, evaluations, stopping, intervals."""
+"""What LIME and the Shapley values share: superpixels, masked evaluations, intervals."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -6,29 +6,57 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.errors import UsageError
+from dermlens.explain.attribution import Attribution, per_class, per_image
 from dermlens.explain.baselines import Baseline
 from dermlens.explain.coalitions import Coalitions
 from dermlens.explain.output import Output
-from dermlens.explain.perturbation import (
-    Choose,
-    Explained,
-    MaskedModel,
-    PerturbationExplainer,
-    Scorer,
-    output_values,
-)
+from dermlens.explain.perturbation import Choose, PerturbationExplainer, Scorer, output_values
 from dermlens.explain.superpixel_bank import (
     DEFAULT_SAMPLES,
     DEFAULT_SUPERPIXELS,
-    Evaluations,
     SuperpixelBank,
     Superpixels,
+    superpixel_masks,
 )
 from dermlens.explain.superpixels import painted
 
-UNCHANGED_CHECKS = 2
 NORMAL_95 = 1.959964
+_STRONGEST = 5
+
+
+@dataclass(kw_only=True)
+class SuperpixelAttribution(Attribution):
+    """What methods on superpixels know more.
+
+    Attributes:
+        superpixels: int32 (N, H, W): superpixel of each pixel.
+        weights: float64 (N, M), or (N, C, M) for all classes: weight of each superpixel; NaN where
+            an image has fewer.
+        interval: Likewise: half width at 95 %, over other random masks.
+        n_samples: int (N,): masks evaluated.
+        scorer: Name of what evaluated the masked images.
+    """
+
+    superpixels: np.ndarray = per_image()
+    weights: np.ndarray = per_class()
+    interval: np.ndarray = per_class()
+    n_samples: np.ndarray = per_image()
+    scorer: str
+
+    def facts(self, position: int = 0) -> dict[str, Any]:
+        """Return what ``Attribution.facts`` does, and the strongest superpixels of one class."""
+        found = super().facts(position)
+        if self.weights.ndim == 2:
+            weights, half = self.weights[position], self.interval[position]
+            found["strongest_superpixels"] = [
+                {
+                    "superpixel": int(i),
+                    "weight": float(weights[i]),
+                    "interval_half_width": float(half[i]),
+                }
+                for i in ranking(weights)[:_STRONGEST]
+            ]
+        return found
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class Fit:
     Attributes:
         weights: float64 (T, M).
         half_width: float64 (T, M), of the 95 % interval over other draws of masks.
-        facts: More by name, arrays (T,).
+        facts: More, (T,) by the name of the field of the result.
     """
 
     weights: np.ndarray
@@ -49,12 +77,18 @@ class Fit:
 class SuperpixelExplainer(PerturbationExplainer):
     """Fits the outputs of images with superpixels switched off.
 
-    Result details: ``segments`` int32 (N, H, W); ``weights`` and ``interval`` (half width
-    at 95 %, over other random masks), (N, M), or (N, C, M) for all classes, NaN where an image has
-    fewer superpixels; ``samples`` (N,): masks evaluated.
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        superpixels: About how many superpixels, or labels (H, W), or a function that makes labels.
+        n_samples: Masks per image; about ten per superpixel.
+        baseline: What stands for superpixels that are switched off: ``"border"``, ``"blur"``,
+            ``"black"``, a gray value, a color or an image in the classifier's range of values.
+        bank: Evaluations to share with other methods; replaces all of the above.
+        scorer: Evaluates the masked images in place of the model.
     """
 
     design = ""
+    kind: type[SuperpixelAttribution]
 
     def __init__(
         self,
@@ -63,23 +97,20 @@ class SuperpixelExplainer(PerturbationExplainer):
         superpixels: Superpixels = DEFAULT_SUPERPIXELS,
         n_samples: int = DEFAULT_SAMPLES,
         baseline: Baseline = "border",
-        stable_top: int = 0,
         bank: SuperpixelBank | None = None,
         scorer: Scorer | None = None,
     ) -> None:
-        super().__init__(model)
-        if stable_top < 0:
-            raise UsageError(f"stable_top must be 0 (never stop early) or more, not {stable_top}.")
-        self.stable_top = stable_top
-        self.bank = bank or SuperpixelBank(
-            self.classifier,
-            superpixels=superpixels,
-            n_samples=n_samples,
-            baseline=baseline,
-            design=self.design,
-            scorer=scorer,
-        )
-        self.scorer = self.bank.scorer
+        if bank is None:
+            bank = SuperpixelBank(
+                model,
+                superpixels=superpixels,
+                n_samples=n_samples,
+                baseline=baseline,
+                design=self.design,
+                scorer=scorer,
+            )
+        super().__init__(model, superpixel_masks, bank.scorer)
+        self.bank = bank
 
     @property
     def traces(self) -> int:
@@ -90,49 +121,32 @@ class SuperpixelExplainer(PerturbationExplainer):
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
         """Fit outputs, float64 (n, T), of evaluated masks."""
 
-    def _least(self, masks: Coalitions) -> int:
-        """Return how many masks a fit needs at least."""
-        return masks.enumerated + 2
+    def _shared(self, masks: Coalitions) -> dict[str, np.ndarray]:
+        """Return what is known of an image whatever the class, (1,) by the name of the field."""
+        return {}
 
     def _one(
         self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
-    ) -> Explained:
-        masked = self.bank.masked_model(batch_size, self.network.cost)
-        evaluations = self.bank.evaluations(image, seed)
-        if not self.stable_top:
-            count = len(evaluations.coalitions.masks)
-            logits = evaluations.up_to(count, masked)
-            goals = choose(logits[:1])
-            values = output_values(output, logits)[:, goals]
-            fit = self._fit(evaluations.coalitions, values)
-        else:
-            fit, goals, values = self._until_stable(evaluations, choose, output, masked)
-        return Explained(
-            painted(fit.weights, evaluations.labels),
-            goals,
-            values[0].astype(np.float32),
-            {"weights": fit.weights, "interval": fit.half_width, **fit.facts},
-            {"superpixels": evaluations.labels, "n_samples": len(values)},
+    ) -> SuperpixelAttribution:
+        made = self.bank.evaluations(image, seed, batch_size)
+        goals = choose(made.logits[:1])
+        values = output_values(output, made.logits)[:, goals]
+        fit = self._fit(made.coalitions, values)
+        return self.kind(
+            maps=painted(fit.weights, made.labels)[None],
+            method=self.name,
+            targets=goals,
+            values=values[:1].astype(np.float32),
+            output=output.name,
+            signed=self.signed,
+            superpixels=made.labels[None],
+            weights=fit.weights[None],
+            interval=fit.half_width[None],
+            n_samples=np.array([len(values)]),
+            scorer=self.scorer_name,
+            **{name: value[None] for name, value in fit.facts.items()},
+            **self._shared(made.coalitions),
         )
-
-    def _until_stable(
-        self, evaluations: Evaluations, choose: Choose, output: Output, masked: MaskedModel
-    ) -> tuple[Fit, np.ndarray, np.ndarray]:
-        """Evaluate in rounds until the strongest superpixels keep their order."""
-        everything = evaluations.coalitions
-        total, step = len(everything.masks), max(2 * everything.pieces, masked.batch_size)
-        count = min(total, max(self._least(everything), step))
-        last, unchanged = None, 0
-        while True:
-            logits = evaluations.up_to(count, masked)
-            goals = choose(logits[:1])
-            values = output_values(output, logits)[:, goals]
-            fit = self._fit(everything.first(count), values)
-            order = ranking(fit.weights)[:, : self.stable_top]
-            unchanged = unchanged + 1 if last is not None and np.array_equal(order, last) else 0
-            if unchanged >= UNCHANGED_CHECKS or count >= total:
-                return fit, goals, values
-            last, count = order, min(total, count + step)
 
 
 def ranking(weights: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dermlens.explain.base import Explainer
 from dermlens.explain.registry import create, method
-from dermlens.explain.scorers import choose_scorers
+from dermlens.model.scorers import choose_scorers
 from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.explain.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.bundle import Bundle
@@ -181,9 +181,7 @@ class Bench:
         if not {"lime", "gp_shap"} & set(self.plan.methods):
             return 0.0
         start = time.perf_counter()
-        explainer = self.explainers["lime" if "lime" in self.plan.methods else "gp_shap"]
-        masked = self.bank.masked_model(self.plan.batch_size, explainer.network.cost)
-        self.bank.evaluations(image, self.plan.seed).up_to(self.bank.n_samples, masked)
+        self.bank.evaluations(image, self.plan.seed, self.plan.batch_size)
         return time.perf_counter() - start
 
     def _timed(

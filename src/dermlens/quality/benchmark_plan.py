@@ -45,7 +45,7 @@ class BenchmarkPlan:
         baselines: Whether to measure the baselines beside the methods.
         scorer: What evaluates changed images for occlusion, LIME, SHAP and RISE: ``"float32"``,
             ``"int8"``, or None for int8 where it was measured to give the same maps
-            (``explain.scorers``). Metrics and networks with random weights always use the model.
+            (``model.scorers``). Metrics and networks with random weights always use the model.
     """
 
     methods: tuple[str, ...] = SIX

@@ -100,7 +100,7 @@ def _contrasts(comparison: Comparison) -> tuple[ContrastFacts, ...]:
 def _detail(comparison: Comparison, name: str, detail: str) -> float:
     if name not in comparison.combined:
         return float("nan")
-    return float(comparison.combined[name].details[detail][0])
+    return float(comparison.combined[name].facts()[detail])
 
 
 def _places(lesion: np.ndarray | None, maps: Maps, against: Maps) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
 from dermlens.explain.output import parse_output
 from dermlens.explain.registry import METHODS, create_several, method, parse_methods
-from dermlens.explain.scorers import choose_scorers
-from dermlens.explain.superpixel_explainer import ranking
+from dermlens.model.scorers import choose_scorers
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside, require_replaceable
@@ -57,7 +56,7 @@ def explain_files(
             ``explain.target``.
         output: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
-            it was measured to give the same maps (``explain.scorers``).
+            it was measured to give the same maps (``model.scorers``).
         opacity: Of the overlays, 0..1.
         batch_size: Images per pass.
         seed: Sets everything random.
@@ -172,35 +171,8 @@ def _write(
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
     """Return what is known about one image's attribution, as JSON types."""
-    facts = {
-        name: value[position]
-        for name, value in result.details.items()
-        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
-    }
-    kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
-    if "weights" in result.details:
-        facts["strongest_superpixels"] = _strongest(result, position)
-    return {
-        "question": method(result.method).question,
-        "family": method(result.method).family,
-        "output": result.output,
-        "output_value": float(np.ravel(result.values[position])[0]),
-        "signed": result.signed,
-        "forward_passes": result.cost.forward,
-        "backward_passes": result.cost.backward,
-        "seconds": round(result.cost.seconds, 3),
-        **kept,
-        **facts,
-    }
-
-
-def _strongest(result: Attribution, position: int, count: int = 5) -> list[dict[str, Any]]:
-    weights = result.details["weights"][position]
-    half_width = result.details["interval"][position]
-    return [
-        {"superpixel": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
-        for i in ranking(weights)[:count]
-    ]
+    known = method(result.method)
+    return {"question": known.question, "family": known.family, **result.facts(position)}
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
