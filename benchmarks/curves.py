@@ -53,28 +53,20 @@ class Sweep:
         return self.title or METHODS[self.method].title
 
 
-BY_REGRESSION: dict[str, Any] = {"estimator": "regression"}
 SWEEPS = (
-    Sweep("lime", "samples", (60, 125, 250, 500, 1000, 2000), {"samples": 5000}),
-    Sweep("shap", "samples", (125, 250, 500, 1000, 2000), BY_REGRESSION | {"samples": 5000}),
-    Sweep(
-        "shap",
-        "samples",
-        (125, 250, 500, 1000, 2000),
-        BY_REGRESSION | {"samples": 5000},
-        BY_REGRESSION,
-        "Kernel SHAP, regression",
-    ),
-    Sweep("rise", "samples", (125, 250, 500, 1000, 2000, 4000), {"samples": 10000}),
-    Sweep("integrated_gradients", "points", (4, 8, 16, 32, 64), {"points": 160}),
+    Sweep("lime", "n_samples", (60, 125, 250, 500, 1000, 2000), {"n_samples": 5000}),
+    Sweep("gp_shap", "n_samples", (125, 250, 500, 1000, 2000), {"n_samples": 5000}),
+    Sweep("kernel_shap", "n_samples", (125, 250, 500, 1000, 2000), {"n_samples": 5000}),
+    Sweep("rise", "n_samples", (125, 250, 500, 1000, 2000, 4000), {"n_samples": 10000}),
+    Sweep("integrated_gradients", "n_steps", (4, 8, 16, 32, 64), {"n_steps": 160}),
     # A tenth of the stride's area is ten times the patches.
     Sweep("occlusion", "passes", (24, 32, 40, 48, 64, 80, 96, 128, 166), {"stride": 5}),
 )
 QUICK_SWEEPS = (
-    Sweep("lime", "samples", (60, 120), {"samples": 240}),
-    Sweep("shap", "samples", (125, 250), {"samples": 300}),
-    Sweep("rise", "samples", (40, 80), {"samples": 160}),
-    Sweep("integrated_gradients", "points", (2, 4), {"points": 8}),
+    Sweep("lime", "n_samples", (60, 120), {"n_samples": 240}),
+    Sweep("gp_shap", "n_samples", (125, 250), {"n_samples": 300}),
+    Sweep("rise", "n_samples", (40, 80), {"n_samples": 160}),
+    Sweep("integrated_gradients", "n_steps", (2, 4), {"n_steps": 8}),
     Sweep("occlusion", "passes", (24, 48), {"stride": 16}),
 )
 

@@ -31,7 +31,7 @@ from dermlens.explain.base import Explainer
 from dermlens.explain.layers import find_features
 from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.registry import METHODS, SIX, create_several
-from dermlens.explain.scorers import choose_scorers
+from dermlens.model.scorers import choose_scorers
 from dermlens.explain.superpixels import painted
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
@@ -45,7 +45,7 @@ PEERS = {
     "integrated_gradients": "xplique IntegratedGradients: 50 steps from black",
     "occlusion": "xplique Occlusion: patch 3, stride 3, black",
     "lime": "lime LimeImageExplainer: quickshift, 1,000 samples in batches of 10, mean color",
-    "shap": "shap KernelExplainer: 2 M + 2,048 samples; 50 SLIC pieces, mean color",
+    "gp_shap": "shap KernelExplainer: 2 M + 2,048 samples; 50 SLIC pieces, mean color",
 }
 LOCALIZATION = {
     "relevance mass": relevance_mass,
@@ -153,9 +153,9 @@ class Peers:
         # That package takes no other evaluator. Patches without overlap: the same map.
         same = Occlusion(
             self.model,
-            patch=XPLIQUE_PATCH,
+            patch_size=XPLIQUE_PATCH,
             stride=XPLIQUE_PATCH,
-            fill="black",
+            baseline="black",
             scorer=self.scorer,
         )
         result = same.attribute(image[None], goal, batch_size=self.batch)
@@ -172,7 +172,7 @@ class Peers:
             weights[segment] = weight
         return weights[explanation.segments], 0, 0
 
-    def _shap(self, image: np.ndarray, goal: int) -> tuple[np.ndarray, float, float]:
+    def _gp_shap(self, image: np.ndarray, goal: int) -> tuple[np.ndarray, float, float]:
         import shap
         from skimage.segmentation import slic
 
@@ -225,7 +225,7 @@ def costs(bundle: Bundle, rows: pd.DataFrame, data: Path, batch: int) -> pd.Data
     for name in SIX:
         line: dict[str, Any] = {"method": name, "scorer": ours.scorer(name), "peer": PEERS[name]}
         for side, explain in (("ours", ours.explain), ("theirs", theirs.explain)):
-            if side == "ours" or name not in ("occlusion", "shap"):
+            if side == "ours" or name not in ("occlusion", "gp_shap"):
                 explain(name, images[0], int(goals[0]))
             start = time.perf_counter()
             _, forward, backward = explain(name, images[1], int(goals[1]))

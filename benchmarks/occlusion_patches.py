@@ -17,7 +17,7 @@ from defaults import LOCALIZATION, judged
 
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
 from dermlens.explain.occlusion import Occlusion
-from dermlens.explain.scorers import choose_scorers
+from dermlens.model.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
 from dermlens.quality.removal import RemovalCurves
 
@@ -28,13 +28,13 @@ PATCHES: dict[str, tuple[int, int] | None] = {
     "8, stride 8": (8, 8),
 }
 VARIANTS = (
-    ("default", "mean_skin"),
+    ("default", "border"),
     ("default", "blur"),
     ("default", "black"),
-    ("24, stride 12", "mean_skin"),
-    ("16, stride 8", "mean_skin"),
+    ("24, stride 12", "border"),
+    ("16, stride 8", "border"),
     ("16, stride 8", "blur"),
-    ("8, stride 8", "mean_skin"),
+    ("8, stride 8", "border"),
 )
 
 
@@ -46,9 +46,9 @@ def variants(bundle: Bundle) -> dict[tuple[str, str], Occlusion]:
         side, stride = PATCHES[patch] or (None, None)
         made[patch, fill] = Occlusion(
             bundle.model,
-            patch=side,
+            patch_size=side,
             stride=stride,
-            fill=fill,
+            baseline=fill,
             scorer=scorer,
             classes=bundle.classes,
         )

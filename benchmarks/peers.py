@@ -32,7 +32,7 @@ from bench_tools import (
 )
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.layers import find_features
 from dermlens.explain.registry import METHODS, create
 from dermlens.explain.superpixels import painted, superpixels
@@ -99,7 +99,7 @@ class Ring:
         self.model, self.batch, self.budgets, self.scorer = model, batch, budgets, scorer
         self.images = images.astype(np.float32)
         self.image = self.images[0]
-        self.fill = fill_image(self.image, "mean_skin")
+        self.baseline = baseline_image(self.image, "border")
         self.labels = superpixels(self.image, 50)
         shape = (None, *model.input_shape[1:])
         self.forward = tf.function(
@@ -118,7 +118,7 @@ class Ring:
         rows = []
         for start in range(0, len(kept), self.batch):
             keep = np.asarray(kept[start : start + self.batch])[:, self.labels][..., None] > 0.5
-            rows.append(self.logits(np.where(keep, self.image, self.fill))[:, TARGET])
+            rows.append(self.logits(np.where(keep, self.image, self.baseline))[:, TARGET])
         return np.concatenate(rows)
 
     def ours(self, name: str, *, one: bool = True, **options: Any) -> dict[str, Maps]:
@@ -175,7 +175,7 @@ def shap_contests(ring: Ring) -> Iterator[Contest]:
     import shap
 
     pieces, samples, points = ring.labels.max() + 1, ring.budgets.samples, ring.budgets.points
-    ours = ring.ours("shap", segments=ring.labels, samples=samples)
+    ours = ring.ours("kernel_shap", superpixels=ring.labels, n_samples=samples)
 
     def kernel(seed: int) -> np.ndarray:
         np.random.seed(seed)  # noqa: NPY002 - the peer draws from the global generator
@@ -185,10 +185,10 @@ def shap_contests(ring: Ring) -> Iterator[Contest]:
         )
         return painted(np.ravel(values)[None], ring.labels)
 
-    yield Contest("shap", "shap KernelExplainer", f"{samples} passes", ours, kernel, True)
+    yield Contest("kernel_shap", "shap KernelExplainer", f"{samples} passes", ours, kernel, True)
 
     def partition(seed: int) -> np.ndarray:
-        masker = shap.maskers.Image(ring.fill, ring.image.shape)
+        masker = shap.maskers.Image(ring.baseline, ring.image.shape)
         explainer = shap.PartitionExplainer(lambda x: ring.logits(x)[:, [TARGET]], masker)
         values = explainer(
             ring.image[None], max_evals=samples, batch_size=ring.batch, silent=True
@@ -196,8 +196,8 @@ def shap_contests(ring: Ring) -> Iterator[Contest]:
         return np.asarray(values).reshape(1, *ring.image.shape).sum(axis=-1)
 
     # An explainer of its own: the one above remembers its evaluations.
-    again = ring.ours("shap", segments=ring.labels, samples=samples)
-    yield Contest("shap", "shap PartitionExplainer", f"{samples} passes", again, partition)
+    again = ring.ours("gp_shap", superpixels=ring.labels, n_samples=samples)
+    yield Contest("gp_shap", "shap PartitionExplainer", f"{samples} passes", again, partition)
 
     import keras
 
@@ -207,11 +207,11 @@ def shap_contests(ring: Ring) -> Iterator[Contest]:
     pick.set_weights([np.eye(ring.model.output_shape[-1], dtype=np.float32)[:, [TARGET]]])
 
     def gradient(seed: int) -> np.ndarray:
-        explainer = shap.GradientExplainer(single, ring.fill[None], batch_size=ring.batch)
+        explainer = shap.GradientExplainer(single, ring.baseline[None], batch_size=ring.batch)
         values = explainer.shap_values(ring.image[None], nsamples=points, rseed=seed)
         return np.asarray(values).reshape(1, *ring.image.shape).sum(axis=-1)
 
-    expected = ring.ours("gradient_shap", samples=points, baselines=["mean_skin"], noise=0.0)
+    expected = ring.ours("gradient_shap", n_samples=points, baseline=["border"], noise=0.0)
     budget = f"{points} points, one background"
     yield Contest("gradient_shap", "shap GradientExplainer", budget, expected, gradient, True)
 
@@ -227,7 +227,7 @@ def lime_contests(ring: Ring) -> Iterator[Contest]:
             ring.image.astype(np.double),
             ring.logits,
             labels=(TARGET,),
-            hide_color=tuple(ring.fill[0, 0]),
+            hide_color=tuple(ring.baseline[0, 0]),
             top_labels=None,
             num_features=1000,
             num_samples=samples,
@@ -237,7 +237,7 @@ def lime_contests(ring: Ring) -> Iterator[Contest]:
         weights = np.array([weight for _, weight in sorted(explanation.local_exp[TARGET])])
         return painted(weights[None], ring.labels)
 
-    ours = ring.ours("lime", segments=ring.labels, samples=samples)
+    ours = ring.ours("lime", superpixels=ring.labels, n_samples=samples)
     yield Contest("lime", "lime LimeImageExplainer", f"{samples} passes", ours, theirs, True)
 
 
@@ -253,7 +253,7 @@ def loop_contests(ring: Ring) -> Iterator[Contest]:
     def occlusion(seed: int) -> np.ndarray:
         pixels = np.repeat(ring.image[None], len(boxes) + 1, axis=0)
         for position, (top, left, bottom, right) in enumerate(boxes, start=1):
-            pixels[position, top:bottom, left:right] = ring.fill[top:bottom, left:right]
+            pixels[position, top:bottom, left:right] = ring.baseline[top:bottom, left:right]
         scores = ring.model.predict(pixels, batch_size=ring.batch, verbose=0)[:, TARGET]
         return spread_over_boxes((scores[0] - scores[1:])[None], boxes, size)
 
@@ -271,14 +271,14 @@ def loop_contests(ring: Ring) -> Iterator[Contest]:
         places = (np.arange(points, dtype=np.float32) + 0.5) / points
         for start in range(0, points, ring.batch):
             place = places[start : start + ring.batch, None, None, None]
-            pixels = tf.constant(ring.fill + place * (ring.image - ring.fill))
+            pixels = tf.constant(ring.baseline + place * (ring.image - ring.baseline))
             with tf.GradientTape() as tape:
                 tape.watch(pixels)
                 score = ring.model(pixels, training=False)[:, TARGET]
             total += tape.gradient(score, pixels).numpy().sum(axis=0)
-        return ((ring.image - ring.fill) * total / points).sum(axis=-1)[None]
+        return ((ring.image - ring.baseline) * total / points).sum(axis=-1)[None]
 
-    ours = ring.ours("integrated_gradients", points=points, tolerance=None)
+    ours = ring.ours("integrated_gradients", n_steps=points, tolerance=None)
     yield Contest(
         "integrated_gradients", "loop, GradientTape", f"{points} points", ours, integrated
     )
@@ -316,14 +316,14 @@ def xplique_contests(ring: Ring) -> Iterator[Contest]:
         "integrated_gradients",
         "xplique IntegratedGradients",
         f"{points} points, black",
-        ring.ours("integrated_gradients", points=points, tolerance=None, baselines="black"),
+        ring.ours("integrated_gradients", n_steps=points, tolerance=None, baseline="black"),
         call(peer.IntegratedGradients(ring.model, batch_size=batch, steps=points, reducer="sum")),
     )
     yield Contest(
         "occlusion",
         "xplique Occlusion",
         f"patch {side} stride {side}, black",
-        ring.ours("occlusion", patch=side, stride=side, fill="black"),
+        ring.ours("occlusion", patch_size=side, stride=side, baseline="black"),
         call(
             peer.Occlusion(
                 ring.model,
@@ -338,13 +338,13 @@ def xplique_contests(ring: Ring) -> Iterator[Contest]:
         "batch_size": batch,
         "nb_samples": samples,
         "map_to_interpret_space": lambda _: segments,
-        "ref_value": ring.fill[0, 0],
+        "ref_value": ring.baseline[0, 0],
     }
     # Its LIME measures distances between pixels of 0..255, so that all similarities vanish and it
     # weighs all masks alike; the same here, so that both sides answer the same question.
     same = {"kernel_width": 1e3, "ridge": 2.0}
-    for name, kind, options in (("lime", peer.Lime, same), ("shap", peer.KernelShap, {})):
-        ours = ring.ours(name, segments=ring.labels, samples=samples, **options)
+    for name, kind, options in (("lime", peer.Lime, same), ("kernel_shap", peer.KernelShap, {})):
+        ours = ring.ours(name, superpixels=ring.labels, n_samples=samples, **options)
         theirs = call(kind(ring.model, **shared))
         yield Contest(name, f"xplique {kind.__name__}", f"{samples} passes", ours, theirs, True)
 

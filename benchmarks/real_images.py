@@ -18,7 +18,7 @@ from dermlens.data.manifest import read_manifest, select_split
 from dermlens.explain.grad_cam import GradCAM, GradCAMPlusPlus
 from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.registry import METHODS, create_several
-from dermlens.explain.shap import KernelSHAP
+from dermlens.explain.shap import GaussianProcessSHAP
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
 from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.evaluation_report import write_figure
@@ -37,11 +37,11 @@ def completeness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.D
     rows = []
     for name, options in (
         ("16 points", {"tolerance": None}),
-        ("64 points", {"points": 64, "tolerance": None}),
+        ("64 points", {"n_steps": 64, "tolerance": None}),
         ("until the gap is 1 % (default)", {}),
     ):
         result = IntegratedGradients(bundle.model, **options).attribute(images, targets)
-        gap = result.details["completeness_gap"]
+        gap = result.details["convergence_delta"]
         rows.append(
             {
                 "Integrated Gradients": name,
@@ -49,7 +49,7 @@ def completeness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.D
                 "median gap, %": 100 * np.median(gap),
                 "largest gap, %": 100 * gap.max(),
                 "backward passes per image": result.cost.backward / len(images),
-                "most points": int(result.details["points"].max()),
+                "most points": int(result.details["n_steps"].max()),
             }
         )
     return pd.DataFrame(rows)
@@ -57,10 +57,10 @@ def completeness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.D
 
 def exactness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.DataFrame:
     """Return largest deviations from what must hold."""
-    explainer = KernelSHAP(bundle.model, samples=200)
+    explainer = GaussianProcessSHAP(bundle.model, n_samples=200)
     result = explainer.attribute(images, targets)
-    sums = np.nansum(result.details["segment_weights"], axis=1)
-    missing = np.abs(sums - (result.scores - result.details["baseline_score"]))
+    sums = np.nansum(result.details["weights"], axis=1)
+    missing = np.abs(sums - (result.values - result.details["baseline_output"]))
     rows = [("Kernel SHAP: sum of values - (score - score of the fill)", missing.max())]
     for kind in (GradCAM, GradCAMPlusPlus):
         closed = kind(bundle.model, form="closed").attribute(images, targets).maps

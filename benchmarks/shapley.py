@@ -16,12 +16,12 @@ from bench_tools import arguments, given_images, machine, markdown, model_and_sc
 
 from dermlens.cli_options import parse_size
 from dermlens.explain.base import Cost
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.coalitions import Coalitions, coalitions
-from dermlens.explain.fills import fill_image
 from dermlens.explain.perturbation import MaskedModel
-from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, segment_masks
 from dermlens.explain.shap import constrained_values
 from dermlens.explain.shapley_process import process_values
+from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, superpixel_masks
 from dermlens.explain.superpixels import superpixels
 
 BUDGETS = (125, 250, 500, 1000)
@@ -40,15 +40,15 @@ class Game:
 
     def __init__(self, masked: MaskedModel, image: np.ndarray, goal: int) -> None:
         self.masked, self.image, self.goal = masked, image.astype(np.float32), goal
-        self.labels = superpixels(self.image, DEFAULT_SEGMENTS)
+        self.labels = superpixels(self.image, DEFAULT_SUPERPIXELS)
         self.pieces = int(self.labels.max()) + 1
-        self.fill = fill_image(self.image, "mean_skin")
+        self.baseline = baseline_image(self.image, "border")
 
     def play(self, design: str, samples: int, seed: int) -> tuple[Coalitions, np.ndarray]:
         """Return masks and their scores (n, 1)."""
         made = coalitions(self.pieces, samples, design, np.random.default_rng(seed))
         kept = made.masks.astype(np.float32)
-        logits = self.masked.logits(self.image, self.fill, self.labels, kept)
+        logits = self.masked.logits(self.image, self.baseline, self.labels, kept)
         return made, logits[:, [self.goal]].astype(np.float64)
 
 
@@ -114,7 +114,7 @@ def main() -> None:
     model, scorer = model_and_scorer(given.bundle, size, given.scorer)
     images = given_images(given.data, 1 if given.quick else given.images, size)
     goals = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)
-    masked = MaskedModel(model, segment_masks, given.batch_size, Cost(), scorer=scorer)
+    masked = MaskedModel(model, superpixel_masks, given.batch_size, Cost(), scorer=scorer)
     rows: list[dict[str, Any]] = []
     for image, goal in zip(images, goals, strict=True):
         budgets = BUDGETS[:2] if given.quick else BUDGETS

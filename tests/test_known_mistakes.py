@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from dermlens.data.images import fit_mask, load_image
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.occlusion import Occlusion
+from dermlens.explain.output import Logit, Probability
 from dermlens.explain.registry import METHODS, create
 from dermlens.explain.sampled_gradients import GradientSHAP, SmoothGrad
-from dermlens.explain.score import Logit, Probability
-from dermlens.explain.shap import KernelSHAP
+from dermlens.explain.shap import GaussianProcessSHAP, KernelSHAP
 from dermlens.explain.stages import StageCAM
 from dermlens.explain.superpixels import superpixels
 from dermlens.quality.imputation import impute
@@ -42,11 +42,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "smooth_grad": {"samples": 5},
     "gradient_shap": {"samples": 5},
     "occlusion": {"patch": 8, "stride": 6},
-    "lime": {"segments": 12, "samples": 60},
-    "shap": {"segments": 12, "samples": 60},
+    "lime": {"superpixels": 12, "n_samples": 60},
+    "gp_shap": {"superpixels": 12, "n_samples": 60},
     "rise": {"samples": 40, "cells": 3},
 }
-RANDOM = ("smooth_grad", "gradient_shap", "lime", "shap", "rise")
+RANDOM = ("smooth_grad", "gradient_shap", "lime", "gp_shap", "rise")
 HALVES = ("mixed_float16", "mixed_bfloat16")
 
 
@@ -78,7 +78,7 @@ def test_01_the_score_is_not_ignored(
 ) -> None:
     explainer = quick(name, model, **options)
     default, logit, probability = (
-        explainer.attribute(images, 4, score=score).maps for score in (None, Logit(), Probability())
+        explainer.attribute(images, 4, output=output).maps for output in (None, Logit(), Probability())
     )
     assert unlike(logit, probability) > 1e-2
     np.testing.assert_array_equal(default, logit, "what is explained by default is the logit")
@@ -241,44 +241,44 @@ def enlarged(maps: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 def test_07_occlusion_averages_overlaps_and_reaches_the_border() -> None:
     network = linear_network(np.ones((11, 17, 3, 2)))
-    explainer = Occlusion(network, patch=4, stride=2, fill="black")
+    explainer = Occlusion(network, patch_size=4, stride=2, baseline="black")
     drawn = explainer.attribute(np.full((1, 11, 17, 3), 7.0), 0).maps
     np.testing.assert_allclose(drawn, drawn[0, 0, 0], rtol=1e-5)
     assert drawn[0, 0, 0] == pytest.approx(4 * 4 * 3 * 7.0, rel=1e-5)
 
 
 def test_08_integrated_gradients_sum_over_channels(model: Any, images: np.ndarray) -> None:
-    explainer = IntegratedGradients(model, points=256, baselines="black", tolerance=None)
+    explainer = IntegratedGradients(model, n_steps=256, baseline="black", tolerance=None)
     result = explainer.attribute(images, 4)
-    change = result.scores - result.details["baseline_score"]
+    change = result.values - result.details["baseline_output"]
     np.testing.assert_allclose(result.maps.sum(axis=(1, 2)), change, rtol=0.02)
 
 
 def test_08_a_rough_integral_reports_its_gap(model: Any, images: np.ndarray) -> None:
     explainer = IntegratedGradients(
-        model, points=2, rule="trapezoid", baselines="black", tolerance=None
+        model, n_steps=2, rule="trapezoid", baseline="black", tolerance=None
     )
     result = explainer.attribute(images, 4)
-    change = result.scores - result.details["baseline_score"]
+    change = result.values - result.details["baseline_output"]
     missing = np.abs(result.maps.sum(axis=(1, 2)) - change) / np.abs(change)
     assert missing.min() > 0.02, "no gap to report would make this test empty"
-    np.testing.assert_allclose(result.details["completeness_gap"], missing, rtol=1e-3)
+    np.testing.assert_allclose(result.details["convergence_delta"], missing, rtol=1e-3)
 
 
 def test_08_gradient_shap_sums_over_channels() -> None:
     network = linear_network(np.random.default_rng(0).normal(1.0, 1.0, (5, 6, 3, 2)))
-    explainer = GradientSHAP(network, samples=3, baselines=["black"], noise=0.0)
+    explainer = GradientSHAP(network, n_samples=3, baseline=["black"], noise=0.0)
     result = explainer.attribute(smooth_images(2, (5, 6)), 1)
-    np.testing.assert_allclose(result.maps.sum(axis=(1, 2)), result.scores, rtol=1e-4)
+    np.testing.assert_allclose(result.maps.sum(axis=(1, 2)), result.values, rtol=1e-4)
 
 
 def test_09_noise_has_two_sides() -> None:
     """One-sided noise would make 200 of the mean gradient 280, and 10400 of the sum 13600."""
     network = function_network((1, 1), lambda p: p[:, 0, 0, :2] ** 2)
     image = np.array([[[[100.0, 0.0, 0.0]]]])
-    smooth = SmoothGrad(network, samples=2000, noise=0.5)
+    smooth = SmoothGrad(network, n_samples=2000, noise=0.5)
     assert smooth.attribute(image, 0, batch_size=1000).maps.item() == pytest.approx(200, abs=10)
-    expected = GradientSHAP(network, samples=4000, baselines=["black"], noise=20.0)
+    expected = GradientSHAP(network, n_samples=4000, baseline=["black"], noise=20.0)
     drawn = expected.attribute(image, 0, batch_size=1000).maps.item()
     assert drawn == pytest.approx(100**2 + 20**2, abs=600)
 
@@ -306,37 +306,37 @@ def test_10_filling_keeps_floats() -> None:
     removed[0, 4:8, 4:8] = True
     removed[1] = True
     np.testing.assert_allclose(impute(dark, removed, noise=0.0), 0.6, atol=1e-5)
-    for fill in ("mean_skin", "blur", (0.6, 0.6, 0.6), dark[1]):
-        np.testing.assert_allclose(fill_image(dark[0], fill), 0.6, atol=1e-5)
+    for baseline in ("border", "blur", (0.6, 0.6, 0.6), dark[1]):
+        np.testing.assert_allclose(baseline_image(dark[0], baseline), 0.6, atol=1e-5)
 
 
 @pytest.mark.parametrize(("segments", "exact"), [(12, False), (4, True)])
 def test_11_additivity_is_held_to_what_can_fail(
     segments: int, exact: bool, model: Any, images: np.ndarray
 ) -> None:
-    result = KernelSHAP(model, segments=segments, samples=60).attribute(images, 4)
-    assert (result.details["samples"] < 60).all() == exact
-    sums = np.nansum(result.details["segment_weights"].astype(np.float64), axis=1)
-    change = result.scores - result.details["baseline_score"]
+    result = GaussianProcessSHAP(model, superpixels=segments, n_samples=60).attribute(images, 4)
+    assert (result.details["n_samples"] < 60).all() == exact
+    sums = np.nansum(result.details["weights"].astype(np.float64), axis=1)
+    change = result.values - result.details["baseline_output"]
     assert np.abs(change).min() > 1e-2, "a change of zero would make this test empty"
     np.testing.assert_allclose(sums, change, atol=1e-5 * np.abs(change).max() + 1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["process", "regression"])
+@pytest.mark.parametrize("kind", [GaussianProcessSHAP, KernelSHAP])
 def test_11_the_reported_gap_can_fail(
-    estimator: str, model: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    kind: Any, model: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Halved weights explain half of the change, and the gap must say so."""
-    fit: Callable[..., Any] = KernelSHAP._estimated
+    fit: Callable[..., Any] = kind._estimated
 
     def halved(*arguments: Any) -> tuple[np.ndarray, ...]:
         weights, *rest = fit(*arguments)
         return weights / 2, *rest
 
-    monkeypatch.setattr(KernelSHAP, "_estimated", halved)
-    explainer = KernelSHAP(model, segments=12, samples=60, estimator=estimator)
+    monkeypatch.setattr(kind, "_estimated", halved)
+    explainer = kind(model, superpixels=12, n_samples=60)
     result = explainer.attribute(images, 4)
-    change = result.scores - result.details["baseline_score"]
+    change = result.values - result.details["baseline_output"]
     np.testing.assert_allclose(result.details["additivity_gap"], np.abs(change) / 2, rtol=1e-3)
 
 
@@ -405,8 +405,8 @@ CORNER[0, :6, 30:] = True
 def test_14_height_and_width_are_not_swapped(name: str, stride: int) -> None:
     small = {
         "rise": {"samples": 200, "cells": 4},
-        "lime": {"segments": 12},
-        "shap": {"segments": 12},
+        "lime": {"superpixels": 12},
+        "gp_shap": {"superpixels": 12},
     }
     image = np.where(CORNER[..., None], np.uint8(220), np.uint8(80)).repeat(3, axis=-1)
     maps = create(name, corner_network(stride), **small.get(name, {})).attribute(image, 1).maps
@@ -472,6 +472,6 @@ def test_15_half_precision_logits_are_cast_before_the_score(name: str, precision
     network = keras.Model(network.input, half(network.output))
     logits = as_graph(network, lambda pixels: network(pixels, training=False))(pictures)
     expected = tf.nn.softmax(tf.cast(logits, tf.float64)).numpy()[:, 4]
-    result = quick(name, network).attribute(pictures, 4, score=Probability())
-    np.testing.assert_allclose(result.scores, expected, rtol=1e-4)
+    result = quick(name, network).attribute(pictures, 4, output=Probability())
+    np.testing.assert_allclose(result.values, expected, rtol=1e-4)
     assert result.maps.dtype == np.float32 and np.isfinite(result.maps).all()

@@ -272,7 +272,7 @@ def explain(
         str | None,
         typer.Option(help="A code, predicted (the default), runner_up or flagged."),
     ] = None,
-    score: Annotated[
+    output: Annotated[
         str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")
     ] = "logit",
     scorer: ScorerChoice = None,
@@ -297,7 +297,7 @@ def explain(
         out,
         methods=methods,
         target=target,
-        score=score,
+        output=output,
         scorer=scorer,
         opacity=opacity,
         batch_size=batch_size,

@@ -98,7 +98,7 @@ def scorer(
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "validation",
     methods: Annotated[
         str, typer.Option(help="Names separated by commas, of those that can use a scorer.")
-    ] = "occlusion,lime,shap,rise",
+    ] = "occlusion,lime,gp_shap,rise",
     batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
     seed: Seed = 0,
 ) -> None:

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from dermlens.errors import ExplanationError, UsageError
+from dermlens.explain.output import Contrast, Logit, Probability
 from dermlens.explain.registry import METHODS, SIX, create
-from dermlens.explain.score import Contrast, Logit, Probability
 from explain_networks import smooth_images, trained_like
 
 SMALL: dict[str, dict[str, Any]] = {
-    "integrated_gradients": {"points": 6, "tolerance": None},
-    "smooth_grad": {"samples": 5},
-    "gradient_shap": {"samples": 5},
-    "occlusion": {"patch": 9, "stride": 6},
-    "lime": {"segments": 12, "samples": 40},
-    "shap": {"segments": 12, "samples": 40},
-    "rise": {"samples": 23, "cells": 3},
+    "integrated_gradients": {"n_steps": 6, "tolerance": None},
+    "smooth_grad": {"n_samples": 5},
+    "gradient_shap": {"n_samples": 5},
+    "occlusion": {"patch_size": 9, "stride": 6},
+    "lime": {"superpixels": 12, "n_samples": 40},
+    "gp_shap": {"superpixels": 12, "n_samples": 40},
+    "rise": {"n_samples": 23, "cells": 3},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "flat": {"size": (32, 32)},
@@ -46,13 +46,13 @@ def expected_passes(name: str, explainer: Any, count: int, size: tuple[int, int]
     if name in ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"):
         return count, 0
     if name == "integrated_gradients":
-        return count * (explainer.points + 2), count * explainer.points
+        return count * (explainer.n_steps + 2), count * explainer.n_steps
     if name in ("smooth_grad", "gradient_shap"):
-        return count * (explainer.samples + 1), count * explainer.samples
+        return count * (explainer.n_samples + 1), count * explainer.n_samples
     if name == "occlusion":
         return count * (len(explainer.boxes(size)) + 1), 0
     if name == "rise":
-        return count * (explainer.samples + 1), 0
+        return count * (explainer.n_samples + 1), 0
     return count * 40, 0
 
 
@@ -73,7 +73,7 @@ def test_method_keeps_the_contract(name: str, network: str, networks: dict[str, 
     assert (np.ptp(result.maps, axis=(1, 2)) > 0).all(), "a blank map explains nothing"
     assert result.targets.tolist() == [4] * 4
     logits = np.asarray(model(images.astype(np.float32), training=False), np.float32)
-    np.testing.assert_allclose(result.scores, logits[:, 4], rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(result.values, logits[:, 4], rtol=2e-2, atol=2e-2)
     assert (result.cost.forward, result.cost.backward) == expected_passes(name, explainer, 4, size)
     explainer.attribute(images[1:], "nv", batch_size=4, seed=3)
     assert explainer.traces == 1, "one traced function serves any images and targets"
@@ -91,13 +91,13 @@ def test_all_classes_at_once_equal_each_alone(name: str, networks: dict[str, Any
     model = networks["not square"]
     images = smooth_images(2, (24, 40), seed=1)
     together = build(name, model).attribute(images, "all", seed=5)
-    assert together.maps.shape == (2, 7, 24, 40) and together.scores.shape == (2, 7)
+    assert together.maps.shape == (2, 7, 24, 40) and together.values.shape == (2, 7)
     for target in (0, 6):
         alone = build(name, model).attribute(images, target, seed=5)
         np.testing.assert_allclose(
             together.maps[:, target], alone.maps, atol=2e-5 * largest(alone.maps)
         )
-        np.testing.assert_allclose(together.scores[:, target], alone.scores, rtol=1e-5)
+        np.testing.assert_allclose(together.values[:, target], alone.values, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -106,7 +106,7 @@ def test_deterministic_and_seeded(name: str, networks: dict[str, Any]) -> None:
     maps = [build(name, model).attribute(images, 4, seed=seed).maps for seed in (0, 0, 1)]
     np.testing.assert_array_equal(maps[0], maps[1])
     random = name in ("smooth_grad", "gradient_shap", "rise", "lime")
-    assert (not np.array_equal(maps[0], maps[2])) == random or name == "shap"
+    assert (not np.array_equal(maps[0], maps[2])) == random or name == "gp_shap"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -123,11 +123,11 @@ def test_targets_by_image_and_predicted(name: str, networks: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_score_gives_its_own_map(name: str, networks: dict[str, Any]) -> None:
-    """An accepted score must not be ignored: logits and probabilities explain differently."""
+    """An accepted output must not be ignored: logits and probabilities explain differently."""
     model, images = networks["flat"], smooth_images(1, (32, 32), seed=6)
     maps = {
-        str(score): build(name, model).attribute(images, 4, score=score).maps[0]
-        for score in (Logit(), Probability(), Contrast(5))
+        str(output): build(name, model).attribute(images, 4, output=output).maps[0]
+        for output in (Logit(), Probability(), Contrast(5))
     }
     shapes = [m.ravel() / max(np.abs(m).max(), 1e-12) for m in maps.values()]
     assert np.abs(shapes[0] - shapes[1]).max() > 1e-3

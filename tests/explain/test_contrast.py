@@ -15,8 +15,8 @@ from dermlens.explain.contrast import (
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.lime import LIME
 from dermlens.explain.occlusion import Occlusion
-from dermlens.explain.score import Contrast
-from dermlens.explain.shap import KernelSHAP
+from dermlens.explain.output import Contrast
+from dermlens.explain.shap import GaussianProcessSHAP
 from explain_networks import pooled_network, smooth_images, trained_like
 
 SIZE = (32, 48)
@@ -49,8 +49,8 @@ def test_signed_cam_by_hand() -> None:
 def test_signed_cam_rectified_is_grad_cam(model, form: str) -> None:
     signed = SignedCAM(model, form=form, registration="tiles").attribute(IMAGES, [2, 5])
     options = {"form": form, "registration": "tiles"}
-    plain = GradCAM(model, **options).attribute(IMAGES, [2, 5], score=Contrast(1))
-    both = SignedCAM(model, **options).attribute(IMAGES, [2, 5], score=Contrast(1))
+    plain = GradCAM(model, **options).attribute(IMAGES, [2, 5], output=Contrast(1))
+    both = SignedCAM(model, **options).attribute(IMAGES, [2, 5], output=Contrast(1))
     assert (signed.maps < 0).any() and (plain.maps >= 0).all()
     # Enlarging mixes neighbors: rectified before, a map is nowhere lower than rectified after.
     assert (plain.maps >= np.maximum(both.maps, 0) - 1e-5).all()
@@ -61,13 +61,18 @@ def test_signed_cam_rectified_is_grad_cam(model, form: str) -> None:
 
 @pytest.mark.parametrize(
     "explainer",
-    [SignedCAM, Occlusion, lambda m: LIME(m, segments=6), lambda m: KernelSHAP(m, segments=6)],
-    ids=["grad_cam", "occlusion", "lime", "shap"],
+    [
+        SignedCAM,
+        Occlusion,
+        lambda m: LIME(m, superpixels=6),
+        lambda m: GaussianProcessSHAP(m, superpixels=6),
+    ],
+    ids=["grad_cam", "occlusion", "lime", "gp_shap"],
 )
 def test_difference_of_two_maps_is_the_map_of_the_contrast(model, explainer) -> None:
     method = explainer(model)
     every = method.attribute(IMAGES, "all").maps
-    direct = method.attribute(IMAGES, 2, score=Contrast(5)).maps
+    direct = method.attribute(IMAGES, 2, output=Contrast(5)).maps
     assert every[:, 2] - every[:, 5] == pytest.approx(direct, rel=1e-3, abs=2e-4)
 
 
@@ -121,13 +126,13 @@ def test_the_strongest_other_is_never_the_target_and_one_of_the_set_where_it_hol
         strongest_other(np.array([1.0]), 0)
 
 
-@pytest.mark.parametrize("method", [Occlusion, LIME, KernelSHAP])
+@pytest.mark.parametrize("method", [Occlusion, LIME, GaussianProcessSHAP])
 def test_one_class_out_of_all_is_the_same_as_asked_for_alone(model, method) -> None:
-    options = {} if method is Occlusion else {"segments": 7, "samples": 64}
+    options = {} if method is Occlusion else {"superpixels": 7, "n_samples": 64}
     picked = of_class(method(model, **options).attribute(IMAGES, "all"), 4)
     alone = method(model, **options).attribute(IMAGES, 4)
     assert picked.maps == pytest.approx(alone.maps, rel=1e-4, abs=1e-5)
-    assert picked.scores == pytest.approx(alone.scores, rel=1e-5)
+    assert picked.values == pytest.approx(alone.values, rel=1e-5)
     assert picked.targets.tolist() == alone.targets.tolist() == [4, 4]
     assert picked.details.keys() == alone.details.keys()
     assert picked.details["scorer"] == alone.details["scorer"] == "float32"
@@ -142,5 +147,5 @@ def test_details_without_a_class_are_kept_even_if_their_shape_fits() -> None:
     """Seven rows of superpixel labels look like seven classes."""
     network = trained_like((7, 12))
     image = smooth_images(1, (7, 12))
-    picked = of_class(LIME(network, segments=4, samples=20).attribute(image, "all"), 2)
-    assert picked.details["segments"].shape == (1, 7, 12)
+    picked = of_class(LIME(network, superpixels=4, n_samples=20).attribute(image, "all"), 2)
+    assert picked.details["superpixels"].shape == (1, 7, 12)

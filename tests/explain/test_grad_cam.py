@@ -8,7 +8,7 @@ import pytest
 from dermlens.errors import ExplanationError
 from dermlens.explain.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from dermlens.explain.layers import find_features, layer_paths
-from dermlens.explain.score import Contrast, Logit, Probability
+from dermlens.explain.output import Contrast, Logit, Probability
 from explain_networks import pooled_network, smooth_images, trained_like
 
 FAMILY = (GradCAM, GradCAMPlusPlus, LayerCAM, HiResCAM)
@@ -66,7 +66,7 @@ def test_grad_cam_by_hand(form: str) -> None:
             result.maps[0, target], enlarged(expected, (4, 6)), rtol=1e-6, atol=1e-6
         )
     np.testing.assert_allclose(
-        result.scores[0], [(RED + 2 * GREEN).mean(), (-RED + 0.5 * GREEN).mean()], rtol=1e-6
+        result.values[0], [(RED + 2 * GREEN).mean(), (-RED + 0.5 * GREEN).mean()], rtol=1e-6
     )
 
 
@@ -103,12 +103,12 @@ def test_family_by_hand_with_a_gradient_at_every_place() -> None:
         assert result.cost.backward == 1
 
 
-@pytest.mark.parametrize("score", [Logit(), Contrast(2)])
+@pytest.mark.parametrize("output", [Logit(), Contrast(2)])
 @pytest.mark.parametrize("kind", FAMILY)
-def test_closed_form_equals_tape(kind: Any, score: Any) -> None:
+def test_closed_form_equals_tape(kind: Any, output: Any) -> None:
     model, images = trained_like((36, 52)), smooth_images(3, (36, 52))
-    closed = kind(model, form="closed").attribute(images, "all", score=score)
-    tape = kind(model, form="tape").attribute(images, "all", score=score)
+    closed = kind(model, form="closed").attribute(images, "all", output=output)
+    tape = kind(model, form="tape").attribute(images, "all", output=output)
     assert closed.cost.backward == 0 and closed.cost.forward == 3
     assert tape.cost.backward == 21
     scale = closed.maps.max(axis=(2, 3), keepdims=True) + 1e-12
@@ -161,8 +161,8 @@ def test_closed_form_is_refused_where_it_would_be_wrong() -> None:
         GradCAM(other_head, form="closed")
     model = trained_like((24, 24))
     with pytest.raises(ExplanationError, match="cannot explain a probability"):
-        GradCAM(model, form="closed").attribute(smooth_images(1, (24, 24)), score=Probability())
-    assert GradCAM(model).attribute(smooth_images(1, (24, 24)), score=Probability()).cost.backward
+        GradCAM(model, form="closed").attribute(smooth_images(1, (24, 24)), output=Probability())
+    assert GradCAM(model).attribute(smooth_images(1, (24, 24)), output=Probability()).cost.backward
 
 
 def test_any_layer_by_name_nested_or_not() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.integrated_gradients import IntegratedGradients, quadrature
-from dermlens.explain.score import Contrast, Logit, Probability
+from dermlens.explain.output import Contrast, Logit, Probability
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 
 
@@ -29,22 +29,22 @@ def red(*values: float) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize(("rule", "points"), [("gauss_legendre", 8), ("trapezoid", 400)])
-def test_analytic_function(rule: str, points: int) -> None:
+@pytest.mark.parametrize(("rule", "n_steps"), [("gauss_legendre", 8), ("trapezoid", 400)])
+def test_analytic_function(rule: str, n_steps: int) -> None:
     start, end = red(0.5, -1.0, 0.25), red(3.0, 2.0, 1.5)
     explainer = IntegratedGradients(
-        analytic_network(), points=points, rule=rule, baselines=start, tolerance=None
+        analytic_network(), n_steps=n_steps, rule=rule, baseline=start, tolerance=None
     )
     result = explainer.attribute(end[None], 0)
     expected = [5 * 2.5, 4.0 - 1.0, np.sin(1.5) - np.sin(0.25)]
     np.testing.assert_allclose(result.maps[0, 0], expected, rtol=1e-5)
-    assert result.details["completeness_gap"][0] < 1e-5
-    assert result.details["baseline_score"][0] == pytest.approx(5 * 0.5 + 1 + np.sin(0.25))
-    assert (result.cost.forward, result.cost.backward) == (points + 2, points)
+    assert result.details["convergence_delta"][0] < 1e-5
+    assert result.details["baseline_output"][0] == pytest.approx(5 * 0.5 + 1 + np.sin(0.25))
+    assert (result.cost.forward, result.cost.backward) == (n_steps + 2, n_steps)
 
 
 def test_symmetric_inputs_get_the_same() -> None:
-    explainer = IntegratedGradients(analytic_network(), points=4, baselines=red(0, 0, 0))
+    explainer = IntegratedGradients(analytic_network(), n_steps=4, baselines=red(0, 0, 0))
     drawn = explainer.attribute(red(3.0, 3.0, 7.0)[None], 1).maps[0, 0]
     assert drawn[0] == pytest.approx(4.5) and drawn[1] == pytest.approx(4.5)
     assert drawn[2] == 0.0, "a pixel without influence gets nothing"
@@ -58,9 +58,7 @@ def test_equal_functions_get_equal_maps_however_they_are_written() -> None:
         (1, 3), lambda p: 2.0 * (keras.ops.relu(p[:, 0, :, 0]) - keras.ops.relu(-p[:, 0, :, 0]))
     )
     image = red(1.0, -2.0, 3.0)[None]
-    maps = [
-        IntegratedGradients(m, baselines="black").attribute(image, 1).maps for m in (one, other)
-    ]
+    maps = [IntegratedGradients(m, baseline="black").attribute(image, 1).maps for m in (one, other)]
     np.testing.assert_allclose(maps[0], maps[1], rtol=1e-6)
 
 
@@ -68,35 +66,35 @@ def test_linear_network_exactly() -> None:
     weights = np.random.default_rng(0).normal(size=(5, 7, 3, 4))
     images = smooth_images(3, (5, 7))
     model = linear_network(weights, [1.0, 2.0, 3.0, 4.0])
-    for baseline in ("mean_skin", "blur", "black", (200.0, 150.0, 120.0), images[0]):
-        result = IntegratedGradients(model, points=3, baselines=baseline).attribute(images, 2)
-        fills = np.stack([fill_image(i, baseline) for i in images])
-        expected = ((images - fills) * weights[..., 2]).sum(axis=-1)
+    for baseline in ("border", "blur", "black", (200.0, 150.0, 120.0), images[0]):
+        result = IntegratedGradients(model, n_steps=3, baseline=baseline).attribute(images, 2)
+        baselines = np.stack([baseline_image(i, baseline) for i in images])
+        expected = ((images - baselines) * weights[..., 2]).sum(axis=-1)
         np.testing.assert_allclose(result.maps, expected, rtol=1e-4, atol=1e-2)
-        assert (result.details["completeness_gap"] < 1e-3).all()
+        assert (result.details["convergence_delta"] < 1e-3).all()
 
 
 def test_channels_are_summed_so_that_each_image_is_complete() -> None:
-    """The mean over channels would give a third of the change of score."""
+    """The mean over channels would give a third of the change of output."""
     model, images = trained_like((24, 36)), smooth_images(3, (24, 36))
-    for score in (Logit(), Contrast(1), Probability()):
-        explainer = IntegratedGradients(model, points=256, baselines="black", tolerance=None)
-        result = explainer.attribute(images, 4, score=score)
-        change = result.scores - result.details["baseline_score"]
+    for output in (Logit(), Contrast(1), Probability()):
+        explainer = IntegratedGradients(model, n_steps=256, baseline="black", tolerance=None)
+        result = explainer.attribute(images, 4, output=output)
+        change = result.values - result.details["baseline_output"]
         sums = result.maps.sum(axis=(1, 2))
         np.testing.assert_allclose(sums, change, rtol=0.02, atol=0.02 * np.abs(change).max())
         gap = np.abs(sums - change) / np.abs(change)
-        np.testing.assert_allclose(result.details["completeness_gap"], gap, atol=1e-3)
+        np.testing.assert_allclose(result.details["convergence_delta"], gap, atol=1e-3)
 
 
 def test_expected_gradients_are_the_mean_over_baselines() -> None:
     model, images = trained_like((20, 28)), smooth_images(2, (20, 28))
-    names = ["mean_skin", "blur", "black"]
-    together = IntegratedGradients(model, points=6, tolerance=None, baselines=names).attribute(
+    names = ["border", "blur", "black"]
+    together = IntegratedGradients(model, n_steps=6, tolerance=None, baseline=names).attribute(
         images, 1
     )
     alone = [
-        IntegratedGradients(model, points=6, tolerance=None, baselines=n).attribute(images, 1).maps
+        IntegratedGradients(model, n_steps=6, tolerance=None, baseline=n).attribute(images, 1).maps
         for n in names
     ]
     np.testing.assert_allclose(together.maps, np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
@@ -106,15 +104,15 @@ def test_expected_gradients_are_the_mean_over_baselines() -> None:
 @pytest.mark.parametrize("rule", ["gauss_legendre", "trapezoid"])
 def test_the_worst_part_of_the_path_is_halved_until_the_gap_is_small(rule: str) -> None:
     model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
-    options: dict[str, Any] = {"points": 2, "rule": rule, "baselines": "black"}
+    options: dict[str, Any] = {"n_steps": 2, "rule": rule, "baselines": "black"}
     loose = IntegratedGradients(model, tolerance=None, **options).attribute(images, 4)
     tight = IntegratedGradients(model, **options).attribute(images, 4)
-    assert loose.details["completeness_gap"].max() > 0.01
-    assert tight.details["completeness_gap"].max() <= 0.01
-    used = tight.details["points"]
+    assert loose.details["convergence_delta"].max() > 0.01
+    assert tight.details["convergence_delta"].max() <= 0.01
+    used = tight.details["n_steps"]
     assert (used > 2).any()
     # Paid are the points of both images, of both halves of every halving, and the images, the
-    # baselines and the places in the middle, where the score must be known.
+    # baselines and the places in the middle, where the output must be known.
     half = 1 if rule == "gauss_legendre" else 2
     halvings, rest = divmod(tight.cost.backward - 2 * 2, 2 * half)
     assert halvings > 0 and rest == 0
@@ -122,7 +120,7 @@ def test_the_worst_part_of_the_path_is_halved_until_the_gap_is_small(rule: str) 
 
 
 def test_halving_looks_where_the_score_changes() -> None:
-    """A score that bends only in the last tenth of the path is not refined elsewhere."""
+    """An output that bends only in the last tenth of the path is not refined elsewhere."""
 
     def value(pixels: Any) -> Any:
         import keras
@@ -130,23 +128,23 @@ def test_halving_looks_where_the_score_changes() -> None:
         return keras.ops.relu(pixels[:, 0, :, 0] - 0.93)
 
     model, image = function_network((1, 3), value), red(1.0, 0.0, 0.0)[None]
-    explainer = IntegratedGradients(model, points=4, tolerance=1e-3, baselines="black")
+    explainer = IntegratedGradients(model, n_steps=4, tolerance=1e-3, baseline="black")
     result = explainer.attribute(image, 0)
     np.testing.assert_allclose(result.maps.sum(), 0.07, atol=1e-4)
-    assert result.details["completeness_gap"][0] <= 1e-3
-    assert result.details["points"][0] <= 4 + 2 * 10, "doubling everywhere would need over 1000"
+    assert result.details["convergence_delta"][0] <= 1e-3
+    assert result.details["n_steps"][0] <= 4 + 2 * 10, "doubling everywhere would need over 1000"
 
 
 def test_the_gap_holds_for_all_classes_and_several_baselines() -> None:
     model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
     names = ["black", "blur"]
-    explainer = IntegratedGradients(model, points=4, tolerance=0.02, baselines=names)
+    explainer = IntegratedGradients(model, n_steps=4, tolerance=0.02, baseline=names)
     result = explainer.attribute(images, "all")
-    change = result.scores - result.details["baseline_score"]
+    change = result.values - result.details["baseline_output"]
     missing = np.abs(result.maps.sum(axis=(2, 3)) - change).max(axis=1)
     assert (missing <= 0.0201 * np.abs(change).max(axis=1)).all()
     one = explainer.attribute(images, 1)
-    assert (one.details["completeness_gap"] <= 0.02).all()
+    assert (one.details["convergence_delta"] <= 0.02).all()
     alone = explainer.attribute(images[1:], "all")
     np.testing.assert_allclose(alone.maps[0], result.maps[1], atol=1e-4)
 
@@ -159,9 +157,9 @@ def test_gauss_legendre_needs_fewer_points() -> None:
 
     model, image = function_network((1, 3), value), red(1.0, 2.0, 3.0)[None]
     gaps = [
-        IntegratedGradients(model, points=p, rule=r, baselines="black")
+        IntegratedGradients(model, n_steps=p, rule=r, baseline="black")
         .attribute(image, 2)
-        .details["completeness_gap"][0]
+        .details["convergence_delta"][0]
         for r, p in (("gauss_legendre", 6), ("trapezoid", 50))
     ]
     assert gaps[0] < 1e-5 < gaps[1]
@@ -177,9 +175,9 @@ def test_quadrature_weights_and_errors() -> None:
     with pytest.raises(UsageError, match="at least 2 points"):
         quadrature(1, "trapezoid")
     with pytest.raises(UsageError, match="at least one baseline"):
-        IntegratedGradients(analytic_network(), baselines=[])
-    with pytest.raises(UsageError, match="Unknown fill 'white'"):
-        IntegratedGradients(analytic_network(), baselines="white").attribute(red(1, 2, 3)[None], 0)
+        IntegratedGradients(analytic_network(), baseline=[])
+    with pytest.raises(UsageError, match="Unknown baseline 'white'"):
+        IntegratedGradients(analytic_network(), baseline="white").attribute(red(1, 2, 3)[None], 0)
     with pytest.raises(UsageError, match="does not fit"):
         IntegratedGradients(analytic_network(), baselines=np.zeros((2, 2, 3))).attribute(
             red(1, 2, 3)[None], 0

@@ -16,10 +16,10 @@ from dermlens.explain.multiscale import (
     fused_map,
 )
 from dermlens.explain.occlusion import Occlusion
-from dermlens.explain.score import Contrast
-from dermlens.explain.segment_bank import SegmentBank
-from dermlens.explain.shap import KernelSHAP
+from dermlens.explain.output import Contrast
+from dermlens.explain.shap import GaussianProcessSHAP
 from dermlens.explain.stages import StageCAM, find_stages
+from dermlens.explain.superpixel_bank import SuperpixelBank
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 
 SIZE = (32, 48)
@@ -74,7 +74,7 @@ def test_deepest_stage_is_layer_cam_and_scores_can_be_chosen(model) -> None:
     assert (cam.cost.forward, cam.cost.backward, cam.traces) == (3, 3, 1)
     one_by_one = [cam.maps(IMAGES[i : i + 1], goals[i : i + 1])[0] for i in range(3)]
     assert maps[0] == pytest.approx(np.concatenate(one_by_one), rel=1e-4, abs=1e-5)
-    against = cam.maps(IMAGES, goals, score=Contrast(5))
+    against = cam.maps(IMAGES, goals, output=Contrast(5))
     assert not np.allclose(against[0], maps[0])
 
 
@@ -98,7 +98,7 @@ def test_patch_pyramid_is_occlusion_at_every_size(model) -> None:
     assert pyramid.sides(SIZE) == [10, 5, 2] and pyramid.sides((192, 256)) == [64, 32, 16]
     result = pyramid.attribute(IMAGES[:2], 3, batch_size=8)
     for patch, step, drawn in zip((10, 5, 2), (5, 2, 2), pyramid.split(result), strict=True):
-        alone = Occlusion(model, patch=patch, stride=step).attribute(IMAGES[:2], 3)
+        alone = Occlusion(model, patch_size=patch, stride=step).attribute(IMAGES[:2], 3)
         assert drawn == pytest.approx(alone.maps, rel=1e-4, abs=1e-4)
     assert pyramid.traces == 1
     with pytest.raises(UsageError, match="shares"):
@@ -127,8 +127,8 @@ def test_all_kinds_coarse_to_fine_with_the_cost_that_was_paid(model) -> None:
 def test_what_is_known_is_not_paid_again(model) -> None:
     full = scales(model)
     known = Occlusion(model).attribute(IMAGES[:1], 2)
-    bank = SegmentBank(model, segments=6, samples=60)
-    shap = KernelSHAP(model, bank=bank).attribute(IMAGES[:1], 2)
+    bank = SuperpixelBank(model, superpixels=6, n_samples=60)
+    shap = GaussianProcessSHAP(model, bank=bank).attribute(IMAGES[:1], 2)
     explainer = MultiScale(model, granularities=(6, 3), bank=bank)
     result = explainer.explain(IMAGES[0], 2, known=known, batch_size=8)
     pieces = int(full.maps[-1].label.split()[0])

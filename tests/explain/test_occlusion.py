@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.fills import fill_image, skin_color
+from dermlens.explain.baselines import baseline_image, border_color
 from dermlens.explain.occlusion import Occlusion, patch_boxes, spread_over_boxes
 from dermlens.explain.patch_field import PatchField
 from dermlens.explain.rise import RISE, _soft_masks
@@ -18,7 +18,9 @@ def test_hand_computed_table() -> None:
     weights = np.zeros((3, 5, 3, 1))
     weights[..., 0, 0] = np.arange(15).reshape(3, 5)
     image = np.ones((1, 3, 5, 3))
-    result = Occlusion(linear_network(weights), patch=2, stride=2, fill="black").attribute(image, 0)
+    result = Occlusion(linear_network(weights), patch_size=2, stride=2, baseline="black").attribute(
+        image, 0
+    )
     w = weights[..., 0, 0]
     corners = [(0, 0), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]
     effects = [w[r : r + 2, c : c + 2].sum() for r, c in corners]
@@ -38,16 +40,18 @@ def test_equal_effect_gives_an_equal_map(size: tuple, patch: int, stride: int) -
     area = min(tall, size[0]) * min(wide, size[1])
     model = linear_network(np.full((*size, 3, 2), 1 / 3))
     image = np.full((1, *size, 3), 11.0)
-    drawn = Occlusion(model, patch=patch, stride=stride, fill="black").attribute(image, 1).maps
+    drawn = (
+        Occlusion(model, patch_size=patch, stride=stride, baseline="black").attribute(image, 1).maps
+    )
     np.testing.assert_allclose(drawn, 11.0 * area, rtol=1e-4)
 
 
 def test_linear_network_exactly_with_every_fill() -> None:
     weights = np.random.default_rng(0).normal(size=(8, 12, 3, 3))
     images, model = smooth_images(2, (8, 12)), linear_network(weights)
-    for fill in ("mean_skin", "blur", "black", (1.0, 2.0, 3.0)):
-        result = Occlusion(model, patch=4, stride=4, fill=fill).attribute(images, 2)
-        change = images - np.stack([fill_image(i, fill) for i in images])
+    for baseline in ("border", "blur", "black", (1.0, 2.0, 3.0)):
+        result = Occlusion(model, patch_size=4, stride=4, baseline=baseline).attribute(images, 2)
+        change = images - np.stack([baseline_image(i, baseline) for i in images])
         pixelwise = (change * weights[..., 2]).sum(axis=-1)
         blocks = pixelwise.reshape(2, 2, 4, 3, 4).sum(axis=(2, 4))
         expected = blocks.repeat(4, axis=1).repeat(4, axis=2)
@@ -68,9 +72,9 @@ def test_default_patch_follows_the_shorter_side() -> None:
 def test_bad_patches_are_refused() -> None:
     model = linear_network(np.zeros((8, 8, 3, 2)))
     with pytest.raises(UsageError, match="leaves gaps"):
-        Occlusion(model, patch=2, stride=3).attribute(np.zeros((1, 8, 8, 3)), 0)
+        Occlusion(model, patch_size=2, stride=3).attribute(np.zeros((1, 8, 8, 3)), 0)
     with pytest.raises(UsageError, match="at least 1 pixel"):
-        Occlusion(model, patch=0)
+        Occlusion(model, patch_size=0)
     assert len(patch_boxes((8, 8), (20, 20), (1, 1))) == 1
 
 
@@ -78,8 +82,8 @@ def test_skin_color_is_that_of_the_border_and_ignores_dark_corners() -> None:
     image = np.full((40, 60, 3), (210, 160, 140), np.uint8)
     image[10:30, 15:45] = (60, 30, 20)
     image[:6, :6] = image[-6:, -6:] = 0
-    np.testing.assert_allclose(skin_color(image), (210, 160, 140))
-    np.testing.assert_allclose(fill_image(image, "mean_skin")[20, 30], (210, 160, 140))
+    np.testing.assert_allclose(border_color(image), (210, 160, 140))
+    np.testing.assert_allclose(baseline_image(image, "border")[20, 30], (210, 160, 140))
 
 
 def bilinear_mask(packed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -94,7 +98,7 @@ def bilinear_mask(packed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def test_rise_masks_are_the_grid_enlarged_and_shifted() -> None:
-    explainer = RISE(linear_network(np.zeros((18, 30, 3, 2))), samples=50, cells=3)
+    explainer = RISE(linear_network(np.zeros((18, 30, 3, 2))), n_samples=50, cells=3)
     drawn = explainer.draw((18, 30), np.random.default_rng(0))
     assert explainer.grid((18, 30)) == (3, 5)
     masks = _soft_masks(np.array([18, 30], np.int32), drawn).numpy()
@@ -108,14 +112,14 @@ def test_rise_is_the_coverage_weighted_mean_of_scores() -> None:
 
     weights = np.random.default_rng(0).normal(size=(12, 20, 3, 2))
     model, image = linear_network(weights), smooth_images(1, (12, 20)).astype(np.float32)
-    explainer = RISE(model, samples=40, cells=3)
+    explainer = RISE(model, n_samples=40, cells=3)
     result = explainer.attribute(image, 1, seed=4, batch_size=7)
     packed = explainer.draw((12, 20), image_generator(4, image[0]))
     masks = np.stack([bilinear_mask(p, (12, 20)) for p in packed])
-    fill = fill_image(image[0], "mean_skin")
-    seen = masks[..., None] * image[0] + (1 - masks[..., None]) * fill
-    scores = (seen * weights[..., 1]).sum(axis=(1, 2, 3))
-    expected = np.tensordot(scores - scores.mean(), masks, 1) / masks.sum(axis=0)
+    baseline = baseline_image(image[0], "border")
+    seen = masks[..., None] * image[0] + (1 - masks[..., None]) * baseline
+    outputs = (seen * weights[..., 1]).sum(axis=(1, 2, 3))
+    expected = np.tensordot(outputs - outputs.mean(), masks, 1) / masks.sum(axis=0)
     np.testing.assert_allclose(
         result.maps[0], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()
     )
@@ -125,7 +129,7 @@ def test_rise_finds_the_place_that_matters() -> None:
     model = function_network((24, 36), _place)
     image = np.full((1, 24, 36, 3), 100.0)
     image[0, 4:8, 26:32] = 250.0
-    drawn = RISE(model, samples=600, cells=6).attribute(image, 0).maps[0]
+    drawn = RISE(model, n_samples=600, cells=6).attribute(image, 0).maps[0]
     row, column = np.unravel_index(drawn.argmax(), drawn.shape)
     assert 2 <= row <= 9 and 24 <= column <= 33
 
@@ -140,20 +144,20 @@ def test_rise_stops_when_the_map_no_longer_changes() -> None:
     model = function_network((24, 36), _place)
     image = np.full((1, 24, 36, 3), 100.0)
     image[0, 4:8, 26:32] = 250.0
-    whole = RISE(model, samples=960, cells=4).attribute(image, 0, seed=2)
-    early = RISE(model, samples=960, cells=4, tolerance=0.25).attribute(image, 0, seed=2)
-    assert whole.details["samples"][0] == 960 and whole.cost.forward == 961
-    spent = int(early.details["samples"][0])
+    whole = RISE(model, n_samples=960, cells=4).attribute(image, 0, seed=2)
+    early = RISE(model, n_samples=960, cells=4, tolerance=0.25).attribute(image, 0, seed=2)
+    assert whole.details["n_samples"][0] == 960 and whole.cost.forward == 961
+    spent = int(early.details["n_samples"][0])
     assert spent < 960 and spent % 96 == 0 and early.cost.forward == spent + 1
     assert whole.details["expected_error"][0] < early.details["expected_error"][0] <= 0.25
     # Had it gone on, the map would have been the same: the masks are drawn beforehand.
-    short = RISE(model, samples=960, cells=4, tolerance=1e-9).attribute(image, 0, seed=2)
+    short = RISE(model, n_samples=960, cells=4, tolerance=1e-9).attribute(image, 0, seed=2)
     np.testing.assert_allclose(short.maps, whole.maps, atol=1e-3)
-    assert short.details["samples"][0] == 960
-    again = RISE(model, samples=960, cells=4, tolerance=0.25).attribute(
+    assert short.details["n_samples"][0] == 960
+    again = RISE(model, n_samples=960, cells=4, tolerance=0.25).attribute(
         image, 0, seed=2, batch_size=5
     )
-    assert again.details["samples"][0] == spent
+    assert again.details["n_samples"][0] == spent
     np.testing.assert_allclose(again.maps, early.maps, atol=1e-3)
 
 
@@ -161,20 +165,20 @@ def test_rise_knows_its_error() -> None:
     """The spread over other draws of masks is what every single draw expects."""
     weights = np.random.default_rng(0).normal(size=(12, 20, 3, 2))
     model, image = linear_network(weights), smooth_images(1, (12, 20))
-    explainer = RISE(model, samples=150, cells=3)
+    explainer = RISE(model, n_samples=150, cells=3)
     results = [explainer.attribute(image, "all", seed=seed) for seed in range(24)]
     maps = np.stack([one.maps[0] for one in results])
     spread = np.sqrt(maps.var(axis=0, ddof=1).mean(axis=(1, 2)))
     size = np.sqrt((maps**2).mean(axis=(0, 2, 3)))
     expected = np.sqrt(np.mean([one.details["expected_error"][0] ** 2 for one in results], axis=0))
     np.testing.assert_allclose(expected, spread / size, rtol=0.25)
-    flat = RISE(linear_network(np.zeros((12, 20, 3, 2))), samples=500, tolerance=0.1)
+    flat = RISE(linear_network(np.zeros((12, 20, 3, 2))), n_samples=500, tolerance=0.1)
     empty = flat.attribute(image, 0)
-    assert empty.details["samples"][0] == 96 and (empty.maps == 0).all()
+    assert empty.details["n_samples"][0] == 96 and (empty.maps == 0).all()
 
 
 def test_rise_settings_are_checked() -> None:
-    for options in ({"samples": 1}, {"cells": 0}, {"keep": 1.0}, {"keep": 0.0}):
+    for options in ({"n_samples": 1}, {"cells": 0}, {"keep": 1.0}, {"keep": 0.0}):
         with pytest.raises(UsageError, match="RISE needs"):
             RISE(linear_network(np.zeros((4, 4, 3, 2))), **options)
     with pytest.raises(UsageError, match="tolerance of RISE"):
@@ -190,8 +194,8 @@ def wavy_weights(size: tuple[int, int], cycles: float) -> np.ndarray:
 def test_fewer_passes_keep_the_map_of_a_smooth_network() -> None:
     size = (48, 64)
     model, image = linear_network(wavy_weights(size, 0.7)), np.full((1, *size, 3), 200.0)
-    dense = Occlusion(model, fill="black").attribute(image, 0)
-    few = Occlusion(model, fill="black", passes=41).attribute(image, 0)
+    dense = Occlusion(model, baseline="black").attribute(image, 0)
+    few = Occlusion(model, baseline="black", passes=41).attribute(image, 0)
     assert (dense.cost.forward, few.cost.forward) == (166, 41)
     assert np.corrcoef(dense.maps.ravel(), few.maps.ravel())[0, 1] > 0.99
     known = few.details["evaluated"][0]
@@ -201,13 +205,13 @@ def test_fewer_passes_keep_the_map_of_a_smooth_network() -> None:
     )
     assert 0 < few.details["expected_error"][0] < 0.2
     assert "expected_error" not in dense.details
-    np.testing.assert_array_equal(few.scores, dense.scores)
+    np.testing.assert_array_equal(few.values, dense.values)
 
 
 def test_enough_passes_give_the_complete_map_exactly() -> None:
     weights = np.random.default_rng(0).normal(size=(24, 32, 3, 3))
     images, model = smooth_images(2, (24, 32)), linear_network(weights)
-    coarse: dict[str, Any] = {"patch": 8, "stride": 4}
+    coarse: dict[str, Any] = {"patch_size": 8, "stride": 4}
     dense = Occlusion(model, **coarse).attribute(images, "all")
     same = Occlusion(model, passes=10_000, **coarse).attribute(images, "all")
     np.testing.assert_array_equal(dense.maps, same.maps)
@@ -242,8 +246,8 @@ def test_tolerance_is_kept_and_spends_less_on_the_easier_image() -> None:
     spent = []
     for cycles in (0.4, 3.0):
         model = linear_network(wavy_weights(size, cycles))
-        dense = Occlusion(model, fill="black").attribute(image, 0).maps
-        early = Occlusion(model, fill="black", tolerance=0.1).attribute(image, 0)
+        dense = Occlusion(model, baseline="black").attribute(image, 0).maps
+        early = Occlusion(model, baseline="black", tolerance=0.1).attribute(image, 0)
         assert early.details["expected_error"][0] <= 0.1
         assert np.linalg.norm(early.maps - dense) <= 0.1 * np.linalg.norm(dense)
         spent.append(early.cost.forward)
@@ -326,4 +330,4 @@ def test_bad_budgets_are_refused() -> None:
     with pytest.raises(UsageError, match="tolerance"):
         Occlusion(model, tolerance=1.0)
     with pytest.raises(UsageError, match="too many to choose from"):
-        Occlusion(model, patch=8, stride=1, passes=40).attribute(np.zeros((1, 80, 80, 3)), 0)
+        Occlusion(model, patch_size=8, stride=1, passes=40).attribute(np.zeros((1, 80, 80, 3)), 0)

@@ -13,8 +13,8 @@ from dermlens.explain.lime import LIME
 from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.explain.registry import create, create_several
-from dermlens.explain.scorers import choose_scorers
-from dermlens.explain.segment_bank import SegmentBank
+from dermlens.model.scorers import choose_scorers
+from dermlens.explain.superpixel_bank import SuperpixelBank
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
@@ -31,10 +31,10 @@ from explain_networks import linear_network, smooth_images
 from serving_support import SIZE, picture, save_untrained, untrained_bundle
 
 SMALL: dict[str, dict[str, Any]] = {
-    "occlusion": {"patch": 12, "stride": 6},
-    "lime": {"segments": 8, "samples": 60},
-    "shap": {"segments": 8, "samples": 60},
-    "rise": {"samples": 60, "cells": 4},
+    "occlusion": {"patch_size": 12, "stride": 6},
+    "lime": {"superpixels": 8, "n_samples": 60},
+    "gp_shap": {"superpixels": 8, "n_samples": 60},
+    "rise": {"n_samples": 60, "cells": 4},
 }
 
 
@@ -90,7 +90,7 @@ def test_measured_agreement_is_kept_and_makes_the_copy_the_default(
     stored["methods"]["lime"]["pearson"] = 0.9899
     del stored["methods"]["rise"]
     write_json(path, stored)
-    assert list(choose_scorers(bundle, list(SMALL))) == ["occlusion", "shap"]
+    assert list(choose_scorers(bundle, list(SMALL))) == ["occlusion", "gp_shap"]
     assert choose_scorers(bundle, list(SMALL), "float32") == {}
     write_json(path, {**stored, "model_sha256": "of another copy"})
     assert list(choose_scorers(bundle, list(SMALL))) == []
@@ -133,7 +133,7 @@ def test_masked_images_reach_the_scorer_batch_by_batch() -> None:
     """Exactly the covered images, none of the padding, never more than a batch at once."""
     recording = Recording()
     model = linear_network(np.zeros((8, 12, 3, 3)))
-    explainer = Occlusion(model, patch=4, stride=4, fill="black", scorer=recording)
+    explainer = Occlusion(model, patch_size=4, stride=4, baseline="black", scorer=recording)
     image = smooth_images(1, (8, 12)).astype(np.float32)
     result = explainer.attribute(image, 0, batch_size=3)
     assert [len(batch) for batch in recording.seen] == [3, 3, 1]
@@ -150,7 +150,7 @@ def test_masked_images_reach_the_scorer_batch_by_batch() -> None:
 
 def test_shared_masks_use_a_scorer_only_if_both_methods_have_it(bundle: Bundle) -> None:
     recording = Recording()
-    pair = ("lime", "shap")
+    pair = ("lime", "gp_shap")
     both = create_several(pair, bundle.model, scorers=dict.fromkeys(pair, recording))
     one = create_several(pair, bundle.model, scorers={"lime": recording})
     assert [explainer.scorer for explainer in both.values()] == [recording, recording]  # type: ignore[attr-defined]
@@ -292,13 +292,13 @@ def test_nothing_is_written_into_the_package(
     bundle: Bundle, saved: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = int8_copy(bundle).facts
-    measured = {**facts, "methods": {"shap": {"pearson": 0.999}}}
+    measured = {**facts, "methods": {"gp_shap": {"pearson": 0.999}}}
     shipped = carrying(saved, tmp_path / "shipped", measured)
     monkeypatch.setattr(copies, "SHIPPED", shipped.path)
     made = int8_copy(shipped)
     assert made.folder.is_relative_to(cache)
     assert [path.name for path in (shipped.path / "int8").iterdir()] == ["agreement.json"]
-    assert list(choose_scorers(shipped, list(SMALL))) == ["shap"]
+    assert list(choose_scorers(shipped, list(SMALL))) == ["gp_shap"]
 
 
 def test_copy_of_another_input_size_is_another_copy(bundle: Bundle) -> None:
@@ -376,9 +376,9 @@ def test_the_page_says_what_was_evaluated(bundle: Bundle, images: np.ndarray) ->
         explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
         assert words in _cost(explainer.attribute(images[:1], "mel"))
     both = create_several(
-        ["lime", "shap"], bundle.model, bank=SegmentBank(bundle.model, **SMALL["lime"])
+        ["lime", "gp_shap"], bundle.model, bank=SuperpixelBank(bundle.model, **SMALL["lime"])
     )
-    first, shared = (both[name].attribute(images[:1], "mel") for name in ("lime", "shap"))
+    first, shared = (both[name].attribute(images[:1], "mel") for name in ("lime", "gp_shap"))
     assert "forward passes of the network, " in _cost(first)
     assert _cost(shared).startswith("No new pass: what the network had answered before ")
 

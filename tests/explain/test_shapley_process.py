@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from dermlens.errors import UsageError
 from dermlens.explain import shapley_process
 from dermlens.explain.coalitions import Coalitions, coalitions
-from dermlens.explain.shap import KernelSHAP, constrained_values, shapley_values
+from dermlens.explain.shap import (
+    GaussianProcessSHAP,
+    KernelSHAP,
+    constrained_values,
+    shapley_values,
+)
 from dermlens.explain.shapley_process import (
     _covariance,
     _posterior,
@@ -28,7 +32,7 @@ def code(masks: np.ndarray) -> np.ndarray:
 
 
 def smooth_game(pieces: int, seed: int) -> np.ndarray:
-    """Worth of all coalitions: a small random network, as smooth as an image's score."""
+    """Worth of all coalitions: a small random network, as smooth as an image's output."""
     generator = np.random.default_rng(seed)
     hidden = np.tanh(every(pieces) @ generator.normal(size=(pieces, 12)) * 0.5 - 0.5)
     return hidden @ generator.normal(size=12)
@@ -198,28 +202,23 @@ def test_even_masks_differ_and_spread_over_all_sizes(pieces: int, samples: int) 
 def test_both_estimators_approach_the_exact_values_of_a_network() -> None:
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
     labels = grid_cells(24, 36, 12)
-    exact = KernelSHAP(model, segments=labels, samples=4096).attribute(image, 4)
-    for estimator in ("process", "regression"):
-        shap = KernelSHAP(model, segments=labels, samples=600, estimator=estimator)
-        found = shap.attribute(image, 4)
-        assert found.details["estimator"] == estimator
+    exact = GaussianProcessSHAP(model, superpixels=labels, n_samples=4096).attribute(image, 4)
+    for kind in (GaussianProcessSHAP, KernelSHAP):
+        found = kind(model, superpixels=labels, n_samples=600).attribute(image, 4)
         assert np.corrcoef(found.maps.ravel(), exact.maps.ravel())[0, 1] > 0.995
-        assert ("explained" in found.details) == (estimator == "process")
         assert found.cost.forward == 600
-        if estimator == "process":
+        if kind is GaussianProcessSHAP:
             assert 0.5 < found.details["explained"][0] < 1
     assert exact.details["explained"][0] == 1.0 and (exact.details["interval"] == 0).all()
-    with pytest.raises(UsageError, match="Unknown estimator 'kernel'"):
-        KernelSHAP(model, estimator="kernel")
 
 
 def test_as_few_couples_as_pieces_still_give_values_that_add_up() -> None:
     made = coalitions(20, 42, "both", np.random.default_rng(0))
     kept, _ = odd_parts(made, np.zeros((42, 1)))
-    scores = np.random.default_rng(1).normal(size=(42, 1))
+    outputs = np.random.default_rng(1).normal(size=(42, 1))
     for count in (42, 38):
-        fit = process_values(made.first(count), scores[:count])
-        assert fit.values.sum() == pytest.approx(scores[0, 0] - scores[1, 0])
+        fit = process_values(made.first(count), outputs[:count])
+        assert fit.values.sum() == pytest.approx(outputs[0, 0] - outputs[1, 0])
         assert np.isfinite(fit.values).all() and np.isfinite(fit.deviation).all()
         # 21 couples of 20 pieces leave one to judge by, 19 couples none.
         assert np.isnan(fit.explained[0]) == (count == 38)

@@ -8,7 +8,7 @@ from dermlens.explain.stopping import Stopped, stop_point, stoppable
 from dermlens.model.bundle import Bundle
 from serving_support import picture, untrained_bundle
 
-MANY_BATCHES = ("lime", "shap", "occlusion", "rise", "integrated_gradients", "smooth_grad")
+MANY_BATCHES = ("lime", "gp_shap", "occlusion", "rise", "integrated_gradients", "smooth_grad")
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_what_a_model_cannot_answer() -> None:
 def test_no_target_is_the_most_probable_class_of_every_method(name: str) -> None:
     model, images = trained_like((24, 36)), smooth_images(3, (24, 36))
     logits = model.predict(images.astype(np.float32), verbose=0)
-    options = {"lime": {"segments": 4}, "shap": {"segments": 4}, "rise": {"samples": 8}}
+    options = {"lime": {"superpixels": 4}, "gp_shap": {"superpixels": 4}, "rise": {"n_samples": 8}}
     explainer = create(name, model, **options.get(name, {}))
     found = {
         target: explainer.attribute(images, target) for target in (None, "predicted", "runner_up")
@@ -91,7 +91,7 @@ def test_no_target_is_the_most_probable_class_of_every_method(name: str) -> None
     np.testing.assert_array_equal(found["predicted"].maps, found[None].maps)
     assert found["runner_up"].targets.tolist() == order[:, 1].tolist()
     rows = np.arange(3)
-    np.testing.assert_allclose(found["runner_up"].scores, logits[rows, order[:, 1]], atol=1e-4)
+    np.testing.assert_allclose(found["runner_up"].values, logits[rows, order[:, 1]], atol=1e-4)
 
 
 def test_one_target_per_image_may_depend_on_the_answer() -> None:

@@ -8,12 +8,12 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.grad_cam import GradCAM, LayerCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.lime import LIME
 from dermlens.explain.sampled_gradients import SmoothGrad
-from dermlens.explain.shap import KernelSHAP, shapley_values
+from dermlens.explain.shap import GaussianProcessSHAP, shapley_values
 from dermlens.explain.superpixels import grid_cells, superpixels
 from explain_networks import smooth_images, trained_like
 
@@ -63,19 +63,19 @@ def test_saliency_against_tf_keras_vis(model: Any, images: np.ndarray) -> None:
     expected = Saliency(model, clone=False)(
         CategoricalScore([2] * 3), images, keepdims=False, normalize_map=False
     )
-    maps = SmoothGrad(model, samples=1, noise=0.0).attribute(images, 2).maps
+    maps = SmoothGrad(model, n_samples=1, noise=0.0).attribute(images, 2).maps
     assert np.abs(maps - expected).max() <= 1e-4 * np.max(expected)
 
 
 def segment_function(model: Any, image: np.ndarray, labels: np.ndarray, target: int) -> Any:
     """The game both packages play: which superpixels are kept, to the logit."""
-    fill = fill_image(image, "mean_skin")
+    baseline = baseline_image(image, "border")
 
     def evaluate(kept: np.ndarray) -> np.ndarray:
         results = []
         for part in np.array_split(np.asarray(kept), max(1, len(kept) // 256)):
             keep = part[:, labels][..., None] > 0.5
-            pixels = np.where(keep, image, fill)
+            pixels = np.where(keep, image, baseline)
             results.append(np.asarray(model(pixels, training=False))[:, target])
         return np.concatenate(results)
 
@@ -91,8 +91,10 @@ def test_kernel_shap_against_shap_at_equal_budget(model: Any, images: np.ndarray
         evaluate = segment_function(model, image, labels, 4)
         oracle = shap.KernelExplainer(evaluate, np.zeros((1, pieces)))
         expected = oracle.shap_values(np.ones((1, pieces)), nsamples=800, l1_reg=0, silent=True)
-        ours = KernelSHAP(model, segments=labels, samples=800).attribute(image[None], 4)
-        weights = ours.details["segment_weights"][0]
+        ours = GaussianProcessSHAP(model, superpixels=labels, n_samples=800).attribute(
+            image[None], 4
+        )
+        weights = ours.details["weights"][0]
         assert np.corrcoef(weights, np.ravel(expected))[0, 1] > 0.99
 
 
@@ -105,9 +107,9 @@ def test_kernel_shap_against_exact_shapley_values(model: Any, images: np.ndarray
     exact = shapley_values(evaluate(masks)[:, None])[0]
     oracle = shap.explainers.ExactExplainer(evaluate, shap.maskers.Independent(np.zeros((1, 8))))
     expected = oracle(np.ones((1, 8))).values[0]
-    ours = KernelSHAP(model, segments=labels, samples=256).attribute(images[:1], 1)
+    ours = GaussianProcessSHAP(model, superpixels=labels, n_samples=256).attribute(images[:1], 1)
     np.testing.assert_allclose(exact, expected, atol=1e-4)
-    np.testing.assert_allclose(ours.details["segment_weights"][0], expected, atol=1e-4)
+    np.testing.assert_allclose(ours.details["weights"][0], expected, atol=1e-4)
 
 
 def test_lime_against_lime(model: Any, images: np.ndarray) -> None:
@@ -116,7 +118,7 @@ def test_lime_against_lime(model: Any, images: np.ndarray) -> None:
 
     for image in images[:2]:
         labels = superpixels(image, 24)
-        fill = fill_image(image, "mean_skin")
+        baseline = baseline_image(image, "border")
 
         def classify(batch: np.ndarray) -> np.ndarray:
             return np.asarray(model(np.asarray(batch, np.float32), training=False))
@@ -125,7 +127,7 @@ def test_lime_against_lime(model: Any, images: np.ndarray) -> None:
             image.astype(np.double),
             classify,
             labels=(4,),
-            hide_color=tuple(fill[0, 0]),
+            hide_color=tuple(baseline[0, 0]),
             top_labels=None,
             num_features=1000,
             num_samples=1200,
@@ -133,8 +135,8 @@ def test_lime_against_lime(model: Any, images: np.ndarray) -> None:
             segmentation_fn=lambda _, labels=labels: labels,
         )
         expected = np.array([weight for _, weight in sorted(explanation.local_exp[4])])
-        ours = LIME(model, segments=labels, samples=1200).attribute(image[None], 4)
-        weights = ours.details["segment_weights"][0]
+        ours = LIME(model, superpixels=labels, n_samples=1200).attribute(image[None], 4)
+        weights = ours.details["weights"][0]
         assert spearmanr(weights, expected).statistic > 0.95
         assert ours.details["r2"][0] == pytest.approx(explanation.score, abs=0.05)
 
@@ -181,7 +183,7 @@ def gradients_on_the_path(
     return [gradient(tf.constant((1 - t) * start + t * whole)).numpy() for t in places]
 
 
-@pytest.mark.parametrize("baseline", ["black", "mean_skin"])
+@pytest.mark.parametrize("baseline", ["black", "border"])
 @pytest.mark.parametrize("dense_blocks", [False, True])
 def test_integrated_gradients_against_a_loop_in_float64(
     dense_blocks: bool, baseline: str, images: np.ndarray
@@ -195,19 +197,19 @@ def test_integrated_gradients_against_a_loop_in_float64(
     precise = trained_like(SIZE, dense_blocks=dense_blocks, precision="float64")
     precise.set_weights(network.get_weights())
     explainer = IntegratedGradients(
-        network, points=401, rule="trapezoid", baselines=baseline, tolerance=None
+        network, n_steps=401, rule="trapezoid", baseline=baseline, tolerance=None
     )
     maps = explainer.attribute(images[:2], [3, 4]).maps
     expected = []
     for image, target in zip(images[:2], (3, 4), strict=True):
-        fill = fill_image(image, baseline)
-        slopes = gradients_on_the_path(precise, image, fill, target, np.linspace(0, 1, 401))
+        baseline = baseline_image(image, baseline)
+        slopes = gradients_on_the_path(precise, image, baseline, target, np.linspace(0, 1, 401))
         left, right = sum(slopes[:-1]) / 400, sum(slopes[1:]) / 400
-        expected.append(((left + right) / 2 * (image - fill)).sum(axis=-1))
+        expected.append(((left + right) / 2 * (image - baseline)).sum(axis=-1))
     assert largest_difference(maps, np.stack(expected)) <= CLOSE
 
 
-@pytest.mark.parametrize(("rule", "points"), [("gauss_legendre", 32), ("trapezoid", 129)])
+@pytest.mark.parametrize(("rule", "n_steps"), [("gauss_legendre", 32), ("trapezoid", 129)])
 def test_integrated_gradients_against_the_integral(
     rule: str, points: int, model: Any, images: np.ndarray
 ) -> None:
@@ -223,7 +225,7 @@ def test_integrated_gradients_against_the_integral(
     expected = (np.mean(slopes, axis=0) * image).sum(axis=-1)
     smooth = with_activation(model, "softplus")
     explainer = IntegratedGradients(
-        smooth, points=points, rule=rule, baselines="black", tolerance=None
+        smooth, n_steps=points, rule=rule, baseline="black", tolerance=None
     )
     maps = explainer.attribute(image[None], 3).maps
     assert largest_difference(maps, expected[None]) <= CLOSE
@@ -244,7 +246,7 @@ def peer() -> Any:
 
 
 @pytest.mark.parametrize("shade", [0.0, 180.0])
-@pytest.mark.parametrize("points", [10, 64])
+@pytest.mark.parametrize("n_steps", [10, 64])
 def test_integrated_gradients_against_xplique(
     points: int, shade: float, peer: Any, model: Any, images: np.ndarray
 ) -> None:
@@ -257,7 +259,7 @@ def test_integrated_gradients_against_xplique(
     options = {"batch_size": 64, "steps": points, "baseline_value": shade}
     expected = np.asarray(peer(model, reducer="sum", **options)(images, wanted))[..., 0]
     explainer = IntegratedGradients(
-        model, points=points, rule="trapezoid", baselines=(shade,) * 3, tolerance=None
+        model, n_steps=points, rule="trapezoid", baseline=(shade,) * 3, tolerance=None
     )
     maps = explainer.attribute(images, targets).maps
     assert largest_difference(maps, expected) <= CLOSE

@@ -78,4 +78,4 @@ def test_names() -> None:
     assert names[-2:] == ["untrained_grad_cam", "untrained_integrated_gradients"]
     assert len(names) == 6 and all(is_baseline(name) for name in names)
     assert not is_baseline("grad_cam") and title("untrained_grad_cam") == "Grad-CAM, untrained"
-    assert title("shap") == "Kernel SHAP" and title("oracle") == "oracle"
+    assert title("kernel_shap") == "Kernel SHAP" and title("oracle") == "oracle"

@@ -29,7 +29,7 @@ from explain_networks import pooled_network
 
 SIZE = (24, 32)
 PLAN = BenchmarkPlan(
-    methods=("grad_cam", "lime", "shap"),
+    methods=("grad_cam", "lime", "gp_shap"),
     n=5,
     split="test",
     batch_size=8,
@@ -224,7 +224,7 @@ def test_the_planted_truth_ranks_first_and_random_last(summary: dict[str, Any]) 
 
 def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
     table = pd.read_csv(finished / "benchmark.csv")
-    names = ["grad_cam", "lime", "shap", "oracle", "uniform", "random", "centered_gaussian"]
+    names = ["grad_cam", "lime", "gp_shap", "oracle", "uniform", "random", "centered_gaussian"]
     names += ["darkness", "untrained_grad_cam"]
     assert table.method.tolist() == names * 5 and table.image_id.nunique() == 5
     assert table.predicted.eq("mel").all() and table.baseline.sum() == 5 * 5
@@ -277,7 +277,7 @@ def test_statistics_of_the_summary(summary: dict[str, Any], finished: Path) -> N
 
 def test_cost_is_that_of_each_method_alone(summary: dict[str, Any]) -> None:
     cost = summary["cost"]["per_image"]
-    assert cost["lime"]["forward"] == cost["shap"]["forward"] == 40
+    assert cost["lime"]["forward"] == cost["gp_shap"]["forward"] == 40
     assert cost["grad_cam"]["forward"] == 1 and cost["darkness"]["forward"] == 0
     # 3 images every map shares, 24 covered parts and the image, and 2 * 4 + 18 for each of 9 maps.
     assert summary["cost"]["metric_passes_per_image"] == 3 + 25 + 9 * (2 * 4 + 18)

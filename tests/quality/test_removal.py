@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.quality.removal import (
     ROAD_LEVELS,
     RemovalCurves,
@@ -67,9 +67,9 @@ def test_curves_equal_those_of_images_made_one_by_one(kind: str, curves: Removal
     image = np.random.default_rng(4).uniform(60, 215, (*SIZE, 3)).astype(np.float32)
     map_ = np.random.default_rng(3).normal(size=SIZE)
     places = removal_places(map_)
-    first, fill = kind == "insertion", fill_image(image, "blur")
+    first, fill = kind == "insertion", baseline_image(image, "blur")
     if not first:
-        fill = fill_image(image, "mean_skin")
+        fill = baseline_image(image, "border")
     order = np.argsort(-map_.ravel())
     expected = []
     for step in range(6):

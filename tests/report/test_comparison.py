@@ -103,7 +103,7 @@ def test_every_method_gives_what_it_gives_alone(comparer: Comparer, complete: Co
 def test_work_is_shared(complete: Comparison) -> None:
     costs = complete.costs()
     assert (costs["reading"].forward, costs["reading"].backward) == (1, 0)
-    assert costs["lime"].forward == 500 and costs["shap"].forward == 0
+    assert costs["lime"].forward == 500 and costs["gp_shap"].forward == 0
     # Superpixels at the default granularity and patches at the default size are known already.
     coarse = complete.scales.of_kind("superpixels")[:2]
     pieces = [int(one.label.split()[0]) for one in coarse]
@@ -164,7 +164,7 @@ def test_facts_are_the_numbers_of_the_maps(complete: Comparison) -> None:
     assert facts.inside == pytest.approx(expected)
     assert facts.lesion_area == pytest.approx(MASK.mean())
     assert sum(facts.zones.values()) == pytest.approx(1.0)
-    assert set(facts.against) == {"integrated_gradients", "occlusion", "lime", "shap"}
+    assert set(facts.against) == {"integrated_gradients", "occlusion", "lime", "gp_shap"}
     assert facts.r2 == pytest.approx(complete.combined["lime"].details["r2"][0])
     shares = complete.reading.probabilities
     second = complete.reading.others[0]
@@ -256,7 +256,7 @@ def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> N
     ]
     with np.load(page.parent / "attributions.npz") as arrays:
         assert set(arrays.files) == set(comparison_maps(complete))
-        assert np.array_equal(arrays["shap"], complete.combined["shap"].maps[0])
+        assert np.array_equal(arrays["gp_shap"], complete.combined["gp_shap"].maps[0])
         assert np.array_equal(arrays["outline"], MASK)
         assert all(arrays[name].shape == SIZE for name in arrays.files)
         second = complete.classes[complete.reading.others[0]]

@@ -12,8 +12,8 @@ from dermlens.data.images import load_image
 from dermlens.labels import HAM10000
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
+from dermlens.explain.output import Contrast, Probability
 from dermlens.explain.registry import METHODS, create
-from dermlens.explain.score import Contrast, Probability
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration
@@ -132,13 +132,13 @@ def test_description_holds_the_answer_and_the_costs(
         facts = stored["methods"][name]
         assert facts["question"] == METHODS[name].question
         assert facts["family"] == METHODS[name].family
-        assert facts["score"] == "logit" and facts["signed"] == expected.signed
-        assert facts["score_value"] == pytest.approx(logits[0, decision], abs=1e-5)
+        assert facts["output"] == "logit" and facts["signed"] == expected.signed
+        assert facts["output_value"] == pytest.approx(logits[0, decision], abs=1e-5)
         assert facts["forward_passes"] == expected.cost.forward > 0
         assert facts["backward_passes"] == expected.cost.backward
         assert facts["seconds"] >= 0
-    gap = explained(bundle, files[0], "integrated_gradients").details["completeness_gap"][0]
-    assert stored["methods"]["integrated_gradients"]["completeness_gap"] == pytest.approx(gap)
+    gap = explained(bundle, files[0], "integrated_gradients").details["convergence_delta"][0]
+    assert stored["methods"]["integrated_gradients"]["convergence_delta"] == pytest.approx(gap)
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,16 @@ def test_description_holds_the_answer_and_the_costs(
 def test_target_and_score_are_honored(
     bundle: Bundle, files: list[Path], tmp_path: Path, score: str, value: object
 ) -> None:
-    (folder,) = explain_files(bundle, files[1:], tmp_path, target="nv", score=score)
+    (folder,) = explain_files(bundle, files[1:], tmp_path, target="nv", output=score)
     stored = json.loads((folder / "explanation.json").read_text())
     logits = bundle.logits(load_image(files[1], bundle.input_size)[None])[0]
     assert stored["target"] == "nv" != stored["predicted"]
     facts = stored["methods"]["grad_cam"]
-    assert facts["score"] == score.partition(":")[0]
+    assert facts["output"] == score.partition(":")[0]
     assert callable(value)
-    assert facts["score_value"] == pytest.approx(float(value(logits)), abs=1e-5)
+    assert facts["output_value"] == pytest.approx(float(value(logits)), abs=1e-5)
     scores = {"probability": Probability(), "contrast:mel": Contrast(CODES.index("mel"))}
-    expected = explained(bundle, files[1], "grad_cam", targets="nv", score=scores.get(score))
+    expected = explained(bundle, files[1], "grad_cam", targets="nv", output=scores.get(score))
     with np.load(folder / "attributions.npz") as arrays:
         assert list(arrays) == ["grad_cam"]
         assert np.array_equal(arrays["grad_cam"], expected.maps[0])
@@ -239,7 +239,7 @@ def test_two_files_of_one_name_are_refused(
     [
         ({"methods": "grad_cam,nosuch"}, "Unknown method 'nosuch'"),
         ({"target": "scc"}, "Unknown target class 'scc'"),
-        ({"score": "loss"}, "Unknown score 'loss'"),
+        ({"output": "loss"}, "Unknown output 'loss'"),
         ({"opacity": 1.5}, "The opacity 1.5 is outside"),
         ({"batch_size": 0}, "The batch size must be at least 1"),
         ({"seed": -1}, "The seed must not be negative"),
@@ -270,19 +270,19 @@ def test_description_picks_the_image_and_leaves_large_details_out() -> None:
         maps=np.zeros((2, 3, 4), np.float32),
         method="lime",
         targets=np.array([1, 2]),
-        scores=np.array([0.5, -1.5], np.float32),
-        score="logit",
+        values=np.array([0.5, -1.5], np.float32),
+        output="logit",
         signed=True,
         cost=Cost(10, 0, 1.23456),
         details={
             "r2": np.array([0.8, 0.9]),
             "fill": "blur",
-            "segments": np.zeros((2, 3, 4), int),
+            "superpixels": np.zeros((2, 3, 4), int),
             "network": object(),
         },
     )
     facts = describe(result, 1)
-    assert facts["r2"] == 0.9 and facts["fill"] == "blur" and facts["score_value"] == -1.5
+    assert facts["r2"] == 0.9 and facts["fill"] == "blur" and facts["output_value"] == -1.5
     assert facts["seconds"] == 1.235 and facts["forward_passes"] == 10
     assert facts["family"] == "perturbation"
-    assert "segments" not in facts and "network" not in facts
+    assert "superpixels" not in facts and "network" not in facts

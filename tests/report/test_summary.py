@@ -9,7 +9,7 @@ from dermlens.report import trust
 from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, diagnosis_name, percent
 from dermlens.report.summary import summarize
 
-CONTRAST = ContrastFacts("nv", {"shap": 0.2, "lime": 0.4}, {"shap": 0.5, "lime": 0.7}, "border")
+CONTRAST = ContrastFacts("nv", {"gp_shap": 0.2, "lime": 0.4}, {"gp_shap": 0.5, "lime": 0.7}, "border")
 SOUND = Facts(
     target="mel",
     predicted="mel",
@@ -18,22 +18,22 @@ SOUND = Facts(
     odds=4.0,
     prediction_set=("mel", "nv"),
     flags={"malignant": False, "melanoma": True},
-    inside={"grad_cam": 0.9, "shap": 0.6},
+    inside={"grad_cam": 0.9, "gp_shap": 0.6},
     lesion_area=0.25,
     zones={"core": 0.5, "border": 0.25, "skin": 0.2, "ring": 0.05},
     zone_areas={"core": 0.15, "border": 0.2, "skin": 0.5, "ring": 0.15},
-    ring={"grad_cam": 0.02, "shap": 0.08},
+    ring={"grad_cam": 0.02, "gp_shap": 0.08},
     ring_area=0.15,
     agreement=0.5,
-    closest=("lime", "shap", 0.9),
-    farthest=("grad_cam", "shap", 0.4),
-    against={"shap": 0.1, "lime": 0.3},
+    closest=("lime", "gp_shap", 0.9),
+    farthest=("grad_cam", "gp_shap", 0.4),
+    against={"gp_shap": 0.1, "lime": 0.3},
     against_zone="skin",
     contrasts=(CONTRAST,),
     scale_agreement=0.5,
-    completeness_gap=0.05,
+    convergence_delta=0.05,
     r2=0.9,
-    titles={"grad_cam": "Grad-CAM", "shap": "Kernel SHAP", "lime": "LIME"},
+    titles={"grad_cam": "Grad-CAM", "gp_shap": "Kernel SHAP", "lime": "LIME"},
 )
 
 
@@ -96,23 +96,23 @@ CASES = {
     "near_tie": (lambda v: {"odds": v}, trust.NEAR_TIE_ODDS, BELOW),
     "low_agreement": (lambda v: {"agreement": v}, trust.LOW_AGREEMENT, BELOW),
     "outside_the_lesion": (
-        lambda v: {"inside": {"shap": v * SOUND.lesion_area}},
+        lambda v: {"inside": {"gp_shap": v * SOUND.lesion_area}},
         trust.CHANCE_ENRICHMENT + 1e-6,
         -2e-6,
     ),
     "border_ring": (
-        lambda v: {"ring": {"shap": v * SOUND.ring_area}},
+        lambda v: {"ring": {"gp_shap": v * SOUND.ring_area}},
         trust.RING_ENRICHMENT - 1e-6,
         2e-6,
     ),
-    "completeness_gap": (
-        lambda v: {"completeness_gap": v},
+    "convergence_delta": (
+        lambda v: {"convergence_delta": v},
         trust.LARGE_COMPLETENESS_GAP,
         ABOVE,
     ),
     "low_r2": (lambda v: {"r2": v}, trust.LOW_R2, BELOW),
     "low_discrimination_nv": (
-        lambda v: {"contrasts": (replace(CONTRAST, discrimination={"shap": v}),)},
+        lambda v: {"contrasts": (replace(CONTRAST, discrimination={"gp_shap": v}),)},
         trust.LOW_DISCRIMINATION,
         BELOW,
     ),
@@ -189,7 +189,7 @@ def test_several_doubts_are_counted_and_keep_their_order() -> None:
 
 
 def test_every_contrast_has_its_sentence_and_its_doubt() -> None:
-    alike = ContrastFacts("bkl", {"shap": 0.5}, {"shap": 0.02})
+    alike = ContrastFacts("bkl", {"gp_shap": 0.5}, {"gp_shap": 0.02})
     facts = replace(SOUND, contrasts=(CONTRAST, alike))
     said = sentences(facts)
     assert {"contrast_nv", "contrast_bkl"} <= set(said)
@@ -201,5 +201,5 @@ def test_numbers_for_people() -> None:
     assert percent(0.0049) == f"under 1{NO_BREAK}%" and percent(0.006) == f"1{NO_BREAK}%"
     assert percent(0.005) == f"under 1{NO_BREAK}%" and percent(0.0) == f"0{NO_BREAK}%"
     assert diagnosis_name("akiec").startswith("actinic") and diagnosis_name("x") == "x"
-    gap = replace(SOUND, completeness_gap=5e4)
+    gap = replace(SOUND, convergence_delta=5e4)
     assert "misses more than 100 %" in summarize(gap).doubts[0].text

@@ -16,7 +16,7 @@ from PIL import Image
 from dermlens.data.images import fit_image, open_rgb
 from dermlens.labels import HAM10000
 from dermlens.errors import DataError, ModelError, UsageError
-from dermlens.explain.fills import skin_color
+from dermlens.explain.baselines import border_color
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.model.bundle import Bundle
@@ -136,7 +136,7 @@ def test_explanations_are_those_of_the_package(
     assert out["target_code"].numpy()[1] == b"mel"
     assert expected.maps.max() > 0
     np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
-    np.testing.assert_allclose(out["score"], expected.scores, atol=1e-4)
+    np.testing.assert_allclose(out["output"], expected.values, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (41, 97), (97, 41), (20, 25), (300, 301), SIZE])
@@ -242,10 +242,10 @@ def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
     out = loaded.signatures["explain_integrated_gradients"](images=fitted, targets=asked)
     expected = IntegratedGradients(bundle.model, tolerance=None).attribute(fitted, goals.tolist())
     np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
-    np.testing.assert_allclose(out["score"], expected.scores, atol=1e-4)
+    np.testing.assert_allclose(out["output"], expected.values, atol=1e-4)
     details = expected.details
-    np.testing.assert_allclose(out["baseline_score"], details["baseline_score"], atol=1e-4)
-    np.testing.assert_allclose(out["completeness_gap"], details["completeness_gap"], atol=1e-3)
+    np.testing.assert_allclose(out["baseline_output"], details["baseline_output"], atol=1e-4)
+    np.testing.assert_allclose(out["convergence_delta"], details["convergence_delta"], atol=1e-3)
     assert out["target_code"].numpy()[1] == b"mel"
     stream = io.BytesIO()
     Image.fromarray(fitted[1]).save(stream, "PNG")
@@ -262,7 +262,7 @@ def test_skin_color_in_graph_is_that_of_the_package(dark: float) -> None:
     generator = np.random.default_rng(0)
     image = generator.integers(50, 256, (*SIZE, 3)).astype(np.float32)
     image[generator.random(SIZE) < dark] *= 0.1
-    np.testing.assert_array_equal(skin_color_in_graph(image, SIZE), skin_color(image))
+    np.testing.assert_array_equal(skin_color_in_graph(image, SIZE), border_color(image))
 
 
 def test_whole_numbers_need_images_to_set_their_ranges(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,63 +1,23 @@
-"""What every explanation method shares: arguments, batching, cost, result."""
+"""What every explanation method shares: arguments, batching, passes through the network."""
 
-import time
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from dermlens.errors import UsageError
+from dermlens.explain.attribution import Attribution, Cost, counted
 from dermlens.explain.folding import folded_logits
-from dermlens.explain.score import Logit, Score
+from dermlens.explain.output import Output, chosen_output
 from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, check_targets, is_all, part_of, resolve_targets
 from dermlens.model.image_classifier import as_classifier
 
 Progress = Callable[[int], None]
 """Called with the number of images finished since the last call."""
-
-
-@dataclass
-class Cost:
-    """What was paid for a whole call.
-
-    Attributes:
-        forward: Images sent through the network.
-        backward: Images whose gradient was taken.
-        seconds: Wall-clock time.
-    """
-
-    forward: int = 0
-    backward: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Attribution:
-    """What a method returns; rendering is separate (``report.figures``).
-
-    Attributes:
-        maps: float32 (N, H, W) at the input's size, or (N, C, H, W) for all classes. Raw values:
-            not normalized.
-        method: Name in the registry.
-        targets: int (N,): explained classes; empty for all classes.
-        scores: float32 (N,) or (N, C): value of the score on the unchanged images.
-        score: Name of the score.
-        signed: True if negative values speak against the target.
-        cost: What was paid.
-        details: More per image, such as ``completeness_gap``, ``r2``, ``segments``,
-            ``segment_weights``.
-    """
-
-    maps: np.ndarray
-    method: str
-    targets: np.ndarray
-    scores: np.ndarray
-    score: str
-    signed: bool
-    cost: Cost
-    details: dict[str, Any] = field(default_factory=dict)
+Family = Literal["activation", "gradient", "perturbation"]
 
 
 class Network:
@@ -84,7 +44,7 @@ class Network:
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits of float32 images as a tensor; adds to the cost."""
         stop_point()
-        self.cost.forward += len(images)
+        self.cost.pay(len(images))
         return self._forward(images)
 
 
@@ -121,7 +81,7 @@ class Explainer(ABC):
         images: np.ndarray,
         targets: Targets = None,
         *,
-        score: Score | None = None,
+        output: Output | None = None,
         batch_size: int = 16,
         seed: int = 0,
         progress: Progress | None = None,
@@ -134,7 +94,7 @@ class Explainer(ABC):
             targets: Class to explain: None for the most probable one; ``"runner_up"``,
                 ``"flagged"``, a code or a position; one of these per image; or ``"all"``
                 (``explain.target``).
-            score: What is explained; default the logit.
+            output: What is explained; default the logit.
             batch_size: Images per pass; bounds memory. Results do not depend on it.
             seed: Sets everything random. What is drawn for an image depends on the seed and the
                 image alone, not on its neighbors.
@@ -145,22 +105,17 @@ class Explainer(ABC):
 
         Raises:
             ExplanationError: If the method cannot explain this model.
-            UsageError: If the images have another shape than the model takes or are not finite, or
-                a target is unknown.
+            UsageError: If the images have another shape than the model takes or are not finite, a
+                target is unknown, or the batch size is no whole number above 0.
         """
         images = self.classifier.photographs(images)
         if not is_all(targets):
             check_targets(targets, self.classifier.labels, len(images))
-        explained: Score = Logit() if score is None else score
-        before = Cost(self.network.cost.forward, self.network.cost.backward)
-        start = time.perf_counter()
-        result = self._attribute(images, targets, explained, batch_size, seed, progress)
-        spent = self.network.cost
-        result.cost = Cost(
-            spent.forward - before.forward,
-            spent.backward - before.backward,
-            time.perf_counter() - start,
-        )
+        size = whole_number(batch_size, "The batch size")
+        explained = chosen_output(output, self.classifier)
+        with counted() as cost:
+            result = self._attribute(images, targets, explained, size, seed, progress)
+        result.cost = cost
         return result
 
     def resolve(self, targets: Targets, logits: np.ndarray, offset: int = 0) -> np.ndarray:
@@ -179,7 +134,7 @@ class Explainer(ABC):
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
@@ -190,26 +145,60 @@ class Explainer(ABC):
         self,
         maps: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
-        scores: Sequence[np.ndarray],
-        score: Score,
-        **details: Any,
+        values: Sequence[np.ndarray],
+        output: Output,
+        kind: type[Attribution] = Attribution,
+        **more: Any,
     ) -> Attribution:
-        """Put batches together."""
-        return Attribution(
-            np.concatenate(maps).astype(np.float32, copy=False),
-            self.name,
-            np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
-            np.concatenate(scores).astype(np.float32, copy=False),
-            score.name,
-            self.signed,
-            Cost(),
-            details,
+        """Put batches together in a result of a kind, with the fields that it has more."""
+        return kind(
+            maps=np.concatenate(maps).astype(np.float32, copy=False),
+            method=self.name,
+            targets=np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
+            values=np.concatenate(values).astype(np.float32, copy=False),
+            output=output.name,
+            signed=self.signed,
+            **more,
         )
+
+
+def whole_number(value: Any, what: str, least: int = 1) -> int:
+    """Return a size as an int, NumPy's whole numbers too.
+
+    Args:
+        value: As given.
+        what: Begins the sentence of the error, such as ``"The batch size"``.
+        least: Smallest number allowed.
+
+    Raises:
+        UsageError: If it is no whole number or too small.
+
+    Example:
+        >>> whole_number(np.int64(4), "The batch size")
+        4
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool | np.bool_) or number < least:
+        raise UsageError(f"{what} must be a whole number of at least {least}, not {value!r}.")
+    return number
 
 
 def batches(count: int, size: int) -> list[slice]:
     """Return the slices that cover ``count`` items in batches."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def even_batch(total: int, largest: int) -> int:
+    """Return the batch size up to ``largest`` that covers ``total`` with the least padding.
+
+    Example:
+        >>> even_batch(20, 16), even_batch(32, 16), even_batch(5, 16)
+        (10, 16, 5)
+    """
+    return -(-total // -(-total // largest))
 
 
 def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:
@@ -218,6 +207,3 @@ def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:
 
     content = zlib.crc32(np.ascontiguousarray(image, dtype=np.float32).tobytes())
     return np.random.default_rng([seed, content])
-
-
-Family = Literal["activation", "gradient", "perturbation"]

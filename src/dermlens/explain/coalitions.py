@@ -1,6 +1,6 @@
 """Which superpixels are kept in each evaluation, and what each evaluation then counts.
 
-LIME and Kernel SHAP both fit a weighted linear model to scores of masked images, and both weight
+LIME and Kernel SHAP both fit a weighted linear model to outputs of masked images, and both weight
 a mask by its *size* (how many pieces it keeps) alone. So one set of masks can serve both: a mask
 of size s, drawn with a known probability, stands for all masks of that size. Masks are sampled in
 pairs of a mask and its complement.
@@ -15,6 +15,9 @@ from dermlens.errors import UsageError
 
 DESIGNS = ("lime", "shap", "even", "both")
 MOST_PIECES_ENUMERATED = 20
+FEW_MASKS = 4
+"""Per piece: below, the designs without an estimator of their own draw permutations. A Gaussian
+process then knows too little of its covariance, and misses more than it says."""
 _ROUNDS = 50
 
 
@@ -50,12 +53,15 @@ class Coalitions:
         complete: bool (M + 1,): sizes of which every mask is here.
         chances: float64 (M + 1,): probability of each size among the sampled masks.
         pairs: int (n,): equal for masks drawn together; -1 for masks that were not drawn.
+        orders: int (P, M): the permutations whose beginnings the masks are, each followed by its
+            reverse; None for other masks.
     """
 
     masks: np.ndarray
     complete: np.ndarray
     chances: np.ndarray
     pairs: np.ndarray
+    orders: np.ndarray | None = None
 
     @property
     def pieces(self) -> int:
@@ -71,11 +77,6 @@ class Coalitions:
     def exhaustive(self) -> bool:
         """True if all 2^M masks are here."""
         return bool(self.complete.all())
-
-    def first(self, count: int) -> "Coalitions":
-        """Return the first ``count`` masks; at least those that were not drawn."""
-        count = max(count, self.enumerated)
-        return Coalitions(self.masks[:count], self.complete, self.chances, self.pairs[:count])
 
     def weights(self, mass: np.ndarray) -> np.ndarray:
         """Return the weight of each mask: float64 (n,).
@@ -94,44 +95,48 @@ class Coalitions:
 
 
 def coalitions(
-    pieces: int, samples: int, design: str, generator: np.random.Generator
+    pieces: int, n_samples: int, design: str, generator: np.random.Generator
 ) -> Coalitions:
     """Choose the masks to evaluate.
 
     Args:
         pieces: Number of superpixels, at least 2.
-        samples: Largest number of masks, at least 4.
+        n_samples: Largest number of masks, at least 4.
         design: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the
             Shapley kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask
             twice, for fits that need no weights; ``"both"``: half after LIME, half with all sizes
-            alike.
+            alike. Fewer than ``FEW_MASKS`` a piece are, with the last two designs, the beginnings
+            of permutations and of their reverses.
         generator: Source of randomness.
 
     Returns:
-        At most ``samples`` masks; all 2^M where that is no more than ``samples``.
+        At most ``n_samples`` masks; all 2^M where that is no more than ``n_samples``.
 
     Raises:
         UsageError: If there are too few pieces or samples, or the design is unknown.
     """
     if design not in DESIGNS:
         raise UsageError(f"Unknown design {design!r}. Use one of: {', '.join(DESIGNS)}.")
-    if pieces < 2 or samples < 4:
+    if pieces < 2 or n_samples < 4:
         raise UsageError(
-            f"{samples} samples of {pieces} superpixels explain nothing. Use at least 4 samples "
+            f"{n_samples} samples of {pieces} superpixels explain nothing. Use at least 4 samples "
             "and 2 superpixels."
         )
-    if pieces <= MOST_PIECES_ENUMERATED and 2**pieces <= samples:
+    if pieces <= MOST_PIECES_ENUMERATED and 2**pieces <= n_samples:
         return _all(pieces)
     complete = np.zeros(pieces + 1, bool)
     complete[[0, pieces]] = True
     blocks = [np.ones((1, pieces), bool), np.zeros((1, pieces), bool)]
-    left = samples - 2
+    left = n_samples - 2
     shapley = shapley_mass(pieces)
     if design == "shap":
         for size in _worth_enumerating(pieces, left, shapley):
             blocks.append(_masks_of_size(pieces, size))
             complete[size] = True
             left -= len(blocks[-1])
+    paths = left // (2 * (pieces - 1))
+    if design in ("even", "both") and n_samples < FEW_MASKS * pieces and paths:
+        return _beginnings(pieces, paths, np.concatenate(blocks), complete, generator)
     chances = _chances(pieces, design, shapley, complete)
     draw = _draw_different if design == "even" else _draw
     drawn, pairs = draw(pieces, left, chances, generator)
@@ -142,6 +147,27 @@ def coalitions(
         chances,
         np.concatenate([np.full(len(known), -1), pairs]),
     )
+
+
+def _beginnings(
+    pieces: int,
+    paths: int,
+    known: np.ndarray,
+    complete: np.ndarray,
+    generator: np.random.Generator,
+) -> Coalitions:
+    """Return the beginnings of permutations, each followed by its complement.
+
+    The complement of a beginning is a beginning of the reverse, so both are permutations.
+    """
+    ahead = np.array([generator.permutation(pieces) for _ in range(paths)])
+    orders = np.stack([ahead, ahead[:, ::-1]], axis=1).reshape(-1, pieces)
+    ranks = ahead.argsort(axis=1)
+    masks = (np.arange(1, pieces)[None, :, None] > ranks[:, None]).reshape(-1, pieces)
+    both = np.stack([masks, ~masks], axis=1).reshape(-1, pieces)
+    chances = np.where(complete, 0.0, 1.0 / (pieces - 1))
+    pairs = np.concatenate([np.full(len(known), -1), np.repeat(np.arange(len(masks)), 2)])
+    return Coalitions(np.concatenate([known, both]), complete, chances, pairs, orders)
 
 
 def _all(pieces: int) -> Coalitions:

@@ -1,6 +1,6 @@
-"""Why this diagnosis and not that one: contrast maps and class discrimination.
+"""Why this class and not that one: contrast maps and class discrimination.
 
-A contrast explains logit A minus logit B. Every signed method is linear in the score, so its
+A contrast explains logit A minus logit B. Every signed method is linear in the output, so its
 contrast map is its map for A minus its map for B: positive where the image speaks for A rather
 than B, negative where it speaks for B. Perturbation methods evaluate all logits anyway, and the
 closed form of class activation maps gives all classes in one pass, so contrasts cost next to
@@ -13,24 +13,20 @@ Contrastive explanations: Prabhushankar et al., "Contrastive explanations in neu
 ICIP 2020; Jacovi et al., EMNLP 2021.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
-from dermlens.explain.base import Attribution
 from dermlens.explain.grad_cam import GradCAM
-
-PER_IMAGE_DETAILS = frozenset({"segments", "samples", "boxes"})
-"""Details of a result for all classes that do not depend on the class."""
 
 
 class SignedCAM(GradCAM):
-    """Grad-CAM before rectification: negative where features lower the score.
+    """Grad-CAM before rectification: negative where features lower the output.
 
-    The map is linear in the score, so contrasts of any two classes follow from one pass. At the
+    The map is linear in the output, so contrasts of any two classes follow from one pass. At the
     size of the feature maps, with global average pooling and one Dense layer, it sums to the
     logit less its bias.
 
@@ -72,7 +68,7 @@ def contrast(method: str, for_target: np.ndarray, for_other: np.ndarray) -> Clas
 
     Args:
         method: Name in the registry.
-        for_target: float (H, W): map for class A, linear in the score.
+        for_target: float (H, W): map for class A, linear in the output.
         for_other: float (H, W): map for class B, in the same units.
 
     Raises:
@@ -147,38 +143,6 @@ def strongest_other(values: np.ndarray, target: int, preferred: Sequence[int] | 
     others = [one for one in preferred or () if one != target]
     others = others or [one for one in range(len(values)) if one != target]
     return max(others, key=lambda one: float(values[one]))
-
-
-def of_class(result: Attribution, position: int) -> Attribution:
-    """Return a result for all classes as a result for one of them.
-
-    The cost stays what was paid for all: they come together.
-
-    Args:
-        result: As ``attribute(images, "all")`` returns it, maps (N, C, H, W).
-        position: Class position.
-    """
-    count, classes = result.maps.shape[:2]
-    details: Mapping[str, Any] = {
-        name: (
-            value[:, position]
-            if isinstance(value, np.ndarray)
-            and name not in PER_IMAGE_DETAILS
-            and value.shape[:2] == (count, classes)
-            else value
-        )
-        for name, value in result.details.items()
-    }
-    return Attribution(
-        result.maps[:, position],
-        result.method,
-        np.full(count, position, np.int32),
-        result.scores[:, position],
-        result.score,
-        result.signed,
-        result.cost,
-        dict(details),
-    )
 
 
 def _distribution(maps: np.ndarray) -> np.ndarray:

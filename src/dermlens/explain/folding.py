@@ -11,6 +11,7 @@ randomization does, is followed at once, and nothing has to be kept up to date.
 from typing import Any
 
 from dermlens.explain.layers import apply_operation, run_graph
+from dermlens.model.standard_network import graph_is_known
 
 
 def folded_logits(model: Any, images: Any) -> Any:
@@ -24,17 +25,9 @@ def folded_logits(model: Any, images: Any) -> Any:
         Tensor (n, C): what ``model(images, training=False)`` gives, up to rounding. A model whose
         graph is not known is called as it is.
     """
-    if not _graph_is_known(model):
+    if not graph_is_known(model):
         return model(images, training=False)
     return _output(run_graph(model, images, _each))
-
-
-def _graph_is_known(model: Any) -> bool:
-    """Tell whether a model does nothing but what its graph says: a subclass might do more."""
-    import keras
-
-    functional = hasattr(model, "_run_through_graph") and type(model).__module__.startswith("keras")
-    return functional or type(model) is keras.Sequential
 
 
 class _Waiting:

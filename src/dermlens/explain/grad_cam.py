@@ -7,25 +7,22 @@
 
 Where the head is global average pooling and one Dense layer, the gradient of a logit with respect
 to the feature maps is known without a backward pass: it is W[k, c] / (h * w) everywhere. One
-forward pass then gives the maps of all classes (closed form). Any other head, layer or score takes
+forward pass then gives the maps of all classes (closed form). Any other head, layer or output takes
 the gradient (tape form); both agree where both apply.
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
-from dermlens.explain.base import (
-    Attribution,
-    Explainer,
-    Progress,
-    batches,
-)
+from dermlens.explain.attribution import Attribution
+from dermlens.explain.base import Explainer, Progress, batches
 from dermlens.explain.layers import find_features
+from dermlens.explain.output import Output
 from dermlens.explain.registration import Drawing, Registration, registered
-from dermlens.explain.score import Score
 from dermlens.explain.target import (
     PREDICTED,
     PREDICTED_POSITION,
@@ -36,6 +33,17 @@ from dermlens.explain.target import (
 )
 
 FORMS = ("auto", "closed", "tape")
+
+
+@dataclass(kw_only=True)
+class ActivationAttribution(Attribution):
+    """What class activation maps know more.
+
+    Attributes:
+        layer: Path of the operation whose feature maps were used.
+    """
+
+    layer: str
 
 
 class ClassActivationMap(Explainer):
@@ -86,46 +94,48 @@ class ClassActivationMap(Explainer):
     def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
         """The same where gradients (n, T, K) are equal at every place."""
 
-    def closed(self, score: Score) -> bool:
-        """Tell whether the closed form is used for a score."""
-        possible = self.features.dense is not None and score.linear
+    def closed(self, output: Output) -> bool:
+        """Tell whether the closed form is used for an output."""
+        possible = self.features.dense is not None and output.linear
         if self.form == "closed" and not possible:
-            raise ExplanationError(f"The closed form cannot explain a {score.name}. Use 'tape'.")
+            raise ExplanationError(f"The closed form cannot explain a {output.name}. Use 'tape'.")
         return possible and self.form != "tape"
 
     def _attribute(
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
     ) -> Attribution:
-        every, closed = is_all(targets), self.closed(score)
+        every, closed = is_all(targets), self.closed(output)
         sides = self.drawing.weights(images.shape[1:3])[0]
-        maps, chosen, scores = [], [], []
+        maps, chosen, values = [], [], []
         for part in batches(len(images), batch_size):
             batch = images[part].astype(np.float32)
             count = len(batch)
             index = self._wanted(targets, part.start, batch, every)
             if closed:
-                logits, drawn = self._function(score, closed, every)(batch, index, *sides)
-                self.network.cost.forward += count
+                logits, drawn = self._function(output, closed, every)(batch, index, *sides)
+                self.network.cost.pay(count)
             else:
-                logits, drawn = self._taped(batch, index, sides, score, every)
+                logits, drawn = self._taped(batch, index, sides, output, every)
             logits = np.asarray(logits)
-            values = np.asarray(score.values(logits))
+            known = np.asarray(output.values(logits))
             maps.append(np.asarray(drawn))
             if every:
-                scores.append(values)
+                values.append(known)
             else:
                 index = self.resolve(targets, logits, part.start)
                 chosen.append(index)
-                scores.append(values[np.arange(count), index])
+                values.append(known[np.arange(count), index])
             if progress is not None:
                 progress(count)
-        result = self.result(maps, chosen, scores, score, layer=self.features.layer)
+        result = self.result(
+            maps, chosen, values, output, ActivationAttribution, layer=self.features.layer
+        )
         if not every:
             result.maps = result.maps[:, 0]
         return result
@@ -145,31 +155,29 @@ class ClassActivationMap(Explainer):
         batch: np.ndarray,
         index: np.ndarray,
         sides: tuple[np.ndarray, np.ndarray],
-        score: Score,
+        output: Output,
         every: bool,
     ) -> tuple[Any, np.ndarray]:
-        function = self._function(score, False, every)
+        function = self._function(output, False, every)
         goals = range(len(self.classes)) if every else [None]
         drawn, logits = [], None
         for goal in goals:
             chosen = index if goal is None else np.full(len(batch), goal, np.int32)
             logits, part = function(batch, chosen, *sides)
             drawn.append(np.asarray(part))
-            self.network.cost.forward += len(batch)
-            self.network.cost.backward += len(batch)
+            self.network.cost.pay(len(batch), len(batch))
         return logits, np.concatenate(drawn, axis=1)
 
-    def _function(self, score: Score, closed: bool, every: bool) -> Any:
+    def _function(self, output: Output, closed: bool, every: bool) -> Any:
         import tensorflow as tf
 
-        key = (repr(score), closed and every, closed)
+        key = (repr(output), closed and every, closed)
         if key not in self._functions:
-            body = self._closed_body(score, every) if closed else self._tape_body(score)
 
             def traced(images: Any, index: Any, rows: Any, columns: Any) -> Any:
                 self.traces += 1
-                logits, maps = body(images, index)
-                return logits, registered(self._rectified(maps), rows, columns)
+                index = None if closed and every else index
+                return self.graph(images, index, (rows, columns), output)[1:]
 
             self._functions[key] = tf.function(
                 traced,
@@ -182,56 +190,74 @@ class ClassActivationMap(Explainer):
             )
         return self._functions[key]
 
+    def graph(
+        self, images: Any, index: Any, sides: tuple[Any, Any], output: Output
+    ) -> tuple[Any, Any, Any]:
+        """Explain inside a graph: what ``attribute`` and exported files compute alike.
+
+        Args:
+            images: float32 tensor (n, H, W, 3), RGB 0..255.
+            index: int32 tensor (n,): class positions, -1 for the most probable class; None for all
+                classes.
+            sides: Weights of rows (H, h) and columns (W, w), see ``registration.Drawing``.
+            output: What is explained.
+
+        Returns:
+            Feature maps (n, h, w, K), logits (n, C), and maps (n, T, H, W) of T = 1 or C classes.
+        """
+        body = self._closed_graph if self.closed(output) else self._tape_graph
+        activations, logits, maps = body(images, index, output)
+        return activations, logits, registered(self._rectified(maps), *sides)
+
     def _rectified(self, maps: Any) -> Any:
         """Keep what speaks for the target, before the map is drawn at the image's size."""
         import tensorflow as tf
 
         return tf.nn.relu(maps)
 
-    def _closed_body(self, score: Score, every: bool) -> Any:
+    def _closed_graph(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
         import tensorflow as tf
 
         dense: Any = self.features.dense
-        mixing = tf.constant(score.weights(len(self.classes)))
+        mixing = tf.constant(output.weights(len(self.classes)))
+        activations, logits = self.features.run(images)
+        activations = tf.cast(activations, tf.float32)
+        kernel = tf.cast(dense.kernel.value, tf.float32)
+        places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
+        weights = tf.transpose(tf.matmul(kernel, mixing)) / places
+        if index is None:
+            shape = (tf.shape(images)[0], *weights.shape)
+            gradients = tf.broadcast_to(weights[None], shape)
+        else:
+            gradients = tf.gather(weights, most_probable_or(index, logits))[:, None]
+        return activations, logits, self._combine_uniform(activations, gradients)
 
-        def body(images: Any, index: Any) -> Any:
-            activations, logits = self.features.run(images)
-            activations = tf.cast(activations, tf.float32)
-            kernel = tf.cast(dense.kernel.value, tf.float32)
-            places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
-            weights = tf.transpose(tf.matmul(kernel, mixing)) / places
-            if every:
-                shape = (tf.shape(images)[0], *weights.shape)
-                gradients = tf.broadcast_to(weights[None], shape)
-            else:
-                goal = _goal(index, logits)
-                gradients = tf.gather(weights, goal)[:, None]
-            return logits, self._combine_uniform(activations, gradients)
-
-        return body
-
-    def _tape_body(self, score: Score) -> Any:
+    def _tape_graph(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
         import tensorflow as tf
 
-        def body(images: Any, index: Any) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                activations, logits = self.features.run(images, tape.watch)
-                goal = _goal(index, logits)
-                value = tf.gather(score.values(logits), goal, axis=1, batch_dims=1)
-            gradients = tf.cast(tape.gradient(value, activations), tf.float32)
-            return logits, self._combine(tf.cast(activations, tf.float32), gradients[:, None])
+        with tf.GradientTape(persistent=index is None, watch_accessed_variables=False) as tape:
+            activations, logits = self.features.run(images, tape.watch)
+            known = output.values(logits)
+            if index is None:
+                values = tf.unstack(known, num=len(self.classes), axis=1)
+            else:
+                values = [tf.gather(known, most_probable_or(index, logits), axis=1, batch_dims=1)]
+        none = tf.UnconnectedGradients.ZERO
+        found = [tape.gradient(v, activations, unconnected_gradients=none) for v in values]
+        gradients = tf.cast(tf.stack(found, axis=1), tf.float32)
+        activations = tf.cast(activations, tf.float32)
+        return activations, logits, self._combine(activations, gradients)
 
-        return body
 
-
-def _goal(index: Any, logits: Any) -> Any:
+def most_probable_or(index: Any, logits: Any) -> Any:
+    """Return class positions, int32 (n,), the most probable class for -1, in a graph."""
     import tensorflow as tf
 
     return tf.where(index < 0, tf.argmax(logits, axis=1, output_type=tf.int32), index)
 
 
 class GradCAM(ClassActivationMap):
-    """Grad-CAM: feature maps weighted by the mean gradient of the score.
+    """Grad-CAM: feature maps weighted by the mean gradient of the output.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
@@ -317,7 +343,7 @@ class LayerCAM(ClassActivationMap):
 
 
 class HiResCAM(ClassActivationMap):
-    """HiRes-CAM: activation times gradient, place by place; faithful to the score's gradient."""
+    """HiRes-CAM: activation times gradient, place by place; faithful to the output's gradient."""
 
     name = "hires_cam"
 

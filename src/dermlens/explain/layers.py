@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import ExplanationError
+from dermlens.model.standard_network import graph_is_known
 
 
 @dataclass
@@ -81,8 +82,8 @@ class Features:
 def find_features(model: Any, layer: str | None = None) -> Features:
     """Find the last feature maps of a model, or those of a named layer.
 
-    The last are those that the head pools or flattens: after the last activation, where the class
-    evidence is gathered. Without such a head, the last four-dimensional output.
+    The last are the last four-dimensional output with more than one place: what the head pools or
+    flattens, after the last activation, where the class evidence is gathered.
 
     Args:
         model: Keras functional or sequential model.
@@ -128,10 +129,8 @@ def run_graph(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "
 
 
 def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[..., Any]) -> Any:
-    import keras
-
     path = f"{prefix}{operation.name}"
-    if isinstance(operation, keras.Sequential) or hasattr(operation, "_run_through_graph"):
+    if graph_is_known(operation):
         return run_graph(operation, args[0], each, f"{path}/")
     return each(operation, path, args, kwargs)
 
@@ -147,7 +146,6 @@ def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step
     Raises:
         ExplanationError: If the model is no functional or sequential Keras model.
     """
-    import keras
     import tensorflow as tf
 
     steps: list[Step] = []
@@ -172,7 +170,7 @@ def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step
         )
         return output
 
-    if not (isinstance(model, keras.Sequential) or hasattr(model, "_run_through_graph")):
+    if not graph_is_known(model):
         raise ExplanationError(
             f"The model {getattr(model, 'name', model)!r} is no functional Keras model, so its "
             "layers cannot be found. Rebuild it with keras.Model(inputs, outputs)."
@@ -192,27 +190,31 @@ def traced_size(model: Any) -> tuple[int, int]:
 
 
 def _last(steps: list[Step], model: Any) -> int:
+    spatial = [p for p, step in enumerate(steps) if _places(step) > 1]
+    if any(_is_convolution(steps[p].operation) for p in spatial):
+        return spatial[-1]
+    closed = [step.path for step in steps if _is_closed(step.operation)]
+    why = (
+        f"what is inside of {closed[-1]!r} cannot be seen, since it is a subclassed model: rebuild "
+        "it with keras.Model(inputs, outputs)"
+        if closed
+        else "it has no convolution with more than one place"
+    )
+    raise ExplanationError(
+        f"The model {model.name!r} has no feature maps for a class activation map: {why}. Or use "
+        "integrated_gradients, occlusion, lime, gp_shap or rise."
+    )
+
+
+def _places(step: Step) -> int:
+    """Return how many places the maps of an operation have, 0 for what is no map."""
+    return int(np.prod(step.shape[1:3])) if len(step.shape) == 4 else 0
+
+
+def _is_closed(operation: Any) -> bool:
     import keras
 
-    producer = {step.writes: position for position, step in enumerate(steps)}
-    gathering = (
-        keras.layers.GlobalAveragePooling2D,
-        keras.layers.GlobalMaxPooling2D,
-        keras.layers.Flatten,
-    )
-    for step in reversed(steps):
-        if isinstance(step.operation, gathering) and step.reads:
-            before = producer.get(step.reads[0])
-            if before is not None and len(steps[before].shape) == 4:
-                return before
-    spatial = [p for p, step in enumerate(steps) if len(step.shape) == 4]
-    convolved = [p for p in spatial if _is_convolution(steps[p].operation)]
-    if not convolved:
-        raise ExplanationError(
-            f"The model {model.name!r} has no convolutional feature maps, so a class activation "
-            "map cannot be drawn. Use integrated_gradients, occlusion, lime, shap or rise."
-        )
-    return spatial[-1]
+    return isinstance(operation, keras.Model) and not graph_is_known(operation)
 
 
 def _is_convolution(operation: Any) -> bool:
@@ -234,22 +236,31 @@ def _named(steps: list[Step], layer: str, model: Any) -> int:
 
 
 def _pool_dense(steps: list[Step], position: int) -> Any | None:
-    """Return the last layer if only pooling, dropout and it stand above the feature maps."""
+    """Return the last layer if only pooling and it change the values above the feature maps."""
     import keras
 
-    above = [
-        step.operation
-        for step in steps[position + 1 :]
-        if not isinstance(step.operation, keras.layers.Dropout)
-    ]
+    above = [step for step in steps[position + 1 :] if not _passes(step)]
     if len(above) != 2:
         return None
-    pool, dense = above
+    pool, dense = (step.operation for step in above)
     if not isinstance(pool, keras.layers.GlobalAveragePooling2D):
         return None
     linear = isinstance(dense, keras.layers.Dense) and dense.activation is keras.activations.linear
-    reads_features = steps[position].writes in steps[position + 1].reads
+    reads_features = steps[position].writes in above[0].reads
     return dense if linear and reads_features else None
+
+
+def _passes(step: Step) -> bool:
+    """Tell whether an operation of the head gives what it is given."""
+    import keras
+
+    if isinstance(step.operation, keras.layers.Dropout | keras.layers.Identity):
+        return True
+    if isinstance(step.operation, keras.layers.Activation):
+        return step.operation.activation is keras.activations.linear
+    widens = type(step.operation).__name__ == "Cast" and step.output.dtype == "float32"
+    flat = isinstance(step.operation, keras.layers.Flatten | keras.layers.Reshape)
+    return widens or (flat and list(step.read_shapes) == [step.shape])
 
 
 def layer_paths(model: Any) -> list[tuple[str, tuple[int, int]]]:

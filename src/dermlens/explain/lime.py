@@ -1,102 +1,84 @@
 """LIME for images (Ribeiro, Singh & Guestrin, KDD 2016).
 
-Superpixels are kept or replaced at random; a ridge regression of the score on which were kept,
-weighted by nearness to the whole image, gives each superpixel its weight. Nearness is
-sqrt(exp(-d^2 / width^2)) with d the cosine distance between a mask and the full mask.
+Superpixels are kept or replaced at random; a ridge regression of the output on which were kept,
+weighted by a proximity kernel around the whole image, gives each superpixel its weight. The kernel
+is sqrt(exp(-d^2 / width^2)) with d the cosine distance between a mask and the full mask.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.attribution import per_class
 from dermlens.explain.coalitions import Coalitions, binomial_mass
-from dermlens.explain.fills import Fill
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.segment_bank import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEGMENTS,
-    Segmentation,
-    SegmentBank,
-)
-from dermlens.explain.segment_explainer import (
+from dermlens.explain.superpixel_explainer import (
     NORMAL_95,
     Fit,
-    SegmentExplainer,
+    SuperpixelAttribution,
+    SuperpixelExplainer,
     sampling_variance,
 )
 
 
-def nearness(pieces: int, width: float) -> np.ndarray:
+def proximity_kernel(pieces: int, width: float) -> np.ndarray:
     """Return the exponential kernel by mask size 0..M: float64 (M + 1,), 1 for the full mask.
 
     Example:
-        >>> nearness(4, 0.25)[[0, 4]].round(4).tolist()
+        >>> proximity_kernel(4, 0.25)[[0, 4]].round(4).tolist()
         [0.0003, 1.0]
     """
     distance = 1.0 - np.sqrt(np.arange(pieces + 1) / pieces)
     return np.exp(-(distance**2) / (2 * width**2))
 
 
-class LIME(SegmentExplainer):
+@dataclass(kw_only=True)
+class LIMEAttribution(SuperpixelAttribution):
+    """What LIME knows more.
+
+    Attributes:
+        r2: float64 (N,) or (N, C): share of the (weighted) variance of outputs that the linear
+            model explains. A low value means that the weights do not describe the model.
+    """
+
+    r2: np.ndarray = per_class()
+
+
+class LIME(SuperpixelExplainer):
     """LIME on superpixels.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        segments: About how many superpixels, or labels (H, W), or a function that makes labels.
-        samples: Masks per image; about ten per superpixel.
-        fill: What stands for superpixels that are switched off.
-        kernel_width: Of the nearness, in cosine distance.
+        kernel_width: Of the proximity kernel, in cosine distance.
         ridge: Strength of the L2 penalty on the weights; 0 for none.
-        stable_top: Stop when the order of this many strongest superpixels no longer changes;
-            0 evaluates all samples.
-        bank: Evaluations to share with Kernel SHAP; replaces segments, samples, fill and scorer.
-        scorer: Evaluates the masked images in place of the model.
+        **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
 
-    Result details: those of ``SegmentExplainer`` and ``r2`` (N,), the share of the (weighted)
-    variance of scores that the linear model explains. A low value means that the weights do not
-    describe the model.
+    Returns results of the kind ``LIMEAttribution``.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
         >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = LIME(model, segments=6, samples=40).attribute(images, targets="mel")
+        >>> result = LIME(model, superpixels=6, n_samples=40).attribute(images, targets=4)
         >>> result.maps.shape, result.cost.forward
         ((1, 32, 48), 40)
     """
 
     name = "lime"
     design = "lime"
+    kind = LIMEAttribution
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
-        kernel_width: float = 0.25,
-        ridge: float = 1.0,
-        stable_top: int = 0,
-        bank: SegmentBank | None = None,
-        scorer: Scorer | None = None,
+        self, model: Any, *, kernel_width: float = 0.25, ridge: float = 1.0, **options: Any
     ) -> None:
-        super().__init__(
-            model,
-            segments=segments,
-            samples=samples,
-            fill=fill,
-            stable_top=stable_top,
-            bank=bank,
-            scorer=scorer,
-        )
+        super().__init__(model, **options)
         if kernel_width <= 0 or ridge < 0:
             raise UsageError("LIME needs a kernel_width above 0 and a ridge of 0 or more.")
         self.kernel_width, self.ridge = kernel_width, ridge
 
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
-        near = nearness(masks.pieces, self.kernel_width)
+        near = proximity_kernel(masks.pieces, self.kernel_width)
         weights = masks.weights(binomial_mass(masks.pieces) * near) * len(masks.masks)
         # The image itself is one sample like any other, at distance zero.
         weights[0] = max(weights[0], 1.0)

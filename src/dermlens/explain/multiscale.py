@@ -3,7 +3,7 @@
 * **Depth**: Layer-CAM at every stage of the network, from fine and local to coarse and decisive.
 * **Patch**: occlusion with large, middle and small patches.
 * **Superpixels**: Kernel SHAP with few, some and many pieces. Its values always sum to the same
-  change of score, so granularities can be compared; those of LIME have no common sum.
+  change of output, so granularities can be compared; those of LIME have no common sum.
 
 The fused map is the mean over the three kinds of the mean over their scales, each map first
 divided by its root mean square, so that neither a kind with more scales nor a method with larger
@@ -17,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution, Cost
-from dermlens.explain.occlusion import Occlusion, patch_boxes, spread_over_boxes
-from dermlens.explain.score import Score
-from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
-from dermlens.explain.shap import KernelSHAP
+from dermlens.explain.attribution import Attribution, Cost, counted
+from dermlens.explain.occlusion import (
+    Occlusion,
+    OcclusionAttribution,
+    patch_boxes,
+    spread_over_boxes,
+)
+from dermlens.explain.output import Output
+from dermlens.explain.shap import GaussianProcessSHAP
 from dermlens.explain.stages import StageCAM
+from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.model.image_classifier import as_classifier
 
 KINDS = ("depth", "patch", "superpixels")
@@ -30,8 +35,8 @@ PATCH_SHARES = (1 / 3, 1 / 6, 1 / 12)
 """Patch sides as shares of the image's shorter side; the middle one is Occlusion's default."""
 FINEST_OVERLAPPING = 1 / 6
 """Patches below this share are laid side by side: half steps would cost four times as much."""
-GRANULARITIES = (12, 25, DEFAULT_SEGMENTS)
-SAMPLES_PER_SEGMENT = 10
+GRANULARITIES = (12, 25, DEFAULT_SUPERPIXELS)
+SAMPLES_PER_SUPERPIXEL = 10
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,6 @@ class PatchPyramid(Occlusion):
         self,
         model: Any,
         shares: Sequence[float] = PATCH_SHARES,
-       
-        *,
     ) -> None:
         super().__init__(model)
         if not shares or not all(0 < share <= 1 for share in shares):
@@ -109,12 +112,12 @@ class PatchPyramid(Occlusion):
         """Return the patches of all sizes, int32 (P, 4)."""
         return np.concatenate(self.levels(size))
 
-    def split(self, result: Attribution) -> list[np.ndarray]:
+    def split(self, result: OcclusionAttribution) -> list[np.ndarray]:
         """Return the map of each patch size, float32 (N, H, W), from a result for one class."""
         size = (result.maps.shape[-2], result.maps.shape[-1])
         levels = self.levels(size)
         ends = np.cumsum([len(boxes) for boxes in levels])[:-1]
-        parts = np.split(result.details["effects"], ends, axis=-1)
+        parts = np.split(result.effects, ends, axis=-1)
         return [
             spread_over_boxes(effects, boxes, size)
             for effects, boxes in zip(parts, levels, strict=True)
@@ -139,10 +142,9 @@ class MultiScale:
     def __init__(
         self,
         model: Any,
-        *,
         patches: Sequence[float] = PATCH_SHARES,
         granularities: Sequence[int] = GRANULARITIES,
-        bank: SegmentBank | None = None,
+        bank: SuperpixelBank | None = None,
     ) -> None:
         self.classifier = as_classifier(model)
         self.model, self.classes = self.classifier.model, self.classifier.classes
@@ -157,8 +159,7 @@ class MultiScale:
         self,
         image: np.ndarray,
         target: int,
-        *,
-        score: Score | None = None,
+        output: Output | None = None,
         known: Attribution | None = None,
         batch_size: int = 16,
         seed: int = 0,
@@ -168,8 +169,8 @@ class MultiScale:
         Args:
             image: uint8 RGB (H, W, 3) at the model's input size.
             target: Class position.
-            score: What is explained; default the logit.
-            known: Occlusion with default settings of this image, target and score, if it was
+            output: What is explained; default the logit.
+            known: Occlusion with default settings of this image, target and output, if it was
                 computed before: its patch size is then not paid again.
             batch_size: Images per pass; bounds memory.
             seed: Sets everything random.
@@ -177,23 +178,16 @@ class MultiScale:
         Returns:
             The maps and their fusion.
         """
-        import time
-
-        start, cost = time.perf_counter(), Cost()
-        maps = (
-            *self._depths(image, target, score, cost),
-            *self._occluded(image, target, score, known, batch_size, cost),
-            *self._pieces(image, target, score, batch_size, seed, cost),
-        )
-        cost.seconds = time.perf_counter() - start
+        with counted() as cost:
+            maps = (
+                *self._depths(image, target, output),
+                *self._occluded(image, target, output, known, batch_size),
+                *self._pieces(image, target, output, batch_size, seed),
+            )
         return MultiScaleResult(maps, fused_map(maps), cost)
 
-    def _depths(
-        self, image: np.ndarray, target: int, score: Score | None, cost: Cost
-    ) -> list[ScaleMap]:
-        drawn = self.cam.maps(image[None], np.array([target]), score=score)
-        cost.forward += 1
-        cost.backward += 1
+    def _depths(self, image: np.ndarray, target: int, output: Output | None) -> list[ScaleMap]:
+        drawn = self.cam.maps(image[None], np.array([target]), output=output)
         return [
             ScaleMap(
                 "depth",
@@ -209,10 +203,9 @@ class MultiScale:
         self,
         image: np.ndarray,
         target: int,
-        score: Score | None,
+        output: Output | None,
         known: Attribution | None,
         batch_size: int,
-        cost: Cost,
     ) -> list[ScaleMap]:
         size = (image.shape[0], image.shape[1])
         middle = max(1, min(size) // 6)
@@ -224,8 +217,7 @@ class MultiScale:
         left = tuple(s for s, side in zip(self.patches, sides, strict=True) if side not in maps)
         if left:
             pyramid = self._pyramid(left)
-            result = pyramid.attribute(image[None], target, score=score, batch_size=batch_size)
-            _add(cost, result.cost)
+            result = pyramid.attribute(image[None], target, output=output, batch_size=batch_size)
             drawn = pyramid.split(result)
             maps |= {s: m[0] for s, m in zip(pyramid.sides(size), drawn, strict=True)}
         return [
@@ -237,18 +229,16 @@ class MultiScale:
         self,
         image: np.ndarray,
         target: int,
-        score: Score | None,
+        output: Output | None,
         batch_size: int,
         seed: int,
-        cost: Cost,
     ) -> list[ScaleMap]:
         maps = []
         for explainer in self.shap.values():
             result = explainer.attribute(
-                image[None], target, score=score, batch_size=batch_size, seed=seed
+                image[None], target, output=output, batch_size=batch_size, seed=seed
             )
-            _add(cost, result.cost)
-            count = int(result.details["segments"].max()) + 1
+            count = int(result.superpixels.max()) + 1
             width = float(np.sqrt(image.shape[0] * image.shape[1] / count))
             label = f"{count} superpixels"
             maps.append(ScaleMap("superpixels", label, width, result.maps[0], True))
@@ -259,15 +249,15 @@ class MultiScale:
             self._pyramids[shares] = PatchPyramid(self.classifier, shares)
         return self._pyramids[shares]
 
-    def _shap(self, pieces: int, bank: SegmentBank | None) -> KernelSHAP:
-        if bank is None or bank.segments != pieces:
-            bank = SegmentBank(
+    def _shap(self, pieces: int, bank: SuperpixelBank | None) -> GaussianProcessSHAP:
+        if bank is None or bank.superpixels != pieces:
+            bank = SuperpixelBank(
                 self.classifier,
-                segments=pieces,
-                samples=max(2 * pieces + 2, SAMPLES_PER_SEGMENT * pieces),
+                superpixels=pieces,
+                n_samples=max(2 * pieces + 2, SAMPLES_PER_SUPERPIXEL * pieces),
                 design="shap",
             )
-        return KernelSHAP(self.classifier, bank=bank)
+        return GaussianProcessSHAP(self.classifier, bank=bank)
 
 
 def fuse(maps: Sequence[np.ndarray]) -> np.ndarray:
@@ -315,8 +305,3 @@ def _by_size(values: np.ndarray) -> np.ndarray:
 def _to_unit(values: np.ndarray) -> np.ndarray:
     largest = np.abs(values).max(initial=0.0)
     return (values / (largest if largest > 0 else 1.0)).astype(np.float32)
-
-
-def _add(total: Cost, more: Cost) -> None:
-    total.forward += more.forward
-    total.backward += more.backward

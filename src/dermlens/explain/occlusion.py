@@ -1,36 +1,23 @@
 """Occlusion sensitivity (Zeiler & Fergus, ECCV 2014): what does covering a patch cost?
 
-effect(patch) = score(image) - score(image with the patch replaced); the value of a pixel is the
+effect(patch) = output(image) - output(image with the patch replaced); the value of a pixel is the
 mean effect of the patches that cover it, so pixels under many patches do not count more.
-
-With fewer passes than patches, patches are measured where the effect is, and the effects of the
-others are estimated (``patch_field``).
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.fills import Fill, fill_image
-from dermlens.explain.gradients import even_batch
-from dermlens.explain.patch_field import PatchField
-from dermlens.explain.perturbation import (
-    Choose,
-    Explained,
-    MaskedModel,
-    PerturbationExplainer,
-    Scorer,
-    score_values,
-)
-from dermlens.explain.score import Score
+from dermlens.explain.attribution import Attribution, per_class
+from dermlens.explain.base import even_batch, whole_number
+from dermlens.explain.baselines import Baseline, baseline_image, own_baseline
+from dermlens.explain.output import Output
+from dermlens.explain.perturbation import Choose, PerturbationExplainer, Scorer, output_values
 
 _PATCHES_PER_SHORT_SIDE = 6
-_FIRST = 16
-"""Evaluations before effects are looked at, the unchanged image included."""
-_ROUND = 8
-"""Evaluations between two looks; a constant, so that maps do not depend on the batch size."""
+_NOWHERE = np.zeros(4, np.int32)
 
 
 def patch_starts(length: int, patch: int, stride: int) -> np.ndarray:
@@ -78,35 +65,45 @@ def spread_over_boxes(effects: np.ndarray, boxes: np.ndarray, size: tuple[int, i
 
 
 def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
-    rows, columns = (value, value) if isinstance(value, int) else value
-    if rows < 1 or columns < 1:
-        raise UsageError(f"The {name} of an occlusion must be at least 1 pixel, not {value}.")
-    return rows, columns
+    rows, columns = value if isinstance(value, tuple | list) else (value, value)
+    what = f"The {name} of an occlusion"
+    return whole_number(rows, what), whole_number(columns, what)
+
+
+@dataclass(kw_only=True)
+class OcclusionAttribution(Attribution):
+    """What occlusion knows more.
+
+    Attributes:
+        effects: float32 (N, P) or (N, C, P): loss of output with each patch covered.
+        boxes: int32 (P, 4): top, left, bottom, right of each patch.
+        scorer: Name of what evaluated the covered images.
+    """
+
+    effects: np.ndarray = per_class()
+    boxes: np.ndarray
+    scorer: str
 
 
 class Occlusion(PerturbationExplainer):
-    """Occlusion: a patch slides over the image, and the loss of score is noted.
+    """Occlusion: a patch slides over the image, and the loss of output is noted.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        patch: Side or (height, width) of the patch in pixels; default a sixth of the image's
+        patch_size: Side or (height, width) of the patch in pixels; default a sixth of the image's
             shorter side.
         stride: Step in pixels, at most the patch; default half the patch.
-        fill: What the patch shows: ``"mean_skin"``, ``"blur"``, ``"black"``, a color or an image.
-        passes: Evaluations per image at most, 16 or more, the unchanged image included; default
-            one for every patch.
-        tolerance: Stop when ``expected_error`` is at most so much; 0 never stops early.
+        baseline: What the patch shows: ``"border"``, ``"blur"``, ``"black"``, a gray value, a color
+            or an image in the classifier's range of values.
         scorer: Evaluates the covered images in place of the model.
 
-    Result details: ``boxes`` int32 (P, 4) and ``effects`` (N, P), or (N, C, P) for all classes.
-    With ``passes`` or ``tolerance``, effects are estimates where ``evaluated`` (N, P) is False, and
-    ``expected_error`` (N,), or (N, C), is the expected root mean square error of the map relative
-    to the map; a map of relative error e correlates with the complete one by about sqrt(1 - e²).
+    Returns results of the kind ``OcclusionAttribution``.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> result = Occlusion(model, patch=16, stride=16).attribute(np.zeros((1, 32, 48, 3)))
+        >>> explainer = Occlusion(model, patch_size=16, stride=16)
+        >>> result = explainer.attribute(np.zeros((1, 32, 48, 3)))
         >>> result.maps.shape, result.cost.forward
         ((1, 32, 48), 7)
     """
@@ -117,31 +114,15 @@ class Occlusion(PerturbationExplainer):
         self,
         model: Any,
         *,
-        patch: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
-        fill: Fill = "mean_skin",
-        passes: int | None = None,
-        tolerance: float = 0.0,
+        baseline: Baseline = "border",
         scorer: Scorer | None = None,
     ) -> None:
-        super().__init__(model)
-        self.patch = None if patch is None else _pair(patch, "patch")
+        super().__init__(model, _outside, scorer)
+        self.patch_size = None if patch_size is None else _pair(patch_size, "patch_size")
         self.stride = None if stride is None else _pair(stride, "stride")
-        if passes is not None and passes < _FIRST:
-            raise UsageError(
-                f"Occlusion needs {_FIRST} passes or more to know where the effect is, not "
-                f"{passes}."
-            )
-        if not 0 <= tolerance < 1:
-            raise UsageError(f"The tolerance of an occlusion is 0..1, not {tolerance}.")
-        self.passes, self.tolerance = passes, tolerance
-        self.fill, self.scorer = fill, scorer
-        self._models: dict[int, MaskedModel] = {}
-
-    @property
-    def traces(self) -> int:
-        """How often the masked model was traced."""
-        return sum(masked.traces for masked in self._models.values())
+        self.baseline = own_baseline(baseline, self.classifier)
 
     def boxes(self, size: tuple[int, int]) -> np.ndarray:
         """Return the patches used on images of a size, int32 (P, 4).
@@ -150,7 +131,7 @@ class Occlusion(PerturbationExplainer):
             UsageError: If the stride is larger than the patch, which would leave gaps.
         """
         side = max(1, min(size) // _PATCHES_PER_SHORT_SIDE)
-        patch = self.patch or (side, side)
+        patch = self.patch_size or (side, side)
         stride = self.stride or (max(1, patch[0] // 2), max(1, patch[1] // 2))
         if stride[0] > patch[0] or stride[1] > patch[1]:
             raise UsageError(
@@ -160,77 +141,28 @@ class Occlusion(PerturbationExplainer):
         return patch_boxes(size, patch, stride)
 
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
-    ) -> Explained:
-        boxes = self.boxes((image.shape[0], image.shape[1]))
-        budget = len(boxes) + 1 if self.passes is None else self.passes
-        if budget <= len(boxes) or self.tolerance > 0:
-            return self._coarse_to_fine(image, boxes, budget, choose, score, batch_size)
-        batch = even_batch(len(boxes) + 1, batch_size)
-        logits = self._logits(image, [_NOWHERE, *boxes], batch)
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
+    ) -> OcclusionAttribution:
+        size = (image.shape[0], image.shape[1])
+        boxes = self.boxes(size)
+        masked = self.masked_model(even_batch(len(boxes) + 1, batch_size))
+        background, extent = baseline_image(image, self.baseline), np.array(size, np.int32)
+        jobs = np.concatenate([_NOWHERE[None], boxes])
+        logits = masked.logits(image, background, extent, jobs)
         goals = choose(logits[:1])
-        values = score_values(score, logits)[:, goals].T
+        values = output_values(output, logits)[:, goals].T
         effects = values[:, :1] - values[:, 1:]
-        return _explained(image, boxes, goals, values[:, 0], effects)
-
-    def _logits(self, image: np.ndarray, boxes: Sequence[np.ndarray], batch: int) -> np.ndarray:
-        """Return logits (n, C) of an image with each box covered."""
-        if batch not in self._models:
-            self._models[batch] = MaskedModel(
-                self.model, _outside, batch, self.network.cost, scorer=self.scorer
-            )
-        extent = np.array(image.shape[:2], np.int32)
-        jobs = np.stack(boxes).astype(np.int32)
-        return self._models[batch].logits(image, fill_image(image, self.fill), extent, jobs)
-
-    def _coarse_to_fine(
-        self,
-        image: np.ndarray,
-        boxes: np.ndarray,
-        budget: int,
-        choose: Choose,
-        score: Score,
-        batch_size: int,
-    ) -> Explained:
-        """Measure patches in rounds, each where the last ones say that it helps most."""
-        change = np.sqrt(((image - fill_image(image, self.fill)) ** 2).mean(axis=-1))
-        field, batch = PatchField(boxes, change), even_batch(_ROUND, batch_size)
-        most = min(budget - 1, len(boxes))
-        measured = field.first(min(_FIRST - 1, most))
-        logits = self._logits(image, [_NOWHERE, *boxes[measured]], batch)
-        goals = choose(logits[:1])
-        while True:
-            values = score_values(score, logits)[:, goals].T
-            fit = field.fit(measured, values[:, :1] - values[:, 1:])
-            left = most - len(measured)
-            if left <= 0 or (fit.error <= self.tolerance).all():
-                break
-            added = field.following(fit, measured, min(_ROUND, left))
-            logits = np.concatenate([logits, self._logits(image, list(boxes[added]), batch)])
-            measured = measured + added
-        result = _explained(image, boxes, goals, values[:, 0], fit.effects)
-        result.facts["expected_error"] = fit.error.astype(np.float32)
-        result.once["evaluated"] = np.isin(np.arange(len(boxes)), measured)
-        return result
-
-
-_NOWHERE = np.zeros(4, np.int32)
-
-
-def _explained(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    goals: np.ndarray,
-    values: np.ndarray,
-    effects: np.ndarray,
-) -> Explained:
-    return Explained(
-        spread_over_boxes(effects, boxes, (image.shape[0], image.shape[1])),
-        goals,
-        values.astype(np.float32),
-        {"effects": effects.astype(np.float32)},
-        {"boxes": boxes},
-    )
+        return OcclusionAttribution(
+            maps=spread_over_boxes(effects, boxes, size)[None],
+            method=self.name,
+            targets=goals,
+            values=values[None, :, 0].astype(np.float32),
+            output=output.name,
+            signed=self.signed,
+            effects=effects[None].astype(np.float32),
+            boxes=boxes,
+            scorer=self.scorer_name,
+        )
 
 
 def _outside(size: Any, boxes: Any) -> Any:

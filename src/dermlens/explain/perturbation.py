@@ -1,14 +1,15 @@
-"""What methods share that only look at scores of changed images."""
+"""What methods share that only look at outputs of changed images."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from dermlens.explain.base import Attribution, Cost, Explainer, Progress, batches, call
-from dermlens.explain.score import Score
+from dermlens.explain.attribution import Attribution, Cost, joined
+from dermlens.explain.base import Explainer, Progress, batches, call
+from dermlens.explain.output import Output
 from dermlens.explain.stopping import stop_point
 from dermlens.explain.target import Targets, depend_on_answer, is_all, resolve_targets
 
@@ -63,10 +64,10 @@ class MaskedModel:
         """Return the compiled function; the number of pieces may differ from image to image."""
         import tensorflow as tf
 
-        def evaluate(image: Any, fill: Any, shared: Any, parameters: Any) -> Any:
+        def evaluate(image: Any, baseline: Any, shared: Any, parameters: Any) -> Any:
             self.traces += 1
             keep = self.build(shared, parameters)[..., None]
-            masked = keep * image + (1.0 - keep) * fill
+            masked = keep * image + (1.0 - keep) * baseline
             return call(self.model, masked) if self.scorer is None else masked
 
         pixels = tf.TensorSpec(self.model.input_shape[1:], tf.float32)
@@ -80,13 +81,13 @@ class MaskedModel:
         return tf.function(evaluate, autograph=False, input_signature=signature)
 
     def logits(
-        self, image: np.ndarray, fill: np.ndarray, shared: np.ndarray, parameters: np.ndarray
+        self, image: np.ndarray, baseline: np.ndarray, shared: np.ndarray, parameters: np.ndarray
     ) -> np.ndarray:
         """Return float32 logits (n, C).
 
         Args:
             image: float32 RGB 0..255, (H, W, 3).
-            fill: What stands where the mask is 0, like ``image``.
+            baseline: What stands where the mask is 0, like ``image``.
             shared: Passed to ``build`` with every batch, such as superpixel labels (H, W).
             parameters: (n, ...), one row per evaluation.
         """
@@ -94,7 +95,7 @@ class MaskedModel:
 
         if self._evaluate is None:
             self._evaluate = self._traced(shared, parameters)
-        constant = [tf.constant(a) for a in (image, fill, shared)]
+        constant = [tf.constant(a) for a in (image, baseline, shared)]
         results = []
         for start in range(0, len(parameters), self.batch_size):
             stop_point()
@@ -103,27 +104,8 @@ class MaskedModel:
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
             made = self._evaluate(*constant, tf.constant(filled)).numpy()[: len(part)]
             results.append(made if self.scorer is None else self.scorer.logits(made))
-            self.cost.forward += len(part)
+            self.cost.pay(len(part))
         return np.concatenate(results)
-
-
-@dataclass
-class Explained:
-    """One image's result for T targets.
-
-    Attributes:
-        maps: float32 (T, H, W).
-        goals: int (T,): class positions.
-        values: float32 (T,): score of the unchanged image.
-        facts: More, by name: arrays whose first axis is T, or anything under ``"once"`` names.
-        once: Facts that do not depend on the target.
-    """
-
-    maps: np.ndarray
-    goals: np.ndarray
-    values: np.ndarray
-    facts: dict[str, np.ndarray] = field(default_factory=dict)
-    once: dict[str, Any] = field(default_factory=dict)
 
 
 Choose = Callable[[np.ndarray], np.ndarray]
@@ -131,24 +113,52 @@ Choose = Callable[[np.ndarray], np.ndarray]
 
 
 class PerturbationExplainer(Explainer):
-    """Explains image by image; every evaluation gives the scores of all classes.
+    """Explains image by image; every evaluation gives the outputs of all classes.
 
-    Result details: ``scorer``, the name of what evaluated the changed images.
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        build: Makes the masks, see ``MaskedModel``.
+        scorer: Evaluates the changed images in place of the model.
     """
 
-    scorer: Scorer | None = None
+    def __init__(self, model: Any, build: Callable[..., Any], scorer: Scorer | None = None) -> None:
+        super().__init__(model)
+        self.build, self.scorer = build, scorer
+        self._models: dict[int, MaskedModel] = {}
+
+    @property
+    def traces(self) -> int:
+        """How often the masked model was traced."""
+        return sum(masked.traces for masked in self._models.values())
+
+    @property
+    def scorer_name(self) -> str:
+        """What evaluates the changed images."""
+        return FLOAT32 if self.scorer is None else self.scorer.name
+
+    def masked_model(self, batch: int) -> MaskedModel:
+        """Return the masked model for a batch size, made once."""
+        if batch not in self._models:
+            self._models[batch] = MaskedModel(
+                self.model, self.build, batch, self.network.cost, scorer=self.scorer
+            )
+        return self._models[batch]
 
     @abstractmethod
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
-    ) -> Explained:
-        """Explain one float32 image (H, W, 3)."""
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
+    ) -> Attribution:
+        """Explain one float32 image (H, W, 3) for the T classes chosen.
+
+        Returns:
+            Arrays (1, T, ...) where a result has one value per class; ``targets`` are the T.
+        """
 
     def _attribute(
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
@@ -163,7 +173,7 @@ class PerturbationExplainer(Explainer):
                 for part in batches(len(images), batch_size)
             ]
             targets = resolve_targets(targets, np.concatenate(answers), self.classifier.labels)
-        done: list[Explained] = []
+        done: list[Attribution] = []
         for position, image in enumerate(images):
 
             def choose(logits: np.ndarray, position: int = position) -> np.ndarray:
@@ -171,43 +181,18 @@ class PerturbationExplainer(Explainer):
                     return np.arange(len(self.classes), dtype=np.int32)
                 return self.resolve(targets, logits, position)
 
-            done.append(self._one(image.astype(np.float32), choose, score, batch_size, seed))
+            part = self._one(image.astype(np.float32), choose, output, batch_size, seed)
+            none = np.zeros(0, np.int32)
+            done.append(
+                replace(part, targets=none) if every else part.of_class(0, int(part.targets[0]))
+            )
             if progress is not None:
                 progress(1)
-        result = self.result(
-            [one.maps[None] if every else one.maps for one in done],
-            [] if every else [one.goals for one in done],
-            [one.values[None] if every else one.values for one in done],
-            score,
-            scorer=FLOAT32 if self.scorer is None else self.scorer.name,
-        )
-        for name in done[0].facts:
-            rows = [one.facts[name] if every else one.facts[name][0] for one in done]
-            result.details[name] = _stacked(rows)
-        for name in done[0].once:
-            result.details[name] = _stacked([one.once[name] for one in done])
-        return result
+        return joined(done)
 
 
-def _stacked(rows: Sequence[Any]) -> np.ndarray:
-    """Stack arrays that may differ in their last axis; what is missing becomes NaN."""
-    arrays = [np.asarray(row) for row in rows]
-    if len({a.shape for a in arrays}) == 1:
-        return np.stack(arrays)
-    width = max(a.shape[-1] for a in arrays)
-    padded = [
-        np.pad(
-            a.astype(np.float32),
-            [(0, 0)] * (a.ndim - 1) + [(0, width - a.shape[-1])],
-            constant_values=np.nan,
-        )
-        for a in arrays
-    ]
-    return np.stack(padded)
-
-
-def score_values(score: Score, logits: np.ndarray) -> np.ndarray:
-    """Return the score of every class, float64 (n, C), from logits (n, C)."""
+def output_values(output: Output, logits: np.ndarray) -> np.ndarray:
+    """Return the output of every class, float64 (n, C), from logits (n, C)."""
     import tensorflow as tf
 
-    return np.asarray(score.values(tf.constant(logits, tf.float32)), np.float64)
+    return np.asarray(output.values(tf.constant(logits, tf.float32)), np.float64)

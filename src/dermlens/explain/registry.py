@@ -10,7 +10,7 @@ from dermlens.model.image_classifier import as_classifier
 
 if TYPE_CHECKING:
     from dermlens.explain.perturbation import Scorer
-    from dermlens.explain.segment_bank import SegmentBank
+    from dermlens.explain.superpixel_bank import SuperpixelBank
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Method:
         question: The question it answers, in one plain sentence.
         build: Makes the explainer from a model.
         fixed: Options under which every image costs the same; empty where it does anyway.
+        superpixels: True if it fits evaluations of masked superpixels, of which one set serves all
+            methods that do.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Method:
     question: str
     build: Callable[..., Explainer]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    superpixels: bool = False
 
     @property
     def cost(self) -> str:
@@ -66,7 +69,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which coarse regions hold the features that raise the score of this diagnosis?",
+            "Which coarse regions hold the features that raise the output of this class?",
             _class("grad_cam", "GradCAM"),
         ),
         Method(
@@ -84,7 +87,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             22,
             64,
-            "How much does each pixel add to the score on the way from plain skin to this image?",
+            "How much does each pixel add to the output on the way from a plain image to this one?",
             _class("integrated_gradients", "IntegratedGradients"),
             {"tolerance": None},
         ),
@@ -94,7 +97,7 @@ METHODS: dict[str, Method] = {
             "perturbation",
             166,
             0,
-            "How much does the score drop when a patch of the image is covered with skin color?",
+            "How much does the output drop when a patch of the image is covered with the color of the border?",
             _class("occlusion", "Occlusion"),
         ),
         Method(
@@ -103,17 +106,29 @@ METHODS: dict[str, Method] = {
             "perturbation",
             500,
             0,
-            "Which pieces of the image, kept or removed at random, does the score follow most?",
+            "Which pieces of the image, kept or removed at random, does the output follow most?",
             _class("lime", "LIME"),
+            superpixels=True,
         ),
         Method(
-            "shap",
+            "gp_shap",
+            "Shapley values (Gaussian process)",
+            "perturbation",
+            500,
+            0,
+            "What is each piece's fair share of the output, over all orders of adding pieces?",
+            _class("shap", "GaussianProcessSHAP"),
+            superpixels=True,
+        ),
+        Method(
+            "kernel_shap",
             "Kernel SHAP",
             "perturbation",
             500,
             0,
-            "What is each piece's fair share of the score, over all orders of adding pieces?",
+            "The same by the published least squares, which need more samples for the same error.",
             _class("shap", "KernelSHAP"),
+            superpixels=True,
         ),
         Method(
             "layer_cam",
@@ -121,7 +136,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which places, each by its own gradient, hold features that raise the score?",
+            "Which places, each by its own gradient, hold features that raise the output?",
             _class("grad_cam", "LayerCAM"),
         ),
         Method(
@@ -130,7 +145,7 @@ METHODS: dict[str, Method] = {
             "activation",
             1,
             0,
-            "Which places does the score provably draw on in the last feature maps?",
+            "Which places does the output provably draw on in the last feature maps?",
             _class("grad_cam", "HiResCAM"),
         ),
         Method(
@@ -139,7 +154,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             26,
             25,
-            "Which pixels would change the score most if they changed a little?",
+            "Which pixels would change the output most if they changed a little?",
             _class("sampled_gradients", "SmoothGrad"),
         ),
         Method(
@@ -148,7 +163,7 @@ METHODS: dict[str, Method] = {
             "gradient",
             51,
             50,
-            "How much does each pixel add to the score, averaged over several plain backgrounds?",
+            "How much does each pixel add to the output, averaged over several plain backgrounds?",
             _class("sampled_gradients", "GradientSHAP"),
         ),
         Method(
@@ -157,7 +172,7 @@ METHODS: dict[str, Method] = {
             "perturbation",
             1001,
             0,
-            "How much higher is the score on average when a place is visible?",
+            "How much higher is the output on average when a place is visible?",
             _class("rise", "RISE"),
         ),
     )
@@ -197,7 +212,7 @@ SIX: tuple[str, ...] = (
     "integrated_gradients",
     "occlusion",
     "lime",
-    "shap",
+    "gp_shap",
 )
 """The six methods the project is about."""
 
@@ -222,40 +237,56 @@ def create_several(
     model: Any,
     *,
     scorers: Mapping[str, "Scorer"] | None = None,
-    bank: "SegmentBank | None" = None,
+    bank: "SuperpixelBank | None" = None,
 ) -> dict[str, Explainer]:
-    """Build explainers that share what they can.
-
-    LIME and Kernel SHAP, where both are asked for, use one set of masked evaluations.
+    """Build explainers that share what they can: masked superpixels are evaluated once.
 
     Args:
         names: Keys of ``METHODS``.
         model: ``ImageClassifier``, or a Keras model that it takes without more.
-        scorers: What evaluates changed images in place of the model, by method; see
-            ``scorers.choose_scorers``. A shared set uses a scorer only if both methods have it.
-        bank: Evaluations for LIME and Kernel SHAP to share; default one of their own if both are
-            asked for.
+        scorers: What evaluates changed images in place of the model, by method. A shared set uses
+            a scorer only if every method that shares it has one.
+        bank: Evaluations to share; default one of their own if several methods can share it.
     """
-    chosen: dict[str, dict[str, Any]] = {
-        name: {"scorer": scorer} for name, scorer in (scorers or {}).items() if name in names
+    model, sharing = as_classifier(model), sharing_methods(names)
+    if bank is None and len(sharing) > 1:
+        bank = shared_bank(model, names, scorers)
+    options: dict[str, dict[str, Any]] = {
+        name: {"scorer": scorer} for name, scorer in (scorers or {}).items()
     }
-    model = as_classifier(model)
-    if bank is None and {"lime", "shap"} <= set(names):
-        bank = shared_bank(model, ("lime", "shap"), scorers or {})
     if bank is not None:
-        chosen |= {"lime": {"bank": bank}, "shap": {"bank": bank}}
-    return {name: create(name, model, **chosen.get(name, {})) for name in names}
+        options |= {name: {"bank": bank} for name in sharing}
+    return {name: create(name, model, **options.get(name, {})) for name in names}
 
 
-def shared_bank(model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"]) -> "SegmentBank":
-    """Return the masked evaluations that some of LIME and Kernel SHAP share.
+def sharing_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the methods that fit masked superpixels, and so share evaluations.
+
+    Example:
+        >>> sharing_methods(["grad_cam", "lime", "gp_shap"])
+        ('lime', 'gp_shap')
+    """
+    return tuple(name for name in names if name in METHODS and METHODS[name].superpixels)
+
+
+def shared_bank(
+    model: Any,
+    names: Sequence[str],
+    scorers: Mapping[str, "Scorer"] | None = None,
+    **options: Any,
+) -> "SuperpixelBank | None":
+    """Return what keeps the masked evaluations that methods share, None if none of them does.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that it takes without more.
-        names: ``"lime"``, ``"shap"`` or both.
-        scorers: By method; used only if every method has one.
+        names: Keys of ``METHODS``.
+        scorers: By method; used only if every method that shares has one.
+        **options: Arguments of ``SuperpixelBank``.
     """
-    from dermlens.explain.segment_bank import SegmentBank
+    from dermlens.explain.superpixel_bank import SuperpixelBank
 
-    every = all(name in scorers for name in names)
-    return SegmentBank(model, scorer=scorers[names[0]] if every else None)
+    sharing, given = sharing_methods(names), scorers or {}
+    if not sharing:
+        return None
+    every = all(name in given for name in sharing)
+    return SuperpixelBank(model, scorer=given[sharing[0]] if every else None, **options)

@@ -1,7 +1,7 @@
 """RISE (Petsiuk, Das & Saenko, BMVC 2018): randomized input sampling.
 
 Soft random masks, drawn on a coarse grid, enlarged bilinearly and shifted, hide parts of the
-image. The value of a pixel is the mean score of the images in which it was visible, minus the mean
+image. The value of a pixel is the mean output of the images in which it was visible, minus the mean
 over all masks, so that zero means no influence.
 
 Masks alternate between two halves, each with a map of its own. Half the difference of the two maps
@@ -9,48 +9,52 @@ is the standard error of their mean, so how far the map still is from that of en
 without a longer run.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import batches, image_generator
-from dermlens.explain.fills import Fill, fill_image
-from dermlens.explain.gradients import even_batch
-from dermlens.explain.perturbation import (
-    Choose,
-    Explained,
-    MaskedModel,
-    PerturbationExplainer,
-    Scorer,
-    score_values,
-)
-from dermlens.explain.score import Score
+from dermlens.explain.attribution import Attribution, per_class
+from dermlens.explain.base import batches, even_batch, image_generator, whole_number
+from dermlens.explain.baselines import Baseline, baseline_image, own_baseline
+from dermlens.explain.output import Output
+from dermlens.explain.perturbation import Choose, PerturbationExplainer, Scorer, output_values
 
-_ROUND = 96
-"""Masks between two looks at the error."""
+
+@dataclass(kw_only=True)
+class RISEAttribution(Attribution):
+    """What RISE knows more.
+
+    Attributes:
+        expected_error: float32 (N,) or (N, C): standard error of the map over other random masks,
+            as its root mean square relative to that of the map.
+        n_samples: Masks per image.
+        scorer: Name of what evaluated the masked images.
+    """
+
+    expected_error: np.ndarray = per_class()
+    n_samples: int
+    scorer: str
 
 
 class RISE(PerturbationExplainer):
-    """RISE: random soft masks, weighted by the score of what they leave visible.
+    """RISE: random soft masks, weighted by the output of what they leave visible.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        samples: Masks per image.
+        n_samples: Masks per image.
         cells: Cells along the shorter side of the image.
         keep: Probability that a cell stays visible, between 0 and 1.
-        fill: What stands for hidden pixels.
-        tolerance: Stop when ``expected_error`` is at most so much; 0 evaluates all samples.
+        baseline: What stands for hidden pixels, as ``Occlusion`` takes it.
         scorer: Evaluates the masked images in place of the model.
 
-    Result details: ``samples`` (N,): masks evaluated; ``expected_error`` (N,), or (N, C) for all
-    classes: standard error of the map over other random masks, as its root mean square relative to
-    that of the map.
+    Returns results of the kind ``RISEAttribution``.
 
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> result = RISE(model, samples=31).attribute(np.zeros((1, 32, 48, 3)), targets="mel")
+        >>> result = RISE(model, n_samples=31).attribute(np.zeros((1, 32, 48, 3)), targets=4)
         >>> result.maps.shape, result.cost.forward
         ((1, 32, 48), 32)
     """
@@ -61,27 +65,19 @@ class RISE(PerturbationExplainer):
         self,
         model: Any,
         *,
-        samples: int = 1000,
+        n_samples: int = 1000,
         cells: int = 7,
         keep: float = 0.5,
-        fill: Fill = "mean_skin",
-        tolerance: float = 0.0,
+        baseline: Baseline = "border",
         scorer: Scorer | None = None,
     ) -> None:
-        super().__init__(model)
-        if samples < 2 or cells < 1 or not 0 < keep < 1:
-            raise UsageError("RISE needs 2 or more samples, 1 or more cells and 0 < keep < 1.")
-        self.samples, self.cells, self.keep, self.fill = samples, cells, keep, fill
-        if not 0 <= tolerance < 1:
-            raise UsageError(f"The tolerance of RISE is 0..1, not {tolerance}.")
-        self.tolerance, self.scorer = tolerance, scorer
-        self._models: dict[int, MaskedModel] = {}
+        super().__init__(model, _soft_masks, scorer)
+        self.n_samples = whole_number(n_samples, "The number of samples of RISE", 2)
+        self.cells = whole_number(cells, "The number of cells of RISE")
+        if not 0 < keep < 1:
+            raise UsageError(f"RISE needs 0 < keep < 1, not {keep}.")
+        self.keep, self.baseline = keep, own_baseline(baseline, self.classifier)
         self._sum: Any = None
-
-    @property
-    def traces(self) -> int:
-        """How often the masked model was traced."""
-        return sum(masked.traces for masked in self._models.values())
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return rows and columns of cells for images of a size; cells are about square."""
@@ -95,57 +91,43 @@ class RISE(PerturbationExplainer):
         the rest the visible cells, one more than the grid each way so that shifts stay inside.
         """
         rows, columns = self.grid(size)
-        visible = generator.random((self.samples, rows + 1, columns + 1)) < self.keep
-        shift = generator.random((self.samples, 2))
-        packed = np.zeros((self.samples, rows + 1, columns + 2), np.float32)
+        visible = generator.random((self.n_samples, rows + 1, columns + 1)) < self.keep
+        shift = generator.random((self.n_samples, 2))
+        packed = np.zeros((self.n_samples, rows + 1, columns + 2), np.float32)
         packed[:, :, : columns + 1] = visible
         packed[:, :2, columns + 1] = shift
         return packed
 
     def _one(
-        self, image: np.ndarray, choose: Choose, score: Score, batch_size: int, seed: int
-    ) -> Explained:
+        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
+    ) -> RISEAttribution:
         size = (image.shape[0], image.shape[1])
         drawn = self.draw(size, image_generator(seed, image))
         whole = np.ones_like(drawn[:1])
         whole[:, :2, -1] = 0.0
-        # Rounds have a size of their own, so that where RISE stops does not depend on batches.
-        step = self.samples if not self.tolerance else min(_ROUND, self.samples)
-        batch = even_batch(self.samples + 1 if step == self.samples else step, batch_size)
-        extent = np.array(size, np.int32)
-        logits = self._logits(image, extent, np.concatenate([whole, drawn[:step]]), batch)
+        batch, extent = even_batch(self.n_samples + 1, batch_size), np.array(size, np.int32)
+        logits = self.masked_model(batch).logits(
+            image, baseline_image(image, self.baseline), extent, np.concatenate([whole, drawn])
+        )
         goals = choose(logits[:1])
-        value = score_values(score, logits[:1])[0, goals]
-        halves, count = _Halves(value, size), 0
-        while True:
-            fresh = drawn[count : count + step]
-            # The change of score is summed up, which keeps its digits where scores are large.
-            change = score_values(score, logits[-len(fresh) :])[:, goals] - value
-            halves.add(change, self._sums(extent, fresh, change, count % 2, batch), count)
-            count += len(fresh)
-            maps, error = halves.maps_and_error()
-            if count >= self.samples or (error <= self.tolerance).all():
-                break
-            logits = self._logits(image, extent, drawn[count : count + step], batch)
-        return Explained(
-            maps.astype(np.float32),
-            goals,
-            value.astype(np.float32),
-            {"expected_error": error.astype(np.float32)},
-            {"samples": count},
+        values = output_values(output, logits)[:, goals]
+        # The change of output is summed up, which keeps its digits where outputs are large.
+        change = values[1:] - values[0]
+        maps, error = _maps_and_error(self._sums(extent, drawn, change, batch), change)
+        return RISEAttribution(
+            maps=maps[None].astype(np.float32),
+            method=self.name,
+            targets=goals,
+            values=values[:1].astype(np.float32),
+            output=output.name,
+            signed=self.signed,
+            expected_error=error[None].astype(np.float32),
+            n_samples=self.n_samples,
+            scorer=self.scorer_name,
         )
 
-    def _logits(
-        self, image: np.ndarray, extent: np.ndarray, packed: np.ndarray, batch: int
-    ) -> np.ndarray:
-        if batch not in self._models:
-            self._models[batch] = MaskedModel(
-                self.model, _soft_masks, batch, self.network.cost, scorer=self.scorer
-            )
-        return self._models[batch].logits(image, fill_image(image, self.fill), extent, packed)
-
     def _sums(
-        self, extent: np.ndarray, drawn: np.ndarray, change: np.ndarray, first: int, batch: int
+        self, extent: np.ndarray, drawn: np.ndarray, change: np.ndarray, batch: int
     ) -> np.ndarray:
         """Return sums over masks of change times mask, and of masks: (2 halves, T + 1, H, W)."""
         import tensorflow as tf
@@ -157,7 +139,7 @@ class RISE(PerturbationExplainer):
 
             self._sum = tf.function(add_up, autograph=False, reduce_retracing=True)
         rows = np.concatenate([change, np.ones((len(change), 1))], axis=1)
-        odd = ((np.arange(len(rows)) + first) % 2 == 1)[:, None]
+        odd = (np.arange(len(rows)) % 2 == 1)[:, None]
         weights = np.concatenate([rows * ~odd, rows * odd], axis=1).astype(np.float32)
         total = np.zeros((weights.shape[1], int(extent[0]), int(extent[1])))
         for part in batches(len(drawn), batch):
@@ -165,47 +147,24 @@ class RISE(PerturbationExplainer):
         return total.reshape(2, rows.shape[1], *total.shape[1:])
 
 
-class _Halves:
-    """Sums over the masks of two halves, and what follows from them.
+def _maps_and_error(sums: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return maps (T, H, W) of all masks, and their relative standard error (T,).
 
     Args:
-        value: (T,): scores of the unchanged image, to know how many targets there are.
-        size: (H, W).
+        sums: What ``RISE._sums`` returns, (2 halves, T + 1, H, W).
+        change: Changes of output, (n, T); the halves take turns.
     """
-
-    def __init__(self, value: np.ndarray, size: tuple[int, int]) -> None:
-        self._sums = np.zeros((2, len(value) + 1, *size))
-        self._change = np.zeros((2, len(value)))
-        self._count = np.zeros(2)
-
-    def add(self, change: np.ndarray, sums: np.ndarray, before: int) -> None:
-        """Add masks: changes of score (n, T), their sums, and how many masks came before."""
-        self._sums += sums
-        for half in range(2):
-            own = change[(np.arange(len(change)) + before) % 2 == half]
-            self._change[half] += own.sum(axis=0)
-            self._count[half] += len(own)
-
-    def maps_and_error(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return maps (T, H, W) of all masks, and their relative standard error (T,)."""
-        maps = _mean_where_visible(self._sums.sum(axis=0), self._change.sum(axis=0), self._total)
-        pair = [
-            _mean_where_visible(self._sums[half], self._change[half], self._count[half])
-            for half in range(2)
-        ]
-        missing = np.sqrt(((pair[0] - pair[1]) ** 2).mean(axis=(1, 2))) / 2
-        found = np.sqrt((maps**2).mean(axis=(1, 2)))
-        # A network that nothing changes has an empty map, which more masks cannot improve.
-        return maps, np.where(missing > 0, missing / np.maximum(found, 1e-12), 0.0)
-
-    @property
-    def _total(self) -> float:
-        return float(self._count.sum())
+    maps = _mean_where_visible(sums.sum(axis=0), change)
+    pair = [_mean_where_visible(sums[half], change[half::2]) for half in range(2)]
+    missing = np.sqrt(((pair[0] - pair[1]) ** 2).mean(axis=(1, 2))) / 2
+    found = np.sqrt((maps**2).mean(axis=(1, 2)))
+    # A network that nothing changes has an empty map, which more masks cannot improve.
+    return maps, np.where(missing > 0, missing / np.maximum(found, 1e-12), 0.0)
 
 
-def _mean_where_visible(sums: np.ndarray, change: np.ndarray, count: float) -> np.ndarray:
+def _mean_where_visible(sums: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Return the mean change where a pixel is visible minus the mean change, (T, H, W)."""
-    mean = (change / max(count, 1.0))[:, None, None]
+    mean = change.mean(axis=0)[:, None, None]
     coverage = sums[-1]
     return (sums[:-1] - mean * coverage) / np.maximum(coverage, 1e-6)
 

@@ -12,42 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.errors import UsageError
-from dermlens.explain.base import (
-    Attribution,
-    Explainer,
-    Progress,
-    batches,
-    image_generator,
-)
-from dermlens.explain.fills import Fill, fill_image
-from dermlens.explain.gradients import GradientEngine, even_batch
-from dermlens.explain.score import Score
-from dermlens.explain.target import Targets, is_all
+from dermlens.explain.base import batches, image_generator, whole_number
+from dermlens.explain.baselines import Baseline, baseline_image, own_baselines
+from dermlens.explain.gradients import GradientEngine, GradientExplainer
 
 
-class _SampledGradients(Explainer):
+class _SampledGradients(GradientExplainer):
     """Averages something made of gradients at randomly drawn points."""
 
-    def __init__(self, model: Any, *, samples: int) -> None:
-        super().__init__(model)
-        if samples < 1:
-            raise UsageError(f"At least one sample is needed, not {samples}.")
-        self.samples = samples
-        self._engines: dict[tuple[str, int], GradientEngine] = {}
-
-    @property
-    def traces(self) -> int:
-        """How often the gradient function was traced."""
-        return sum(engine.traces for engine in self._engines.values())
+    def __init__(self, model: Any, *, n_samples: int) -> None:
+        self.n_samples = whole_number(n_samples, "The number of samples")
+        super().__init__(model, self.n_samples)
 
     @abstractmethod
     def _draw(
-        self, image: np.ndarray, fills: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, baselines: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         """Return start, end (H, W, 3), position 0..1, and the factor for the gradient there."""
 
-    def _fills(self, image: np.ndarray) -> np.ndarray:
+    def _baselines(self, image: np.ndarray) -> np.ndarray:
         """Return the baselines of an image, (B, H, W, 3)."""
         return np.zeros((0, *image.shape), np.float32)
 
@@ -55,52 +38,29 @@ class _SampledGradients(Explainer):
     def _channels(self, mean: np.ndarray) -> np.ndarray:
         """Turn the mean of factor times gradient, (H, W, 3), into a map (H, W)."""
 
-    def _attribute(
+    def _one(
         self,
-        images: np.ndarray,
-        targets: Targets,
-        score: Score,
-        batch_size: int,
+        image: np.ndarray,
+        goals: np.ndarray,
+        values: np.ndarray,
+        engine: GradientEngine,
         seed: int,
-        progress: Progress | None,
-    ) -> Attribution:
-        size = even_batch(self.samples, batch_size)
-        key = (repr(score), size)
-        if key not in self._engines:
-            self._engines[key] = GradientEngine(self.model, score, size, self.network.cost)
-        engine, every = self._engines[key], is_all(targets)
-        maps, chosen, scores = [], [], []
-        for part in batches(len(images), batch_size):
-            pixels = images[part].astype(np.float32)
-            logits = self.network.logits(pixels)
-            values, logits = np.asarray(score.values(logits)), np.asarray(logits)
-            if every:
-                goals = np.tile(np.arange(len(self.classes)), (len(pixels), 1))
-            else:
-                goals = self.resolve(targets, logits, part.start)[:, None]
-                chosen.append(goals[:, 0].astype(np.int32))
-            taken = np.take_along_axis(values, goals, axis=1)
-            scores.append(taken if every else taken[:, 0])
-            for row, image in enumerate(pixels):
-                drawn = np.stack([self._one(image, int(g), engine, seed) for g in goals[row]])
-                maps.append(drawn[None] if every else drawn)
-                if progress is not None:
-                    progress(1)
-        return self.result(maps, chosen, scores, score)
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return np.stack([self._map(image, int(goal), engine, seed) for goal in goals]), {}
 
-    def _one(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
+    def _map(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
         """Explain one image; draws come one by one, so that batches change nothing."""
-        generator, fills = image_generator(seed, image), self._fills(image)
+        generator, baselines = image_generator(seed, image), self._baselines(image)
         total = np.zeros(image.shape, np.float64)
-        for part in batches(self.samples, engine.batch_size):
-            drawn = [self._draw(image, fills, generator) for _ in range(part.stop - part.start)]
+        for part in batches(self.n_samples, engine.batch_size):
+            drawn = [self._draw(image, baselines, generator) for _ in range(part.stop - part.start)]
             starts, ends, positions, factors = (
                 np.stack(values) for values in zip(*drawn, strict=True)
             )
             goals = np.full(len(drawn), goal, np.int32)
             gradients, _ = engine.at(starts, ends, positions, goals)
             total += (gradients * factors).sum(axis=0, dtype=np.float64)
-        return self._channels((total / self.samples).astype(np.float32))
+        return self._channels((total / self.n_samples).astype(np.float32))
 
 
 class SmoothGrad(_SampledGradients):
@@ -108,7 +68,7 @@ class SmoothGrad(_SampledGradients):
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        samples: Noisy copies per image.
+        n_samples: Noisy copies per image.
         noise: Standard deviation of the noise as a share of the image's range of values.
     """
 
@@ -119,14 +79,14 @@ class SmoothGrad(_SampledGradients):
         self,
         model: Any,
         *,
-        samples: int = 25,
+        n_samples: int = 25,
         noise: float = 0.1,
     ) -> None:
-        super().__init__(model, samples=samples)
+        super().__init__(model, n_samples=n_samples)
         self.noise = noise
 
     def _draw(
-        self, image: np.ndarray, fills: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, baselines: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         spread = np.float32(self.noise * float(image.max() - image.min()))
         point = image + generator.standard_normal(image.shape, dtype=np.float32) * spread
@@ -141,9 +101,9 @@ class GradientSHAP(_SampledGradients):
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        samples: Draws per image.
-        baselines: Background: any of ``"mean_skin"``, ``"blur"``, ``"black"``, colors or images.
-        noise: Standard deviation of the noise on the image, in pixel values.
+        n_samples: Draws per image.
+        baseline: Background, one or a list, as ``IntegratedGradients`` takes it.
+        noise: Standard deviation of the noise on the image, in pixel values of 0..255.
     """
 
     name = "gradient_shap"
@@ -152,22 +112,20 @@ class GradientSHAP(_SampledGradients):
         self,
         model: Any,
         *,
-        samples: int = 50,
-        baselines: Sequence[Fill] = ("mean_skin", "blur", "black"),
+        n_samples: int = 50,
+        baseline: Baseline | Sequence[Baseline] = ("border", "blur", "black"),
         noise: float = 5.0,
     ) -> None:
-        super().__init__(model, samples=samples)
-        self.baselines, self.noise = list(baselines), noise
-        if not self.baselines:
-            raise UsageError("GradientSHAP needs at least one baseline.")
+        super().__init__(model, n_samples=n_samples)
+        self.baselines, self.noise = own_baselines(baseline, self.classifier), noise
 
-    def _fills(self, image: np.ndarray) -> np.ndarray:
-        return np.stack([fill_image(image, baseline) for baseline in self.baselines])
+    def _baselines(self, image: np.ndarray) -> np.ndarray:
+        return np.stack([baseline_image(image, baseline) for baseline in self.baselines])
 
     def _draw(
-        self, image: np.ndarray, fills: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, baselines: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-        start = fills[generator.integers(len(fills))]
+        start = baselines[generator.integers(len(baselines))]
         position = float(generator.random())
         noise = generator.standard_normal(image.shape, dtype=np.float32) * np.float32(self.noise)
         end = image + noise

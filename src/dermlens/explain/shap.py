@@ -1,42 +1,33 @@
-"""Kernel SHAP on superpixels (Lundberg & Lee, NIPS 2017), and the same values from fewer masks.
+"""Shapley values of superpixels: Kernel SHAP, and the same values from fewer masks.
 
-The Shapley values of the game v(S) = score of the image with only the superpixels in S. Where all
-2^M masks fit the budget, they are exact. Otherwise masks come in pairs with their complements
-(Covert & Lee, AISTATS 2021), and there are two estimators:
+The Shapley values of the game v(S) = output of the image with only the superpixels in S (Lundberg
+& Lee, NIPS 2017). Where all 2^M masks fit the budget, they are exact. Otherwise masks come in pairs
+with their complements (Covert & Lee, AISTATS 2021). That the values sum to output(image) -
+output(all replaced) is a constraint of the solution, not a hope.
 
-* ``"process"``, the default: a sum over pieces plus a Gaussian process (``shapley_process``);
-* ``"regression"``: Kernel SHAP as published, least squares under the Shapley kernel.
-
-Both estimate the same values. That they sum to score(image) - score(all replaced) is a constraint
-of the solution, not a hope.
+* ``KernelSHAP``: least squares under the Shapley kernel, as published.
+* ``GaussianProcessSHAP``: a sum over pieces plus a Gaussian process (``shapley_process``); from
+  fewer than four masks per superpixel, which are too few to know that process, antithetic
+  permutation sampling (Mitchell et al., JMLR 2022).
 """
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from math import factorial
-from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution
+from dermlens.explain.attribution import per_class, per_image
 from dermlens.explain.coalitions import Coalitions, shapley_mass
-from dermlens.explain.fills import Fill
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.segment_bank import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEGMENTS,
-    Segmentation,
-    SegmentBank,
-)
-from dermlens.explain.segment_explainer import (
+from dermlens.explain.shapley_process import process_values
+from dermlens.explain.superpixel_explainer import (
     NORMAL_95,
     Fit,
-    SegmentExplainer,
+    SuperpixelAttribution,
+    SuperpixelExplainer,
     sampling_variance,
 )
-from dermlens.explain.shapley_process import process_values
-
-ESTIMATORS = {"process": "even", "regression": "shap"}
-"""Each with the masks it is best served by (``coalitions.DESIGNS``)."""
 
 
 def shapley_values(values: np.ndarray) -> np.ndarray:
@@ -67,113 +58,162 @@ def shapley_values(values: np.ndarray) -> np.ndarray:
     return result
 
 
-class KernelSHAP(SegmentExplainer):
-    """Shapley values of superpixels.
+@dataclass(kw_only=True)
+class ShapleyAttribution(SuperpixelAttribution):
+    """What Shapley values know more.
 
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        segments: About how many superpixels, or labels (H, W), or a function that makes labels.
-        samples: Masks per image; where 2^M is no more, the values are exact.
-        fill: What stands for superpixels that are switched off.
-        stable_top: Stop when the order of this many strongest superpixels no longer changes;
-            0 evaluates all samples.
-        bank: Evaluations to share with LIME; replaces segments, samples, fill and scorer.
-        scorer: Evaluates the masked images in place of the model.
-        estimator: ``"process"`` or ``"regression"``; see above.
-
-    Result details: those of ``SegmentExplainer``, ``estimator``, ``baseline_score`` (N,) and
-    ``additivity_gap`` (N,): |sum of values - (score - baseline score)|; with the process also
-    ``explained`` (N,): share of the variance of the scores that it predicts where they were left
-    out. A low value means that more samples are needed.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = KernelSHAP(model, segments=6, samples=64).attribute(images, targets="mel")
-        >>> result.maps.shape, bool(result.details["additivity_gap"][0] < 1e-5)
-        ((1, 32, 48), True)
+    Attributes:
+        baseline_output: float64 (N,) or (N, C): output with all superpixels switched off.
+        additivity_gap: float64 (N,) or (N, C): |sum of values - (output - baseline output)|.
+        explained: float64 (N,) or (N, C): with the process, share of the variance of the outputs
+            that it predicts where they were left out: low where more samples are needed; with
+            least squares, share of the weighted variance that they fit; 1 for exact values; NaN
+            where nothing can be said.
+        estimator: str (N,): ``"exact"``, ``"gaussian_process"``, ``"permutations"`` or
+            ``"least_squares"``.
     """
 
-    name = "shap"
+    baseline_output: np.ndarray = per_class()
+    additivity_gap: np.ndarray = per_class()
+    explained: np.ndarray = per_class()
+    estimator: np.ndarray = per_image()
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        segments: Segmentation = DEFAULT_SEGMENTS,
-        samples: int = DEFAULT_SAMPLES,
-        fill: Fill = "mean_skin",
-        stable_top: int = 0,
-        bank: SegmentBank | None = None,
-        scorer: Scorer | None = None,
-        estimator: str = "process",
-    ) -> None:
-        if estimator not in ESTIMATORS:
-            raise UsageError(
-                f"Unknown estimator {estimator!r} of Shapley values. Use one of: "
-                f"{', '.join(ESTIMATORS)}."
-            )
-        self.estimator, self.design = estimator, ESTIMATORS[estimator]
-        super().__init__(
-            model,
-            segments=segments,
-            samples=samples,
-            fill=fill,
-            stable_top=stable_top,
-            bank=bank,
-            scorer=scorer,
-        )
 
-    def _attribute(self, *arguments: Any) -> Attribution:
-        result = super()._attribute(*arguments)
-        result.details["estimator"] = self.estimator
-        return result
+class ShapleyExplainer(SuperpixelExplainer):
+    """What the estimators of Shapley values share."""
 
-    def _least(self, masks: Coalitions) -> int:
-        # K masks with their complements span K + 1 dimensions.
-        return min(len(masks.masks), max(masks.enumerated + 2, 2 * masks.pieces + 4))
+    kind = ShapleyAttribution
 
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
-        facts: dict[str, np.ndarray] = {"baseline_score": values[1]}
         if masks.exhaustive:
-            weights, half_width = self._exact(masks, values)
-            found = np.ones(len(weights))
+            weights = exact_values(masks, values)
+            half_width, found = np.zeros_like(weights), np.ones(len(weights))
         else:
             self._enough(masks)
             weights, half_width, found = self._estimated(masks, values)
-        if self.estimator == "process":
-            facts["explained"] = found
-        facts["additivity_gap"] = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
+        gap = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
+        facts = {"baseline_output": values[1], "additivity_gap": gap, "explained": found}
         return Fit(weights, half_width, facts)
 
+    def _shared(self, masks: Coalitions) -> dict[str, np.ndarray]:
+        name = "exact" if masks.exhaustive else self._estimator(masks)
+        return {"estimator": np.array([name])}
+
+    @abstractmethod
     def _estimated(
         self, masks: Coalitions, values: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self.estimator == "regression":
-            return *constrained_values(masks, values), np.full(values.shape[1], np.nan)
-        fit = process_values(masks, values)
-        return fit.values, NORMAL_95 * fit.deviation, fit.explained
+        """Return values and half widths (T, M), and how much is explained (T,)."""
+
+    @abstractmethod
+    def _estimator(self, masks: Coalitions) -> str:
+        """Return the name of what estimates the values from masks that are not all there are."""
 
     def _enough(self, masks: Coalitions) -> None:
-        if len(masks.masks) < 2 * masks.pieces + 2:
+        if masks.orders is None and len(masks.masks) < 2 * masks.pieces + 2:
             raise UsageError(
                 f"{len(masks.masks)} samples are too few for the Shapley values of "
                 f"{masks.pieces} superpixels. Use at least {2 * masks.pieces + 2} samples, or "
                 "fewer superpixels."
             )
 
-    @staticmethod
-    def _exact(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = masks.masks @ (1 << np.arange(masks.pieces))
-        ordered = np.empty_like(values)
-        ordered[codes] = values
-        weights = shapley_values(ordered)
-        return weights, np.zeros_like(weights)
+
+class KernelSHAP(ShapleyExplainer):
+    """Kernel SHAP: least squares under the Shapley kernel.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
+
+    Returns results of the kind ``ShapleyAttribution``.
+    """
+
+    name = "kernel_shap"
+    design = "shap"
+
+    def _estimator(self, masks: Coalitions) -> str:
+        return "least_squares"
+
+    def _estimated(
+        self, masks: Coalitions, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weights, half_width = constrained_values(masks, values)
+        share = masks.weights(shapley_mass(masks.pieces))[:, None]
+        left = values - values[1] - masks.masks @ weights.T
+        around = values - (share * values).sum(axis=0) / share.sum()
+        spread = (share * around**2).sum(axis=0)
+        missing = (share * left**2).sum(axis=0) / np.where(spread > 0, spread, 1.0)
+        return weights, half_width, 1.0 - missing
+
+
+class GaussianProcessSHAP(ShapleyExplainer):
+    """Shapley values from a Gaussian process over coalitions.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
+
+    Returns results of the kind ``ShapleyAttribution``.
+
+    Example:
+        >>> from dermlens.model.classifier import Architecture, build_classifier
+        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
+        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+        >>> explainer = GaussianProcessSHAP(model, superpixels=6, n_samples=64)
+        >>> result = explainer.attribute(images, targets=4)
+        >>> result.maps.shape, str(result.estimator[0])
+        ((1, 32, 48), 'exact')
+    """
+
+    name = "gp_shap"
+    design = "even"
+
+    def _estimator(self, masks: Coalitions) -> str:
+        return "gaussian_process" if masks.orders is None else "permutations"
+
+    def _estimated(
+        self, masks: Coalitions, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if masks.orders is not None:
+            weights, half_width = permutation_values(masks, values)
+            return weights, half_width, np.full(len(weights), np.nan)
+        fit = process_values(masks, values)
+        return fit.values, NORMAL_95 * fit.deviation, fit.explained
+
+
+def exact_values(masks: Coalitions, values: np.ndarray) -> np.ndarray:
+    """Return Shapley values (T, M) from the outputs (2^M, T) of all masks in any order."""
+    ordered = np.empty_like(values)
+    ordered[masks.masks @ (1 << np.arange(masks.pieces))] = values
+    return shapley_values(ordered)
+
+
+def permutation_values(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return Shapley values and half widths at 95 %, (T, M) each, from permutations.
+
+    The mean over permutations of what each piece adds to those before it; a permutation and its
+    reverse are drawn together, and make their mean vary less than the interval, which takes them
+    for independent, allows for.
+
+    Args:
+        masks: Of the design ``"permutations"``; ``masks.orders`` is not None.
+        values: float64 (n, T).
+    """
+    from scipy.stats import t
+
+    assert masks.orders is not None
+    place = {mask.tobytes(): position for position, mask in enumerate(masks.masks)}
+    gains = np.zeros((len(masks.orders), values.shape[1], masks.pieces))
+    for row, order in enumerate(masks.orders):
+        kept = np.arange(masks.pieces)[:, None] >= np.argsort(order)[None]
+        worth = values[[1, *(place[mask.tobytes()] for mask in kept)]]
+        gains[row][:, order] = np.diff(worth, axis=0).T
+    error = gains.std(axis=0, ddof=1) / np.sqrt(len(gains))
+    return gains.mean(axis=0), t.ppf(0.975, len(gains) - 1) * error
 
 
 def constrained_values(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares whose solution sums to the whole change of score, exactly."""
+    """Weighted least squares whose solution sums to the whole change of output, exactly."""
     weights = masks.weights(shapley_mass(masks.pieces))
     kept = masks.masks.astype(np.float64)
     worth = values - values[1]

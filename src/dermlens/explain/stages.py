@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.base import Cost, batches
+from dermlens.explain.attribution import Cost
+from dermlens.explain.base import batches
 from dermlens.explain.layers import Features, Step, apply_operation, find_features, run_graph
+from dermlens.explain.output import Output, chosen_output
 from dermlens.explain.registration import Drawing, Registration, registered
-from dermlens.explain.score import Logit, Score
 from dermlens.model.image_classifier import as_classifier
 
 
@@ -138,7 +139,7 @@ class StageCAM:
         images: np.ndarray,
         goals: np.ndarray,
         *,
-        score: Score | None = None,
+        output: Output | None = None,
         batch_size: int = 16,
     ) -> list[np.ndarray]:
         """Return one stack of maps per stage, shallow to deep, float32 (N, H, W), 0 or more.
@@ -146,30 +147,29 @@ class StageCAM:
         Args:
             images: uint8 or float (N, H, W, 3), RGB 0..255, at the model's input size.
             goals: int (N,): class position explained in each image.
-            score: What is explained; default the logit.
+            output: What is explained; default the logit.
             batch_size: Images per pass.
         """
-        function = self._function(Logit() if score is None else score)
+        function = self._function(chosen_output(output, self.classifier))
         goals = np.asarray(goals, np.int32)
         sides = self.drawing.weights(np.shape(images)[1:3])
         parts = []
         for part in batches(len(images), batch_size):
             drawn = function(np.asarray(images[part], np.float32), goals[part], sides)
             parts.append([np.asarray(one) for one in drawn])
-            self.cost.forward += len(goals[part])
-            self.cost.backward += len(goals[part])
+            self.cost.pay(len(goals[part]), len(goals[part]))
         return [np.concatenate(stage) for stage in zip(*parts, strict=True)]
 
-    def _function(self, score: Score) -> Any:
+    def _function(self, output: Output) -> Any:
         import tensorflow as tf
 
-        if repr(score) not in self._functions:
+        if repr(output) not in self._functions:
 
             def traced(images: Any, goals: Any, sides: Any) -> Any:
                 self.traces += 1
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     caught, logits = self._caught(images, tape.watch)
-                    value = tf.gather(score.values(logits), goals, axis=1, batch_dims=1)
+                    value = tf.gather(output.values(logits), goals, axis=1, batch_dims=1)
                 gradients = tape.gradient(value, caught)
                 last = len(caught) - 1
                 return [
@@ -181,7 +181,7 @@ class StageCAM:
 
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             side = tf.TensorSpec((None, None), tf.float32)
-            self._functions[repr(score)] = tf.function(
+            self._functions[repr(output)] = tf.function(
                 traced,
                 autograph=False,
                 input_signature=[
@@ -190,7 +190,7 @@ class StageCAM:
                     [(side, side) for _ in self.stages],
                 ],
             )
-        return self._functions[repr(score)]
+        return self._functions[repr(output)]
 
     def _caught(self, images: Any, watch: Any) -> tuple[list[Any], Any]:
         """Run the model; return the feature maps of every stage and float32 logits."""

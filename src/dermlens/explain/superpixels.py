@@ -12,7 +12,7 @@ from dermlens.errors import UsageError
 SMOOTHING_SHARE = 0.006
 
 
-def superpixels(image: np.ndarray, segments: int = 50, *, compactness: float = 8.0) -> np.ndarray:
+def superpixels(image: np.ndarray, count: int = 50, *, compactness: float = 8.0) -> np.ndarray:
     """Cut an image into connected pieces of similar color and size.
 
     SLIC starts from a regular grid, so nothing is random: the same image always gives the same
@@ -20,8 +20,8 @@ def superpixels(image: np.ndarray, segments: int = 50, *, compactness: float = 8
 
     Args:
         image: uint8 or float RGB 0..255, (H, W, 3).
-        segments: About how many pieces; at most half the number of pixels.
-        compactness: Weight of nearness against color; larger gives squarer pieces.
+        superpixels: About how many pieces; at most half the number of pixels.
+        compactness: Weight of proximity_kernel against color; larger gives squarer pieces.
 
     Returns:
         int32 (H, W): piece of each pixel, numbered 0..M-1 without gaps.
@@ -37,14 +37,14 @@ def superpixels(image: np.ndarray, segments: int = 50, *, compactness: float = 8
     """
     from skimage.segmentation import slic
 
-    if segments < 2:
-        raise UsageError(f"An image is cut into at least 2 superpixels, not {segments}.")
+    if count < 2:
+        raise UsageError(f"An image is cut into at least 2 superpixels, not {count}.")
     image = np.asarray(image, np.float32)
     height, width = image.shape[:2]
-    segments = min(segments, max(2, height * width // 2))
+    count = min(count, max(2, height * width // 2))
     labels = slic(
         np.clip(image, 0, 255) / 255.0,
-        n_segments=segments,
+        n_segments=count,
         compactness=compactness,
         sigma=SMOOTHING_SHARE * min(height, width),
         start_label=0,
@@ -52,14 +52,14 @@ def superpixels(image: np.ndarray, segments: int = 50, *, compactness: float = 8
         channel_axis=-1,
     )
     if labels.max() < 1:
-        labels = grid_cells(height, width, segments)
+        labels = grid_cells(height, width, count)
     return np.unique(labels, return_inverse=True)[1].reshape(height, width).astype(np.int32)
 
 
-def grid_cells(height: int, width: int, segments: int) -> np.ndarray:
-    """Cut a rectangle into about ``segments`` cells, as square as possible: int32 (H, W)."""
-    rows = min(height, max(1, round(np.sqrt(segments * height / width))))
-    columns = min(width, max(1, -(-segments // rows)))
+def grid_cells(height: int, width: int, count: int) -> np.ndarray:
+    """Cut a rectangle into about ``count`` cells, as square as possible: int32 (H, W)."""
+    rows = min(height, max(1, round(np.sqrt(count * height / width))))
+    columns = min(width, max(1, -(-count // rows)))
     row = np.arange(height) * rows // height
     column = np.arange(width) * columns // width
     return (row[:, None] * columns + column[None]).astype(np.int32)

@@ -252,8 +252,8 @@ def efforts(bench: Bench) -> dict[str, int]:
 
 def _passes(bench: Bench, name: str) -> int:
     """Return about what one map costs; a backward pass counts as two forward passes."""
-    if name in ("lime", "shap"):
-        shared = {"lime", "shap"} <= set(bench.plan.methods)
+    if name in ("lime", "gp_shap"):
+        shared = {"lime", "gp_shap"} <= set(bench.plan.methods)
         return bench.plan.samples // (2 if shared else 1)
     about = METHODS.get(name.removeprefix(UNTRAINED_PREFIX))
     return 1 if about is None else about.forward + 2 * about.backward

@@ -10,8 +10,8 @@ import numpy as np
 
 from dermlens.explain.base import Explainer
 from dermlens.explain.registry import create, method
-from dermlens.explain.scorers import choose_scorers
-from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
+from dermlens.model.scorers import choose_scorers
+from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.explain.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import structural_similarity
@@ -67,12 +67,12 @@ class Bench:
         model = bundle.model
         keep = max(32, plan.randomization)
         # About ten masks per superpixel, so that fewer masks mean larger pieces, not noise.
-        segments = max(2, min(DEFAULT_SEGMENTS, plan.samples // 10))
+        segments = max(2, min(DEFAULT_SUPERPIXELS, plan.samples // 10))
         scorers = choose_scorers(bundle, plan.methods, plan.scorer, images=plan.n)
-        shared = [name for name in ("lime", "shap") if name in plan.methods]
+        shared = [name for name in ("lime", "gp_shap") if name in plan.methods]
         both = scorers.get(shared[0]) if shared and all(one in scorers for one in shared) else None
-        sizes: dict[str, Any] = {"segments": segments, "samples": plan.samples, "keep": keep}
-        self.bank = SegmentBank(model, scorer=both, **sizes)
+        sizes: dict[str, Any] = {"superpixels": segments, "n_samples": plan.samples, "keep": keep}
+        self.bank = SuperpixelBank(model, scorer=both, **sizes)
         options: dict[str, dict[str, Any]] = {
             name: {"scorer": one} for name, one in scorers.items()
         }
@@ -85,7 +85,7 @@ class Bench:
         # copy is one of the intact network.
         plain: dict[str, dict[str, Any]] = {name: {} for name in scorers}
         if both is not None:
-            plain_bank = SegmentBank(model, **sizes)
+            plain_bank = SuperpixelBank(model, **sizes)
             plain |= {name: {"bank": plain_bank} for name in shared}
         self.fixed = {
             name: create(name, bundle, **method(name).fixed, **plain.get(name, {}))
@@ -177,12 +177,10 @@ class Bench:
 
     def _shared_evaluations(self, image: np.ndarray) -> float:
         """Evaluate what LIME and Kernel SHAP share, and return the seconds it took."""
-        if not {"lime", "shap"} & set(self.plan.methods):
+        if not {"lime", "gp_shap"} & set(self.plan.methods):
             return 0.0
         start = time.perf_counter()
-        explainer = self.explainers["lime" if "lime" in self.plan.methods else "shap"]
-        masked = self.bank.masked_model(self.plan.batch_size, explainer.network.cost)
-        self.bank.evaluations(image, self.plan.seed).up_to(self.bank.samples, masked)
+        self.bank.evaluations(image, self.plan.seed, self.plan.batch_size)
         return time.perf_counter() - start
 
     def _timed(
@@ -197,8 +195,8 @@ class Bench:
             "backward": float(result.cost.backward),
             "seconds": result.cost.seconds,
         }
-        if name in ("lime", "shap"):
-            cost["forward"] += self.bank.samples
+        if name in ("lime", "gp_shap"):
+            cost["forward"] += self.bank.n_samples
             cost["seconds"] += shared
         return result.maps[0], cost
 

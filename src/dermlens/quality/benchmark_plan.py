@@ -12,7 +12,7 @@ from dermlens.data.images import load_image, load_mask
 from dermlens.diagnoses import CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.registry import SIX, method
-from dermlens.explain.segment_bank import DEFAULT_SAMPLES
+from dermlens.explain.superpixel_bank import DEFAULT_SAMPLES
 from dermlens.explain.target import PREDICTED
 from dermlens.quality.randomization import ORDERS
 from dermlens.quality.removal import STEPS
@@ -45,7 +45,7 @@ class BenchmarkPlan:
         baselines: Whether to measure the baselines beside the methods.
         scorer: What evaluates changed images for occlusion, LIME, SHAP and RISE: ``"float32"``,
             ``"int8"``, or None for int8 where it was measured to give the same maps
-            (``explain.scorers``). Metrics and networks with random weights always use the model.
+            (``model.scorers``). Metrics and networks with random weights always use the model.
     """
 
     methods: tuple[str, ...] = SIX

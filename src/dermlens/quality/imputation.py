@@ -10,7 +10,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import image_generator
-from dermlens.explain.fills import skin_color
+from dermlens.explain.baselines import border_color
 from dermlens.quality.multigrid import solve_removed
 
 
@@ -47,7 +47,7 @@ def _impute_one(image: np.ndarray, gone: np.ndarray, noise: float, seed: int) ->
     if not gone.any():
         return result
     if gone.all():
-        filled = np.broadcast_to(skin_color(image), (int(gone.sum()), 3))
+        filled = np.broadcast_to(border_color(image), (int(gone.sum()), 3))
     else:
         filled = solve_removed(image, gone)[gone]
     generator = image_generator(seed, image)

@@ -12,7 +12,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Cost, Network
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.model.image_classifier import as_classifier
@@ -105,7 +105,7 @@ class RemovalCurves:
         """Return logits (C,) of the image, of bare skin and of the blurred image, by name."""
         key = np.ascontiguousarray(image).tobytes()
         if self._known[0] != key:
-            pictures = [image, fill_image(image, "mean_skin"), fill_image(image, "blur")]
+            pictures = [image, baseline_image(image, "border"), baseline_image(image, "blur")]
             logits = self.network.logits(np.stack(pictures).astype(np.float32)).numpy()
             self._known = (key, dict(zip(("image", "skin", "blur"), logits, strict=True)))
         return self._known[1]
@@ -119,13 +119,13 @@ class RemovalCurves:
             target: Class position.
         """
         ends = self.ends(image)
-        fill = fill_image(image, "mean_skin")
+        fill = baseline_image(image, "border")
         return self._curve(image, fill, places, target, 0.0, ends["image"], ends["skin"])
 
     def insertion(self, image: np.ndarray, places: np.ndarray, target: int) -> np.ndarray:
         """Return the probability after each share was revealed: (steps + 1,); see ``deletion``."""
         ends = self.ends(image)
-        fill = fill_image(image, "blur")
+        fill = baseline_image(image, "blur")
         return self._curve(image, fill, places, target, 1.0, ends["blur"], ends["image"])
 
     def _curve(

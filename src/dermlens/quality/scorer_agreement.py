@@ -2,7 +2,7 @@
 
 Same images, same classes, same random masks: what differs is the evaluator alone. Pearson's r of
 the raw maps and the overlap of their strongest fifth are kept with the copy, and decide whether
-it is used unasked (``explain.scorers``).
+it is used unasked (``model.scorers``).
 """
 
 import zlib
@@ -17,7 +17,7 @@ from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS, create, create_several
-from dermlens.explain.scorers import SUFFICIENT_CORRELATION
+from dermlens.model.scorers import SUFFICIENT_CORRELATION
 from dermlens.explain.target import resolve_targets
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
@@ -25,7 +25,7 @@ from dermlens.model.int8_copy import PARTIAL, int8_copy
 from dermlens.progress import progress
 from dermlens.quality.agreement import TOP_SHARE, top_overlap
 
-SCORED: tuple[str, ...] = ("occlusion", "lime", "shap", "rise")
+SCORED: tuple[str, ...] = ("occlusion", "lime", "gp_shap", "rise")
 """Methods that can use another evaluator than the Keras model."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import image_generator
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.quality.imputation import impute
 from dermlens.quality.localization import relevance_mass
 
@@ -135,7 +135,7 @@ def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Pro
     if name == "lesion_isolated":
         where = ~mask
         return Probe(
-            name, np.where(where[..., None], fill_image(original, "mean_skin"), original), where
+            name, np.where(where[..., None], baseline_image(original, "border"), original), where
         )
     # The outline is drawn tight: a rim of pigment outside it would give the lesion away.
     where = mask.copy()

@@ -18,7 +18,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Cost, image_generator
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.explain.superpixels import grid_cells
@@ -128,7 +128,7 @@ class SubsetReactions:
         jobs = np.zeros((1 + self.squares + self.sets, 4 + chosen.shape[1]), np.float32)
         jobs[1 : 1 + self.squares, :4] = boxes
         jobs[1 + self.squares :, 4:] = chosen
-        logits = self._masked.logits(image, fill_image(image, "mean_skin"), labels, jobs)
+        logits = self._masked.logits(image, baseline_image(image, "border"), labels, jobs)
         drops = logits[:1].astype(np.float64) - logits[1:]
         return Reactions(boxes, drops[: self.squares], labels, chosen, drops[self.squares :])
 

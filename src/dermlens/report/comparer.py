@@ -13,11 +13,11 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
-from dermlens.explain.contrast import SignedCAM, of_class, strongest_other
+from dermlens.explain.contrast import SignedCAM, strongest_other
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
+from dermlens.explain.output import Logit
 from dermlens.explain.registry import SIX, create_several, method, shared_bank
-from dermlens.explain.score import Logit
-from dermlens.explain.scorers import choose_scorers
+from dermlens.model.scorers import choose_scorers
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.model.bundle import Bundle
 from dermlens.report.comparison import (
@@ -45,7 +45,7 @@ class Comparer:
         methods: Names in the registry; those of the combined visualization.
         batch_size: Images per pass; bounds memory.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
-            it was measured to give the same maps (``explain.scorers``). Scales other than the
+            it was measured to give the same maps (``model.scorers``). Scales other than the
             methods' own are always evaluated by the model.
         images: How many images are going to be compared, about.
 
@@ -67,15 +67,13 @@ class Comparer:
         self.methods = tuple(method(name).name for name in dict.fromkeys(methods))
         if not self.methods:
             raise UsageError("No method is chosen. Name at least one.")
-        model, classes = bundle.model, bundle.classes
         scorers = choose_scorers(bundle, self.methods, scorer, images=images)
-        shared = sorted({"lime", "shap"} & set(self.methods))
-        bank = shared_bank(model, shared, scorers) if shared else None
+        bank = shared_bank(bundle, self.methods, scorers)
         self.explainers: dict[str, Explainer] = create_several(
             self.methods, bundle, scorers=scorers, bank=bank
         )
         self._cam = SignedCAM(bundle)
-        self._network = Network(model)
+        self._network = Network(bundle.model)
         self._scales = MultiScale(bundle, bank=bank)
 
     def compare(
@@ -166,7 +164,7 @@ class Comparer:
         start = time.perf_counter()
         if self._cam.closed(Logit()):
             result = self._cam.attribute(image[None], "all")
-            logits = result.scores[0]
+            logits = result.values[0]
             known = {("grad_cam", goal): one for goal, one in enumerate(result.maps[0])}
         else:
             logits = np.asarray(self._network.logits(np.asarray(image[None], np.float32)))[0]
@@ -208,7 +206,7 @@ class Comparer:
         if method(name).family == "perturbation":
             every = explainer.attribute(image, "all", **options)
             known |= {(name, goal): one for goal, one in enumerate(every.maps[0])}
-            return of_class(every, reading.target)
+            return every.of_class(reading.target)
         result = explainer.attribute(image, reading.target, **options)
         if name != "grad_cam":
             known[name, reading.target] = result.maps[0]

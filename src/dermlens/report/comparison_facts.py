@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.explain.baselines import border_ring
 from dermlens.explain.contrast import negative_share
-from dermlens.explain.fills import border_ring
 from dermlens.explain.multiscale import MultiScaleResult
 from dermlens.explain.registry import method
 from dermlens.quality.agreement import smoothed, spearman
@@ -56,7 +56,7 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
         against={name: float(negative_share(one[None])[0]) for name, one in signed.items()},
         contrasts=_contrasts(comparison),
         scale_agreement=agreement_of_scales(comparison.scales),
-        completeness_gap=_detail(comparison, "integrated_gradients", "completeness_gap"),
+        convergence_delta=_detail(comparison, "integrated_gradients", "convergence_delta"),
         r2=_detail(comparison, "lime", "r2"),
         synthetic=synthetic,
         titles={name: method(name).title for name in maps},
@@ -100,7 +100,7 @@ def _contrasts(comparison: Comparison) -> tuple[ContrastFacts, ...]:
 def _detail(comparison: Comparison, name: str, detail: str) -> float:
     if name not in comparison.combined:
         return float("nan")
-    return float(comparison.combined[name].details[detail][0])
+    return float(comparison.combined[name].facts()[detail])
 
 
 def _places(lesion: np.ndarray | None, maps: Maps, against: Maps) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import numpy as np
 from dermlens.data.images import image_size, load_image
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution
+from dermlens.explain.output import parse_output
 from dermlens.explain.registry import METHODS, create_several, method, parse_methods
-from dermlens.explain.score import parse_score
-from dermlens.explain.scorers import choose_scorers
-from dermlens.explain.segment_explainer import ranking
+from dermlens.model.scorers import choose_scorers
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside, require_replaceable
@@ -39,7 +38,7 @@ def explain_files(
     *,
     methods: str = "grad_cam",
     target: str | None = None,
-    score: str = "logit",
+    output: str = "logit",
     scorer: str | None = None,
     opacity: float = 0.5,
     batch_size: int = 16,
@@ -55,9 +54,9 @@ def explain_files(
         methods: Names separated by commas, ``"six"`` or ``"all"``.
         target: Diagnosis to explain; None for the most probable one, or another target of
             ``explain.target``.
-        score: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
+        output: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
-            it was measured to give the same maps (``explain.scorers``).
+            it was measured to give the same maps (``model.scorers``).
         opacity: Of the overlays, 0..1.
         batch_size: Images per pass.
         seed: Sets everything random.
@@ -66,14 +65,14 @@ def explain_files(
         The folders written.
 
     Raises:
-        UsageError: If a method, target, score or scorer is unknown, or a number is outside its
+        UsageError: If a method, target, output or scorer is unknown, or a number is outside its
             range.
         DataError: If a file cannot be read, two would share a folder, or a folder holds something
             else than an explanation; nothing is written then.
     """
     _check_numbers(opacity, batch_size, seed)
     names = parse_methods(methods)
-    explained = parse_score(score, bundle)
+    explained = parse_output(output, bundle)
     check_targets(target, bundle.labels)
     _check_files(files)
     for path in files:
@@ -91,7 +90,7 @@ def explain_files(
             results = {}
             for name, explainer in explainers.items():
                 results[name] = explainer.attribute(
-                    image[None], goal, score=explained, batch_size=batch_size, seed=seed
+                    image[None], goal, output=explained, batch_size=batch_size, seed=seed
                 )
                 advance(1, name)
             folder = Path(out) / path.stem
@@ -172,35 +171,8 @@ def _write(
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
     """Return what is known about one image's attribution, as JSON types."""
-    facts = {
-        name: value[position]
-        for name, value in result.details.items()
-        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
-    }
-    kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
-    if "segment_weights" in result.details:
-        facts["strongest_segments"] = _strongest(result, position)
-    return {
-        "question": method(result.method).question,
-        "family": method(result.method).family,
-        "score": result.score,
-        "score_value": float(np.ravel(result.scores[position])[0]),
-        "signed": result.signed,
-        "forward_passes": result.cost.forward,
-        "backward_passes": result.cost.backward,
-        "seconds": round(result.cost.seconds, 3),
-        **kept,
-        **facts,
-    }
-
-
-def _strongest(result: Attribution, position: int, count: int = 5) -> list[dict[str, Any]]:
-    weights = result.details["segment_weights"][position]
-    half_width = result.details["interval"][position]
-    return [
-        {"segment": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
-        for i in ranking(weights)[:count]
-    ]
+    known = method(result.method)
+    return {"question": known.question, "family": known.family, **result.facts(position)}
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

@@ -59,7 +59,7 @@ class Facts:
         against_zone: Zone with most evidence against the target per pixel; empty without outline.
         contrasts: With the runner-up, then with any chosen diagnosis.
         scale_agreement: Mean rank correlation between kinds of scale.
-        completeness_gap: Of Integrated Gradients, relative.
+        convergence_delta: Of Integrated Gradients, relative.
         r2: Of LIME.
         synthetic: True if the model was trained on drawn images only.
         titles: Names of methods for people.
@@ -85,7 +85,7 @@ class Facts:
     against_zone: str = ""
     contrasts: tuple[ContrastFacts, ...] = ()
     scale_agreement: float = float("nan")
-    completeness_gap: float = float("nan")
+    convergence_delta: float = float("nan")
     r2: float = float("nan")
     synthetic: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)

@@ -134,14 +134,14 @@ def _on_ring(facts: Facts) -> Doubt | None:
 
 
 def _incomplete(facts: Facts) -> Doubt | None:
-    if not facts.completeness_gap > LARGE_COMPLETENESS_GAP:
+    if not facts.convergence_delta > LARGE_COMPLETENESS_GAP:
         return None
-    missing = percent(facts.completeness_gap) if facts.completeness_gap <= 1 else "more than 100 %"
+    missing = percent(facts.convergence_delta) if facts.convergence_delta <= 1 else "more than 100 %"
     return Doubt(
-        "completeness_gap",
+        "convergence_delta",
         f"Integrated Gradients misses {missing} of the change of score it should account for "
         f"(threshold {percent(LARGE_COMPLETENESS_GAP)}). Its map is not reliable here.",
-        facts.completeness_gap,
+        facts.convergence_delta,
         LARGE_COMPLETENESS_GAP,
     )
 

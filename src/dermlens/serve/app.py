@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS
-from dermlens.explain.scorers import choose_scorers
+from dermlens.model.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.progress import say
 from dermlens.serve import app_page, app_style

@@ -121,7 +121,7 @@ def _cost(result: Attribution) -> str:
     forward, backward = result.cost.forward, result.cost.backward
     passes = f"{forward:,} forward" + (f" and {backward:,} backward" if backward else "")
     unit = "pass" if forward + backward == 1 else "passes"
-    network = "network" if result.details.get("scorer") != "int8" else "network's int8 copy"
+    network = "network" if result.facts().get("scorer") != "int8" else "network's int8 copy"
     if forward + backward == 0:
         # LIME and Kernel SHAP share their masks; so does an image that is explained again.
         seconds = f"{result.cost.seconds:.1f} s"
@@ -132,7 +132,7 @@ def _cost(result: Attribution) -> str:
 def _checks(result: Attribution, agreement: float | None) -> str:
     """Return the numbers that say how far a map can be trusted, marked where they are bad."""
     found: list[tuple[str, bool]] = []
-    gap, fit = (_detail(result, key) for key in ("completeness_gap", "r2"))
+    gap, fit = (_detail(result, key) for key in ("convergence_delta", "r2"))
     if gap is not None:
         found.append((f"completeness gap {_number(gap)}", not gap <= LARGE_COMPLETENESS_GAP))
     if fit is not None:
@@ -150,8 +150,8 @@ def _checks(result: Attribution, agreement: float | None) -> str:
 
 
 def _detail(result: Attribution, key: str) -> float | None:
-    value = result.details.get(key)
-    return float(value[0]) if isinstance(value, np.ndarray) and value.ndim == 1 else None
+    value = result.facts().get(key)
+    return None if value is None else float(value)
 
 
 def _number(value: float) -> str:

@@ -140,10 +140,10 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
       ``class_index``, ``class_code`` and ``class_name``, ``prediction_set`` bool (N, C) where the
       bundle carries sets, and ``flag_<operating point>``.
     * ``explain_grad_cam`` and ``explain_grad_cam_bytes`` also take ``targets`` int32 (N,), -1
-      for the most probable class, and give ``maps`` (N, H, W) at the model's input size, ``score``
+      for the most probable class, and give ``maps`` (N, H, W) at the model's input size, ``output``
       (the logit), ``target`` and ``target_code``.
     * ``explain_integrated_gradients`` and ``explain_integrated_gradients_bytes`` take the same and
-      give ``baseline_score`` and ``completeness_gap`` too.
+      give ``baseline_output`` and ``convergence_delta`` too.
 
     Args:
         bundle: Trained model.

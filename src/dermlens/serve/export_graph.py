@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.diagnoses import by_code
-from dermlens.errors import ModelError
-from dermlens.explain.fills import DARK, border_ring
-from dermlens.explain.integrated_gradients import quadrature
-from dermlens.explain.layers import find_features
-from dermlens.explain.registration import Drawing, registered
-from dermlens.model.bundle import Bundle
+from dermlens.errors import ExplanationError, ModelError
+from dermlens.explain.base import call
+from dermlens.explain.baselines import border_color_in_graph
+from dermlens.explain.grad_cam import GradCAM, most_probable_or
+from dermlens.explain.gradients import gradients_between
+from dermlens.explain.integrated_gradients import LEAST_CHANGE, path_sum, quadrature
+from dermlens.explain.output import Logit, Probability
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.lite import frozen_function
 
-IG_POINTS = 16
+IG_STEPS = 16
 """Evaluations on the path of the exported Integrated Gradients."""
 
 
@@ -92,44 +93,23 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
     return tf.map_fn(one, content, fn_output_signature=signature)
 
 
-def skin_color_in_graph(image: Any, size: tuple[int, int]) -> Any:
-    """Return the median color of the border ring, float32 (3,), as ``fills.skin_color`` does.
-
-    Args:
-        image: float32 tensor (H, W, 3), 0..255.
-        size: (H, W).
-    """
-    import tensorflow as tf
-
-    ring = border_ring(size)
-    pixels = tf.gather(tf.reshape(image, (-1, 3)), np.flatnonzero(ring.ravel()))
-    bright = tf.reduce_mean(pixels, axis=1) > DARK
-    kept = tf.reduce_sum(tf.cast(bright, tf.int32))
-    used = bright | (kept <= int(ring.sum()) // 10)
-    count = tf.reduce_sum(tf.cast(used, tf.int32))
-    ranked = tf.sort(tf.where(used[:, None], pixels, np.inf), axis=0)
-    return (ranked[(count - 1) // 2] + ranked[count // 2]) / 2.0
-
-
 class ClassifierGraph:
-    """Classification and closed-form Grad-CAM as functions of TensorFlow operations.
+    """Classification, Grad-CAM and Integrated Gradients as functions of TensorFlow operations.
 
     Args:
-        bundle: Trained model; its head is global average pooling and one Dense layer.
+        bundle: Trained model, or any classifier whose layers are known.
 
     Raises:
-        ModelError: If the model has another head or computes in less than float32.
+        ModelError: If the model has no feature maps or computes in less than float32.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: ImageClassifier) -> None:
         self.bundle = bundle
-        self.features = find_features(bundle.model)
-        if self.features.dense is None:
-            raise ModelError(
-                "This model cannot be exported: its explanations need global average pooling and "
-                "one Dense layer at the end. Train it with 'dermlens train'."
-            )
-        self.sides = Drawing(self.features, [self.features.step]).weights(bundle.input_size)[0]
+        try:
+            self.cam = GradCAM(bundle)
+        except ExplanationError as error:
+            raise ModelError(f"This model cannot be exported. {error}") from None
+        self.sides = self.cam.drawing.weights(bundle.input_size)[0]
         if bundle.model.dtype_policy.compute_dtype != "float32":
             raise ModelError(
                 "A mixed-precision model cannot be exported. Load the bundle with load_bundle, "
@@ -152,7 +132,7 @@ class ClassifierGraph:
         import tensorflow as tf
 
         classes = self.bundle.classes
-        names = [by_code(code).name for code in classes]
+        names = [label.name for label in self.bundle.labels.labels]
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
         count = tf.shape(logits)[0]
         return {
@@ -188,27 +168,19 @@ class ClassifierGraph:
 
     def probabilities(self, logits: Any) -> Any:
         """Return calibrated probabilities (N, C)."""
-        import tensorflow as tf
-
-        return tf.nn.softmax(logits / self.bundle.calibration.temperature)
+        calibration = self.bundle.calibration
+        return Probability(link=calibration.link).values(logits / calibration.temperature)
 
     def all_maps(self, fitted: Any) -> tuple[Any, Any]:
-        """Return logits (N, C) and the Grad-CAM maps of all classes (N, C, H, W).
-
-        The gradient of a logit under global average pooling is its Dense weight divided by the
-        number of places, so no backward pass is needed.
-        """
+        """Return logits (N, C) and the Grad-CAM maps of all classes (N, C, H, W)."""
         return self.all_maps_and_features(fitted)[:2]
 
     def all_maps_and_features(self, fitted: Any) -> tuple[Any, Any, Any]:
         """Return what ``all_maps`` does and the pooled features (N, D)."""
         import tensorflow as tf
 
-        activations, logits = self.features.run(fitted)
-        kernel, places = self._head(activations)
-        maps = tf.nn.relu(tf.einsum("nhwk,kc->nchw", activations, kernel) / places)
-        pooled = tf.reduce_mean(activations, axis=(1, 2))
-        return logits, registered(maps, *self.sides), pooled
+        activations, logits, maps = self.cam.graph(fitted, None, self.sides, Logit())
+        return logits, maps, tf.reduce_mean(activations, axis=(1, 2))
 
     def explain(self, fitted: Any, targets: Any) -> dict[str, Any]:
         """Return the Grad-CAM maps of one class each.
@@ -217,76 +189,57 @@ class ClassifierGraph:
             fitted: float32 tensor (N, H, W, 3).
             targets: int32 tensor (N,): class positions; -1 for the most probable class.
         """
-        import tensorflow as tf
-
-        activations, logits = self.features.run(fitted)
-        outputs = self.answers(logits)
-        goal = tf.where(targets < 0, outputs["class_index"], targets)
-        kernel, places = self._head(activations)
-        weights = tf.gather(tf.transpose(kernel), goal)
-        maps = tf.nn.relu(tf.einsum("nhwk,nk->nhw", activations, weights) / places)
-        return {
-            "maps": registered(maps, *self.sides),
-            "score": tf.gather(logits, goal, axis=1, batch_dims=1),
-            "target": goal,
-            "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
-            "probabilities": outputs["probabilities"],
-        }
+        _, logits, maps = self.cam.graph(fitted, targets, self.sides, Logit())
+        return {"maps": maps[:, 0], **self._explained(logits, targets)}
 
     def integrated_gradients(
-        self, fitted: Any, targets: Any, points: int = IG_POINTS
+        self, fitted: Any, targets: Any, n_steps: int = IG_STEPS
     ) -> dict[str, Any]:
-        """Return Integrated Gradients of the logit of one class each, from plain skin.
+        """Return Integrated Gradients of the logit of one class each, from the border's color.
 
-        As ``explain.IntegratedGradients`` with ``tolerance=None``: Gauss-Legendre points on the
-        straight path from the image's skin color.
+        As ``explain.IntegratedGradients`` with ``tolerance=None``.
 
         Args:
             fitted: float32 tensor (N, H, W, 3).
             targets: int32 tensor (N,): class positions; -1 for the most probable class.
-            points: Evaluations on the path.
+            n_steps: Evaluations on the path.
         """
         import tensorflow as tf
 
-        places, shares = quadrature(points, "gauss_legendre")
-        place = tf.constant(places[:, None, None, None], tf.float32)
-        share = tf.constant(shares[:, None, None, None], tf.float32)
-        outputs = self.outputs(fitted)
-        goal = tf.where(targets < 0, outputs["class_index"], targets)
+        places, shares = (tf.constant(values, tf.float32) for values in quadrature(n_steps))
+        model = self.bundle.model
+        explained = self._explained(call(model, fitted), targets)
 
         def one(given: Any) -> Any:
             image, wanted = given
-            plain = tf.broadcast_to(skin_color_in_graph(image, self.size), tf.shape(image))
-            path = plain + (image - plain) * place
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(path)
-                values = self.bundle.model(path, training=False)[:, wanted]
-            slopes = tf.reduce_sum(tape.gradient(values, path) * share, axis=0)
-            lowest = self.bundle.model(plain[None], training=False)[0, wanted]
-            return tf.reduce_sum((image - plain) * slopes, axis=-1), lowest
+            plain = tf.broadcast_to(border_color_in_graph(image, self.size), tf.shape(image))
+            goals = tf.fill([n_steps], wanted)
+            slopes, _ = gradients_between(model, Logit(), plain, image, places, goals)
+            mean = tf.tensordot(shares, slopes, 1)
+            return path_sum(image, plain, mean), call(model, plain[None])[0, wanted]
 
         signature = (tf.TensorSpec(self.size, tf.float32), tf.TensorSpec((), tf.float32))
-        maps, lowest = tf.map_fn(one, (fitted, goal), fn_output_signature=signature)
-        score = tf.gather(outputs["logits"], goal, axis=1, batch_dims=1)
-        change = score - lowest
+        given = (fitted, explained["target"])
+        maps, lowest = tf.map_fn(one, given, fn_output_signature=signature)
+        change = explained["output"] - lowest
         missing = tf.abs(tf.reduce_sum(maps, axis=(1, 2)) - change)
+        delta = missing / tf.maximum(tf.abs(change), LEAST_CHANGE)
+        return {"maps": maps, "baseline_output": lowest, "convergence_delta": delta, **explained}
+
+    def _explained(self, logits: Any, targets: Any) -> dict[str, Any]:
+        """Return what is said of the class that was explained, whatever the method."""
+        import tensorflow as tf
+
+        goal = most_probable_or(targets, logits)
         return {
-            "maps": maps,
-            "score": score,
-            "baseline_score": lowest,
-            "completeness_gap": missing / tf.maximum(tf.abs(change), 1e-6),
+            "output": tf.gather(logits, goal, axis=1, batch_dims=1),
             "target": goal,
             "target_code": tf.gather(tf.constant(self.bundle.classes), goal),
-            "probabilities": outputs["probabilities"],
+            "probabilities": self.probabilities(logits),
         }
 
-    def _head(self, activations: Any) -> tuple[Any, float]:
-        dense: Any = self.features.dense
-        height, width = activations.shape[1:3]
-        return dense.kernel.value, float(np.float32(height * width))
 
-
-def serving_module(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
+def serving_module(bundle: ImageClassifier) -> tuple[Any, dict[str, Any]]:
     """Build the module to save and its signatures.
 
     Returns:
@@ -337,14 +290,14 @@ def serving_module(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     return module, signatures
 
 
-def mobile_outputs(bundle: Bundle) -> list[str]:
+def mobile_outputs(bundle: ImageClassifier) -> list[str]:
     """Return the names of what ``frozen_mobile_function`` gives."""
     sets = [] if bundle.calibration.prediction_sets is None else ["prediction_set"]
     flags = [f"flag_{name}" for name in bundle.calibration.operating_points]
     return ["logits", "probabilities", "maps", *sets, *flags]
 
 
-def frozen_mobile_function(bundle: Bundle) -> Any:
+def frozen_mobile_function(bundle: ImageClassifier) -> Any:
     """Return a function without variables for one image at the model's size.
 
     From float32 (1, H, W, 3), 0..255, to ``logits`` and ``probabilities`` (1, C), ``maps``

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import fit_image
-from dermlens.explain.fills import skin_color
+from dermlens.explain.baselines import border_color
 
 SIZE = (192, 256)
 """(height, width) at which images are judged, whatever their own size."""
@@ -64,7 +64,7 @@ def usability(picture: Any) -> Usability:
     rows, columns = (slice(side // 8, -(side // 8)) for side in SIZE)
     edges = np.abs(laplace(gaussian_filter(gray, 0.7)))[rows, columns]
     lab = rgb2lab(pixels / 255.0)
-    skin = rgb2lab(skin_color(pixels)[None, None] / 255.0)
+    skin = rgb2lab(border_color(pixels)[None, None] / 255.0)
     difference = np.linalg.norm(gaussian_filter(lab, (2, 2, 0)) - skin, axis=2)[rows, columns]
     side = min(picture.size)
     sharpness = float(np.percentile(edges, 99))

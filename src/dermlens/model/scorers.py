@@ -1,4 +1,4 @@
-"""Which evaluator the methods use that only look at scores of changed images.
+"""Which evaluator the methods use that only look at outputs of changed images.
 
 ``float32`` is the Keras model itself. ``int8`` is the bundle's int8 copy (``model.int8_copy``),
 several times faster on processors with 8-bit instructions, and a little different.

@@ -11,7 +11,7 @@ from dermlens.model.calibration import Link
 from dermlens.model.image_classifier import ImageClassifier
 
 
-class Score(Protocol):
+class Output(Protocol):
     """Turns logits into one number per image and target.
 
     Implementations work on float32 logits, whatever the precision of the model.
@@ -22,14 +22,14 @@ class Score(Protocol):
         """Name in results and files."""
 
     def values(self, logits: Any) -> Any:
-        """Return the score of every class, (N, C), from logits (N, C), as TensorFlow tensors."""
+        """Return the output of every class, (N, C), from logits (N, C), as TensorFlow tensors."""
 
     @property
     def linear(self) -> bool:
-        """True if the score is a linear function of the logits."""
+        """True if the output is a linear function of the logits."""
 
     def weights(self, classes: int) -> np.ndarray:
-        """Return the linear map from logits to scores, (C logits, C targets); linear only."""
+        """Return the linear map from logits to outputs, (C logits, C targets); linear only."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Probability:
     """The probability of the target (not calibrated); its gradient also holds the other classes.
 
     Args:
-        link: ``"softmax"`` or ``"sigmoid"``, as the classifier's.
+        link: ``"softmax"`` or ``"sigmoid"``; None for the classifier's.
     """
 
     name: str = "probability"
-    link: Link = "softmax"
+    link: Link | None = None
     linear: bool = False
 
     def values(self, logits: Any) -> Any:
         """Return the probabilities of all classes."""
         import tensorflow as tf
 
-        return tf.nn.softmax(logits) if self.link == "softmax" else tf.sigmoid(logits)
+        return tf.sigmoid(logits) if self.link == "sigmoid" else tf.nn.softmax(logits)
 
     def weights(self, classes: int) -> np.ndarray:
         """Raise ExplanationError: a probability is not linear in the logits."""
@@ -94,8 +94,15 @@ class Contrast:
         return matrix
 
 
-def parse_score(text: str, classifier: ImageClassifier) -> Score:
-    """Turn ``"logit"``, ``"probability"`` or ``"contrast:nv"`` into a score.
+def chosen_output(output: Output | None, classifier: ImageClassifier) -> Output:
+    """Return what is explained: the logit where nothing is said, with the classifier's link."""
+    if isinstance(output, Probability) and output.link is None:
+        return Probability(link=classifier.link)
+    return Logit() if output is None else output
+
+
+def parse_output(text: str, classifier: ImageClassifier) -> Output:
+    """Turn ``"logit"``, ``"probability"`` or ``"contrast:nv"`` into an output.
 
     Raises:
         UsageError: If the text has another form or the class is unknown.
@@ -108,5 +115,5 @@ def parse_score(text: str, classifier: ImageClassifier) -> Score:
     if kind == "contrast" and other:
         return Contrast(class_position(other, classifier.labels))
     raise UsageError(
-        f"Unknown score {text!r}. Use logit, probability, or contrast:CODE such as contrast:nv."
+        f"Unknown output {text!r}. Use logit, probability, or contrast:CODE such as contrast:nv."
     )

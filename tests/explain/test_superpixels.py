@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dermlens.errors import ExplanationError, UsageError
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.coalitions import Coalitions, binomial_mass, coalitions, shapley_mass
-from dermlens.explain.fills import fill_image
-from dermlens.explain.lime import LIME, nearness
-from dermlens.explain.segment_bank import SegmentBank
-from dermlens.explain.segment_explainer import ranking
-from dermlens.explain.shap import KernelSHAP, constrained_values, shapley_values
+from dermlens.explain.lime import LIME, proximity_kernel
+from dermlens.explain.shap import GaussianProcessSHAP, constrained_values, shapley_values
+from dermlens.explain.superpixel_bank import SuperpixelBank
+from dermlens.explain.superpixel_explainer import ranking
 from dermlens.explain.superpixels import grid_cells, painted, superpixels
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 
@@ -139,10 +139,12 @@ def game_network() -> Any:
 
 def test_shapley_values_by_hand() -> None:
     image = np.full((1, 8, 12, 3), 10.0)
-    shap = KernelSHAP(game_network(), segments=quarters(), samples=16, fill="black")
+    shap = GaussianProcessSHAP(
+        game_network(), superpixels=quarters(), n_samples=16, baseline="black"
+    )
     result = shap.attribute(image, "all")
     np.testing.assert_allclose(
-        result.details["segment_weights"][0],
+        result.details["weights"][0],
         [[1.5, 2.5, 1.5, 1.5], [0, 0, 1, 0]],
         atol=1e-5,
     )
@@ -150,7 +152,7 @@ def test_shapley_values_by_hand() -> None:
     np.testing.assert_allclose(
         result.maps[0, 0, [0, 0, 7, 7], [0, 11, 0, 11]], [1.5, 2.5, 1.5, 1.5], atol=1e-5
     )
-    np.testing.assert_allclose(result.scores, [[7.0, 1.0]], atol=1e-5)
+    np.testing.assert_allclose(result.values, [[7.0, 1.0]], atol=1e-5)
 
 
 def definition(values: np.ndarray, pieces: int) -> np.ndarray:
@@ -207,25 +209,27 @@ def test_sampled_values_are_close_add_up_and_their_intervals_cover() -> None:
 def test_additivity_test_can_fail() -> None:
     """The gap that is reported is that of the values: without the constraint it is large."""
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
-    result = KernelSHAP(model, segments=12, samples=60).attribute(image, 4)
-    weights = result.details["segment_weights"][0].astype(np.float64)
-    change = float(result.scores[0] - result.details["baseline_score"][0])
+    result = GaussianProcessSHAP(model, superpixels=12, n_samples=60).attribute(image, 4)
+    weights = result.details["weights"][0].astype(np.float64)
+    change = float(result.values[0] - result.details["baseline_output"][0])
     assert weights.sum() == pytest.approx(change, abs=1e-4)
     assert result.details["additivity_gap"][0] < 1e-5
     assert abs(weights.sum() * 0.99 - change) > 1e-3
 
 
-@pytest.mark.parametrize("kind", [LIME, KernelSHAP])
+@pytest.mark.parametrize("kind", [LIME, GaussianProcessSHAP])
 def test_linear_network_exactly(kind: Any) -> None:
     weights = np.random.default_rng(0).normal(size=(8, 12, 3, 3))
     images, model = smooth_images(2, (8, 12)), linear_network(weights)
     labels = grid_cells(8, 12, 6)
     options = {"ridge": 0.0} if kind is LIME else {}
-    result = kind(model, segments=labels, samples=50, fill="blur", **options).attribute(images, 1)
-    change = images - np.stack([fill_image(i, "blur") for i in images])
+    result = kind(model, superpixels=labels, n_samples=50, baseline="blur", **options).attribute(
+        images, 1
+    )
+    change = images - np.stack([baseline_image(i, "blur") for i in images])
     pixelwise = (change * weights[..., 1]).sum(axis=-1)
     expected = [[image[labels == piece].sum() for piece in range(6)] for image in pixelwise]
-    np.testing.assert_allclose(result.details["segment_weights"], expected, rtol=1e-3, atol=0.05)
+    np.testing.assert_allclose(result.details["weights"], expected, rtol=1e-3, atol=0.05)
     if kind is LIME:
         np.testing.assert_allclose(result.details["r2"], 1.0, atol=1e-6)
 
@@ -235,46 +239,46 @@ def test_lime_is_weighted_ridge_regression() -> None:
 
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36)).astype(np.float32)
     labels = grid_cells(24, 36, 6)
-    lime = LIME(model, segments=labels, samples=64, ridge=0.7, kernel_width=0.3)
+    lime = LIME(model, superpixels=labels, n_samples=64, ridge=0.7, kernel_width=0.3)
     result = lime.attribute(image, 2)
     masks = (np.arange(64)[:, None] >> np.arange(6)) & 1
-    fill = fill_image(image[0], "mean_skin")
-    seen = np.stack([np.where(m[labels][..., None] == 1, image[0], fill) for m in masks])
-    scores = np.asarray(model(seen, training=False))[:, 2]
+    baseline = baseline_image(image[0], "border")
+    seen = np.stack([np.where(m[labels][..., None] == 1, image[0], baseline) for m in masks])
+    outputs = np.asarray(model(seen, training=False))[:, 2]
     distance = 1 - np.sqrt(masks.mean(axis=1))
     near = np.sqrt(np.exp(-(distance**2) / 0.3**2))
-    oracle = Ridge(alpha=0.7).fit(masks, scores, sample_weight=near)
-    np.testing.assert_allclose(
-        result.details["segment_weights"][0], oracle.coef_, rtol=1e-3, atol=1e-4
-    )
-    r2 = oracle.score(masks, scores, sample_weight=near)
+    oracle = Ridge(alpha=0.7).fit(masks, outputs, sample_weight=near)
+    np.testing.assert_allclose(result.details["weights"][0], oracle.coef_, rtol=1e-3, atol=1e-4)
+    r2 = oracle.score(masks, outputs, sample_weight=near)
     assert result.details["r2"][0] == pytest.approx(r2, abs=1e-4)
-    assert nearness(6, 0.3)[6] == 1.0
+    assert proximity_kernel(6, 0.3)[6] == 1.0
 
 
 def test_intervals_of_lime_cover_what_more_masks_would_say() -> None:
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
     labels = grid_cells(24, 36, 12)
-    truth = LIME(model, segments=labels, samples=4096, ridge=0).attribute(image, 4)
-    target, covered = truth.details["segment_weights"][0], []
+    truth = LIME(model, superpixels=labels, n_samples=4096, ridge=0).attribute(image, 4)
+    target, covered = truth.details["weights"][0], []
     for seed in range(30):
-        result = LIME(model, segments=labels, samples=150, ridge=0).attribute(image, 4, seed=seed)
-        error = np.abs(result.details["segment_weights"][0] - target)
+        result = LIME(model, superpixels=labels, n_samples=150, ridge=0).attribute(
+            image, 4, seed=seed
+        )
+        error = np.abs(result.details["weights"][0] - target)
         covered.append(error <= result.details["interval"][0])
     assert 0.85 < np.mean(covered) < 0.999
 
 
 def test_one_bank_serves_both_methods_and_all_classes() -> None:
     model, images = trained_like((24, 36)), smooth_images(2, (24, 36))
-    bank = SegmentBank(model, segments=10, samples=200)
-    lime, shap = LIME(model, bank=bank), KernelSHAP(model, bank=bank)
+    bank = SuperpixelBank(model, superpixels=10, n_samples=200)
+    lime, shap = LIME(model, bank=bank), GaussianProcessSHAP(model, bank=bank)
     first, second = lime.attribute(images, "all"), shap.attribute(images, "all")
     assert first.cost.forward == 400 and second.cost.forward == 0
     assert bank.traces == 1
-    alone = LIME(model, segments=10, samples=200).attribute(images, "all")
-    own = KernelSHAP(model, segments=10, samples=200).attribute(images, "all")
+    alone = LIME(model, superpixels=10, n_samples=200).attribute(images, "all")
+    own = GaussianProcessSHAP(model, superpixels=10, n_samples=200).attribute(images, "all")
     for shared, single in ((first, alone), (second, own)):
-        a, b = shared.details["segment_weights"], single.details["segment_weights"]
+        a, b = shared.details["weights"], single.details["weights"]
         here = ~np.isnan(a)
         a, b = a[here], b[here]
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97
@@ -282,7 +286,7 @@ def test_one_bank_serves_both_methods_and_all_classes() -> None:
 
 def test_bank_forgets_when_weights_or_seed_change() -> None:
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
-    shap = KernelSHAP(model, segments=10, samples=40)
+    shap = GaussianProcessSHAP(model, superpixels=10, n_samples=40)
     assert shap.attribute(image, 4).cost.forward == 40
     assert shap.attribute(image, 5).cost.forward == 0
     assert shap.attribute(image, 4, seed=1).cost.forward == 40
@@ -296,25 +300,25 @@ def test_sampling_stops_when_the_ranking_is_stable() -> None:
     for rank, piece in enumerate((4, 2, 7)):
         weights[labels == piece] = 0.1 * (3 - rank)
     model, image = linear_network(weights), np.full((1, 12, 18, 3), 100.0)
-    for kind in (LIME, KernelSHAP):
-        explainer = kind(model, segments=labels, samples=400, fill="black", stable_top=3)
+    for kind in (LIME, GaussianProcessSHAP):
+        explainer = kind(model, superpixels=labels, n_samples=400, baseline="black", stable_top=3)
         result = explainer.attribute(image, 0, batch_size=16)
-        assert result.cost.forward == result.details["samples"][0] < 200
-        order = ranking(result.details["segment_weights"][0])
+        assert result.cost.forward == result.details["n_samples"][0] < 200
+        order = ranking(result.details["weights"][0])
         assert order[:3].tolist() == [4, 2, 7]
-    whole = LIME(model, segments=labels, samples=400, fill="black").attribute(image, 0)
+    whole = LIME(model, superpixels=labels, n_samples=400, baseline="black").attribute(image, 0)
     assert whole.cost.forward == 400
 
 
 def test_segmentations_of_ones_own() -> None:
     model, images = trained_like((24, 36)), smooth_images(1, (24, 36))
-    by_function = LIME(model, segments=lambda image: grid_cells(24, 36, 8) * 3, samples=80)
+    by_function = LIME(model, superpixels=lambda image: grid_cells(24, 36, 8) * 3, n_samples=80)
     result = by_function.attribute(images, 0)
-    assert sorted(np.unique(result.details["segments"])) == list(range(8))
+    assert sorted(np.unique(result.details["superpixels"])) == list(range(8))
     with pytest.raises(ExplanationError, match="do not fit"):
-        LIME(model, segments=np.zeros((3, 3), int)).attribute(images, 0)
+        LIME(model, superpixels=np.zeros((3, 3), int)).attribute(images, 0)
     with pytest.raises(UsageError, match="too few"):
-        KernelSHAP(model, segments=40, samples=20).attribute(images, 0)
+        GaussianProcessSHAP(model, superpixels=40, n_samples=20).attribute(images, 0)
     with pytest.raises(UsageError, match="kernel_width"):
         LIME(model, kernel_width=0)
     with pytest.raises(UsageError, match="stable_top"):
