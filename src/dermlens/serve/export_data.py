@@ -5,6 +5,7 @@ from pathlib import Path
 from dermlens.data.images import load_image
 from dermlens.data.manifest import (
     class_indices,
+    data_labels,
     read_manifest,
     sample_in_proportion,
     select_split,
@@ -31,7 +32,7 @@ def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages
     train = sample_in_proportion(select_split(table, "train"), REPRESENTATIVE, seed)
     return ExportImages(
         [load_image(Path(data) / path) for path in test.path],
-        class_indices(test),
+        class_indices(test, data_labels(data)),
         [load_image(Path(data) / path) for path in train.path],
         f"{len(test)} test images",
     )
