@@ -16,16 +16,18 @@ import pytest
 
 from cli_support import dermlens
 from dermlens.data.images import load_image
-from dermlens.diagnoses import CODES, by_code
 from dermlens.explain.grad_cam import GradCAM
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, load_bundle
-from dermlens.report.facts import NO_BREAK, diagnosis_name
+from dermlens.report.facts import NO_BREAK, class_name
 from dermlens.serve import app_page
 from dermlens.serve.app_actions import Actions
 from dermlens.serve.app_batch import as_csv, as_data, shown_table
 from dermlens.serve.export import ExportImages, export
 from serving_support import SIZE, picture, save_untrained, text_of, untrained_bundle
 from test_inference import inference  # noqa: F401
+
+CODES = HAM10000.codes
 
 NAMES = tuple(f"photo{seed}" for seed in range(8))
 Answers = dict[str, tuple[str, list[str] | None, dict[str, bool]]]
@@ -65,7 +67,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     for name, row in zip(NAMES, shares, strict=True):
         inside = bundle.calibration.prediction_sets.contain(row[None])[0]
         ordered = [CODES[k] for k in np.argsort(-row) if inside[k]]
-        flags = {n: bool(p.score(row[None])[0] >= p.threshold) for n, p in points.items()}
+        flags = {n: bool(p.score(row[None], CODES)[0] >= p.threshold) for n, p in points.items()}
         right[name] = (CODES[row.argmax()], ordered, flags)
     return Case(folder, bundle, files, logits, right)
 
@@ -95,7 +97,7 @@ def test_predict(case: Case) -> None:
     assert found == case.right
     for file in case.files:
         code = case.right[file.stem][0]
-        assert f"{file}: Most probable: {diagnosis_name(code)}, " in done.out
+        assert f"{file}: Most probable: {class_name(HAM10000, code)}, " in done.out
 
 
 def test_predict_at_another_level_and_by_the_balanced_rule(case: Case) -> None:
@@ -111,7 +113,7 @@ def test_predict_at_another_level_and_by_the_balanced_rule(case: Case) -> None:
     balanced = [CODES[k] for k in case.bundle.calibration.balanced(case.logits)]
     assert list(table.balanced_rule) == balanced
     for file, code in zip(case.files, balanced, strict=True):
-        assert f"{file}: Balanced rule: {diagnosis_name(code)}, " in done.out
+        assert f"{file}: Balanced rule: {class_name(HAM10000, code)}, " in done.out
     refused = dermlens(*given, "--level", "90")
     assert refused.code == 2 and "between 0 and 1" in refused.err
 
@@ -133,7 +135,7 @@ def test_explain_takes_every_kind_of_target(case: Case, target: str) -> None:
     assert done.code == 0, done
     stored = json.loads((out / NAMES[0] / "explanation.json").read_text())
     order = [CODES[k] for k in np.argsort(-case.logits[0])]
-    malignant = next(code for code in order if by_code(code).malignant)
+    malignant = next(code for code in order if HAM10000.of(code).malignant)
     expected = {"predicted": order[0], "runner_up": order[1], "flagged": malignant, "vasc": "vasc"}
     assert stored["target"] == expected[target]
 
@@ -156,7 +158,7 @@ def test_compare(case: Case) -> None:
         others = [one for one in inside if one != code] or order[1:]
         assert stored["compared_with"] == others[:1]
         page = (out / file.stem / "comparison.html").read_text(encoding="utf-8")
-        assert f"Most probable: {diagnosis_name(code)}, " in page
+        assert f"Most probable: {class_name(HAM10000, code)}, " in page
 
 
 def test_page(case: Case) -> None:
@@ -172,10 +174,12 @@ def test_page(case: Case) -> None:
         )
         assert actions.target(found, "predicted") == CODES.index(code)
         said = text_of(app_page.verdict(case.bundle, found))
-        assert said.startswith(f"Most probable: {by_code(code).name}, ")
+        assert said.startswith(f"Most probable: {HAM10000.of(code).name}, ")
         others = said.split("Cannot be excluded: ")[1].split(".")[0]
         named = [one.rsplit(", ", 1)[0] for one in others.split("; ")]
-        assert named == ([by_code(one).name for one in inside if one != code] or ["nothing else"])
+        assert named == (
+            [HAM10000.of(one).name for one in inside if one != code] or ["nothing else"]
+        )
 
 
 def test_page_batch(case: Case) -> None:
@@ -199,7 +203,7 @@ def test_page_batch(case: Case) -> None:
 @pytest.fixture(scope="module")
 def artifacts(case: Case) -> Path:
     images = ExportImages([np.asarray(picture(0))], None, [], "one")
-    export(case.bundle, case.folder / "exported", ["saved_model", "float32"], images, costs=False)
+    export(case.bundle, case.folder / "exported", ["saved_model", "float32"], images)
     return case.folder / "exported"
 
 

@@ -38,16 +38,16 @@ def written_beside(path: Path) -> Iterator[Path]:
         raise
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn numpy scalars and arrays and NaN into what JSON can hold (NaN becomes null)."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     if isinstance(value, Path):
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON atomically, numpy values included; NaN and infinity become null."""
     with written_beside(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
     return Path(path)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as reference
 
-from dermlens.diagnoses import CODES, MALIGNANT_CODES, by_code
+from dermlens.labels import HAM10000
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import Calibration, OperatingPoint
 from dermlens.model.evaluation import metrics_from_predictions
@@ -21,13 +21,15 @@ from dermlens.model.prediction_table import predictions_table, read_predictions
 from dermlens.report import charts
 from dermlens.report.evaluation_report import evaluation_figures, summary_line, write_evaluation
 
+CODES = HAM10000.codes
+
 IMAGES = 140
 THRESHOLD = {"malignant": 0.3, "melanoma": 0.2}
 
 
 def calibration() -> Calibration:
     points = {
-        "malignant": OperatingPoint("malignant", MALIGNANT_CODES, 0.3, 0.95, 0.95, 0.5, 9, 9),
+        "malignant": OperatingPoint("malignant", HAM10000.malignant, 0.3, 0.95, 0.95, 0.5, 9, 9),
         "melanoma": OperatingPoint("melanoma", ("mel",), 0.2, 0.95, 0.95, 0.5, 9, 9),
     }
     log_prior = tuple(np.log([0.05, 0.1, 0.1, 0.05, 0.1, 0.5, 0.1]))
@@ -126,7 +128,7 @@ def test_roc_and_precision_recall_curves(table: pd.DataFrame) -> None:
         recall, precision = right.lines[k].get_data()
         assert recall.max() == 1 and precision[recall == 0][-1] == 1
         assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(average)
-        assert left.lines[k].get_color() == right.lines[k].get_color() == by_code(code).color
+        assert left.lines[k].get_color() == right.lines[k].get_color() == HAM10000.of(code).color
     diagonal = left.lines[-1].get_data()
     assert [list(part) for part in diagonal] == [[0, 1], [0, 1]]
 
@@ -155,7 +157,7 @@ def test_reliability_diagram_shows_both_calibrations(table: pd.DataFrame) -> Non
 def test_operating_points(table: pd.DataFrame, result: dict[str, Any]) -> None:
     figure = charts.operating_points(table, result["operating_points"])
     for axes, (name, codes) in zip(
-        figure.axes, {"malignant": MALIGNANT_CODES, "melanoma": ("mel",)}.items(), strict=True
+        figure.axes, {"malignant": HAM10000.malignant, "melanoma": ("mel",)}.items(), strict=True
     ):
         score = table[[f"probability_{code}" for code in codes]].sum(axis=1)
         positive, flagged = table.dx.isin(codes), score >= THRESHOLD[name]

@@ -1,5 +1,8 @@
 """The four experiments on one image: what is computed, what it costs, what the page shows."""
 
+import base64
+import html
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
@@ -20,21 +24,17 @@ from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.calibration import Calibration
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
-from dermlens.report.comparer import STEPS, Comparer
+from dermlens.report.comparer import STEPS, Comparer, available, chosen_methods
 from dermlens.report.comparison import Comparison, compare_methods, contrast_by_area
 from dermlens.report.comparison_facts import agreement_of_scales, densest_zone, facts_of
-from dermlens.report.comparison_figures import (
-    agreement_figure,
-    consensus_figure,
-    contrast_figure,
-    multiscale_figure,
-)
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers, write_comparison
 from dermlens.report.comparison_page import comparison_page, costs_table, probabilities_table
+from dermlens.report.comparison_view import parts
 from dermlens.report.explanation import KIND as EXPLANATION
-from dermlens.report.facts import diagnosis_name
+from dermlens.report.facts import class_name
 from dermlens.report.figures import colorize
-from serving_support import SIZE, picture, untrained_bundle
+from dermlens.report.layers import Canvas
+from serving_support import SIZE, adopted_bundle, picture, text_of, untrained_bundle
 
 MASK = np.zeros(SIZE, bool)
 MASK[8:24, 12:36] = True
@@ -214,24 +214,23 @@ def test_noise_of_neighboring_pixels_is_not_evidence_for_the_other() -> None:
 def test_page_holds_everything_and_refers_to_nothing(complete: Comparison) -> None:
     page = comparison_page(complete, "ISIC_1.jpg")
     assert not re.search(r"https?:|src=\"(?!data:)|<script|<link|url\(", page)
+    text = html.unescape(page)
     assert "Research and education only, not a medical device." in page
     for name in SIX:
-        assert METHODS[name].title in page and _escaped(METHODS[name].question) in page
+        assert METHODS[name].title in text and METHODS[name].question in text
     for heading in ("Methods side by side", "How far they agree", "Several scales", "Why this"):
         assert heading in page
-    assert page.count("<figure>") == 6
+    scales, found = complete.scales, complete.discrimination
+    contrasts = sum(map(len, found.contrasts.values()))
+    assert page.count('class="dl-map"') == 6 + 2 + 1 + len(scales.maps) + contrasts
+    # The outline of the lesion is drawn on the image and on every map.
+    assert page.count('<svg class="dl-lesion"') == 1 + page.count('class="dl-map"')
     for sentence in (*complete.summary.sentences.values(), complete.summary.verdict):
-        assert _escaped(sentence) in page
+        assert sentence in text
     for doubt in complete.summary.doubts:
-        assert _escaped(doubt.text) in page
+        assert doubt.text in text
     assert len(complete.summary.doubts) > 0
     assert "Without a contrast: Grad-CAM++ (only evidence" in page
-
-
-def _escaped(text: str) -> str:
-    from markupsafe import escape
-
-    return str(escape(text))
 
 
 def test_page_and_numbers_name_the_model(comparer: Comparer, complete: Comparison) -> None:
@@ -242,8 +241,8 @@ def test_page_and_numbers_name_the_model(comparer: Comparer, complete: Compariso
 
 def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Comparison]) -> None:
     first, some = comparison_page(states[0], "a"), comparison_page(states[2], "a")
-    assert "What the model says" in first and "<figure>" not in first
-    assert some.count("<figure>") == 1 and "Kernel SHAP" not in some
+    assert "What the model says" in first and 'class="dl-map"' not in first
+    assert some.count('class="dl-map"') == 2 and "Kernel SHAP" not in some
 
 
 def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> None:
@@ -290,7 +289,9 @@ def test_comparison_replaces_neither_an_explanation_nor_photographs(
 def test_probabilities_most_probable_first(complete: Comparison) -> None:
     table = probabilities_table(complete)
     order = np.argsort(-complete.reading.probabilities)
-    assert list(table["diagnosis"]) == [diagnosis_name(complete.classes[k]) for k in order]
+    assert list(table["diagnosis"]) == [
+        class_name(complete.labels, complete.classes[k]) for k in order
+    ]
     assert "cannot be excluded" not in table
     with_set = replace(complete, reading=replace(complete.reading, prediction_set=(order[0],)))
     assert list(probabilities_table(with_set)["cannot be excluded"]) == ["yes"] + [""] * 6
@@ -343,49 +344,86 @@ def drawn() -> Iterator[dict[str, np.ndarray]]:
     yield {"image": np.full((24, 36, 3), 100, np.uint8), "one": ramp, "two": -ramp}
 
 
-def test_matrix_figure_writes_its_values(drawn) -> None:
+def drawn_part(state: Comparison, heading: str, image: np.ndarray) -> str:
+    """The HTML of one part of a comparison."""
+    (part,) = (one for one in parts(Canvas(image), state) if heading in one.title)
+    return part.content
+
+
+def pixels(shown: str, text: str) -> np.ndarray:
+    """The colors and opacities of a map, found by its alternative text."""
+    found = re.search(f'src="data:image/png;base64,([^"]+)" alt="{re.escape(text)}"', shown)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))
+
+
+def test_matrices_write_their_values(drawn, complete: Comparison) -> None:
     agreement = compare_methods(
-        {"occlusion": attribution(drawn["one"], "occlusion"), "lime": attribution(drawn["two"], "")}
+        {
+            "occlusion": attribution(drawn["one"], "occlusion"),
+            "lime": attribution(drawn["two"], "lime"),
+        }
     )
-    figure = agreement_figure(agreement, {"occlusion": "Occlusion"})
-    first = figure.axes[0]
-    assert [t.get_text() for t in first.texts] == ["1.00", "-1.00", "-1.00", "1.00"]
-    assert [t.get_text() for t in first.get_yticklabels()] == ["Occlusion", "lime"]
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [
-        "Rank correlation",
-        "Structural similarity",
-        "Overlap of strongest 20 %",
-    ]
+    shown = drawn_part(replace(complete, agreement=agreement), "2. ", drawn["image"])
+    first = shown.split("<table")[1]
+    assert re.findall(r">(-?[0-9.]+)</td>", first) == ["1.00", "-1.00", "-1.00", "1.00"]
+    assert re.findall(r'<th scope="row">([^<]+)<', first) == ["Occlusion", "LIME"]
+    for heading in ("Rank correlation", "Structural similarity", "Overlap of strongest 20 %"):
+        assert heading in text_of(shown)
 
 
-def test_consensus_figure_has_a_fixed_scale(drawn) -> None:
+def test_consensus_has_a_fixed_scale(drawn, complete: Comparison) -> None:
     half = np.full((24, 36), 0.5)
-    figure = consensus_figure(drawn["image"], half, half, opacity=1.0)
-    consensus, disagreement = (axes.images[0].get_array() for axes in figure.axes[1:3])
+    agreement = replace(complete.agreement, consensus=half, disagreement=half)
+    shown = drawn_part(replace(complete, agreement=agreement), "2. ", drawn["image"])
+    consensus = pixels(shown, "Consensus of the methods")[..., :3]
     assert np.array_equal(consensus, colorize(half))
     # 0.5 is the largest spread there is.
+    disagreement = pixels(shown, "Disagreement of the methods")[..., :3]
     assert np.array_equal(disagreement, colorize(2 * half, color_map="cividis"))
 
 
-def test_scales_figure_shows_every_scale_and_the_fused_map(drawn) -> None:
+def test_every_scale_and_the_fused_map_are_shown(drawn, complete: Comparison) -> None:
     maps = tuple(
         ScaleMap(kind, f"{kind} {n}", 1.0, drawn["one"], kind != "depth")
         for kind, count in (("depth", 4), ("patch", 2), ("superpixels", 1))
         for n in range(count)
     )
-    figure = multiscale_figure(drawn["image"], MultiScaleResult(maps, drawn["two"], Cost()))
-    titles = {axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()} - {""}
-    assert titles == {"image", "all scales fused", *(one.label for one in maps)}
+    scales = MultiScaleResult(maps, drawn["two"], Cost())
+    shown = drawn_part(replace(complete, scales=scales), "3. ", drawn["image"])
+    titles = re.findall(r'<article class="dl-card"><h4>([^<]+)</h4>', shown)
+    assert titles == ["All scales fused", *(one.label for one in maps)]
 
 
-def test_contrast_figure_shows_the_reverse_alone(drawn) -> None:
+def test_contrasts_say_for_whom(drawn, complete: Comparison) -> None:
     one = ClassContrast("lime", drawn["one"], 0.5, 0.25)
-    figure = contrast_figure(
-        drawn["image"], [one], target="mel", other="nv", titles={"lime": "LIME"}, opacity=1.0
+    other = complete.classes[complete.reading.others[0]]
+    found = replace(complete.discrimination, contrasts={complete.reading.others[0]: (one,)})
+    shown = drawn_part(replace(complete, discrimination=found), "4. ", drawn["image"])
+    assert f"LIME for {other} for {complete.target} Discrimination 0.50; 25 % for {other}." in (
+        text_of(shown)
     )
-    both, reverse = figure.axes[:2]
-    assert both.get_title(loc="left") == "LIME"
-    assert both.get_xlabel() == "discrimination 0.50" and reverse.get_xlabel() == "25 % for nv"
-    shown = reverse.images[0].get_array()
-    assert (shown[13:] == colorize(np.zeros((1, 1)))).all()
-    assert shown[0, 0].sum() > shown[-1, -1].sum()
+    alt = f"LIME: where the image speaks for {complete.target} rather than {other}"
+    colors = pixels(shown, alt)[..., :3]
+    assert np.array_equal(
+        colors[[0, -1], [0, -1]], colorize(np.array([[-1.0, 1.0]]), signed=True)[0]
+    )
+
+
+def test_a_model_without_feature_maps_is_compared_by_the_other_methods() -> None:
+    bundle = adopted_bundle(subclassed=True)
+    image = np.asarray(picture(3, *bundle.input_size))
+    assert available(bundle, ["grad_cam", "occlusion", "lime"]) == ["occlusion", "lime"]
+    assert "grad_cam" not in chosen_methods(bundle, "six") and chosen_methods(bundle, "grad_cam")
+    result = Comparer(bundle, ["occlusion", "integrated_gradients"], batch_size=8).compare(image)
+    assert list(result.combined) == ["occlusion", "integrated_gradients"]
+    assert (result.scales is None and "layers cannot be found" in result.missing["scales"]) or (
+        "feature maps" in result.missing["scales"]
+    )
+    page = comparison_page(result, "x")
+    assert "3. Several scales" in page and "Left out." in page
+    assert "not calibrated" in page and comparison_numbers(result, "x")["calibrated"] is False
+    # The methods' own questions stand elsewhere.
+    kept_out = r'base64,[^"]+|<style>.*?</style>|<p class="dl-question">.*?</p>'
+    said = re.sub(kept_out, "", page, flags=re.S)
+    for word in ("diagnos", "lesion", "skin", "malignan", "melanom"):
+        assert word not in said, word

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from dermlens.data.images import load_image
-from dermlens.labels import HAM10000
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.output import Contrast, Probability
 from dermlens.explain.registry import METHODS, create
+from dermlens.explain.score import Contrast, Probability
+from dermlens.labels import HAM10000
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration
@@ -21,6 +22,8 @@ from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.report.explanation import describe, explain_files
 from dermlens.report.figures import overlay
 from tests_support import register_tiny_backbone
+
+CODES = HAM10000.codes
 
 METHOD_NAMES = ("grad_cam", "integrated_gradients")
 
@@ -40,6 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         data={"synthetic": True},
         history=pd.DataFrame({"epoch": [1]}),
         split=pd.DataFrame({"image_id": ["a"]}),
+        labels=HAM10000,
     )
 
 

@@ -14,11 +14,9 @@ from dermlens.report.figures import (
     attribution_figure,
     attribution_grid,
     colorize,
-    contour,
     normalize,
     outline,
     overlay,
-    segment_borders,
 )
 
 SHAPE = (6, 9)
@@ -152,26 +150,6 @@ def test_outline_is_one_pixel_wide_and_inside_the_mask():
     assert (drawn[~mask] == 9).all() and (image == 9).all()
 
 
-def test_contour_surrounds_the_strongest_part():
-    values = np.zeros((5, 5))
-    values[1:4, 1:4] = 2.0
-    values[2, 2] = 5.0
-    drawn = contour(np.zeros((5, 5, 3), np.uint8), values, percentile=70, color=(1, 2, 3))
-    assert marked(drawn, (1, 2, 3)) == [".....", ".###.", ".#.#.", ".###.", "....."]
-    higher = contour(np.zeros((5, 5, 3), np.uint8), values, percentile=99, color=(1, 2, 3))
-    assert marked(higher, (1, 2, 3)) == [".....", ".....", "..#..", ".....", "....."]
-    sparse = contour(np.zeros((*SHAPE, 3), np.uint8), hot(2, 7), percentile=80, color=(1, 2, 3))
-    assert np.array_equal(np.argwhere(sparse.any(axis=2)), [[2, 7]])
-    same = contour(np.zeros((5, 5, 3), np.uint8), np.ones((5, 5)))
-    assert (same == 0).all()
-
-
-def test_segment_borders():
-    segments = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 2, 2]])
-    drawn = segment_borders(np.zeros((3, 4, 3), np.uint8), segments, (255, 255, 0))
-    assert marked(drawn, (255, 255, 0)) == ["..#.", "..#.", "####"]
-
-
 def shown(axes) -> np.ndarray:
     (image,) = axes.images
     assert image.origin == "upper"
@@ -179,13 +157,10 @@ def shown(axes) -> np.ndarray:
 
 
 def test_attribution_figure_shows_image_and_overlays():
-    image, lesion = picture(), np.zeros(SHAPE, bool)
-    lesion[2:5, 2:6] = True
+    image = picture()
     maps = np.random.default_rng(2).normal(size=(2, *SHAPE))
     panels = [Panel("Plain", maps[0], note="1 pass"), Panel("Signed", maps[1], signed=True)]
-    figure = attribution_figure(
-        image, panels, opacity=0.7, lesion=lesion, percentile=75, title="I1: mel", columns=4
-    )
+    figure = attribution_figure(image, panels, opacity=0.7, title="I1: mel")
     first, plain, signed, *bars = figure.axes
     assert [axes.get_title(loc="left") for axes in (first, plain, signed)] == [
         "image",
@@ -193,22 +168,20 @@ def test_attribution_figure_shows_image_and_overlays():
         "Signed",
     ]
     assert plain.get_xlabel() == "1 pass" and figure.get_suptitle() == "I1: mel"
-    assert np.array_equal(shown(first), outline(image, lesion, LESION_COLOR))
+    assert np.array_equal(shown(first), image)
     for axes, values, kind in ((plain, maps[0], False), (signed, maps[1], True)):
-        drawn = overlay(image, values, opacity=0.7, signed=kind)
-        drawn = outline(contour(drawn, values, percentile=75), lesion, LESION_COLOR)
-        assert np.array_equal(shown(axes), drawn)
+        assert np.array_equal(shown(axes), overlay(image, values, opacity=0.7, signed=kind))
     assert [bar.get_ylim() for bar in bars] == [(0, 1), (-1, 1)]
     assert [text.get_text() for text in bars[1].get_yticklabels()] == ["against", "0", "for"]
     assert [text.get_text() for text in bars[0].get_yticklabels()] == ["least", "most"]
 
 
 def test_attribution_figure_wraps_and_hides_empty_places():
-    panels = [Panel(str(k), hot(k, k)) for k in range(4)]
-    figure = attribution_figure(picture(), panels, columns=3)
-    grid = figure.axes[:6]
-    assert [axes.get_visible() for axes in grid] == [True] * 5 + [False]
-    assert [axes.get_title(loc="left") for axes in grid[:5]] == ["image", "0", "1", "2", "3"]
+    panels = [Panel(str(k), hot(k, k)) for k in range(6)]
+    figure = attribution_figure(picture(), panels)
+    grid = figure.axes[:8]
+    assert [axes.get_visible() for axes in grid] == [True] * 7 + [False]
+    assert [axes.get_title(loc="left") for axes in grid[:7]] == ["image", *map(str, range(6))]
     stream = io.BytesIO()
     figure.savefig(stream)
     assert stream.getvalue().startswith(b"\x89PNG")

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from dermlens.labels import HAM10000
+from dermlens.labels import HAM10000, named_classes
 from dermlens.report import trust
-from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, diagnosis_name, percent
+from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, class_name, percent
 from dermlens.report.summary import summarize
 
 CONTRAST = ContrastFacts("nv", {"gp_shap": 0.2, "lime": 0.4}, {"gp_shap": 0.5, "lime": 0.7}, "border")
 SOUND = Facts(
+    labels=HAM10000,
     target="mel",
     predicted="mel",
     other="nv",
-    probabilities={code: 0.04 for code in CODES} | {"mel": 0.62, "nv": 0.18},
+    probabilities={code: 0.04 for code in HAM10000.codes} | {"mel": 0.62, "nv": 0.18},
     odds=4.0,
     prediction_set=("mel", "nv"),
     flags={"malignant": False, "melanoma": True},
@@ -137,7 +138,7 @@ def test_each_doubt_appears_exactly_when_its_threshold_is_crossed(name: str) -> 
 
 
 def test_what_is_not_known_raises_no_doubt_and_gets_no_sentence() -> None:
-    bare = Facts("mel", "mel", "nv", SOUND.probabilities, 4.0)
+    bare = Facts(HAM10000, "mel", "mel", "nv", SOUND.probabilities, 4.0)
     assert names(bare) == [] and list(sentences(bare)) == ["diagnosis"]
 
 
@@ -200,6 +201,37 @@ def test_every_contrast_has_its_sentence_and_its_doubt() -> None:
 def test_numbers_for_people() -> None:
     assert percent(0.0049) == f"under 1{NO_BREAK}%" and percent(0.006) == f"1{NO_BREAK}%"
     assert percent(0.005) == f"under 1{NO_BREAK}%" and percent(0.0) == f"0{NO_BREAK}%"
-    assert diagnosis_name("akiec").startswith("actinic") and diagnosis_name("x") == "x"
-    gap = replace(SOUND, convergence_delta=5e4)
+    assert percent(0.9951) == f"over 99{NO_BREAK}%" and percent(1.0) == f"100{NO_BREAK}%"
+    assert class_name(HAM10000, "akiec").startswith("actinic")
+    gap = replace(SOUND, completeness_gap=5e4)
     assert "misses more than 100 %" in summarize(gap).doubts[0].text
+
+
+ANIMALS = replace(
+    SOUND,
+    labels=named_classes(["cat", "dog", "Great Dane"]),
+    target="cat",
+    predicted="cat",
+    other="dog",
+    probabilities={"cat": 0.62, "dog": 0.3, "Great Dane": 0.08},
+    prediction_set=None,
+    flags={},
+    contrasts=(replace(CONTRAST, other="dog"),),
+    calibrated=False,
+)
+
+
+def test_classes_that_are_no_diagnoses_are_not_called_so() -> None:
+    said = sentences(ANIMALS)
+    assert said["diagnosis"] == (
+        "Most probable: cat, 62 % (not calibrated). It is contrasted with dog, 30 %."
+    )
+    assert "in the core of the outlined object (15 % of the image)" in said["place"]
+    assert "20 % on the background" in said["place"]
+    bad = replace(
+        ANIMALS, target="dog", inside={"lime": 0.1}, ring={"lime": 0.9}, r2=0.1, synthetic=True
+    )
+    everything = " ".join([*sentences(bad).values(), *(d.text for d in summarize(bad).doubts)])
+    assert "The outlined object counts no more than the background" in everything
+    for word in ("diagnos", "lesion", "skin", "malignan", "melanom", "ruler", "gel"):
+        assert word not in everything

@@ -11,13 +11,15 @@ from PIL import Image
 from dermlens.data.augmentation import Augmentation, augment
 from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest
-from dermlens.labels import HAM10000
 from dermlens.errors import DataError, ModelError
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.report.training_report import augmentation_preview, write_training_figures
 from tests_support import register_tiny_backbone
+
+CODES = HAM10000.codes
 
 SIZE = (32, 40)
 NO_CHANGE = Augmentation(False, *([0.0] * 9))
@@ -49,6 +51,7 @@ def run_folder(folder: Path, how: Augmentation) -> Bundle:
         data={},
         history=history,
         split=pd.DataFrame({"image_id": ["a"]}),
+        labels=HAM10000,
     )
 
 

@@ -10,15 +10,16 @@ from PIL import Image
 
 from dermlens import __version__
 from dermlens.data.images import load_image
-from dermlens.diagnoses import DIAGNOSES
 from dermlens.errors import DataError, DermlensError, UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
 from dermlens.explain.target import PREDICTED
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.model.outlier import OutlierDetector
 from dermlens.quality.agreement import smoothed, spearman
-from dermlens.serve import app_layers, app_page, app_page_about, app_page_cards
+from dermlens.report import layers as app_layers
+from dermlens.serve import app_page, app_page_about, app_page_results
 from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_errors import sentences
 from dermlens.serve.app_explaining import Explaining
@@ -71,7 +72,7 @@ def test_analysis_is_what_the_bundle_says(
     assert analysis.predicted == logits[0].argmax()
     assert analysis.prediction_set == calibration.set_of(probabilities[0])
     assert analysis.flags == {
-        name: bool(point.score(probabilities)[0] >= point.threshold)
+        name: bool(point.score(probabilities, HAM10000.codes)[0] >= point.threshold)
         for name, point in calibration.operating_points.items()
     }
     expected = GradCAM(bundle.model).attribute(image[None], "all").maps[0]
@@ -102,7 +103,7 @@ def test_photographs_that_show_nothing_make_the_model_abstain(
     for reason in found.reasons:
         assert reason in text
     second = text.index("What it would have said")
-    assert text.index("Blurred") < second < text.index(DIAGNOSES[found.predicted].name)
+    assert text.index("Blurred") < second < text.index(HAM10000.labels[found.predicted].name)
     facts = actions.facts(found)
     assert facts["abstain"] is True and facts["reasons"] == list(found.reasons)
     assert facts["usability"]["shorter_side"] == 300
@@ -171,14 +172,14 @@ def test_methods_are_explained_one_after_the_other(
     maps = smoothed(np.stack([result.maps[0] for result in last.results.values()]))
     both = spearman(maps[:1], maps[1:])[0]
     assert last.agreement == {name: pytest.approx(both) for name in names}
-    text = text_of(app_page_cards.cards(bundle, analysis, last))
+    text = text_of(app_page_results.cards(bundle, analysis, last))
     assert "Melanoma" in text and "completeness gap" in text
     assert f"agreement with others {both:.2f}" in text
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
-    running = text_of(app_page_cards.cards(bundle, analysis, states[1]))
+    running = text_of(app_page_results.cards(bundle, analysis, states[1]))
     assert "2 of 2: Integrated Gradients" in running and "about 22 forward, 64 backward" in running
-    stopped = text_of(app_page_cards.cards(bundle, analysis, states[1], stopped=True))
+    stopped = text_of(app_page_results.cards(bundle, analysis, states[1], stopped=True))
     assert stopped.startswith("Stopped after 1 of 2 methods.")
     facts = explaining.facts(last)
     assert facts["target"] == "mel" and list(facts["methods"]) == names
@@ -193,10 +194,10 @@ def test_expected_time_is_passes_times_a_pass_until_measured(actions: Actions) -
     assert fresh.expected("integrated_gradients") == (22 + 2 * 64) * actions.pass_seconds
     found = fresh._timed("occlusion", lambda: "done")
     assert found == "done" and fresh.expected("occlusion") < 166 * actions.pass_seconds
-    page = app_page_cards.busy("Working", 1, 4, 12.0, 95.0)
+    page = app_page_results.busy("Working", 1, 4, 12.0, 95.0)
     assert "About 1 min 30 s left" in text_of(page) or "About 1 min 40 s left" in text_of(page)
     assert "--dl-from:25%;--dl-to:49%;--dl-seconds:12.0s" in page
-    assert "left" not in app_page_cards.busy("Working", 0, 4, float("nan"), float("nan"))
+    assert "left" not in app_page_results.busy("Working", 0, 4, float("nan"), float("nan"))
 
 
 def test_default_target_is_the_most_probable_and_wrong_choices_are_refused(
@@ -215,7 +216,7 @@ def test_color_maps_and_contours_change_nothing_but_colors(
 ) -> None:
     *_, last = explaining.explain(analysis, ["grad_cam", "integrated_gradients"], "mel")
     first, other = (
-        app_page_cards.cards(explaining.bundle, analysis, last, color_map)
+        app_page_results.cards(explaining.bundle, analysis, last, color_map)
         for color_map in ("inferno", "viridis")
     )
     assert text_of(first) == text_of(other) and first != other
@@ -265,7 +266,7 @@ def test_verdict_names_all_diagnoses_and_does_not_play_melanoma_down(
     show = app_page.verdict
     flagged = text_of(show(actions.bundle, with_probabilities(analysis, 5, 0.12)))
     assert "Melanoma not excluded (12 %)" in flagged and "A mole, usually benign" in flagged
-    for diagnosis in DIAGNOSES:
+    for diagnosis in HAM10000.labels:
         expected = f"{diagnosis.name} malignant" if diagnosis.malignant else diagnosis.name
         assert expected in flagged
     assert flagged.count(" malignant ") >= 3

@@ -13,7 +13,7 @@ from PIL import Image
 from dermlens.errors import UsageError
 from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.report.comparer import Comparer
-from dermlens.serve import app_batch, app_page_compare, app_style
+from dermlens.serve import app_batch, app_page_results, app_style
 from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_desk import Desk
 from dermlens.serve.app_explaining import Explaining, Progress
@@ -60,19 +60,19 @@ def test_comparison_is_what_the_command_computes(
 def test_every_part_is_shown_when_it_is_ready(analysis: Analysis, states: list[Progress]) -> None:
     assert [s.running for s in states] == [*METHODS, "agreement", "scales", "discrimination", None]
     assert [s.done for s in states] == [1, 2, 3, 4, 5, 6] and states[0].total == 6
-    pages = [text_of(app_page_compare.comparison(analysis.display, s)) for s in states]
+    pages = [text_of(app_page_results.comparison(analysis.display, s)) for s in states]
     assert "2 of 6: Grad-CAM." in pages[0] and "1. Methods" not in pages[0]
     assert "1. Methods" in pages[1] and "2. How far" not in pages[2]
     assert "2. How far" in pages[3] and "3. Several" not in pages[3]
     assert "3. Several" in pages[4] and "4. Why" not in pages[4]
     assert "Complete." in pages[5] and "Summary" in pages[5]
     assert pages[5].index("Summary") < pages[5].index("1. Methods")
-    stopped = text_of(app_page_compare.comparison(analysis.display, states[2], stopped=True))
+    stopped = text_of(app_page_results.comparison(analysis.display, states[2], stopped=True))
     assert stopped.startswith("Stopped after 3 of 6 parts.")
 
 
 def test_warnings_stand_before_the_sentences(analysis: Analysis, states: list[Progress]) -> None:
-    text = text_of(app_page_compare.comparison(analysis.display, states[-1]))
+    text = text_of(app_page_results.comparison(analysis.display, states[-1]))
     summary = states[-1].comparison.summary
     assert summary is not None and summary.doubts
     sentence = " ".join(summary.sentences["diagnosis"].replace("\xa0", " ").split())
@@ -82,7 +82,7 @@ def test_warnings_stand_before_the_sentences(analysis: Analysis, states: list[Pr
 
 def test_matrix_cells_are_readable_on_their_color() -> None:
     for value in np.linspace(-1, 1, 21):
-        html = app_page_compare.matrix_table(np.full((1, 1), value), ["A"], signed=True)
+        html = app_page_results.matrix_table(np.full((1, 1), value), ["A"], signed=True)
         ground, ink = html.split("background:rgb(")[1].split(")")[0], html.split(";color:")[1][:7]
         levels = [int(part) for part in ground.split(",")]
         text = (255, 255, 255) if ink.startswith("#fff") else (0, 0, 0)

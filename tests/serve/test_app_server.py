@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermlens.diagnoses import DIAGNOSES
 from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.labels import HAM10000
 from dermlens.serve.app_actions import Actions
 from serving_support import picture, text_of, untrained_bundle
 
@@ -62,7 +62,7 @@ def test_analyze(client: Any, lesion: Path) -> None:
     assert facts["predicted"] == actions.bundle.classes[expected.predicted]
     assert facts["probabilities"]["mel"] == pytest.approx(expected.probabilities[4], abs=1e-5)
     assert facts["abstain"] is False and facts["usability"]["shorter_side"] == 240
-    assert DIAGNOSES[expected.predicted].name in text_of(answer)
+    assert HAM10000.labels[expected.predicted].name in text_of(answer)
     assert "data:image/jpeg;base64," in overlay and "data:image/png;base64," in overlay
 
 
@@ -162,7 +162,9 @@ def as_upload(path: str) -> dict[str, Any]:
 def test_plain_http(served: Any, lesion: Path) -> None:
     path = upload(served.url, "lesion.png", lesion.read_bytes()).json()[0]
     event, data = call(served.url, "analyze", [as_upload(path), "inferno"])
-    assert event == "complete" and set(data[2]["probabilities"]) == {d.code for d in DIAGNOSES}
+    assert event == "complete" and set(data[2]["probabilities"]) == {
+        d.code for d in HAM10000.labels
+    }
     session = {"session_hash": "plain-http"}
     methods = ["grad_cam", "hires_cam"]
     request = [as_upload(path), methods, PREDICTED, RUNNER_UP, "inferno"]

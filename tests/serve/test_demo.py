@@ -13,10 +13,10 @@ import pytest
 
 from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import read_manifest
-from dermlens.labels import HAM10000
 from dermlens.errors import ModelError, UsageError
 from dermlens.explain.registry import create
 from dermlens.files import write_json
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture
 from dermlens.model.configuration import PRESETS
@@ -200,7 +200,7 @@ def test_explained_images_stand_beside_their_structures(
     predictions["predicted"] = predictions.dx.where(predictions.dx != "df", "nv")
     page = Page("Demo")
     demo._explanations(page, bundle, data, predictions)
-    codes = [code for code in CODES if code != "df" and (predictions.dx == code).any()]
+    codes = [code for code in HAM10000.codes if code != "df" and (predictions.dx == code).any()]
     assert drawn["labels"] == codes
     chosen = [predictions.image_id[predictions.dx == code].iloc[0] for code in codes]
     for k, image_id in enumerate(chosen):

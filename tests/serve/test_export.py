@@ -14,16 +14,18 @@ import pytest
 from PIL import Image
 
 from dermlens.data.images import fit_image, open_rgb
-from dermlens.labels import HAM10000
 from dermlens.errors import DataError, ModelError, UsageError
 from dermlens.explain.baselines import border_color
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.serve import export as exporting
 from dermlens.serve.export import ExportImages
 from dermlens.serve.parity import Outputs, Reference, measure
 from serving_support import SIZE, picture, untrained_bundle
+
+CODES = HAM10000.codes
 
 
 def pixels(seed: int, height: int, width: int) -> np.ndarray:
@@ -99,7 +101,7 @@ def test_saved_model_outputs_follow_the_calibration(
     assert 1 < inside.sum(axis=1).max() < 7
     assert out["classes"].shape == (4, 7) and out["classes"][2, 4] == b"mel"
     for name, point in bundle.calibration.operating_points.items():
-        expected = point.score(probabilities) >= point.threshold
+        expected = point.score(probabilities, CODES) >= point.threshold
         assert out[f"flag_{name}"].tolist() == expected.tolist()
 
 
@@ -208,9 +210,8 @@ def test_metadata_and_parity_are_written(
         assert artifacts[name]["balanced_accuracy_change"] == 0.0
         assert artifacts[name]["same_prediction_sets"] == artifacts[name]["same_flags"] == 1.0
     for name, parity in artifacts.items():
-        assert parity["images"] == 4 and parity["latency_ms"] > 0
+        assert parity["images"] == 4 and not {"latency_ms", "peak_memory_mb"} & set(parity)
         assert parity["mean_map_correlation"] > 0.9
-        assert parity["peak_memory_mb"] > 10
         integrated = parity["min_integrated_gradients_correlation"]
         assert (integrated > 0.9999) if name == "saved_model" else integrated is None
     files = {kind: f"model_{kind}" for kind in ("float16", "dynamic", "int8")} | {
@@ -268,7 +269,7 @@ def test_skin_color_in_graph_is_that_of_the_package(dark: float) -> None:
 def test_whole_numbers_need_images_to_set_their_ranges(bundle: Bundle, tmp_path: Path) -> None:
     nothing = ExportImages([pixels(0, *SIZE)], None, [], "none")
     with pytest.raises(UsageError, match="representative images"):
-        exporting.export(bundle, tmp_path / "out", ["int8"], nothing, costs=False)
+        exporting.export(bundle, tmp_path / "out", ["int8"], nothing)
     assert not (tmp_path / "out").exists()
 
 

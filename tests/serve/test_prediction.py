@@ -10,8 +10,8 @@ import pytest
 
 from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest
-from dermlens.diagnoses import CODES, MALIGNANT_CODES
 from dermlens.errors import DataError
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration, OperatingPoint
 from dermlens.model.classifier import Architecture, build_classifier
@@ -25,6 +25,8 @@ from dermlens.serve.prediction import (
     predict_split,
 )
 from tests_support import register_tiny_backbone
+
+CODES = HAM10000.codes
 
 SIZE = (32, 40)
 LOGITS = [f"logit_{code}" for code in CODES]
@@ -61,10 +63,10 @@ def flagged(bundle: Bundle, prepared: Path) -> Bundle:
     files = find_images([prepared / "images"])[:10]
     images = np.stack([load_image(path, SIZE) for path in files])
     shares = bundle.calibration.probabilities(bundle.logits(images))
-    malignant = shares[:, [CODES.index(code) for code in MALIGNANT_CODES]].sum(axis=1)
+    malignant = shares[:, [CODES.index(code) for code in HAM10000.malignant]].sum(axis=1)
     melanoma = shares[:, CODES.index("mel")]
     points = {
-        "malignant": point("malignant", MALIGNANT_CODES, float(np.sort(malignant)[5])),
+        "malignant": point("malignant", HAM10000.malignant, float(np.sort(malignant)[5])),
         "melanoma": point("melanoma", ["mel"], float(np.sort(melanoma)[7])),
     }
     calibration = Calibration(temperature=1.7, operating_points=points)
@@ -117,7 +119,7 @@ def test_split_rows_and_logits(bundle: Bundle, prepared: Path, split: str) -> No
     logits = bundle.logits(images)
     assert np.allclose(table[LOGITS], logits, atol=1e-4)
     assert np.allclose(table[PROBABILITIES], bundle.calibration.probabilities(logits), atol=1e-5)
-    scores = table[[f"probability_{code}" for code in MALIGNANT_CODES]].sum(axis=1)
+    scores = table[[f"probability_{code}" for code in HAM10000.malignant]].sum(axis=1)
     assert np.allclose(table.p_malignant, scores)
     right = np.array(CODES)[bundle.calibration.balanced(table[LOGITS].to_numpy())]
     assert list(table.balanced_rule) == list(right)
@@ -205,7 +207,7 @@ def test_flags_are_scores_at_or_above_the_threshold(flagged: Bundle, prepared: P
     # The same ten images, one of which stands exactly at each threshold.
     assert table.flag_malignant.sum() == 5 and table.flag_melanoma.sum() == 3
     assert (table.flag_melanoma == (table.probability_mel >= points["melanoma"].threshold)).all()
-    malignant = table[[f"probability_{code}" for code in MALIGNANT_CODES]].sum(axis=1)
+    malignant = table[[f"probability_{code}" for code in HAM10000.malignant]].sum(axis=1)
     assert (malignant[table.flag_malignant].min()) > malignant[~table.flag_malignant].max()
 
 

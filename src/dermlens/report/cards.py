@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.data.manifest import SPLITS, read_manifest
+from dermlens.data.manifest import SPLITS, data_labels, read_manifest
 from dermlens.data.splits import audit, read_checks
-from dermlens.diagnoses import CODES, DIAGNOSES
 from dermlens.errors import DataError
 from dermlens.files import read_json, written_beside
+from dermlens.labels import HAM10000, LabelSet
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band
 from dermlens.model.prediction_table import read_predictions
@@ -28,6 +28,7 @@ from dermlens.report.benchmark_report import (
     ranking_table,
     shortcut_table,
 )
+from dermlens.report.facts import of_skin, words
 
 _CONFIDENT, _CONFUSIONS, _MISSED = 10, 6, 12
 
@@ -82,22 +83,30 @@ def model_card(
             f"The evaluation in {evaluation} was made with another bundle (balanced rule "
             f"{metrics.get('balanced_rule')!r}). Run 'dermlens evaluate' again."
         )
-    facts = bundle.facts
+    facts, history = bundle.facts, bundle.history
     height, width = bundle.input_size
     return _render(
         "model_card.md.j2",
         title=f"{bundle.architecture.backbone} on {facts['data'].get('name', 'unknown data')}",
-        bundle={"backbone": bundle.architecture.backbone, "height": height, "width": width},
+        bundle={
+            "backbone": bundle.architecture.backbone,
+            "height": height,
+            "width": width,
+            "calibrated": bundle.calibrated,
+            "adopted": facts.get("adopted"),
+        },
+        called=words(bundle.labels),
+        of_skin=of_skin(bundle.labels),
         data={"name": "unknown data", "synthetic": False, **facts["data"]},
         split=_split_counts(facts["data"]),
         training={"early_size": None, **facts["training"]},
-        epochs_run=int((bundle.history.phase == "finetuning").sum()),
+        epochs_run=0 if history.empty else int((history.phase == "finetuning").sum()),
         storage=facts.get("storage", "float32"),
         license=facts.get("license", "MIT"),
         version=facts["dermlens_version"],
         outlier=facts.get("outlier"),
         metrics={"abstention": None, **metrics},
-        names={diagnosis.code: diagnosis.name for diagnosis in DIAGNOSES},
+        names={label.code: label.name for label in bundle.labels.labels},
         failures=_failures(read_predictions(Path(evaluation) / "predictions.csv"), metrics),
         small=SMALL_GROUP,
         explanation=explanation,
@@ -111,18 +120,18 @@ def _split_counts(data: dict[str, Any]) -> dict[str, int]:
 
 
 def _failures(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any]:
-    probabilities = table[[f"probability_{code}" for code in CODES]].to_numpy(float)
-    position = {code: k for k, code in enumerate(CODES)}
+    codes = list(metrics["per_class"])
+    probabilities = table[[f"probability_{code}" for code in codes]].to_numpy(float)
     rows = np.arange(len(table))
     table = table.assign(
-        wrong=probabilities[rows, table.predicted.map(position).to_numpy(int)],
-        right=probabilities[rows, table.dx.map(position).to_numpy(int)],
+        wrong=probabilities[rows, list(map(codes.index, table.predicted))],
+        right=probabilities[rows, list(map(codes.index, table.dx))],
     )
     errors = table[table.predicted != table.dx].sort_values("wrong", ascending=False)
     confusions = Counter(zip(errors.dx, errors.predicted, strict=True)).most_common(_CONFUSIONS)
-    threshold = metrics["operating_points"]["melanoma"]["threshold"]
     melanomas = table[table.dx == "mel"].sort_values("right")
-    missed = melanomas[melanomas.right < threshold]
+    point = metrics["operating_points"].get("melanoma", {"threshold": 0.0})
+    missed = melanomas[melanomas.right < point["threshold"]]
     return {
         "errors": len(errors),
         "confusions": [
@@ -143,7 +152,7 @@ def data_card(data: Path) -> str:
         DataError: If the data set is not prepared or not split.
     """
     data = Path(data)
-    table, facts = read_manifest(data), read_json(data / "dataset.json")
+    table, facts, labels = read_manifest(data), read_json(data / "dataset.json"), data_labels(data)
     leak, _ = audit(data)
     percent = leak.leaking_under_image_level_split_percent
     kinds = sorted(table.dx_type.dropna().unique())
@@ -152,8 +161,10 @@ def data_card(data: Path) -> str:
         data={"n_missing_images": 0, "license": "", **facts},
         split=facts["split"],
         sizes=_sizes(read_checks(data)),
-        classes=_classes(table),
-        leak={"images": percent.iloc[-1], "mel": percent[leak.iloc[:, 0] == "mel"].iloc[0]},
+        classes=_classes(table, labels),
+        called=words(labels),
+        ham10000=labels.codes == HAM10000.codes,
+        leak={"images": percent.iloc[-1], "mel": percent[leak.iloc[:, 0] == "mel"].max()},
         tables=[
             _shares("sex", table.sex),
             _shares("age", table.age.astype(float).map(age_band), by_size=False),
@@ -166,7 +177,7 @@ def data_card(data: Path) -> str:
                 "code": code,
                 "counts": [int(((table.dx == code) & (table.dx_type == k)).sum()) for k in kinds],
             }
-            for code in CODES
+            for code in labels.codes
         ],
     )
 
@@ -176,15 +187,15 @@ def _sizes(checks: pd.DataFrame) -> str:
     return ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in counted)
 
 
-def _classes(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _classes(table: pd.DataFrame, labels: LabelSet) -> list[dict[str, Any]]:
     rows = []
-    for diagnosis in DIAGNOSES:
-        mine = table[table.dx == diagnosis.code]
+    for label in labels.labels:
+        mine = table[table.dx == label.code]
         counts = {split: int((mine.split == split).sum()) for split in SPLITS}
         rows.append(
             {
-                "code": diagnosis.code,
-                "name": diagnosis.name,
+                "code": label.code,
+                "name": label.name,
                 "images": len(mine),
                 "lesions": int(mine.lesion_id.nunique()),
                 **counts,

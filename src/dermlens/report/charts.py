@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dermlens.diagnoses import CODES, by_code
+from dermlens.labels import HAM10000, chosen
 from dermlens.model import metrics
-from dermlens.model.calibration import probabilities as from_logits
+from dermlens.model.calibration import Link
+from dermlens.model.calibration import probabilities as of_logits
+from dermlens.report.facts import NOT_CALIBRATED
 from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
 
 if TYPE_CHECKING:
@@ -68,12 +70,18 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> "Fi
         return figure
 
 
+def _codes(table: pd.DataFrame) -> list[str]:
+    """Return the classes of a predictions table, in the order of the logits."""
+    prefix = "probability_"
+    return [str(c).removeprefix(prefix) for c in table.columns if str(c).startswith(prefix)]
+
+
 def _columns(table: pd.DataFrame, prefix: str) -> np.ndarray:
-    return table[[f"{prefix}_{code}" for code in CODES]].to_numpy(np.float64)
+    return table[[f"{prefix}_{code}" for code in _codes(table)]].to_numpy(np.float64)
 
 
 def _labels(table: pd.DataFrame, column: str = "dx") -> np.ndarray:
-    return np.array([CODES.index(code) for code in table[column]])
+    return np.array(list(map(_codes(table).index, table[column])))
 
 
 def reliability_diagram(table: pd.DataFrame) -> "Figure":
@@ -86,11 +94,16 @@ def reliability_diagram(table: pd.DataFrame) -> "Figure":
     one = np.ones((1, len(labels)))
     with style():
         figure = new_figure(9, 4.6)
-        axes = figure.subplots(2, 2, height_ratios=(4, 1), sharex=True)
-        versions = (
-            ("Before temperature", from_logits(_columns(table, "logit")), MUTED),
-            ("Calibrated", _columns(table, "probability"), ACCENT),
-        )
+        shown = _columns(table, "probability")
+        # Under a sigmoid every class is judged for itself.
+        link: Link = "softmax" if np.allclose(shown.sum(axis=1), 1, atol=1e-3) else "sigmoid"
+        versions = [("Calibrated", shown, ACCENT)]
+        if "calibrated" in table and not (table.calibrated.astype(str) == "True").all():
+            versions = [(NOT_CALIBRATED.capitalize(), shown, MUTED)]
+        else:
+            before = of_logits(_columns(table, "logit"), link)
+            versions.insert(0, ("Before temperature", before, MUTED))
+        axes = figure.subplots(2, len(versions), height_ratios=(4, 1), sharex=True, squeeze=False)
         for column, (title, probabilities, color) in enumerate(versions):
             confidence, accuracy, count = metrics.calibration_bins(probabilities, labels)
             error = metrics.expected_calibration_error(probabilities, labels, one)[0]
@@ -117,26 +130,26 @@ def confusion_matrix(table: pd.DataFrame, column: str = "predicted") -> "Figure"
         column: ``"predicted"`` (most probable class) or ``"balanced_rule"``.
     """
     counts = metrics.confusion_matrices(
-        _labels(table), _labels(table, column), len(CODES), np.ones((1, len(table)))
+        _labels(table), _labels(table, column), len(_codes(table)), np.ones((1, len(table)))
     )[0]
     with np.errstate(invalid="ignore"):
         shares = counts / counts.sum(axis=1, keepdims=True)
     with style():
         figure = new_figure(10.5, 4.8)
         left, right = figure.subplots(1, 2)
-        _matrix(left, shares, [[f"{int(v)}" for v in row] for row in counts])
+        _matrix(left, _codes(table), shares, [[f"{int(v)}" for v in row] for row in counts])
         left.set_title("Images")
         text = [["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in shares]
-        _matrix(right, shares, text)
+        _matrix(right, _codes(table), shares, text)
         right.set_title("Share of each row (diagonal: recall)")
         return figure
 
 
-def _matrix(axes: "Axes", shade: np.ndarray, text: list[list[str]]) -> None:
+def _matrix(axes: "Axes", codes: list[str], shade: np.ndarray, text: list[list[str]]) -> None:
     axes.imshow(np.nan_to_num(shade), cmap="Blues", vmin=0, vmax=1)
-    places = range(len(CODES))
-    axes.set_xticks(places, CODES)
-    axes.set_yticks(places, CODES)
+    places = range(len(codes))
+    axes.set_xticks(places, codes)
+    axes.set_yticks(places, codes)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(False)
     for row in places:
@@ -162,11 +175,11 @@ def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
     with style():
         figure = new_figure(10.5, 4.6)
         left, right = figure.subplots(1, 2)
-        for k, code in enumerate(CODES):
+        colors = chosen(HAM10000, _codes(table)).colors()
+        for k, (code, color) in enumerate(colors.items()):
             positive = labels == k
             if not positive.any() or positive.all():
                 continue
-            color = by_code(code).color
             false_rate, true_rate, _ = roc_curve(positive, probabilities[:, k])
             area = metrics.roc_auc(probabilities[:, k], positive, one)[0]
             left.plot(false_rate, true_rate, color=color, label=f"{code}  {area:.3f}")
@@ -231,23 +244,24 @@ def per_class_recall(result: dict[str, Any]) -> "Figure":
     with style():
         figure = new_figure(8, 3.6)
         axes = figure.subplots()
-        places = np.arange(len(CODES))
+        codes = list(result["per_class"])
+        places = np.arange(len(codes))
         versions = (
             ("most probable class", result["most_probable"], -0.18, ACCENT),
             ("balanced rule", result, 0.18, MUTED),
         )
         for label, block, shift, color in versions:
-            values = np.array([block["per_class"][c]["recall"] for c in CODES], float)
-            ranges = [block["confidence_intervals"]["per_class"][c]["recall"] for c in CODES]
+            values = np.array([block["per_class"][c]["recall"] for c in codes], float)
+            ranges = [block["confidence_intervals"]["per_class"][c]["recall"] for c in codes]
             low, high = np.array(ranges, float).T
             error = np.clip(np.stack([values - low, high - values]), 0, None)
             axes.bar(places + shift, values, 0.34, color=color, alpha=0.85, label=label)
             axes.errorbar(
                 places + shift, values, np.nan_to_num(error), fmt="none", color=INK, capsize=2
             )
-        names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in CODES]
+        names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in codes]
         axes.set_xticks(places, names)
-        axes.set(title="Recall per diagnosis", ylabel="recall", ylim=(0, 1.08))
+        axes.set(title="Recall per class", ylabel="recall", ylim=(0, 1.08))
         axes.legend(ncols=2, loc="upper right")
         return figure
 

@@ -7,19 +7,23 @@ network function is traced once and serves all images.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from dermlens.errors import UsageError
+from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
-from dermlens.explain.contrast import SignedCAM, strongest_other
+from dermlens.explain.contrast import SignedCAM, of_class, strongest_other
+from dermlens.explain.layers import find_features
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
-from dermlens.explain.output import Logit
-from dermlens.explain.registry import SIX, create_several, method, shared_bank
-from dermlens.model.scorers import choose_scorers
+from dermlens.explain.perturbation import Scorer
+from dermlens.explain.registry import SIX, create_several, method, parse_methods, shared_bank
+from dermlens.explain.score import Logit
+from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.model.bundle import Bundle
+from dermlens.progress import say
 from dermlens.report.comparison import (
     Comparison,
     Discrimination,
@@ -32,9 +36,39 @@ from dermlens.report.summary import summarize
 
 STEPS = ("reading", "combined", "agreement", "scales", "discrimination")
 """Names of the parts in the order in which they are ready."""
-NO_CONTRAST = "only evidence for a class is shown, none against it"
+_NO_CONTRAST = "only evidence for a class is shown, none against it"
 Advance = Callable[[str], None]
 """Called with the name of each finished piece of work: ``STEPS`` and names of methods."""
+
+
+@lru_cache(maxsize=2)
+def no_activation_maps(bundle: Bundle) -> str:
+    """Return why class activation maps cannot be drawn of a model; empty if they can."""
+    try:
+        find_features(bundle.model)
+    except ExplanationError as error:
+        return str(error)
+    return ""
+
+
+def available(bundle: Bundle, methods: Sequence[str]) -> list[str]:
+    """Return those of some methods that a model can be explained by."""
+    if not no_activation_maps(bundle):
+        return list(methods)
+    return [name for name in methods if method(name).family != "activation"]
+
+
+def chosen_methods(bundle: Bundle, text: str) -> list[str]:
+    """Return the methods that a text names; of ``six`` and ``all`` those that the model allows.
+
+    Raises:
+        UsageError: If a name is unknown or none is given.
+    """
+    names = parse_methods(text)
+    kept = available(bundle, names) if text in ("six", "all") else names
+    if kept != names:
+        say(f"Without class activation maps. {no_activation_maps(bundle)}")
+    return kept
 
 
 class Comparer:
@@ -48,6 +82,7 @@ class Comparer:
             it was measured to give the same maps (``model.scorers``). Scales other than the
             methods' own are always evaluated by the model.
         images: How many images are going to be compared, about.
+        scorers: From ``choose_scorers``, where they were chosen before.
 
     Raises:
         UsageError: If no method is given, or one or the scorer is unknown.
@@ -62,34 +97,29 @@ class Comparer:
         batch_size: int = 16,
         scorer: str | None = None,
         images: int = 1,
+        scorers: Mapping[str, Scorer] | None = None,
     ) -> None:
         self.bundle, self.batch_size = bundle, batch_size
         self.methods = tuple(method(name).name for name in dict.fromkeys(methods))
         if not self.methods:
             raise UsageError("No method is chosen. Name at least one.")
-        scorers = choose_scorers(bundle, self.methods, scorer, images=images)
-        bank = shared_bank(bundle, self.methods, scorers)
+        if scorers is None:
+            scorers = choose_scorers(bundle, self.methods, scorer, images=images)
+        shared = sorted({"lime", "shap"} & set(self.methods))
+        bank = shared_bank(bundle, shared, scorers) if shared else None
         self.explainers: dict[str, Explainer] = create_several(
             self.methods, bundle, scorers=scorers, bank=bank
         )
-        self._cam = SignedCAM(bundle)
+        # It may take a hash over all weights.
+        self._identity = bundle.identity
+        self._missing = no_activation_maps(bundle)
+        self._cam = None if self._missing else SignedCAM(bundle)
+        self._scales = None if self._missing else MultiScale(bundle, bank=bank)
         self._network = Network(bundle.model)
-        self._scales = MultiScale(bundle, bank=bank)
 
-    def compare(
-        self,
-        image: np.ndarray,
-        *,
-        target: str | int | None = None,
-        against: str | int | None = None,
-        lesion: np.ndarray | None = None,
-        seed: int = 0,
-        advance: Advance | None = None,
-    ) -> Comparison:
+    def compare(self, image: np.ndarray, **options: Any) -> Comparison:
         """Run all experiments on one image; arguments as in ``steps``."""
-        *_, last = self.steps(
-            image, target=target, against=against, lesion=lesion, seed=seed, advance=advance
-        )
+        *_, last = self.steps(image, **options)
         return last
 
     def steps(
@@ -106,9 +136,9 @@ class Comparer:
 
         Args:
             image: uint8 RGB (H, W, 3) at the model's input size.
-            target: Diagnosis to explain; None for the most probable one, or another target of
+            target: Class to explain; None for the most probable one, or another target of
                 ``explain.target``.
-            against: A diagnosis to contrast it with, beside the most probable other one of the
+            against: A class to contrast it with, beside the most probable other one of the
                 prediction set; of no effect where it is the most probable one itself.
             lesion: Outline of the lesion, bool (H, W), or None.
             seed: Sets everything random.
@@ -125,7 +155,14 @@ class Comparer:
         """
         done = advance or (lambda name: None)
         known, reading = self._read(image, target, against, lesion)
-        state = Comparison(self.bundle.classes, reading, model=self.bundle.identity)
+        bundle = self.bundle
+        state = Comparison(
+            bundle.labels,
+            reading,
+            model=self._identity,
+            calibrated=bundle.calibrated,
+            missing={"scales": self._missing} if self._missing else {},
+        )
         done("reading")
         yield state
         for name in self.methods:
@@ -162,7 +199,7 @@ class Comparer:
         check_targets([target, against], self.bundle.labels)
         known: dict[tuple[str, int], np.ndarray] = {}
         start = time.perf_counter()
-        if self._cam.closed(Logit()):
+        if self._cam is not None and self._cam.closed(Logit()):
             result = self._cam.attribute(image[None], "all")
             logits = result.values[0]
             known = {("grad_cam", goal): one for goal, one in enumerate(result.maps[0])}
@@ -174,7 +211,7 @@ class Comparer:
         ).tolist()
         if target is not None and against is not None and chosen == goal:
             raise UsageError(
-                f"{classes[goal]} cannot be contrasted with itself. Choose another diagnosis."
+                f"{classes[goal]} cannot be contrasted with itself. Choose another class."
             )
         probabilities = calibration.probabilities(logits[None])[0]
         inside = calibration.set_of(probabilities)
@@ -214,14 +251,12 @@ class Comparer:
 
     def _at_scales(
         self, reading: Reading, combined: Mapping[str, Attribution], seed: int
-    ) -> MultiScaleResult:
-        return self._scales.explain(
-            reading.image,
-            reading.target,
-            known=combined.get("occlusion"),
-            batch_size=self.batch_size,
-            seed=seed,
-        )
+    ) -> MultiScaleResult | None:
+        if self._scales is None:
+            return None
+        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
+        known = combined.get("occlusion")
+        return self._scales.explain(reading.image, reading.target, known=known, **options)
 
     def _discriminate(
         self, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int
@@ -229,19 +264,16 @@ class Comparer:
         """Contrast target and others; ``known`` holds maps by method and class, and grows."""
         free = ("grad_cam",) if ("grad_cam", reading.target) in known else ()
         names = [name for name in dict.fromkeys((*free, *self.methods)) if self._linear(name)]
-        left_out = {name: NO_CONTRAST for name in self.methods if name not in names}
+        without = {name: _NO_CONTRAST for name in self.methods if name not in names}
         cost = Cost()
         contrasts = {}
         for other in reading.others:
-            contrasts[other] = tuple(
-                contrast_by_area(
-                    name,
-                    self._signed_map(name, reading, reading.target, known, seed, cost),
-                    self._signed_map(name, reading, other, known, seed, cost),
-                )
-                for name in names
-            )
-        return Discrimination(contrasts, left_out, cost)
+            pairs = [
+                [self._signed_map(name, reading, goal, known, seed, cost) for name in names]
+                for goal in (reading.target, other)
+            ]
+            contrasts[other] = tuple(map(contrast_by_area, names, *pairs))
+        return Discrimination(contrasts, without, cost)
 
     def _linear(self, name: str) -> bool:
         return name == "grad_cam" or self.explainers[name].signed
@@ -257,7 +289,8 @@ class Comparer:
     ) -> np.ndarray:
         """Return a method's signed map for a class, (H, W), from ``known`` or computed."""
         if (name, goal) not in known:
-            explainer: Explainer = self._cam if name == "grad_cam" else self.explainers[name]
+            cam = self._cam if name == "grad_cam" else None
+            explainer: Explainer = cam or self.explainers[name]
             result = explainer.attribute(
                 reading.image[None], goal, batch_size=self.batch_size, seed=seed
             )

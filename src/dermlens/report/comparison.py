@@ -1,6 +1,6 @@
 """What the four experiments on one image give: typed results, filled as they are ready."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.contrast import ClassContrast, contrast
 from dermlens.explain.multiscale import MultiScaleResult
 from dermlens.explain.registry import method
+from dermlens.labels import LabelSet
 from dermlens.quality.agreement import (
     agreement_matrices,
     consensus_map,
@@ -27,7 +28,7 @@ class Reading:
         image: What the model saw, uint8 (H, W, 3).
         lesion: Outline of the lesion, bool (H, W), or None.
         logits: float32 (C,).
-        probabilities: Calibrated, float64 (C,).
+        probabilities: float64 (C,).
         predicted: Position of the most probable class.
         prediction_set: Class positions that cannot be excluded, most probable first; None if the
             bundle carries no sets.
@@ -93,7 +94,7 @@ class Discrimination:
 
     Attributes:
         contrasts: By class position of the other, one entry per method that is linear in the
-            score.
+            logit.
         left_out: Methods that have no contrast, with the reason.
         cost: What was paid here.
     """
@@ -108,17 +109,19 @@ class Comparison:
     """The experiments as far as they are ready; None stands for what is still to come.
 
     Attributes:
-        classes: Codes in the order of the logits.
+        labels: The classes, in the order of the logits.
         reading: What the model says.
         combined: One result per method, in the order asked for.
         agreement: Of the methods.
         scales: Maps at several scales.
         discrimination: Target against other classes.
         summary: Sentences and warnings; made last.
-        model: Name, backbone and fingerprint of the model (``Bundle.identity``).
+        model: Name, backbone and fingerprint of the model (``ImageClassifier.identity``).
+        calibrated: Whether its probabilities were calibrated.
+        missing: Why a part cannot be had of this model, by the part's name.
     """
 
-    classes: tuple[str, ...]
+    labels: LabelSet
     reading: Reading
     combined: Mapping[str, Attribution] = field(default_factory=dict)
     agreement: Agreement | None = None
@@ -126,10 +129,17 @@ class Comparison:
     discrimination: Discrimination | None = None
     summary: Summary | None = None
     model: Mapping[str, str] = field(default_factory=dict)
+    calibrated: bool = True
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Codes in the order of the logits."""
+        return self.labels.codes
 
     @property
     def target(self) -> str:
-        """Code of the explained diagnosis."""
+        """Code of the explained class."""
         return self.classes[self.reading.target]
 
     def costs(self) -> dict[str, Cost]:
@@ -157,6 +167,19 @@ def compare_methods(results: Mapping[str, Attribution]) -> Agreement:
         consensus_map(maps),
         disagreement_map(maps),
     )
+
+
+def agreement_with_others(names: Sequence[str], matrix: np.ndarray) -> dict[str, float]:
+    """Return each method's mean rank correlation with the others; empty for fewer than two.
+
+    Args:
+        names: M methods.
+        matrix: Rank correlations, (M, M).
+    """
+    if len(names) < 2:
+        return {}
+    means = (matrix.sum(axis=1) - 1) / (len(matrix) - 1)
+    return dict(zip(names, map(float, means), strict=True))
 
 
 def contrast_by_area(name: str, for_target: np.ndarray, for_other: np.ndarray) -> ClassContrast:

@@ -39,6 +39,7 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
     extremes = None if agreement is None else agreement.extremes()
     shown, contrasted = (max(reading.probabilities[k], 1e-12) for k in (reading.target, other))
     return Facts(
+        labels=comparison.labels,
         target=comparison.target,
         predicted=classes[reading.predicted],
         prediction_set=(
@@ -58,6 +59,7 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
         scale_agreement=agreement_of_scales(comparison.scales),
         convergence_delta=_detail(comparison, "integrated_gradients", "convergence_delta"),
         r2=_detail(comparison, "lime", "r2"),
+        calibrated=comparison.calibrated,
         synthetic=synthetic,
         titles={name: method(name).title for name in maps},
         **_places(reading.lesion, maps, {name: -one for name, one in signed.items()}),

@@ -1,25 +1,23 @@
 """Comparing image files: a page, the raw maps and the numbers of each in a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import image_size, load_image, load_mask
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.contrast import ClassContrast
-from dermlens.explain.registry import parse_methods
 from dermlens.explain.target import check_targets
 from dermlens.files import write_json
-from dermlens.folders import Kind, folder_beside, require_replaceable
+from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
 from dermlens.progress import printable, progress
-from dermlens.report.comparer import STEPS, Comparer
+from dermlens.report.comparer import STEPS, Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_page import comparison_page
 from dermlens.report.explanation import describe
 from dermlens.report.html import NOTICE
+from dermlens.report.photographs import check_numbers, fitted_photographs
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
 KIND = Kind(
@@ -50,12 +48,12 @@ def compare_files(
         out: Folder to write ``<image_id>/`` into: ``comparison.html`` (self-contained),
             ``attributions.npz`` (``comparison_maps``), ``comparison.json``.
         methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Diagnosis to explain; None for the most probable one, or another target of
+        target: Class to explain; None for the most probable one, or another target of
             ``explain.target``.
-        against: A diagnosis to contrast it with, beside the most probable other one of the
+        against: A class to contrast it with, beside the most probable other one of the
             prediction set.
-        mask: Outline of the lesion: an image file, white inside, for a single image; or a folder
-            that holds ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
+        mask: Outline of the lesion or object: an image file, white inside, for a single image; or
+            a folder with ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
         scorer: What evaluates changed images; see ``Comparer``.
         batch_size: Images per pass.
         seed: Sets everything random.
@@ -69,30 +67,24 @@ def compare_files(
         DataError: If a file cannot be read, two would share a folder, or a folder holds something
             else than a comparison; nothing is written then.
     """
-    if batch_size < 1 or seed < 0:
-        raise UsageError("The batch size must be at least 1, and the seed not negative.")
-    names = parse_methods(methods)
+    check_numbers(batch_size, seed)
+    names = chosen_methods(bundle, methods)
     check_targets([target, against], bundle.labels)
-    masks = find_masks(files, mask)
-    _check_files(files, masks)
-    for path in files:
-        require_replaceable(Path(out) / path.stem, KIND)
+    out = Path(out)
+    images, outlines = fitted_photographs(bundle, files, out, KIND, find_masks(files, mask))
     comparer = Comparer(bundle, names, batch_size=batch_size, scorer=scorer, images=len(files))
     written = []
     with progress("Comparing", len(files) * (len(names) + len(STEPS) - 1)) as advance:
-        for path in files:
-            outline = masks.get(path)
+        for path, image in zip(files, images, strict=True):
             comparison = comparer.compare(
-                load_image(path, bundle.input_size),
+                image,
                 target=target,
                 against=against,
-                lesion=None if outline is None else load_mask(outline, bundle.input_size),
+                lesion=outlines.get(path),
                 seed=seed,
                 advance=lambda name: advance(1, name),
             )
-            written.append(
-                write_comparison(Path(out) / path.stem, comparison, printable(path.name))
-            )
+            written.append(write_comparison(out / path.stem, comparison, printable(path.name)))
     return written
 
 
@@ -107,8 +99,7 @@ def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
     with folder_beside(folder, KIND) as building:
         page = comparison_page(comparison, name)
         (building / "comparison.html").write_text(page, encoding="utf-8")
-        maps: dict[str, Any] = dict(comparison_maps(comparison))
-        np.savez_compressed(building / "attributions.npz", **maps)
+        np.savez_compressed(building / "attributions.npz", **comparison_maps(comparison))
         write_json(building / "comparison.json", comparison_numbers(comparison, name))
     return folder / "comparison.html"
 
@@ -147,24 +138,6 @@ def find_masks(files: Sequence[Path], mask: Path | None) -> dict[Path, Path]:
     return {files[0]: mask}
 
 
-def _check_files(files: Sequence[Path], masks: Mapping[Path, Path]) -> None:
-    """Find out before the long work starts: two files of one name, or a damaged one."""
-    by_name: dict[str, Path] = {}
-    for path in files:
-        other = by_name.setdefault(path.stem, path)
-        if other != path:
-            raise DataError(
-                f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
-                "or compare them into different folders."
-            )
-        shape = image_size(path)
-        if path in masks and (drawn := image_size(masks[path])) != shape:
-            raise DataError(
-                f"The outline {masks[path]} has {drawn[1]}x{drawn[0]} pixels, its image "
-                f"{shape[1]}x{shape[0]}. Draw it on the whole image."
-            )
-
-
 def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     """Return everything but the maps, for JSON.
 
@@ -177,6 +150,7 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "image": name,
         "model": dict(comparison.model),
+        "calibrated": comparison.calibrated,
         "target": comparison.target,
         "predicted": classes[reading.predicted],
         "prediction_set": (
@@ -202,7 +176,13 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
         ]
     if found is not None:
         numbers["discrimination"] = {
-            classes[other]: {one.method: _numbers(one) for one in contrasts}
+            classes[other]: {
+                one.method: {
+                    "discrimination": one.discrimination,
+                    "share_for_other": one.share_for_other,
+                }
+                for one in contrasts
+            }
             for other, contrasts in found.contrasts.items()
         }
     if comparison.summary is not None:
@@ -214,11 +194,7 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     return numbers
 
 
-def _numbers(one: ClassContrast) -> dict[str, float]:
-    return {"discrimination": one.discrimination, "share_for_other": one.share_for_other}
-
-
-def comparison_maps(comparison: Comparison) -> Mapping[str, np.ndarray]:
+def comparison_maps(comparison: Comparison) -> dict[str, Any]:
     """Return every raw map by name, float32 (H, W).
 
     Names: methods; ``consensus``, ``disagreement``; ``scale__KIND__N`` coarse to fine and

@@ -27,24 +27,20 @@ def evaluation_figures(
     table: pd.DataFrame, result: dict[str, Any]
 ) -> dict[str, Callable[[], "Figure"]]:
     """Return the figures of an evaluation by file name, each drawn when called."""
-    return {
+    figures: dict[str, Callable[[], Figure]] = {
         "confusion_matrix": lambda: charts.confusion_matrix(table),
         "roc_and_pr_curves": lambda: charts.roc_and_pr_curves(table),
         "reliability_diagram": lambda: charts.reliability_diagram(table),
-        "operating_points": lambda: charts.operating_points(table, result["operating_points"]),
         "per_class_recall": lambda: charts.per_class_recall(result),
         "subgroups": lambda: charts.subgroups(result),
-        **(
-            {"balanced_rule": lambda: set_charts.balanced_rule(result)}
-            if result["balanced_rule_curve"]
-            else {}
-        ),
-        **(
-            {"prediction_sets": lambda: set_charts.prediction_sets(result["prediction_sets"])}
-            if result["prediction_sets"] is not None
-            else {}
-        ),
     }
+    if points := result["operating_points"]:
+        figures["operating_points"] = lambda: charts.operating_points(table, points)
+    if result["balanced_rule_curve"]:
+        figures["balanced_rule"] = lambda: set_charts.balanced_rule(result)
+    if (sets := result["prediction_sets"]) is not None:
+        figures["prediction_sets"] = lambda: set_charts.prediction_sets(sets)
+    return figures
 
 
 def write_evaluation(
@@ -59,7 +55,7 @@ def write_evaluation(
     """Write ``metrics.json``, ``predictions.csv``, ``submission.csv`` and the figures.
 
     Args:
-        table: Predictions table with known diagnoses.
+        table: Predictions table with known classes.
         calibration: Of the bundle.
         out: Folder to write.
         resamples: Bootstrap resamples.
@@ -100,6 +96,6 @@ def summary_line(result: dict[str, Any]) -> str:
     if sets is None:
         return f"{line}. This bundle carries no prediction sets: 'dermlens pack' fits them."
     return (
-        f"{line}; {100 * sets['level']:g} % prediction sets hold the diagnosis of "
+        f"{line}; {100 * sets['level']:g} % prediction sets hold the true class of "
         f"{100 * sets['coverage']:.1f} % of the images, mean size {sets['mean_size']:.2f}"
     )

@@ -6,20 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import image_size, load_image
-from dermlens.errors import DataError, UsageError
+from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution
-from dermlens.explain.output import parse_output
-from dermlens.explain.registry import METHODS, create_several, method, parse_methods
-from dermlens.model.scorers import choose_scorers
+from dermlens.explain.registry import METHODS, create_several, method
+from dermlens.explain.score import parse_score
+from dermlens.explain.scorers import choose_scorers
+from dermlens.explain.segment_explainer import ranking
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import write_json
-from dermlens.folders import Kind, folder_beside, require_replaceable
+from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
-from dermlens.model.prediction_table import set_codes
 from dermlens.progress import printable, progress
+from dermlens.report.comparer import chosen_methods
 from dermlens.report.evaluation_report import write_figure
+from dermlens.report.facts import NOT_CALIBRATED
 from dermlens.report.figures import Panel, attribution_figure, overlay
+from dermlens.report.html import NOTICE, png_bytes
+from dermlens.report.photographs import check_numbers, fitted_photographs
 
 KIND = Kind(
     "an explanation",
@@ -52,7 +55,7 @@ def explain_files(
         out: Folder to write ``<image_id>/`` into: ``attributions.npz`` (one array per method,
             float32 (H, W)), ``<method>.png``, ``all_methods.png``, ``explanation.json``.
         methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Diagnosis to explain; None for the most probable one, or another target of
+        target: Class to explain; None for the most probable one, or another target of
             ``explain.target``.
         output: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
@@ -70,21 +73,20 @@ def explain_files(
         DataError: If a file cannot be read, two would share a folder, or a folder holds something
             else than an explanation; nothing is written then.
     """
-    _check_numbers(opacity, batch_size, seed)
-    names = parse_methods(methods)
-    explained = parse_output(output, bundle)
+    check_numbers(batch_size, seed)
+    if not 0 <= opacity <= 1:
+        raise UsageError(f"The opacity {opacity} is outside 0..1.")
+    names = chosen_methods(bundle, methods)
+    explained = parse_score(score, bundle)
     check_targets(target, bundle.labels)
-    _check_files(files)
-    for path in files:
-        require_replaceable(Path(out) / path.stem, KIND)
+    images, _ = fitted_photographs(bundle, files, Path(out), KIND)
     scorers = choose_scorers(bundle, names, scorer, images=len(files))
     explainers = create_several(names, bundle, scorers=scorers)
+    written, identity = [], bundle.identity
     # One predictor for all images: it is traced once.
     predictor = bundle.predictor(batch_size=1)
-    written = []
     with progress("Explaining", len(files) * len(names)) as advance:
-        for path in files:
-            image = load_image(path, bundle.input_size)
+        for path, image in zip(files, images, strict=True):
             logits = predictor.logits(image[None])
             goal = int(resolve_targets(target, logits, bundle.labels)[0])
             results = {}
@@ -94,88 +96,85 @@ def explain_files(
                 )
                 advance(1, name)
             folder = Path(out) / path.stem
-            _write(folder, bundle, path, image, logits, goal, results, opacity)
+            answer = {"image": printable(path.name), "model": identity, **_answer(bundle, logits)}
+            _write(folder, answer, bundle.classes[goal], image, results, opacity)
             written.append(folder)
     return written
 
 
-def _check_numbers(opacity: float, batch_size: int, seed: int) -> None:
-    if not 0 <= opacity <= 1:
-        raise UsageError(f"The opacity {opacity} is outside 0..1.")
-    if batch_size < 1:
-        raise UsageError(f"The batch size must be at least 1, not {batch_size}.")
-    if seed < 0:
-        raise UsageError(f"The seed must not be negative, but is {seed}.")
-
-
-def _check_files(files: Sequence[Path]) -> None:
-    """Find out before the long work starts: two files of one name, or a damaged one."""
-    by_name: dict[str, Path] = {}
-    for path in files:
-        other = by_name.setdefault(path.stem, path)
-        if other != path:
-            raise DataError(
-                f"{other} and {path} would both be written to the folder {path.stem}. Rename one, "
-                "or explain them into different folders."
-            )
-        image_size(path)
+def _answer(bundle: Bundle, logits: np.ndarray) -> dict[str, Any]:
+    """Return what the model says of one image, logits (1, C), as JSON types."""
+    calibration, classes = bundle.calibration, bundle.classes
+    probabilities = calibration.probabilities(logits)
+    inside = calibration.set_of(probabilities[0])
+    return {
+        "predicted": classes[int(probabilities[0].argmax())],
+        "prediction_set": None if inside is None else [classes[k] for k in inside],
+        "flags": {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()},
+        "calibrated": bundle.calibrated,
+        "probabilities": dict(zip(classes, probabilities[0], strict=True)),
+        "logits": dict(zip(classes, logits[0], strict=True)),
+        "input_size": list(bundle.input_size),
+    }
 
 
 def _write(
     folder: Path,
-    bundle: Bundle,
-    path: Path,
+    answer: dict[str, Any],
+    code: str,
     image: np.ndarray,
-    logits: np.ndarray,
-    goal: int,
     results: dict[str, Attribution],
     opacity: float,
 ) -> None:
-    calibration = bundle.calibration
-    probabilities = calibration.probabilities(logits)[0]
-    inside = set_codes(calibration, probabilities[None])[0]
-    flags = {name: bool(up[0]) for name, up in calibration.flags(probabilities[None]).items()}
-    code = bundle.classes[goal]
     panels = [
         Panel(method(name).title, result.maps[0], result.signed, method(name).cost)
         for name, result in results.items()
     ]
-    title = f"{printable(path.stem)}: {code}, p = {probabilities[goal]:.2f}"
+    note = "" if answer["calibrated"] else f" ({NOT_CALIBRATED})"
+    title = f"{printable(folder.name)}: {code}, p = {answer['probabilities'][code]:.2f}{note}"
     with folder_beside(folder, KIND) as building:
         maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
         np.savez_compressed(building / "attributions.npz", **maps)
         for name, result in results.items():
-            _save_png(
-                building / f"{name}.png",
-                overlay(image, result.maps[0], opacity=opacity, signed=result.signed),
-            )
+            drawn = overlay(image, result.maps[0], opacity=opacity, signed=result.signed)
+            (building / f"{name}.png").write_bytes(png_bytes(drawn))
         figure = attribution_figure(image, panels, opacity=opacity, title=title)
         write_figure(building / "all_methods.png", figure)
+        described = {name: describe(result) for name, result in results.items()}
         write_json(
             building / "explanation.json",
-            {
-                "image": printable(path.name),
-                "model": bundle.identity,
-                "target": code,
-                "predicted": bundle.classes[int(probabilities.argmax())],
-                "prediction_set": None if inside is None else inside.split(),
-                "flags": flags,
-                "probabilities": dict(zip(bundle.classes, probabilities, strict=True)),
-                "logits": dict(zip(bundle.classes, logits[0], strict=True)),
-                "input_size": list(bundle.input_size),
-                "methods": {name: describe(result) for name, result in results.items()},
-                "note": "Research and education only, not a medical device.",
-            },
+            {**answer, "target": code, "methods": described, "note": NOTICE},
         )
 
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
     """Return what is known about one image's attribution, as JSON types."""
-    known = method(result.method)
-    return {"question": known.question, "family": known.family, **result.facts(position)}
+    facts = {
+        name: value[position]
+        for name, value in result.details.items()
+        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
+    }
+    kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
+    if "segment_weights" in result.details:
+        facts["strongest_segments"] = _strongest(result, position)
+    return {
+        "question": method(result.method).question,
+        "family": method(result.method).family,
+        "score": result.score,
+        "score_value": float(np.ravel(result.scores[position])[0]),
+        "signed": result.signed,
+        "forward_passes": result.cost.forward,
+        "backward_passes": result.cost.backward,
+        "seconds": round(result.cost.seconds, 3),
+        **kept,
+        **facts,
+    }
 
 
-def _save_png(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(image).save(path)
+def _strongest(result: Attribution, position: int, count: int = 5) -> list[dict[str, Any]]:
+    weights = result.details["segment_weights"][position]
+    half_width = result.details["interval"][position]
+    return [
+        {"segment": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
+        for i in ranking(weights)[:count]
+    ]

@@ -8,9 +8,9 @@ import pandas as pd
 
 from dermlens.data import explore as statistics_of
 from dermlens.data.explore import ImageStatistics
-from dermlens.data.manifest import read_manifest
-from dermlens.diagnoses import CODES
+from dermlens.data.manifest import data_labels, read_manifest
 from dermlens.files import read_json, write_csv, written_beside
+from dermlens.labels import LabelSet
 from dermlens.report import exploration_figures as figures
 from dermlens.report.html import Page, png_bytes
 
@@ -35,10 +35,12 @@ def explore(data: Path, out: Path) -> Path:
         DataError: If the data set or one of its images cannot be read.
     """
     data, out = Path(data), Path(out)
-    table = read_manifest(data)
+    table, labels = read_manifest(data), data_labels(data)
     facts = read_json(data / "dataset.json")
     statistics = statistics_of.image_statistics(data, table)
-    report = _Report(out, Page(f"Exploring {facts.get('name', data.name)}", _subtitle(table)))
+    report = _Report(
+        out, Page(f"Exploring {facts.get('name', data.name)}", _subtitle(table, labels)), labels
+    )
     _about(report, facts)
     _balance(report, table)
     _people(report, table)
@@ -52,9 +54,9 @@ def explore(data: Path, out: Path) -> Path:
 class _Report:
     """A page whose figures and tables are also written as files of their own."""
 
-    def __init__(self, out: Path, page: Page) -> None:
-        self._out = out
-        self.page = page
+    def __init__(self, out: Path, page: Page, labels: LabelSet) -> None:
+        self._out, self.page, self.labels = out, page, labels
+        self.colors = labels.colors()
 
     def figure(self, name: str, figure: "Figure", caption: str, alt: str) -> None:
         content = png_bytes(figure)
@@ -68,10 +70,10 @@ class _Report:
         self.page.table(shown, caption)
 
 
-def _subtitle(table: pd.DataFrame) -> str:
-    present = sum(bool((table.dx == code).any()) for code in CODES)
+def _subtitle(table: pd.DataFrame, labels: LabelSet) -> str:
+    present = table.dx.nunique()
     lesions = table.lesion_id.nunique()
-    return f"{len(table):,} images of {lesions:,} lesions, {present} of {len(CODES)} diagnoses."
+    return f"{len(table):,} images of {lesions:,} lesions, {present} of {len(labels)} classes."
 
 
 def _about(report: _Report, facts: dict[str, object]) -> None:
@@ -92,7 +94,7 @@ def _about(report: _Report, facts: dict[str, object]) -> None:
 
 
 def _balance(report: _Report, table: pd.DataFrame) -> None:
-    balance = statistics_of.class_balance(table)
+    balance = statistics_of.class_balance(table, report.labels)
     rarest = balance[balance.images > 0].nsmallest(1, "images").iloc[0]
     most = balance.nlargest(1, "images").iloc[0]
     report.page.section(
@@ -103,11 +105,11 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
     )
     report.figure(
         "class_balance",
-        figures.class_balance(balance),
-        "Images and lesions of each diagnosis. A lesion may have several images.",
-        "Bar chart of images and lesions per diagnosis.",
+        figures.class_balance(balance, report.colors),
+        "Images and lesions of each class. A lesion may have several images.",
+        "Bar chart of images and lesions per class.",
     )
-    report.table("class_balance", balance, "Images and lesions of each diagnosis.")
+    report.table("class_balance", balance, "Images and lesions of each class.")
     per_lesion = statistics_of.images_per_lesion(table)
     sharing = int((per_lesion.images * per_lesion.lesions)[per_lesion.images > 1].sum())
     report.page.paragraph(
@@ -127,39 +129,39 @@ def _people(report: _Report, table: pd.DataFrame) -> None:
     if table.age.notna().any():
         report.figure(
             "age",
-            figures.age(table),
-            "Age in years, by diagnosis: box with median and quartiles, whiskers at 1.5 times the "
+            figures.age(table, report.colors),
+            "Age in years, by class: box with median and quartiles, whiskers at 1.5 times the "
             "quartile range.",
-            "Box plots of age per diagnosis.",
+            "Box plots of age per class.",
         )
-        report.table("age", statistics_of.age_summary(table), "Age in years.")
+        report.table("age", statistics_of.age_summary(table, report.labels), "Age in years.")
     for column, caption in (("sex", "Sex"), ("localization", "Place on the body")):
-        counts = statistics_of.cross_table(table, column)
+        counts = statistics_of.cross_table(table, column, report.labels)
         report.figure(
             column,
             figures.shares(counts, column),
-            f"{caption}: share of the images of each diagnosis, percent.",
-            f"Heat map of {caption.lower()} by diagnosis.",
+            f"{caption}: share of the images of each class, percent.",
+            f"Heat map of {caption.lower()} by class.",
         )
         report.table(column, counts, f"{caption}: images.")
 
 
 def _provenance(report: _Report, table: pd.DataFrame) -> None:
     report.page.section(
-        "How the diagnoses were made, and what is missing",
-        "Where a diagnosis was confirmed in different ways in different classes, a model can pick "
+        "How the labels were made, and what is missing",
+        "Where labels were made in different ways in different classes, a model can pick "
         "up the way instead of the lesion.",
     )
-    counts = statistics_of.cross_table(table, "dx_type")
+    counts = statistics_of.cross_table(table, "dx_type", report.labels)
     report.figure(
         "dx_type",
         figures.shares(counts, "dx_type"),
-        "Ground for the diagnosis: share of the images of each diagnosis, percent.",
-        "Heat map of the ground for the diagnosis by diagnosis.",
+        "Ground for the label: share of the images of each class, percent.",
+        "Heat map of the ground for the label by class.",
     )
-    report.table("dx_type", counts, "Ground for the diagnosis: images.")
-    missing = statistics_of.missing_values(table)
-    report.table("missing_values", missing, "Images without a value, in all and by diagnosis.")
+    report.table("dx_type", counts, "Ground for the label: images.")
+    missing = statistics_of.missing_values(table, report.labels)
+    report.table("missing_values", missing, "Images without a value, in all and by class.")
 
 
 def _pictures(
@@ -174,16 +176,16 @@ def _pictures(
     }
     report.figure(
         "samples",
-        figures.sample_grid(samples),
-        f"Up to {_SAMPLES_PER_CLASS} lesions of each diagnosis, chosen at random.",
-        "Grid of sample images, one row per diagnosis.",
+        figures.sample_grid(samples, report.colors),
+        f"Up to {_SAMPLES_PER_CLASS} lesions of each class, chosen at random.",
+        "Grid of sample images, one row per class.",
     )
     report.figure(
         "mean_images",
-        figures.mean_images(statistics),
-        "Mean image of each diagnosis, and how often the lesion covers each pixel. Lesions are "
+        figures.mean_images(statistics, report.colors),
+        "Mean image of each class, and how often the lesion covers each pixel. Lesions are "
         "large and centered: a map that always points at the center would already look right.",
-        "Mean image and mean lesion mask of each diagnosis.",
+        "Mean image and mean lesion mask of each class.",
     )
 
 
@@ -194,15 +196,17 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
     )
     report.figure(
         "color",
-        figures.color_histograms(statistics),
-        "Distribution of red, green and blue over all pixels, by diagnosis.",
-        "Line charts of the color distribution per diagnosis.",
+        figures.color_histograms(statistics, report.colors),
+        "Distribution of red, green and blue over all pixels, by class.",
+        "Line charts of the color distribution per class.",
     )
     report.figure(
         "brightness",
-        figures.distribution(statistics.per_image, "brightness", "mean luma (0 to 255)"),
+        figures.distribution(
+            statistics.per_image, "brightness", "mean luma (0 to 255)", report.colors
+        ),
         "Mean brightness of the images.",
-        "Violin plots of brightness per diagnosis.",
+        "Violin plots of brightness per class.",
     )
     summary = statistics_of.brightness_summary(statistics)
     report.table("brightness", summary, "Mean luma of the images, 0 to 255.")
@@ -216,9 +220,9 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
     percent = statistics.per_image.assign(lesion_share=share * 100)
     report.figure(
         "lesion_size",
-        figures.distribution(percent, "lesion_share", "percent of the frame"),
+        figures.distribution(percent, "lesion_share", "percent of the frame", report.colors),
         "Size of the lesions.",
-        "Violin plots of lesion size per diagnosis.",
+        "Violin plots of lesion size per class.",
     )
     report.table(
         "lesion_size", statistics_of.lesion_sizes(statistics), "Share of the frame, 0 to 1."

@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.explore import ImageStatistics
-from dermlens.diagnoses import CODES, by_code
 from dermlens.report.style import INK, MUTED, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLORS = {code: by_code(code).color for code in CODES}
+Colors = Mapping[str, str]
+"""Hex color of each class, in class order."""
 
 
-def class_balance(balance: pd.DataFrame) -> "Figure":
-    """Draw images and lesions per diagnosis, largest class on top.
+def class_balance(balance: pd.DataFrame, colors: Colors) -> "Figure":
+    """Draw images and lesions per class, largest class on top.
 
     Args:
         balance: Result of ``data.explore.class_balance``.
@@ -26,10 +26,9 @@ def class_balance(balance: pd.DataFrame) -> "Figure":
     with style():
         figure = new_figure(9, 3.6)
         ordered = balance.sort_values("images")
-        colors = [_COLORS[code] for code in ordered.dx]
         axes = figure.subplots(1, 2, sharey=True)
         for ax, column in zip(axes, ("images", "lesions"), strict=True):
-            bars = ax.barh(ordered.dx, ordered[column], color=colors)
+            bars = ax.barh(ordered.dx, ordered[column], color=list(ordered.dx.map(colors)))
             total = max(int(ordered[column].sum()), 1)
             labels = [f"{count:,} ({count / total:.1%})" for count in ordered[column]]
             ax.bar_label(bars, labels, padding=4, color=INK, fontsize=9)
@@ -56,8 +55,8 @@ def images_per_lesion(counts: pd.DataFrame) -> "Figure":
         return figure
 
 
-def age(table: pd.DataFrame) -> "Figure":
-    """Draw the distribution of age by diagnosis.
+def age(table: pd.DataFrame, colors: Colors) -> "Figure":
+    """Draw the distribution of age by class.
 
     Args:
         table: Manifest.
@@ -68,16 +67,16 @@ def age(table: pd.DataFrame) -> "Figure":
         figure = new_figure(8, 3.6)
         ax = figure.subplots()
         seaborn.boxplot(
-            table, x="dx", y="age", hue="dx", order=CODES, hue_order=CODES, palette=_COLORS,
+            table, x="dx", y="age", hue="dx", order=colors, hue_order=colors, palette=dict(colors),
             legend=False, width=0.6, fliersize=2.5, linecolor=INK, ax=ax, fill=False,
         )  # fmt: skip
         ax.set(xlabel="", ylabel="age (years)", ylim=(-2, 90))
-        _mark_counts(ax, table.dropna(subset=["age"]))
+        _mark_counts(ax, table.dropna(subset=["age"]), colors)
         return figure
 
 
 def shares(counts: pd.DataFrame, column: str) -> "Figure":
-    """Draw a heat map: how the images of each diagnosis spread over a column's values.
+    """Draw a heat map: how the images of each class spread over a column's values.
 
     Args:
         counts: Result of ``data.explore.cross_table``.
@@ -86,7 +85,7 @@ def shares(counts: pd.DataFrame, column: str) -> "Figure":
     import seaborn
 
     with style():
-        values = counts.set_index(column)[list(CODES)]
+        values = counts.set_index(column).drop(columns="all")
         percent = 100 * values / values.sum(axis=0).replace(0, np.nan)
         percent["all"] = 100 * values.sum(axis=1) / max(int(values.to_numpy().sum()), 1)
         figure = new_figure(8, 1.2 + 0.34 * len(values))
@@ -95,18 +94,18 @@ def shares(counts: pd.DataFrame, column: str) -> "Figure":
             percent, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, linewidths=1,
             cbar_kws={"label": "percent"}, annot_kws={"fontsize": 9}, ax=ax,
         )  # fmt: skip
-        ax.axvline(len(CODES), color="white", linewidth=5)
+        ax.axvline(values.shape[1], color="white", linewidth=5)
         ax.set(xlabel="", ylabel="")
         ax.tick_params(length=0)
         ax.tick_params(axis="y", rotation=0)
         return figure
 
 
-def sample_grid(samples: Mapping[str, Sequence[np.ndarray]]) -> "Figure":
-    """Draw sample images, one row per diagnosis.
+def sample_grid(samples: Mapping[str, Sequence[np.ndarray]], colors: Colors) -> "Figure":
+    """Draw sample images, one row per class.
 
     Args:
-        samples: Images uint8 (H, W, 3) of each diagnosis.
+        samples: Images uint8 (H, W, 3) of each class.
     """
     with style():
         columns = max(len(images) for images in samples.values())
@@ -117,12 +116,12 @@ def sample_grid(samples: Mapping[str, Sequence[np.ndarray]]) -> "Figure":
                 if k < len(images):
                     ax.imshow(images[k])
                 _bare(ax)
-            row[0].set_ylabel(code, color=_COLORS[code], fontweight="bold", fontsize=12)
+            row[0].set_ylabel(code, color=colors[code], fontweight="bold", fontsize=12)
         return figure
 
 
-def mean_images(statistics: ImageStatistics) -> "Figure":
-    """Draw the mean image and the mean lesion mask of each diagnosis."""
+def mean_images(statistics: ImageStatistics, colors: Colors) -> "Figure":
+    """Draw the mean image and the mean lesion mask of each class."""
     with style():
         codes = list(statistics.mean_images)
         figure = new_figure(1.55 * len(codes) + 0.9, 2.9)
@@ -131,7 +130,7 @@ def mean_images(statistics: ImageStatistics) -> "Figure":
         for k, code in enumerate(codes):
             upper, lower = grid[:, k]
             upper.imshow(statistics.mean_images[code] / 255)
-            upper.set_title(code, loc="center", color=_COLORS[code])
+            upper.set_title(code, loc="center", color=colors[code])
             _bare(upper)
             _bare(lower)
             if code in statistics.mean_masks:
@@ -145,8 +144,8 @@ def mean_images(statistics: ImageStatistics) -> "Figure":
         return figure
 
 
-def color_histograms(statistics: ImageStatistics) -> "Figure":
-    """Draw the distribution of each color channel by diagnosis."""
+def color_histograms(statistics: ImageStatistics, colors: Colors) -> "Figure":
+    """Draw the distribution of each color channel by class."""
     with style():
         figure = new_figure(10, 3.1)
         axes = figure.subplots(1, 3, sharey=True)
@@ -154,7 +153,7 @@ def color_histograms(statistics: ImageStatistics) -> "Figure":
             for code, histogram in statistics.histograms.items():
                 bins = histogram.shape[1]
                 value = (np.arange(bins) + 0.5) * 256 / bins
-                ax.plot(value, 100 * histogram[channel], color=_COLORS[code], label=code, lw=1.6)
+                ax.plot(value, 100 * histogram[channel], color=colors[code], label=code, lw=1.6)
             ax.set(title=name.capitalize(), xlabel="value", xlim=(0, 255))
         axes[0].set_ylabel("percent of pixels")
         # Set last: a limit set earlier would stop the shared axis from growing.
@@ -163,13 +162,14 @@ def color_histograms(statistics: ImageStatistics) -> "Figure":
         return figure
 
 
-def distribution(per_image: pd.DataFrame, column: str, label: str) -> "Figure":
-    """Draw the distribution of one statistic by diagnosis.
+def distribution(per_image: pd.DataFrame, column: str, label: str, colors: Colors) -> "Figure":
+    """Draw the distribution of one statistic by class.
 
     Args:
         per_image: Columns dx and ``column``.
         column: What to draw; missing values are left out.
         label: Axis label with the unit.
+        colors: By class.
     """
     import seaborn
 
@@ -178,20 +178,20 @@ def distribution(per_image: pd.DataFrame, column: str, label: str) -> "Figure":
         ax = figure.subplots()
         known = per_image.dropna(subset=[column])
         seaborn.violinplot(
-            known, x="dx", y=column, hue="dx", order=CODES, hue_order=CODES, palette=_COLORS,
+            known, x="dx", y=column, hue="dx", order=colors, hue_order=colors, palette=dict(colors),
             legend=False, inner="quart", cut=0, density_norm="width", linewidth=1, ax=ax,
             fill=False, width=0.85,
         )  # fmt: skip
         ax.set(xlabel="", ylabel=label)
-        _mark_counts(ax, known)
+        _mark_counts(ax, known, colors)
         return figure
 
 
-def _mark_counts(ax: "Axes", rows: pd.DataFrame) -> None:
-    """Write the number of images under each diagnosis."""
+def _mark_counts(ax: "Axes", rows: pd.DataFrame, colors: Colors) -> None:
+    """Write the number of images under each class."""
     counts = rows.dx.value_counts()
-    labels = [f"{code}\nn = {int(counts.get(code, 0)):,}" for code in CODES]
-    ax.set_xticks(range(len(CODES)), labels)
+    labels = [f"{code}\nn = {int(counts.get(code, 0)):,}" for code in colors]
+    ax.set_xticks(range(len(colors)), labels)
     ax.tick_params(axis="x", length=0)
 
 

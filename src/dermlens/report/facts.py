@@ -2,27 +2,65 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from statistics import mean
 
-from dermlens.diagnoses import CODES, by_code
+from dermlens.labels import LabelSet
 
 NO_BREAK = "\u00a0"
 """Keeps a number and its unit on one line."""
 
-ZONE_WORDS = {
-    "core": "in the core of the lesion",
-    "border": "along its border",
-    "skin": "on the surrounding skin",
-    "ring": "on the image's border ring",
-}
+NOT_CALIBRATED = "not calibrated"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What things are called where a label set is spoken of.
+
+    Attributes:
+        one: A class.
+        several: Classes.
+        image: What the model takes.
+        lesion: What the image shows.
+        around: What lies around it, after "on".
+    """
+
+    one: str = "class"
+    several: str = "classes"
+    image: str = "image"
+    lesion: str = "outlined object"
+    around: str = "background"
+
+    @property
+    def zones(self) -> dict[str, str]:
+        """Where a zone of ``quality.zones`` lies, by its name."""
+        return {
+            "core": f"in the core of the {self.lesion}",
+            "border": "along its border",
+            "skin": f"on the {self.around}",
+            "ring": "on the image's border ring",
+        }
+
+
+_OF_SKIN = Words("diagnosis", "diagnoses", "dermatoscopic image", "lesion", "surrounding skin")
+
+
+def of_skin(labels: LabelSet) -> bool:
+    """Tell whether classes are diagnoses of skin lesions, as far as their label set says."""
+    return bool(labels.flags)
+
+
+def words(labels: LabelSet) -> Words:
+    """Return what to call the classes of a label set and what they are told by."""
+    return _OF_SKIN if of_skin(labels) else Words()
 
 
 @dataclass(frozen=True)
 class ContrastFacts:
-    """The numbers of one contrast: the target against another diagnosis.
+    """The numbers of one contrast: the target against another class.
 
     Attributes:
-        other: Code of the other diagnosis.
+        other: Code of the other class.
         for_other: Share of the contrast that speaks for the other, by method; at least one.
         discrimination: Of the evidence for target and other, by method.
         zone: Zone with most evidence for the other per pixel; empty without outline.
@@ -39,10 +77,11 @@ class Facts:
     """The numbers that a summary is made of. Shares are 0..1; NaN or empty means not known.
 
     Attributes:
-        target: Code of the explained diagnosis.
-        predicted: Code of the most probable diagnosis.
-        other: Code of the diagnosis it is contrasted with first.
-        probabilities: Calibrated, by code.
+        labels: The classes.
+        target: Code of the explained class.
+        predicted: Code of the most probable class.
+        other: Code of the class it is contrasted with first.
+        probabilities: By code.
         odds: Probability of the target over that of the other; below 1 the other is more probable.
         prediction_set: Codes that cannot be excluded, most probable first; None if not known.
         flags: Whether each operating point is reached, by its name.
@@ -57,14 +96,16 @@ class Facts:
         farthest: The two methods that agree least, and how far.
         against: Share of all evidence that speaks against the target, by signed method.
         against_zone: Zone with most evidence against the target per pixel; empty without outline.
-        contrasts: With the runner-up, then with any chosen diagnosis.
+        contrasts: With the runner-up, then with any chosen class.
         scale_agreement: Mean rank correlation between kinds of scale.
         convergence_delta: Of Integrated Gradients, relative.
         r2: Of LIME.
+        calibrated: Whether the probabilities were calibrated.
         synthetic: True if the model was trained on drawn images only.
         titles: Names of methods for people.
     """
 
+    labels: LabelSet
     target: str
     predicted: str
     other: str
@@ -87,8 +128,14 @@ class Facts:
     scale_agreement: float = float("nan")
     convergence_delta: float = float("nan")
     r2: float = float("nan")
+    calibrated: bool = True
     synthetic: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def words(self) -> Words:
+        """What to call the classes and what they are told by."""
+        return words(self.labels)
 
     @property
     def enrichment(self) -> float:
@@ -108,26 +155,43 @@ class Facts:
         """Return a method's name for people."""
         return self.titles.get(method, method)
 
+    def named(self, code: str) -> str:
+        """Return a class for a sentence."""
+        return class_name(self.labels, code)
 
-def diagnosis_name(code: str) -> str:
-    """Return a diagnosis for a sentence: name in lower case and code.
+
+def class_name(labels: LabelSet, code: str) -> str:
+    """Return a class for a sentence: name, in lower case unless it is an acronym, and code.
 
     Example:
-        >>> diagnosis_name("mel")
-        'melanoma (mel)'
+        >>> from dermlens.labels import HAM10000, named_classes
+        >>> class_name(HAM10000, "mel"), class_name(named_classes(["Cat"]), "Cat")
+        ('melanoma (mel)', 'Cat')
     """
-    if code not in CODES:
+    name = labels.of(code).name
+    if name == code:
         return code
-    name = by_code(code).name
-    return f"{name[0].lower()}{name[1:]} ({code})"
+    return f"{name if name[:2].isupper() else name[0].lower() + name[1:]} ({code})"
 
 
 def percent(share: float) -> str:
-    """Write a share for people.
+    """Write a share for people; never a bare 0 % or 100 % for what is neither.
 
     Example:
-        >>> [percent(share).replace(NO_BREAK, " ") for share in (0.724, 0.004, 0.0)]
-        ['72 %', 'under 1 %', '0 %']
+        >>> shares = (0.724, 0.004, 0.0, 0.9999, float("nan"))
+        >>> [percent(share).replace(NO_BREAK, " ") for share in shares]
+        ['72 %', 'under 1 %', '0 %', 'over 99 %', 'unknown']
     """
+    if not isfinite(share):
+        return "unknown"
     rounded = f"{100 * share:.0f}"
-    return f"under 1{NO_BREAK}%" if share > 0 and rounded == "0" else f"{rounded}{NO_BREAK}%"
+    if rounded == "0" and share > 0:
+        rounded = "under 1"
+    elif rounded == "100" and share < 1:
+        rounded = "over 99"
+    return f"{rounded}{NO_BREAK}%"
+
+
+def title(name: str) -> str:
+    """Return a name with a capital letter at its start."""
+    return name[:1].upper() + name[1:]

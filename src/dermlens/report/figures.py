@@ -1,4 +1,4 @@
-"""Rendering attributions: color maps, overlays, contours, grids.
+"""Rendering attributions: color maps, overlays, grids.
 
 Unsigned maps use a perceptually uniform map, signed ones a diverging map centered at zero; both
 can be read with any color vision. Values are normalized per image, never across a batch.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UNSIGNED_MAP = "inferno"
 SIGNED_MAP = "PuOr_r"
 LESION_COLOR = (0, 255, 255)
-CONTOUR_COLOR = (255, 255, 255)
+_COLUMNS = 4
 
 
 def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 99.5) -> np.ndarray:
@@ -114,38 +114,10 @@ def outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) ->
     Returns:
         uint8 RGB (H, W, 3), a copy.
     """
-    edge = np.pad(mask, 1, mode="edge")
-    inner = edge[:-2, 1:-1] & edge[2:, 1:-1] & edge[1:-1, :-2] & edge[1:-1, 2:]
+    from skimage.segmentation import find_boundaries
+
     drawn = np.array(image, dtype=np.uint8, copy=True)
-    drawn[mask & ~inner] = color
-    return drawn
-
-
-def contour(
-    image: np.ndarray,
-    values: np.ndarray,
-    *,
-    percentile: float = 80.0,
-    color: tuple[int, int, int] = CONTOUR_COLOR,
-) -> np.ndarray:
-    """Draw the border of the strongest part of a map: pixels above a percentile of it.
-
-    Pixels at the map's minimum never belong to it: in a map that is zero nearly everywhere the
-    rest is the strongest part, and a constant map has none.
-    """
-    threshold = np.percentile(values, percentile)
-    return outline(image, (values >= threshold) & (values > values.min()), color)
-
-
-def segment_borders(
-    image: np.ndarray, segments: np.ndarray, color: tuple[int, int, int] = (255, 255, 0)
-) -> np.ndarray:
-    """Draw the borders between superpixels (labels (H, W)) on an image."""
-    border = np.zeros(segments.shape, bool)
-    border[:, 1:] |= segments[:, 1:] != segments[:, :-1]
-    border[1:] |= segments[1:] != segments[:-1]
-    drawn = np.array(image, dtype=np.uint8, copy=True)
-    drawn[border] = color
+    drawn[find_boundaries(mask, mode="inner")] = color
     return drawn
 
 
@@ -171,10 +143,7 @@ def attribution_figure(
     panels: Sequence[Panel],
     *,
     opacity: float = 0.5,
-    lesion: np.ndarray | None = None,
-    percentile: float | None = None,
     title: str = "",
-    columns: int = 4,
 ) -> "Figure":
     """Draw the image and its maps side by side, each with a color bar.
 
@@ -182,26 +151,18 @@ def attribution_figure(
         image: uint8 RGB (H, W, 3).
         panels: Maps of the same size.
         opacity: Of the maps, 0..1.
-        lesion: bool (H, W) to outline, or None.
-        percentile: Draw the contour of values above this percentile, or None.
         title: Above all.
-        columns: Panels per row, the image included.
-
-    Returns:
-        The figure; it is not shown.
     """
     height, width = image.shape[:2]
-    rows = -(-(len(panels) + 1) // columns)
-    used = min(columns, len(panels) + 1)
+    rows = -(-(len(panels) + 1) // _COLUMNS)
+    used = min(_COLUMNS, len(panels) + 1)
     with style():
         figure = new_figure(2.9 * used, (2.3 * height / width + 0.5) * rows + 0.3)
         grid = figure.subplots(rows, used, squeeze=False).ravel()
-        show_panel(grid[0], with_lesion(image, lesion), "image")
+        _show(grid[0], image, "image")
         for axes, panel in zip(grid[1:], panels, strict=False):
             drawn = overlay(image, panel.values, opacity=opacity, signed=panel.signed)
-            if percentile is not None:
-                drawn = contour(drawn, panel.values, percentile=percentile)
-            show_panel(axes, with_lesion(drawn, lesion), panel.title)
+            _show(axes, drawn, panel.title)
             axes.set_xlabel(panel.note, fontsize=8)
             _color_bar(figure, axes, panel.signed)
         for axes in grid[len(panels) + 1 :]:
@@ -211,14 +172,7 @@ def attribution_figure(
         return figure
 
 
-def with_lesion(image: np.ndarray, lesion: np.ndarray | None) -> np.ndarray:
-    """Return an image with a lesion's outline drawn on it, if there is one."""
-    image = np.asarray(image, np.uint8)
-    return image if lesion is None else outline(image, lesion, LESION_COLOR)
-
-
-def show_panel(axes: "Axes", image: np.ndarray, title: str) -> None:
-    """Draw an image into axes, without ticks, under a small title."""
+def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -226,24 +180,11 @@ def show_panel(axes: "Axes", image: np.ndarray, title: str) -> None:
 
 
 def _color_bar(figure: "Figure", axes: "Axes", signed: bool) -> None:
-    words = {-1.0: "against", 0.0: "0", 1.0: "for"} if signed else {0.0: "least", 1.0: "most"}
-    color_bar(figure, axes, words, SIGNED_MAP if signed else UNSIGNED_MAP)
-
-
-def color_bar(figure: "Figure", axes: Any, words: Mapping[float, str], color_map: str) -> None:
-    """Add a color bar from the least to the greatest of the values that ``words`` names.
-
-    Args:
-        figure: Figure that the axes belong to.
-        axes: Axes, or a list of them, beside which it stands.
-        words: Text at each value, in rising order.
-        color_map: Name of a matplotlib map.
-    """
     import matplotlib as mpl
 
-    scale = mpl.cm.ScalarMappable(
-        mpl.colors.Normalize(min(words), max(words)), mpl.colormaps[color_map]
-    )
+    words = {-1.0: "against", 0.0: "0", 1.0: "for"} if signed else {0.0: "least", 1.0: "most"}
+    colors = mpl.colormaps[SIGNED_MAP if signed else UNSIGNED_MAP]
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(min(words), max(words)), colors)
     bar: Any = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.02, ticks=list(words))
     bar.ax.set_yticklabels(words.values(), fontsize=7, color=INK)
     bar.outline.set_visible(False)
@@ -274,10 +215,14 @@ def attribution_grid(
         figure = new_figure(1.7 * shape[1], 1.7 * height / width * shape[0] + 0.5)
         grid = figure.subplots(*shape, squeeze=False)
         for row, image in enumerate(images):
-            lesion = None if lesions is None else lesions[row]
-            show_panel(grid[row, 0], with_lesion(image, lesion), "image" if row == 0 else "")
+            mask = None if lesions is None else lesions[row]
+            shown = {"image": np.asarray(image, np.uint8)} | {
+                name: overlay(image, values[row], opacity=opacity, signed=signed[name])
+                for name, values in maps.items()
+            }
+            for axes, (name, drawn) in zip(grid[row], shown.items(), strict=True):
+                if mask is not None:
+                    drawn = outline(drawn, mask, LESION_COLOR)
+                _show(axes, drawn, name if row == 0 else "")
             grid[row, 0].set_ylabel(labels[row], fontsize=7)
-            for column, (name, values) in enumerate(maps.items(), start=1):
-                drawn = overlay(image, values[row], opacity=opacity, signed=signed[name])
-                show_panel(grid[row, column], with_lesion(drawn, lesion), name if row == 0 else "")
         return figure

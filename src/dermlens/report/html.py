@@ -33,7 +33,7 @@ class _Section:
 class Page:
     """A page that grows from top to bottom: sections with paragraphs, figures and tables.
 
-    Everything put in is text, never markup: it is escaped. The page loads nothing from
+    Everything put in is text and is escaped, except by ``markup``. The page loads nothing from
     elsewhere, adapts to light and dark settings and to phones, and always says that it is for
     research and education only.
 
@@ -68,6 +68,10 @@ class Page:
     def paragraph(self, text: str) -> Self:
         """Add a paragraph of plain text."""
         return self._add(kind="paragraph", text=text)
+
+    def markup(self, html: str) -> Self:
+        """Add HTML as it is; whoever made it has escaped what is text in it."""
+        return self._add(kind="markup", html=html)
 
     def figure(
         self, picture: "Figure | bytes | np.ndarray", caption: str, alt: str | None = None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def prediction_sets(result: dict[str, Any]) -> "Figure":
-    """Draw the coverage of the sets per diagnosis, and coverage and size over the level.
+    """Draw the coverage of the sets per class, and coverage and size over the level.
 
     Args:
         result: ``metrics.json["prediction_sets"]``.
@@ -31,13 +31,13 @@ def prediction_sets(result: dict[str, Any]) -> "Figure":
         names = [f"{c}\nn = {b['n_images']}" for c, b in zip(codes, blocks, strict=True)]
         left.set_xticks(places, names)
         left.set(
-            title=f"Share of images whose {100 * result['level']:g} % set holds the diagnosis",
+            title=f"Share of images whose {100 * result['level']:g} % set holds the true class",
             ylabel="coverage",
             ylim=(0, 1.05),
         )
         levels = [row["level"] for row in result["levels"]]
         right.plot(levels, [row["mean_size"] for row in result["levels"]], "o-", color=ACCENT)
-        right.set(title="Diagnoses per set", xlabel="level", ylabel="mean size")
+        right.set(title="Classes per set", xlabel="level", ylabel="mean size")
         right.set_ylim(bottom=0)
         return figure
 

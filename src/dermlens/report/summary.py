@@ -1,4 +1,4 @@
-"""What the numbers of a comparison mean, in sentences a dermatologist can read."""
+"""What the numbers of a comparison mean, in sentences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from math import isnan
 from statistics import mean, median
 
 from dermlens.report.answer import answer_text
-from dermlens.report.facts import ZONE_WORDS, ContrastFacts, Facts, diagnosis_name, percent
+from dermlens.report.facts import ContrastFacts, Facts, percent
 from dermlens.report.trust import HIGH_AGREEMENT, LOW_AGREEMENT, Doubt, doubts
 
 
@@ -50,27 +50,30 @@ def summarize(facts: Facts) -> Summary:
 
 
 def _diagnosis(facts: Facts) -> str:
-    text = answer_text(facts.probabilities, facts.prediction_set, facts.flags)
+    text = answer_text(
+        facts.labels,
+        facts.probabilities,
+        facts.prediction_set,
+        facts.flags,
+        calibrated=facts.calibrated,
+    )
+    shown, other = (
+        f"{facts.named(code)}, {percent(facts.probabilities[code])}"
+        for code in (facts.target, facts.other)
+    )
     if facts.target != facts.predicted:
-        text += (
-            f" Explained here is {diagnosis_name(facts.target)}, "
-            f"{percent(facts.probabilities[facts.target])}."
-        )
-    return f"{text} {_contrasted(facts)}"
-
-
-def _contrasted(facts: Facts) -> str:
-    other = f"{diagnosis_name(facts.other)}, {percent(facts.probabilities[facts.other])}"
-    return f"It is contrasted with {other}."
+        text += f" Explained here is {shown}."
+    return f"{text} It is contrasted with {other}."
 
 
 def _evidence(facts: Facts) -> str:
-    target = diagnosis_name(facts.target)
+    target = facts.named(facts.target)
     if not facts.inside:
         if not facts.ring:
             return ""
         return (
-            f"No outline of the lesion was given, so it is not known how much of the evidence for "
+            f"No outline of the {facts.words.lesion} was given, so it is not known how much of the "
+            f"evidence for "
             f"{target} lies inside. On the image's border ring, {percent(facts.ring_area)} of the "
             f"image, lies {percent(mean(facts.ring.values()))} of it."
         )
@@ -93,8 +96,8 @@ def _place(facts: Facts) -> str:
     if not facts.zones:
         return ""
     parts = [
-        f"{percent(facts.zones[zone])} {words} ({percent(facts.zone_areas[zone])} of the image)"
-        for zone, words in ZONE_WORDS.items()
+        f"{percent(facts.zones[zone])} {place} ({percent(facts.zone_areas[zone])} of the image)"
+        for zone, place in facts.words.zones.items()
     ]
     return f"It lies {', '.join(parts[:-1])} and {parts[-1]}."
 
@@ -120,22 +123,26 @@ def _agreement(facts: Facts) -> str:
 def _against(facts: Facts) -> str:
     if not facts.against:
         return ""
-    where = f", most densely {ZONE_WORDS[facts.against_zone]}" if facts.against_zone else ""
+    where = _densest(facts, facts.against_zone)
     count = len(facts.against)
     methods = "the one method" if count == 1 else f"the {count} methods"
     return (
         f"By {methods} that can tell, {percent(mean(facts.against.values()))} of all evidence "
-        f"speaks against {diagnosis_name(facts.target)}{where}."
+        f"speaks against {facts.named(facts.target)}{where}."
     )
 
 
 def _contrast(facts: Facts, one: ContrastFacts) -> str:
-    other = diagnosis_name(one.other)
-    where = f", most densely {ZONE_WORDS[one.zone]}" if one.zone else ""
+    other = facts.named(one.other)
+    where = _densest(facts, one.zone)
     return (
-        f"Where {diagnosis_name(facts.target)} and {other} differ, "
+        f"Where {facts.named(facts.target)} and {other} differ, "
         f"{percent(mean(one.for_other.values()))} of the evidence speaks for {other}{where}. "
         f"{percent(median(one.discrimination.values()))} of the evidence for the two lies in "
         f"different places (median over methods; {percent(0)} same places, {percent(1)} no place "
         "in common)."
     )
+
+
+def _densest(facts: Facts, zone: str) -> str:
+    return f", most densely {facts.words.zones[zone]}" if zone else ""

@@ -8,7 +8,6 @@ import numpy as np
 from dermlens.data.augmentation import Augmentation, augment
 from dermlens.data.cache import cached_images
 from dermlens.data.manifest import read_manifest, select_split
-from dermlens.diagnoses import CODES
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.report.charts import training_curves
 from dermlens.report.evaluation_report import write_figure
@@ -36,7 +35,7 @@ def augmentation_preview(bundle: Bundle, data: Path, *, seed: int = 0) -> "Figur
     train = select_split(table, "train")
     images = cached_images(data, table, bundle.input_size)
     how = Augmentation(**bundle.facts["training"]["augmentation"])
-    codes = [code for code in CODES if (train.dx == code).any()]
+    codes = [code for code in bundle.classes if (train.dx == code).any()]
     with style():
         height, width = bundle.input_size
         figure = new_figure(1.5 * (_VARIANTS + 1), 1.5 * len(codes) * height / width + 0.4)

@@ -8,7 +8,7 @@ that is not known (NaN) never raises a doubt.
 from dataclasses import dataclass
 from statistics import median
 
-from dermlens.report.facts import ContrastFacts, Facts, diagnosis_name, percent
+from dermlens.report.facts import ContrastFacts, Facts, of_skin, percent
 
 LOW_AGREEMENT = 0.3
 """Mean rank correlation between families: below, two maps share under a tenth (0.3^2) of what
@@ -23,18 +23,19 @@ LOW_R2 = 0.5
 not describe the model."""
 RING_ENRICHMENT = 1.0
 """Evidence per pixel on the image's border ring over that of the whole image: even a map without
-any preference stays at 1, and lesions rarely lie there."""
+any preference stays at 1, and what is photographed rarely lies there."""
 NEAR_TIE_ODDS = 1.5
-"""Probability of the diagnosis over that of the other: below three to two, small changes of the
+"""Probability of the class over that of the other: below three to two, small changes of the
 photograph can turn the answer."""
 CHANCE_ENRICHMENT = 1.0
 """Evidence per pixel inside the lesion over that of the whole image: at 1 or below, the lesion
-counts no more than the skin around it."""
+counts no more than what is around it."""
 LOW_DISCRIMINATION = 0.1
-"""Share of evidence that lies elsewhere for the other diagnosis: below a tenth, the maps of both
-diagnoses look alike and do not show why one was preferred."""
+"""Share of evidence that lies elsewhere for the other class: below a tenth, the maps of both
+look alike and do not show why one was preferred."""
 LOW_SCALE_AGREEMENT = 0.3
 """Mean rank correlation between kinds of scale; the same reason as ``LOW_AGREEMENT``."""
+_ON_BORDER = ", where dark corners, rulers and gel are"
 
 
 @dataclass(frozen=True)
@@ -56,138 +57,112 @@ class Doubt:
 
 def doubts(facts: Facts) -> tuple[Doubt, ...]:
     """Return the reasons not to trust an explanation, in a fixed order; empty if none."""
-    found = (
-        _not_predicted(facts),
-        _near_tie(facts),
-        _disagreeing(facts),
-        _outside(facts),
-        _on_ring(facts),
-        _incomplete(facts),
-        _not_linear(facts),
+    target, other, words = facts.named(facts.target), facts.named(facts.other), facts.words
+    predicted = facts.target == facts.predicted
+    gap = facts.completeness_gap
+    missing = percent(gap) if gap <= 1 else "more than 100 %"
+    checks = (
+        (
+            not predicted,
+            Doubt(
+                "not_the_most_probable",
+                f"The explained {words.one} {target} is not the most probable one, "
+                f"{facts.named(facts.predicted)}: the maps show what would speak for it.",
+            ),
+        ),
+        (
+            # Where the target is not the most probable one, the other is preferred: that is no tie.
+            predicted and facts.odds < NEAR_TIE_ODDS,
+            Doubt(
+                "near_tie",
+                f"Near tie: {target} is only {facts.odds:.2f} times as probable as {other} "
+                f"(threshold {NEAR_TIE_ODDS:g}). Look at the maps of both {words.several}.",
+                facts.odds,
+                NEAR_TIE_ODDS,
+            ),
+        ),
+        (
+            facts.agreement < LOW_AGREEMENT,
+            Doubt(
+                "low_agreement",
+                f"The methods disagree: mean rank correlation {facts.agreement:.2f} between "
+                f"families (threshold {LOW_AGREEMENT:g}). No single map should be shown as the "
+                "reason.",
+                facts.agreement,
+                LOW_AGREEMENT,
+            ),
+        ),
+        (
+            facts.enrichment <= CHANCE_ENRICHMENT,
+            Doubt(
+                "outside_the_lesion",
+                f"The {words.lesion} counts no more than the {words.around}: evidence per pixel "
+                f"inside the outline is {facts.enrichment:.2f} times that of the image (threshold "
+                f"{CHANCE_ENRICHMENT:g}).",
+                facts.enrichment,
+                CHANCE_ENRICHMENT,
+            ),
+        ),
+        (
+            facts.ring_enrichment > RING_ENRICHMENT,
+            Doubt(
+                "border_ring",
+                f"Evidence lies on the image's border{_ON_BORDER * of_skin(facts.labels)}: "
+                f"per pixel {facts.ring_enrichment:.2f} times that of the image (threshold "
+                f"{RING_ENRICHMENT:g}).",
+                facts.ring_enrichment,
+                RING_ENRICHMENT,
+            ),
+        ),
+        (
+            gap > LARGE_COMPLETENESS_GAP,
+            Doubt(
+                "completeness_gap",
+                f"Integrated Gradients misses {missing} of the change of score it should account "
+                f"for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its map is not reliable here.",
+                gap,
+                LARGE_COMPLETENESS_GAP,
+            ),
+        ),
+        (
+            facts.r2 < LOW_R2,
+            Doubt(
+                "low_r2",
+                f"LIME's linear model explains only R² = {facts.r2:.2f} of the score's variation "
+                f"(threshold {LOW_R2:g}). Its map does not describe the model here.",
+                facts.r2,
+                LOW_R2,
+            ),
+        ),
         *(_not_discriminating(facts, one) for one in facts.contrasts),
-        _scales_differ(facts),
-        _drawn_images(facts),
+        (
+            facts.scale_agreement < LOW_SCALE_AGREEMENT,
+            Doubt(
+                "scales_differ",
+                f"Scales tell different stories: mean rank correlation {facts.scale_agreement:.2f} "
+                f"between depths, patches and superpixels (threshold {LOW_SCALE_AGREEMENT:g}).",
+                facts.scale_agreement,
+                LOW_SCALE_AGREEMENT,
+            ),
+        ),
+        (
+            facts.synthetic,
+            Doubt(
+                "synthetic_model",
+                "The model was trained on drawn images only. It has never seen a photograph.",
+            ),
+        ),
     )
-    return tuple(doubt for doubt in found if doubt is not None)
+    return tuple(doubt for crossed, doubt in checks if crossed)
 
 
-def _not_predicted(facts: Facts) -> Doubt | None:
-    if facts.target == facts.predicted:
-        return None
-    return Doubt(
-        "not_the_most_probable",
-        f"The explained diagnosis {diagnosis_name(facts.target)} is not the most probable one, "
-        f"{diagnosis_name(facts.predicted)}: the maps show what would speak for it.",
-    )
-
-
-def _near_tie(facts: Facts) -> Doubt | None:
-    # Where the target is not the most probable one, the other is preferred: that is no tie.
-    if facts.target != facts.predicted or not facts.odds < NEAR_TIE_ODDS:
-        return None
-    return Doubt(
-        "near_tie",
-        f"Near tie: {diagnosis_name(facts.target)} is only {facts.odds:.2f} times as probable as "
-        f"{diagnosis_name(facts.other)} (threshold {NEAR_TIE_ODDS:g}). Look at both diagnoses' "
-        "maps.",
-        facts.odds,
-        NEAR_TIE_ODDS,
-    )
-
-
-def _disagreeing(facts: Facts) -> Doubt | None:
-    if not facts.agreement < LOW_AGREEMENT:
-        return None
-    return Doubt(
-        "low_agreement",
-        f"The methods disagree: mean rank correlation {facts.agreement:.2f} between families "
-        f"(threshold {LOW_AGREEMENT:g}). No single map should be shown as the reason.",
-        facts.agreement,
-        LOW_AGREEMENT,
-    )
-
-
-def _outside(facts: Facts) -> Doubt | None:
-    value = facts.enrichment
-    if not value <= CHANCE_ENRICHMENT:
-        return None
-    return Doubt(
-        "outside_the_lesion",
-        f"The lesion counts no more than the skin around it: evidence per pixel inside the "
-        f"outline is {value:.2f} times that of the image (threshold {CHANCE_ENRICHMENT:g}).",
-        value,
-        CHANCE_ENRICHMENT,
-    )
-
-
-def _on_ring(facts: Facts) -> Doubt | None:
-    value = facts.ring_enrichment
-    if not value > RING_ENRICHMENT:
-        return None
-    return Doubt(
-        "border_ring",
-        f"Evidence lies on the image's border, where dark corners, rulers and gel are: per pixel "
-        f"{value:.2f} times that of the image (threshold {RING_ENRICHMENT:g}).",
-        value,
-        RING_ENRICHMENT,
-    )
-
-
-def _incomplete(facts: Facts) -> Doubt | None:
-    if not facts.convergence_delta > LARGE_COMPLETENESS_GAP:
-        return None
-    missing = percent(facts.convergence_delta) if facts.convergence_delta <= 1 else "more than 100 %"
-    return Doubt(
-        "convergence_delta",
-        f"Integrated Gradients misses {missing} of the change of score it should account for "
-        f"(threshold {percent(LARGE_COMPLETENESS_GAP)}). Its map is not reliable here.",
-        facts.convergence_delta,
-        LARGE_COMPLETENESS_GAP,
-    )
-
-
-def _not_linear(facts: Facts) -> Doubt | None:
-    if not facts.r2 < LOW_R2:
-        return None
-    return Doubt(
-        "low_r2",
-        f"LIME's linear model explains only R² = {facts.r2:.2f} of the score's variation "
-        f"(threshold {LOW_R2:g}). Its map does not describe the model here.",
-        facts.r2,
-        LOW_R2,
-    )
-
-
-def _not_discriminating(facts: Facts, one: ContrastFacts) -> Doubt | None:
+def _not_discriminating(facts: Facts, one: ContrastFacts) -> tuple[bool, Doubt]:
     value = median(one.discrimination.values())
-    if not value < LOW_DISCRIMINATION:
-        return None
-    return Doubt(
+    return value < LOW_DISCRIMINATION, Doubt(
         f"low_discrimination_{one.other}",
-        f"The maps for {diagnosis_name(facts.target)} and {diagnosis_name(one.other)} look "
-        f"alike: only {percent(value)} of the evidence lies elsewhere (threshold "
+        f"The maps for {facts.named(facts.target)} and {facts.named(one.other)} look alike: only "
+        f"{percent(value)} of the evidence lies elsewhere (threshold "
         f"{percent(LOW_DISCRIMINATION)}). They do not show why one was preferred.",
         value,
         LOW_DISCRIMINATION,
-    )
-
-
-def _scales_differ(facts: Facts) -> Doubt | None:
-    if not facts.scale_agreement < LOW_SCALE_AGREEMENT:
-        return None
-    return Doubt(
-        "scales_differ",
-        f"Scales tell different stories: mean rank correlation {facts.scale_agreement:.2f} between "
-        f"depths, patches and superpixels (threshold {LOW_SCALE_AGREEMENT:g}).",
-        facts.scale_agreement,
-        LOW_SCALE_AGREEMENT,
-    )
-
-
-def _drawn_images(facts: Facts) -> Doubt | None:
-    if not facts.synthetic:
-        return None
-    return Doubt(
-        "synthetic_model",
-        "The model was trained on drawn images only. It has never seen skin.",
     )

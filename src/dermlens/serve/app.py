@@ -10,15 +10,17 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dermlens.errors import UsageError
+from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import METHODS
 from dermlens.model.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.progress import say
+from dermlens.report.facts import of_skin, title, words
 from dermlens.serve import app_page, app_style
 from dermlens.serve.app_access import warning
 from dermlens.serve.app_desk import Desk
@@ -32,16 +34,8 @@ from dermlens.serve.app_uploads import RunFolder, Uploads, give_each_upload_its_
 if TYPE_CHECKING:
     import gradio as gr
 
-EXAMPLES: tuple[tuple[str, int], ...] = (
-    ("mel", 4),
-    ("nv", 1),
-    ("bcc", 3),
-    ("vasc", 2),
-    ("bkl", 6),
-    ("akiec", 5),
-    ("df", 7),
-)
-"""Diagnosis and seed of the drawn examples."""
+EXAMPLES = {"mel": 4, "nv": 1, "bcc": 3, "vasc": 2, "bkl": 6, "akiec": 5, "df": 7}
+"""Diagnosis of HAM10000 and seed of the drawn examples."""
 _QUEUE = 64
 VISITS = 100
 """Images that a served page is expected to explain, about."""
@@ -52,6 +46,7 @@ def build_app(
     examples: Path | None = None,
     uploads: Uploads | None = None,
     jobs: Jobs | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> "gr.Blocks":
     """Build the page.
 
@@ -60,6 +55,7 @@ def build_app(
         examples: Folder to draw the examples into; None for no examples.
         uploads: Where uploads lie, so that a session's can be deleted when it ends.
         jobs: Watches over long jobs; its own where none is given.
+        scorers: From ``choose_scorers``, where they were chosen before.
 
     Returns:
         The page. Endpoints: ``/analyze``, ``/explain``, ``/compare``, ``/report``, ``/maps`` and
@@ -67,11 +63,12 @@ def build_app(
     """
     import gradio as gr
 
-    desk = Desk(bundle, uploads, jobs)
-    drawn = [] if examples is None else draw_examples(examples, bundle.input_size)
+    desk = Desk(bundle, uploads, jobs, scorers)
+    lesions = examples is not None and of_skin(bundle.labels)
+    drawn = draw_examples(examples, bundle.input_size) if examples and lesions else []
     with gr.Blocks(title=app_page.TITLE, analytics_enabled=False) as page:
         gr.HTML(app_page.header(bundle), elem_classes="dl-wide")
-        gr.HTML(app_page.BANNER, elem_classes="dl-wide dl-sticky")
+        gr.HTML(app_page.banner(bundle), elem_classes="dl-wide dl-sticky")
         _layout(desk, drawn)
         page.unload(_at_end_of_session(desk, page))
     # Every call goes through the queue, where its limits are.
@@ -96,15 +93,12 @@ def _layout(desk: Desk, examples: list[str]) -> None:
     color_map = color_map_choice()
     with gr.Row(elem_classes="dl-main"):
         with gr.Column(scale=2, min_width=240, elem_classes="dl-examples dl-image"):
-            image = image_column(examples)
+            image = image_column(title(words(desk.bundle.labels).image), examples)
         with gr.Column(scale=5, min_width=240, elem_classes="dl-tabs"), gr.Tabs():
             beside = []
-            for title, fill in (
-                ("Analyze", analyze_tab),
-                ("Explain", explain_tab),
-                ("Compare", compare_tab),
-            ):
-                with gr.Tab(title) as tab:
+            fills = {"Analyze": analyze_tab, "Explain": explain_tab, "Compare": compare_tab}
+            for name, fill in fills.items():
+                with gr.Tab(name) as tab:
                     fill(desk, image, color_map)
                 beside.append(tab)
             with gr.Tab("Batch") as batch:
@@ -142,7 +136,7 @@ def draw_examples(folder: Path, size: tuple[int, int]) -> list[str]:
 
     scale = max(1, round(400 / size[1]))
     files = []
-    for code, seed in EXAMPLES:
+    for code, seed in EXAMPLES.items():
         path = folder / f"drawn_{code}.jpg"
         drawn, _, _ = draw(code, seed, (size[0] * scale, size[1] * scale))
         Image.fromarray(drawn).save(path, quality=95)
@@ -186,12 +180,12 @@ def launch(
         say(said)
     bundle = load_bundle(bundle_path)
     # Made now if it is to be made at all, not while the first visitor waits.
-    choose_scorers(bundle, list(METHODS), images=VISITS)
+    scorers = choose_scorers(bundle, list(METHODS), images=VISITS)
     if block:
         _end_orderly_when_told_to()
     uploads = _upload_folder()
     jobs, site = Jobs(), Site(host, allow_hosts)
-    page = build_app(bundle, uploads.folder / "examples", uploads, jobs)
+    page = build_app(bundle, uploads.folder / "examples", uploads, jobs, scorers)
     uploads.held = jobs.awaited_files
     uploads.start(also=jobs.drop_unread)
     try:

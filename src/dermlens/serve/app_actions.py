@@ -1,5 +1,6 @@
 """What the Analyze tab does, free of any web framework: one forward pass, and what it says."""
 
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,14 +9,19 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import fit_image
-from dermlens.diagnoses import by_code
+from dermlens.explain.score import Logit
 from dermlens.explain.target import PREDICTED, resolve_targets
+from dermlens.files import plain
 from dermlens.model.bundle import Bundle
+from dermlens.report.comparer import no_activation_maps
+from dermlens.report.facts import NO_BREAK, of_skin, words
+from dermlens.report.html import NOTICE
 from dermlens.serve.app_reading import read_upload
 from dermlens.serve.usability import Usability, usability
 
-NOTE = "Research and education only, not a medical device."
 _DISPLAY_WIDTH = 640
+_MOST_MAPS = 32
+"""Classes up to which the maps of all are kept."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,12 @@ class Analysis:
         image: What the model saw, uint8 (H, W, 3).
         display: The same part of the photograph at a size for screens, uint8 (h, w, 3).
         logits: float32 (C,).
-        probabilities: Calibrated, float64 (C,).
+        probabilities: float64 (C,).
         predicted: Position of the most probable class.
         prediction_set: Class positions that cannot be excluded, most probable first; None where
             the bundle carries no sets.
         flags: Operating points by name: whether the image lies above the threshold.
-        maps: Grad-CAM of every class, float32 (C, H, W).
+        maps: Grad-CAM of every class, float32 (C, H, W); (0, H, W) where one pass does not give it.
         usability: What was measured on the photograph; None where it was not.
         outlier_score: Distance from the training images; None where the bundle has no detector.
         reasons: Sentences on why the model abstains; empty if it answers.
@@ -65,30 +71,54 @@ class Actions:
 
     Attributes:
         bundle: Trained model.
+        words: What to call the classes.
+        without_maps: Why the model has no class activation maps; empty if it has.
         pass_seconds: Time of one forward pass of one image, measured by ``warm_up``.
     """
 
     def __init__(self, bundle: Bundle) -> None:
+        from dermlens.explain.grad_cam import GradCAM
+
+        self.bundle, self.words = bundle, words(bundle.labels)
+        self.pass_seconds = float("nan")
+        self._predictor, self._lock = bundle.predictor(1), threading.Lock()
+        self.without_maps = no_activation_maps(bundle)
+        self._cam = None if self.without_maps else GradCAM(bundle)
+        closed = self._cam is not None and self._cam.closed(Logit())
+        self._forward = self._all_maps() if closed and len(bundle.classes) <= _MOST_MAPS else None
+
+    def _all_maps(self) -> Any:
         import tensorflow as tf
 
         from dermlens.serve.export_graph import ClassifierGraph
 
-        self.bundle = bundle
-        self.pass_seconds = float("nan")
-        graph = ClassifierGraph(bundle)
-        pixels = tf.TensorSpec((1, *bundle.input_size, 3), tf.uint8)
-        self._forward = tf.function(
+        graph = ClassifierGraph(self.bundle)
+        pixels = tf.TensorSpec((1, *self.bundle.input_size, 3), tf.uint8)
+        return tf.function(
             lambda images: graph.all_maps_and_features(tf.cast(images, tf.float32)),
             input_signature=[pixels],
         )
 
     def warm_up(self) -> None:
         """Trace the network, so that the first image does not wait for it, and time a pass."""
-        blank = np.zeros((1, *self.bundle.input_size, 3), np.uint8)
-        self._forward(blank)
+        blank = np.zeros((*self.bundle.input_size, 3), np.uint8)
+        self._pass(blank)
         start = time.perf_counter()
-        self._forward(blank)
+        self._pass(blank)
         self.pass_seconds = time.perf_counter() - start
+
+    def _pass(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float | None]:
+        """Return logits (1, C), the maps that come with them, and the outlier score."""
+        detector, scores = self.bundle.outlier, None
+        maps = np.zeros((0, *self.bundle.input_size), np.float32)
+        if self._forward is not None:
+            logits, drawn, features = (tensor.numpy() for tensor in self._forward(image[None]))
+            maps, scores = drawn[0], None if detector is None else detector.scores(features)
+        elif detector is None:
+            logits = self._predictor.logits(image[None])
+        else:
+            logits, scores = self.bundle.logits_and_outlier_scores(image[None], batch_size=1)
+        return logits, maps, None if scores is None else float(scores[0])
 
     def analyze(self, path: Path) -> Analysis:
         """Classify an image file and draw the Grad-CAM of every class: one forward pass.
@@ -97,14 +127,16 @@ class Actions:
             DataError: If the file is too large or cannot be decoded.
         """
         picture = read_upload(path)
-        found = self.analyze_image(fit_image(picture, self.bundle.input_size))
-        checked = usability(picture)
+        image = fit_image(picture, self.bundle.input_size)
+        found = replace(self.analyze_image(image), display=self._display(picture))
+        # What is asked of a photograph there is about skin lesions.
+        checked = usability(picture, image) if of_skin(self.bundle.labels) else None
+        problems = () if checked is None else checked.problems
         return replace(
             found,
-            display=self._display(picture),
             usability=checked,
-            reasons=(*checked.problems, *found.reasons),
-            remarks=() if checked.problems else self._remarks(picture),
+            reasons=(*problems, *found.reasons),
+            remarks=() if problems else self._remarks(picture),
         )
 
     def analyze_image(self, image: np.ndarray) -> Analysis:
@@ -113,11 +145,10 @@ class Actions:
         Args:
             image: uint8 (H, W, 3) at the model's input size.
         """
-        logits, maps, features = (tensor.numpy() for tensor in self._forward(image[None]))
-        calibration, detector = self.bundle.calibration, self.bundle.outlier
+        logits, maps, score = self._pass(image)
+        calibration = self.bundle.calibration
         probabilities = calibration.probabilities(logits)
         flags = {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()}
-        score = None if detector is None else float(detector.scores(features)[0])
         return Analysis(
             image=image,
             display=image,
@@ -126,21 +157,30 @@ class Actions:
             predicted=int(resolve_targets(None, logits, self.bundle.labels)[0]),
             prediction_set=calibration.set_of(probabilities[0]),
             flags=flags,
-            maps=maps[0],
+            maps=maps,
             outlier_score=score,
             reasons=self._unlike(score),
         )
+
+    def map_of(self, analysis: Analysis, target: int) -> np.ndarray | None:
+        """Return the Grad-CAM of one class, float32 (H, W); None if the model has none."""
+        if target < len(analysis.maps):
+            found: np.ndarray = analysis.maps[target]
+            return found
+        if self._cam is None:
+            return None
+        with self._lock:
+            return self._cam.attribute(analysis.image[None], target).maps[0]
 
     def target(self, analysis: Analysis, target: str) -> int:
         """Return the class position that a choice of target stands for."""
         return int(resolve_targets(target, analysis.logits[None], self.bundle.labels)[0])
 
-    def target_choices(
-        self, first: tuple[str, str] = ("The most probable diagnosis", PREDICTED)
-    ) -> list[tuple[str, str]]:
-        """Return (text, value) of the diagnoses that can be explained."""
-        named = [(f"{by_code(code).name} ({code})", code) for code in self.bundle.classes]
-        return [first, *named]
+    def target_choices(self, first: str = "", value: str = PREDICTED) -> list[tuple[str, str]]:
+        """Return (text, value) of the classes that can be explained, after the first choice."""
+        labels = self.bundle.labels.labels
+        named = [(_both(label.name, label.code), label.code) for label in labels]
+        return [(first or f"The most probable {self.words.one}", value), *named]
 
     def facts(self, analysis: Analysis) -> dict[str, Any]:
         """Return an analysis as JSON types."""
@@ -150,17 +190,18 @@ class Actions:
             "abstain": analysis.abstains,
             "reasons": list(analysis.reasons),
             "predicted": bundle.classes[analysis.predicted],
-            "name": by_code(bundle.classes[analysis.predicted]).name,
+            "name": bundle.labels.labels[analysis.predicted].name,
             "prediction_set": set_codes(bundle, analysis),
+            "calibrated": bundle.calibrated,
             "probabilities": by_class(bundle, analysis.probabilities),
             "logits": by_class(bundle, analysis.logits),
             "flags": analysis.flags,
             "outlier_score": analysis.outlier_score,
             "outlier_threshold": None if detector is None else detector.threshold,
-            "usability": None if checked is None else _measured(checked),
+            "usability": None if checked is None else plain(vars(checked)),
             "remarks": list(analysis.remarks),
             "synthetic_model": bundle.synthetic,
-            "note": NOTE,
+            "note": NOTICE,
         }
 
     def _unlike(self, score: float | None) -> tuple[str, ...]:
@@ -170,9 +211,9 @@ class Actions:
         ordinary = 100 * (1 - detector.false_rejects)
         return (
             f"Unlike the training images: its distance from them is {score:.2f}, and "
-            f"{ordinary:.0f}\N{NO-BREAK SPACE}% of ordinary images lie below "
-            f"{detector.threshold:.2f}. Perhaps it is no dermatoscopic image, or of something the "
-            "model has never seen.",
+            f"{ordinary:.0f}{NO_BREAK}% of ordinary images lie below "
+            f"{detector.threshold:.2f}. Perhaps it is no {self.words.image}, or of something "
+            "the model has never seen.",
         )
 
     def _display(self, picture: Any) -> np.ndarray:
@@ -198,9 +239,9 @@ def set_codes(bundle: Bundle, analysis: Analysis) -> list[str] | None:
 
 
 def by_class(bundle: Bundle, values: np.ndarray) -> dict[str, float]:
-    """Return one number per diagnosis by its code."""
+    """Return one number per class by its code."""
     return {code: float(value) for code, value in zip(bundle.classes, values, strict=True)}
 
 
-def _measured(checked: Usability) -> dict[str, Any]:
-    return {**vars(checked), "problems": list(checked.problems)}
+def _both(name: str, code: str) -> str:
+    return name if name == code else f"{name} ({code})"

@@ -1,6 +1,5 @@
 """What the Batch tab does, free of any web framework: many files, one row each."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -9,24 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.diagnoses import by_code
 from dermlens.errors import DataError, UsageError
-from dermlens.serve.app_actions import Actions, Analysis, set_codes
+from dermlens.labels import MALIGNANT
+from dermlens.model.bundle import Bundle
+from dermlens.model.calibration import OperatingPoint
+from dermlens.report.facts import NOT_CALIBRATED, title
+from dermlens.serve.app_actions import Actions, Analysis, by_class, set_codes
+from dermlens.serve.app_page import raised
 
 MAX_FILES = 100
 MAX_BATCH_BYTES = 250 * 2**20
-COLUMNS = (
-    "File",
-    "Verdict",
-    "Most probable",
-    "Code",
-    "Probability",
-    "Melanoma",
-    "Cannot be excluded",
-    "Flags",
-    "Reason",
-)
-"""Of the table on the page."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -99,37 +90,49 @@ def _row(actions: Actions, name: str, path: Path) -> Row:
     return Row(name, replace(found, image=nothing, display=nothing, maps=nothing))
 
 
+def alerts(bundle: Bundle) -> list[OperatingPoint]:
+    """Return the operating points of single concerns, such as melanoma."""
+    points = bundle.calibration.operating_points
+    return [point for name, point in points.items() if name != MALIGNANT]
+
+
+def columns(bundle: Bundle) -> dict[str, str]:
+    """Return the columns of the table on the page and their types."""
+    note = "" if bundle.calibrated else f" ({NOT_CALIBRATED})"
+    return {
+        **dict.fromkeys(("File", "Verdict", "Most probable", "Code"), "str"),
+        f"Probability{note}": "number",
+        **{title(point.name): "number" for point in alerts(bundle)},
+        **dict.fromkeys(("Cannot be excluded", "Flags", "Reason"), "str"),
+    }
+
+
 def shown_table(actions: Actions, rows: Sequence[Row]) -> pd.DataFrame:
-    """Return the table of the page, with the columns ``COLUMNS``."""
-    shown: list[tuple[Any, ...]] = []
+    """Return the table of the page, with the columns ``columns``."""
+    bundle, shown = actions.bundle, list[tuple[Any, ...]]()
+    points = bundle.calibration.operating_points
     for row in rows:
         found = row.analysis
         if found is None:
-            shown.append((row.name, "not read", "", "", None, None, "", "", row.error))
+            unknown = [None] * (1 + len(alerts(bundle)))
+            shown.append((row.name, "not read", "", "", *unknown, "", "", row.error))
             continue
-        code = actions.bundle.classes[found.predicted]
-        melanoma = found.probabilities[actions.bundle.classes.index("mel")]
+        label, shares = bundle.labels.labels[found.predicted], found.probabilities
+        scores = [point.score(shares[None], bundle.classes)[0] for point in alerts(bundle)]
+        flags = [raised(bundle, found, point) for point in points.values()]
         shown.append(
             (
                 row.name,
                 "abstains" if found.abstains else "answers",
-                by_code(code).name,
-                code,
-                round(float(found.probabilities[found.predicted]), 3),
-                round(float(melanoma), 3),
-                ", ".join(c for c in set_codes(actions.bundle, found) or () if c != code),
-                _flag(found, code),
+                label.name,
+                label.code,
+                *(round(float(score), 3) for score in (shares[found.predicted], *scores)),
+                ", ".join(c for c in set_codes(bundle, found) or () if c != label.code),
+                ", ".join(flag.lower() for flag in flags if flag),
                 " ".join(found.reasons or found.remarks),
             )
         )
-    return pd.DataFrame(shown, columns=list(COLUMNS))
-
-
-def _flag(found: Analysis, code: str) -> str:
-    raised = ["possibly malignant"] if found.flags.get("malignant") else []
-    if found.flags.get("melanoma"):
-        raised.append("melanoma suspected" if code == "mel" else "melanoma not excluded")
-    return ", ".join(raised)
+    return pd.DataFrame(shown, columns=list(columns(bundle)))
 
 
 def as_data(actions: Actions, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -146,29 +149,28 @@ def as_data(actions: Actions, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def as_csv(actions: Actions, rows: Sequence[Row]) -> str:
     """Return one line per file: verdict, probabilities, logits, flags, reasons, errors."""
-    codes, lines = actions.bundle.classes, []
-    points = actions.bundle.calibration.operating_points
+    bundle, lines = actions.bundle, []
     for row in rows:
         found = row.analysis
         line: dict[str, Any] = {"file": _harmless(row.name), "error": row.error}
         if found is not None:
             line |= {
-                "predicted": codes[found.predicted],
-                "prediction_set": " ".join(set_codes(actions.bundle, found) or ()),
+                "predicted": bundle.classes[found.predicted],
+                "prediction_set": " ".join(set_codes(bundle, found) or ()),
                 "abstain": found.abstains,
                 "reasons": " ".join(found.reasons),
                 "outlier_score": found.outlier_score,
+                "calibrated": bundle.calibrated,
                 **{f"flag_{name}": value for name, value in found.flags.items()},
-                **dict(zip([f"probability_{c}" for c in codes], found.probabilities, strict=True)),
-                **dict(zip([f"logit_{c}" for c in codes], found.logits, strict=True)),
+                **{f"probability_{c}": v for c, v in by_class(bundle, found.probabilities).items()},
+                **{f"logit_{c}": v for c, v in by_class(bundle, found.logits).items()},
             }
         lines.append(line)
-    columns = ["file", "predicted", "prediction_set", "abstain", "reasons", "outlier_score"]
-    columns += [f"flag_{name}" for name in points]
-    columns += [f"probability_{c}" for c in codes] + [f"logit_{c}" for c in codes] + ["error"]
-    stream = io.StringIO()
-    pd.DataFrame(lines).reindex(columns=columns).to_csv(stream, index=False, float_format="%.6g")
-    return stream.getvalue()
+    wanted = ["file", "predicted", "prediction_set", "abstain", "reasons", "outlier_score"]
+    wanted += ["calibrated", *(f"flag_{name}" for name in bundle.calibration.operating_points)]
+    wanted += [f"{kind}_{code}" for kind in ("probability", "logit") for code in bundle.classes]
+    table = pd.DataFrame(lines).reindex(columns=[*wanted, "error"])
+    return table.to_csv(index=False, float_format="%.6g")
 
 
 def _harmless(name: str) -> str:

@@ -1,10 +1,11 @@
 """One desk behind all tabs: the model, who is being served, and what was computed for whom."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dermlens.errors import UsageError
+from dermlens.explain.perturbation import Scorer
 from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.model.bundle import Bundle
 from dermlens.serve.app_actions import Actions, Analysis
@@ -41,16 +42,21 @@ class Desk:
         bundle: Trained model; traced here, and shared by all.
         uploads: Where uploads lie; None where they are somebody else's business.
         jobs: Watches over long jobs; its own where none is given.
+        scorers: From ``choose_scorers``, where they were chosen before.
     """
 
     def __init__(
-        self, bundle: Bundle, uploads: Uploads | None = None, jobs: Jobs | None = None
+        self,
+        bundle: Bundle,
+        uploads: Uploads | None = None,
+        jobs: Jobs | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
     ) -> None:
         self.bundle, self.uploads, self.results = bundle, uploads, Results()
         self.jobs = jobs or Jobs()
         self.actions = Actions(bundle)
         self.actions.warm_up()
-        self.explaining = Explaining(self.actions)
+        self.explaining = Explaining(self.actions, scorers)
 
     def analyze(self, session: str | None, path: str) -> Analysis:
         """Analyze an upload and remember it."""

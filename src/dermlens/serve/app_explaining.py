@@ -16,13 +16,16 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution
+from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import METHODS, method
 from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.files import plain
 from dermlens.quality.agreement import smoothed, spearman
-from dermlens.report.comparer import Comparer
-from dermlens.report.comparison import Comparison
+from dermlens.report.comparer import Comparer, available, no_activation_maps
+from dermlens.report.comparison import Comparison, agreement_with_others
 from dermlens.report.explanation import describe
-from dermlens.serve.app_actions import NOTE, Actions, Analysis
+from dermlens.report.html import NOTICE
+from dermlens.serve.app_actions import Actions, Analysis
 
 BACKWARD = 2.0
 """Forward passes that a gradient costs, about."""
@@ -80,16 +83,23 @@ class Explaining:
 
     Args:
         actions: Of the same model.
+        scorers: From ``choose_scorers``; chosen when they are needed where none are given.
+
+    Attributes:
+        methods: Names of the methods that this model can be explained by.
+        without: Why others are missing; empty if none is.
     """
 
-    def __init__(self, actions: Actions) -> None:
-        self.actions, self.bundle = actions, actions.bundle
+    def __init__(self, actions: Actions, scorers: Mapping[str, Scorer] | None = None) -> None:
+        self.actions, self.bundle, self._scorers = actions, actions.bundle, scorers
+        self.methods = available(self.bundle, list(METHODS))
+        self.without = no_activation_maps(self.bundle)
         self._running = threading.Lock()
         self._took: dict[str, float] = {}
 
     @cached_property
     def _comparer(self) -> Comparer:
-        return Comparer(self.bundle, tuple(METHODS))
+        return Comparer(self.bundle, self.methods, scorers=self._scorers)
 
     def explain(
         self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED, seed: int = 0
@@ -99,7 +109,7 @@ class Explaining:
         Args:
             analysis: Of the image.
             methods: Names in the registry.
-            target: Diagnosis to explain, as in ``explain.target``.
+            target: Class to explain, as in ``explain.target``.
             seed: Sets everything random.
 
         Yields:
@@ -108,7 +118,7 @@ class Explaining:
         Raises:
             UsageError: If no method is given, or a name or the target is unknown.
         """
-        names = _names(methods)
+        names = self._names(methods)
         goal = self.actions.target(analysis, target)
         results: dict[str, Attribution] = {}
         agreement: dict[str, float] = {}
@@ -120,7 +130,7 @@ class Explaining:
                 results[name] = self._timed(
                     name, explainer.attribute, analysis.image[None], goal, seed=seed
                 )
-            agreement = agreement_with_others(results)
+            agreement = _agreement(results)
         yield Step(results, goal, None, len(names), agreement=agreement)
 
     def compare(
@@ -136,8 +146,8 @@ class Explaining:
         Args:
             analysis: Of the image.
             methods: Names in the registry.
-            target: Diagnosis to explain, as in ``explain.target``.
-            against: Code of a diagnosis to contrast it with beside the most probable other one
+            target: Class to explain, as in ``explain.target``.
+            against: Code of a class to contrast it with beside the most probable other one
                 that cannot be excluded, or ``runner_up`` for that one alone.
             seed: Sets everything random.
 
@@ -147,7 +157,7 @@ class Explaining:
         Raises:
             UsageError: If no method is given, or a name or a class is unknown.
         """
-        names = _names(methods)
+        names = self._names(methods)
         other = None if against == RUNNER_UP else against
         with self._running:
             comparer = copy.copy(self._comparer)
@@ -189,7 +199,7 @@ class Explaining:
         return {
             "target": self.bundle.classes[step.target],
             "running": step.running,
-            "seconds_left": _finite(round(step.remaining, 1)) if step.running else 0.0,
+            "seconds_left": plain(round(step.remaining, 1)) if step.running else 0.0,
             "methods": {
                 name: {
                     **plain(describe(result)),
@@ -197,12 +207,12 @@ class Explaining:
                 }
                 for name, result in step.results.items()
             },
-            "note": NOTE,
+            "note": NOTICE,
         }
 
     def method_choices(self) -> list[tuple[str, str]]:
-        """Return (text, value) of the registered methods."""
-        return [(entry.title, name) for name, entry in METHODS.items()]
+        """Return (text, value) of the methods to choose from."""
+        return [(METHODS[name].title, name) for name in self.methods]
 
     def _timed(self, name: str, work: Any, *arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
@@ -210,42 +220,20 @@ class Explaining:
         self._took[name] = time.perf_counter() - start
         return found
 
+    def _names(self, methods: Sequence[str]) -> tuple[str, ...]:
+        names = tuple(method(name).name for name in dict.fromkeys(methods))
+        if not names:
+            raise UsageError("No method is chosen. Tick at least one.")
+        if not set(names) <= set(self.methods):
+            raise UsageError(self.without)
+        return names
 
-def _names(methods: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(method(name).name for name in dict.fromkeys(methods))
-    if not names:
-        raise UsageError("No method is chosen. Tick at least one.")
-    return names
 
-
-def agreement_with_others(results: Mapping[str, Attribution]) -> dict[str, float]:
-    """Return each map's mean rank correlation with the others; empty for fewer than two.
-
-    Args:
-        results: By method, each of the same single image.
-    """
-    if len(results) < 2:
-        return {}
+def _agreement(results: Mapping[str, Attribution]) -> dict[str, float]:
+    """Return each map's mean rank correlation with the others; empty for fewer than two."""
     maps = smoothed(np.stack([result.maps[0] for result in results.values()]))
     rows, columns = np.triu_indices(len(maps), k=1)
-    matrix = np.zeros((len(maps), len(maps)))
-    matrix[rows, columns] = spearman(maps[rows], maps[columns])
-    means = (matrix + matrix.T).sum(axis=1) / (len(maps) - 1)
-    return {name: float(value) for name, value in zip(results, means, strict=True)}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy values and mappings into JSON types; what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return _finite(value) if isinstance(value, float) else value
+    matrix = np.eye(len(maps))
+    if len(rows):
+        matrix[rows, columns] = matrix[columns, rows] = spearman(maps[rows], maps[columns])
+    return agreement_with_others(list(results), matrix)

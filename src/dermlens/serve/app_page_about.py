@@ -5,45 +5,53 @@ from typing import Any
 
 from dermlens import __version__
 from dermlens.model.bundle import Bundle
-from dermlens.serve.app_actions import NOTE
+from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
+from dermlens.report.html import NOTICE
 from dermlens.serve.app_batch import MAX_FILES
-from dermlens.serve.app_page import percent
 from dermlens.serve.app_reading import MAX_BYTES
 
 _USE = """### Intended use
-Research and teaching: to look at what a lesion classifier responds to, and to test methods that
-claim to explain it. Not for diagnosis, triage or any decision about a person. The model was not
+Research and teaching: to look at what a classifier responds to, and to test methods that claim to
+explain it."""
+_USE_OF_SKIN = """ Not for diagnosis, triage or any decision about a person. The model was not
 tested on patients, and nobody has approved it for clinical use."""
-
 _FIGURES = {
-    "validation_accuracy": "Accuracy, most probable diagnosis",
-    "validation_balanced_accuracy": "Balanced accuracy, most probable diagnosis",
-    "validation_macro_auc": "AUC, mean over diagnoses",
+    "validation_accuracy": "Accuracy, most probable {one}",
+    "validation_balanced_accuracy": "Balanced accuracy, most probable {one}",
+    "validation_macro_auc": "AUC, mean over {several}",
 }
-
 _LIMITS = """### Limits
-* Seven diagnoses only. A rash, a wart or a healthy arm still gets one of them, unless the model
-  abstains; and it cannot notice everything it has never seen.
+* {count} {several} only. Anything else still gets one of them, unless the model abstains; and it
+  cannot notice everything it has never seen.{skin}
+* Probabilities hold for images like those it was {fitted} on. Elsewhere they can be wrong without
+  any sign of it.
+* A heat map shows where evidence was found. It is no proof that the evidence is {sound}. Methods
+  disagree; look at several."""
+_LIMITS_OF_SKIN = """
 * Skin tones, cameras and ages that were rare in training are judged worse; dark skin is rare in
-  the public collections.
-* Probabilities hold for images like those of the training hospitals. Elsewhere they can be wrong
-  without any sign of it.
-* A heat map shows where evidence was found. It is no proof that the evidence is medical: hair,
-  rulers and ink can matter to a network. Methods disagree; look at several."""
+  the public collections."""
 
 
 def about(bundle: Bundle) -> str:
     """Return the facts of the bundle as Markdown."""
+    called, skin, count = words(bundle.labels), of_skin(bundle.labels), len(bundle.labels)
+    limits = _LIMITS.format(
+        count=count,
+        several=called.several,
+        skin=_LIMITS_OF_SKIN if skin else "",
+        fitted="calibrated" if bundle.calibrated else "trained",
+        sound="medical: hair, rulers and ink can matter to a network" if skin else "sound",
+    )
+    network = "Keras model" if bundle.adopted else bundle.architecture.backbone
     parts = [
-        "### What this is\n"
-        f"A {bundle.architecture.backbone} that tells seven diagnoses apart on dermatoscopic "
-        f"images, with the methods that show where its evidence lies. **{NOTE}**",
-        _USE,
+        f"### What this is\nA {network} that tells {count} {called.several} apart on "
+        f"{called.image}s, with the methods that show where its evidence lies. **{NOTICE}**",
+        _USE + (_USE_OF_SKIN if skin else ""),
         "### The model\n" + _table(("Fact", "Value"), _model(bundle)),
-        "### Operating points, measured on validation images\n" + _points(bundle),
+        _points(bundle),
         "### When it abstains\n" + _abstention(bundle),
         _validation(bundle),
-        _LIMITS,
+        limits,
         _privacy(),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -65,20 +73,29 @@ def _sets(bundle: Bundle) -> str:
 def _model(bundle: Bundle) -> list[tuple[str, ...]]:
     facts, data = bundle.facts, bundle.facts["data"]
     height, width = bundle.input_size
-    return [
+    adopted = facts.get("adopted", {})
+    answer = f"the most probable {words(bundle.labels).one}"
+    answer += ", what cannot be excluded" if bundle.calibration.prediction_sets else ""
+    answer += ", and flags" if bundle.calibration.operating_points else ""
+    temperature = f"temperature {bundle.calibration.temperature:.3g}"
+    rows = [
         ("Network", f"{bundle.architecture.backbone}, {width} x {height} pixels"),
-        ("Trained on", _data_line(bundle)),
-        ("Calibration", f"temperature {bundle.calibration.temperature:.3g}"),
-        ("Answer", "the most probable diagnosis, what cannot be excluded, and two flags"),
+        ("Adopted from", str(adopted.get("file", "a Keras model")) if bundle.adopted else ""),
+        ("Logits", str(adopted.get("note", ""))),
+        ("Classes", ", ".join(bundle.classes[:50]) + (" …" if len(bundle.classes) > 50 else "")),
+        (
+            "Calibrated on" if bundle.adopted and bundle.calibrated else "Trained on",
+            _data_line(bundle),
+        ),
+        ("Calibration", temperature if bundle.calibrated else f"none: {NOT_CALIBRATED}"),
+        ("Answer", answer),
         ("What cannot be excluded", _sets(bundle)),
         ("License of the weights", str(facts.get("license", "MIT"))),
         ("License of the data", _data_license(data)),
         ("Version", f"dermlens {facts.get('dermlens_version', __version__)}"),
-        (
-            "Data fingerprint",
-            f"`{str(data['fingerprint'])[:12]}`" if "fingerprint" in data else "–",
-        ),
+        ("Data fingerprint", f"`{data['fingerprint'][:12]}`" if "fingerprint" in data else ""),
     ]
+    return [row for row in rows if row[1]]
 
 
 def _data_license(data: dict[str, Any]) -> str:
@@ -111,28 +128,26 @@ def _points(bundle: Bundle) -> str:
         )
         for name, point in bundle.calibration.operating_points.items()
     ]
-    head = (
-        "Flag",
-        "Diagnoses",
-        "Threshold",
-        "Sensitivity",
-        "Specificity",
-        "Positives",
-        "Negatives",
+    if not rows:
+        return ""
+    several = words(bundle.labels).several.capitalize()
+    measured = ("Threshold", "Sensitivity", "Specificity", "Positives", "Negatives")
+    return "### Operating points, measured on validation images\n" + _table(
+        ("Flag", several, *measured), rows
     )
-    return _table(head, rows)
 
 
 def _abstention(bundle: Bundle) -> str:
-    photograph = (
-        "The photograph is judged first: too small, too dark or bright, blurred, or nothing stands "
-        "out from the skin."
-    )
-    detector = bundle.outlier
+    detector, photograph = bundle.outlier, ""
+    if of_skin(bundle.labels):
+        photograph = (
+            "The photograph is judged first: too small, too dark or bright, blurred, or nothing "
+            "stands out from the skin. "
+        )
     if detector is None:
-        return f"{photograph} This model has no detector of unusual images."
+        return f"{photograph}This model has no detector of unusual images."
     return (
-        f"{photograph} Then its features are compared with those of {detector.images:,} training "
+        f"{photograph}The image's features are compared with those of {detector.images:,} training "
         f"images: beyond a distance of {detector.threshold:.3g} the model abstains. On validation "
         f"images that turns {percent(detector.false_rejects)} of ordinary ones away."
     )
@@ -140,17 +155,14 @@ def _abstention(bundle: Bundle) -> str:
 
 def _validation(bundle: Bundle) -> str:
     """Return what training recorded about validation at the kept epoch; nothing if it did not."""
-    if "training" not in bundle.facts or bundle.best_epoch is None:
-        return ""
-    if not (bundle.path / "history.csv").is_file():
-        return ""
-    history = bundle.history
+    history, best = bundle.history, bundle.facts.get("training", {}).get("best_epoch")
     if not {"phase", "epoch", *_FIGURES} <= set(history.columns):
         return ""
-    kept = history[(history.phase == "finetuning") & (history.epoch == bundle.best_epoch)]
+    kept = history[(history.phase == "finetuning") & (history.epoch == best)]
     if kept.empty:
         return ""
-    rows = [(title, f"{kept[name].iloc[-1]:.3f}") for name, title in _FIGURES.items()]
+    called = vars(words(bundle.labels))
+    rows = [(text.format(**called), f"{kept[key].iloc[-1]:.3f}") for key, text in _FIGURES.items()]
     return (
         "### Measured on validation images\n"
         + _table(("Figure", "Value"), rows)

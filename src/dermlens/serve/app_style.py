@@ -1,5 +1,6 @@
 """The look of the web page: theme, styles, and the few lines of script."""
 
+from importlib.resources import files
 from typing import Any
 
 OPACITY = 0.55
@@ -42,17 +43,7 @@ body.dl-alone .dl-main > .dl-tabs { grid-column: 1 / -1 !important; }
 """
 """Gradio confines ``CSS`` to what lies inside its own frame; this reaches the frame as well."""
 
-_COLORS = """
-:root { --dl-opacity: 0.55; --dl-contour: none; --dl-alarm: #a8321f; --dl-alarm-soft: #fdf1ee;
-  --dl-bar: #28708c; --dl-track: #e6eaee; --dl-ink: #1d2733; --dl-muted: #52606d;
-  --dl-card: #ffffff; --dl-line: #d8dee4; --dl-note: #fff7e0; --dl-note-ink: #594200;
-  --dl-doubt: #8a5a00; --dl-doubt-soft: #fff6e2; }
-.dark { --dl-alarm: #ff9f90; --dl-alarm-soft: #3a1c17; --dl-bar: #5fb0cf; --dl-track: #374151;
-  --dl-ink: #eef2f6; --dl-muted: #b4bfca; --dl-card: #1a212b; --dl-line: #3b4654;
-  --dl-note: #33290f; --dl-note-ink: #ffe2a0; --dl-doubt: #f2c063; --dl-doubt-soft: #30260f; }
-"""
-
-_FRAME = """
+_PAGE = """
 .gradio-container { max-width: min(1280px, 100vw) !important; min-width: 0 !important;
   margin: 0 auto !important;
   overflow: visible !important; }
@@ -91,28 +82,11 @@ footer, footer button, footer a { color: var(--dl-muted) !important; }
 .wrap.minimal .progress-text { color: var(--dl-muted); font-variant-numeric: tabular-nums; }
 #dl-file { padding: 0; min-height: 0; }
 :focus-visible { outline: 2px solid var(--dl-bar) !important; outline-offset: 2px; }
-"""
-
-_VERDICT = """
 .dl-empty { color: var(--dl-muted); border: 1px dashed var(--dl-line); border-radius: 10px;
   padding: 2.2rem 1.2rem; text-align: center; }
 .dl-verdict { color: var(--dl-ink); }
 .dl-verdict h2 { margin: 0; font-size: 1.35rem; color: var(--dl-ink); }
 .dl-verdict .dl-plain { color: var(--dl-muted); margin: 0.15rem 0 0.7rem; }
-.dl-flag { border-left: 4px solid var(--dl-alarm); background: var(--dl-alarm-soft);
-  color: var(--dl-ink); border-radius: 0 8px 8px 0; padding: 0.55rem 0.8rem; margin: 0.5rem 0; }
-.dl-flag.dl-calm { border-color: var(--dl-muted); background: transparent; }
-.dl-flag.dl-doubt { border-color: var(--dl-doubt); background: var(--dl-doubt-soft); }
-.dl-flag strong { color: var(--dl-alarm); }
-.dl-flag.dl-calm strong { color: var(--dl-ink); }
-.dl-flag.dl-doubt strong { color: var(--dl-doubt); }
-.dl-flag ul { margin: 0.3rem 0 0; padding-left: 1.1rem; list-style: disc; }
-.dl-flag li { margin: 0.15rem 0; color: var(--dl-ink); }
-details.dl-second { border: 1px solid var(--dl-line); border-radius: 8px; padding: 0.5rem 0.8rem;
-  margin-top: 0.8rem; }
-details.dl-second summary { cursor: pointer; color: var(--dl-muted); }
-details.dl-second[open] > div { opacity: 0.85; margin-top: 0.6rem; }
-details.dl-second h3 { margin: 0; font-size: 1.02rem; color: var(--dl-ink); }
 table.dl-bars { width: 100%; border-collapse: collapse; margin: 0.9rem 0; border: 0 !important; }
 table.dl-bars tr { border: 0 !important; background: transparent !important; }
 table.dl-bars td, table.dl-bars th { border: 0 !important; padding: 0.22rem 0.35rem;
@@ -126,75 +100,16 @@ table.dl-bars td.dl-space { width: 36%; }
 .dl-malignant .dl-fill { background: var(--dl-alarm); }
 .dl-mark { color: var(--dl-alarm); font-size: 0.74rem; border: 1px solid currentColor;
   border-radius: 4px; padding: 0 0.3rem; margin-left: 0.4rem; white-space: nowrap; }
-"""
-
-_MAPS = """
-.dl-layers { position: relative; border-radius: 8px; overflow: hidden; line-height: 0; }
-.dl-layers img { width: 100%; margin: 0; display: block; border-radius: 0; }
-.dl-layers img.dl-map { position: absolute; inset: 0; height: 100%; opacity: var(--dl-opacity); }
-.dl-layers svg { position: absolute; inset: 0; width: 100%; height: 100%;
-  display: var(--dl-contour); }
-.dl-layers path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
-.dl-layers .dl-under { stroke: #101820; stroke-width: 3.6px; }
-.dl-layers .dl-over { stroke: #ffffff; stroke-width: 1.6px; }
-.dl-caption { color: var(--dl-muted); font-size: 0.88rem; margin: 0.4rem 0 0; line-height: 1.4; }
-img.dl-scale { width: 100%; height: 0.6rem; border-radius: 3px; margin: 0.5rem 0 0; }
-.dl-ends { display: flex; justify-content: space-between; color: var(--dl-muted);
-  font-size: 0.78rem; }
-.dl-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr));
-  gap: 1rem; }
-.dl-cards.dl-small { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 0.7rem; }
-.dl-card { border: 1px solid var(--dl-line); border-radius: 10px; padding: 0.75rem;
-  background: var(--dl-card); color: var(--dl-ink); display: flex; flex-direction: column; }
-.dl-card h3, .dl-card h4 { margin: 0 0 0.2rem; font-size: 1.02rem; color: var(--dl-ink); }
-.dl-small .dl-card { padding: 0.5rem; } .dl-small .dl-card h4 { font-size: 0.86rem; }
-.dl-card p { margin: 0.2rem 0 0.5rem; font-size: 0.88rem; color: var(--dl-muted); }
-.dl-card .dl-question { min-height: 3.7em; }
-.dl-checks { display: flex; flex-wrap: wrap; gap: 0.3rem; margin: 0.55rem 0 0; padding: 0;
-  list-style: none; }
-.dl-checks li { border: 1px solid var(--dl-line); border-radius: 999px; padding: 0.08rem 0.55rem;
-  font-size: 0.8rem; color: var(--dl-ink); margin: 0; }
-.dl-checks li.dl-bad { border-color: var(--dl-doubt); color: var(--dl-doubt);
-  background: var(--dl-doubt-soft); }
-.dl-status { color: var(--dl-ink); margin-bottom: 0.8rem; }
-.dl-status .dl-eta { color: var(--dl-muted); }
-.dl-progress { background: var(--dl-track); border-radius: 4px; height: 0.45rem; overflow: hidden;
-  margin-top: 0.4rem; }
-.dl-progress div { background: var(--dl-bar); height: 100%; width: var(--dl-from);
-  border-radius: 4px; animation: dl-grow var(--dl-seconds) linear forwards; }
-@keyframes dl-grow { from { width: var(--dl-from); } to { width: var(--dl-to); } }
-@media (prefers-reduced-motion: reduce) { .dl-progress div { animation: none; } }
-"""
-
-_COMPARE = """
-.dl-part { margin: 1.5rem 0 0; color: var(--dl-ink); }
-.dl-part > h3 { margin: 0 0 0.25rem; font-size: 1.12rem; color: var(--dl-ink); }
-.dl-part > h4 { margin: 0.9rem 0 0.4rem; font-size: 0.98rem; color: var(--dl-ink); }
-.dl-part > p { color: var(--dl-muted); margin: 0 0 0.7rem; font-size: 0.92rem; max-width: 75ch; }
-.dl-summary p { color: var(--dl-ink); margin: 0.35rem 0; max-width: 80ch; }
-.dl-scroll { overflow-x: auto; }
-table.dl-matrix { border-collapse: separate; border-spacing: 2px; border: 0 !important;
-  width: auto; font-size: 0.84rem; }
-table.dl-matrix tr, table.dl-matrix td, table.dl-matrix th { border: 0 !important; }
-table.dl-matrix th { font-weight: 500; text-align: right; padding: 0.2rem 0.5rem;
-  color: var(--dl-ink); background: transparent; white-space: nowrap; }
-table.dl-matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg);
-  text-align: left; padding: 0.4rem 0.2rem; }
-table.dl-matrix td { width: 3.1rem; height: 2.1rem; text-align: center; border-radius: 4px;
-  font-variant-numeric: tabular-nums; padding: 0; }
-.dl-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 1rem; }
 a.dl-download { display: inline-block; color: var(--dl-ink); text-decoration: none;
   border: 1px solid var(--dl-line); border-radius: 8px; padding: 0.4rem 0.9rem; font-weight: 600; }
 a.dl-download:hover { border-color: var(--dl-bar); color: var(--dl-bar); }
 #dl-batch table, #dl-batch td, #dl-batch th, #dl-batch button, #dl-batch span
   { font-family: var(--font) !important; }
 #dl-batch td { font-size: 0.9rem; }
-@media (max-width: 640px) { table.dl-bars td.dl-space { display: none; }
-  .dl-cards.dl-small { grid-template-columns: repeat(2, 1fr); }
-  .dl-card .dl-question { min-height: 0; } }
+@media (max-width: 640px) { table.dl-bars td.dl-space { display: none; } }
 """
 
-CSS = _COLORS + _FRAME + _VERDICT + _MAPS + _COMPARE
+CSS = (files("dermlens.report") / "templates/view.css").read_text() + _PAGE
 
 
 def theme() -> Any:

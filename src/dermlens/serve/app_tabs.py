@@ -1,14 +1,16 @@
 """The Analyze and Explain tabs and the image beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dermlens.explain.registry import METHODS
 from dermlens.explain.target import PREDICTED
+from dermlens.report.comparison_view import caption
+from dermlens.report.layers import COLOR_MAPS, checked_color_map
 from dermlens.serve.app_desk import Desk, Shown
-from dermlens.serve.app_layers import COLOR_MAPS, checked_color_map
-from dermlens.serve.app_page import EMPTY, grad_cam, verdict
-from dermlens.serve.app_page_cards import EMPTY_EXPLANATION, cards
+from dermlens.serve.app_page import empty, grad_cam, verdict
+from dermlens.serve.app_page_results import EMPTY_EXPLANATION, cards
 from dermlens.serve.app_style import OPACITY, SET_CONTOUR, SET_OPACITY
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -18,16 +20,17 @@ SHARED: dict[str, Any] = {"concurrency_id": "explaining", "concurrency_limit": 1
 _FIRST_METHODS = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients"]
 
 
-def image_column(examples: list[str]) -> Any:
+def image_column(label: str, examples: list[str]) -> Any:
     """Lay out the image and the examples, and return the image.
 
     Args:
+        label: What the image is.
         examples: Files of the drawn examples.
     """
     import gradio as gr
 
     image = gr.Image(
-        label="Dermatoscopic image",
+        label=label,
         sources=["upload", "clipboard", "webcam"],
         type="filepath",
         image_mode=None,
@@ -115,7 +118,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
 
     with gr.Row():
         with gr.Column(min_width=230):
-            answer = gr.HTML(EMPTY, elem_id="dl-answer")
+            answer = gr.HTML(empty(desk.bundle), elem_id="dl-answer")
         with gr.Column(min_width=230):
             target = gr.Dropdown(
                 desk.actions.target_choices(), value=PREDICTED, label="Show the evidence for"
@@ -123,13 +126,13 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
             overlay = gr.HTML("", elem_id="dl-overlay")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
-    nothing = (EMPTY, "", None, PREDICTED)
+    nothing = (empty(desk.bundle), "", None, PREDICTED)
 
     def analyze(image: str | None, color_map: str, request: gr.Request) -> tuple[Any, ...]:
         if image is None:
             return nothing
         found = desk.analyze(request.session_hash, image)
-        drawn = grad_cam(desk.bundle, found, found.predicted, checked_color_map(color_map))
+        drawn = grad_cam(desk.actions, found, found.predicted, checked_color_map(color_map))
         return verdict(desk.bundle, found), drawn, desk.actions.facts(found), PREDICTED
 
     def show(wanted: str, colors: str, request: gr.Request) -> Any:
@@ -137,7 +140,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         if held is None:
             return gr.skip()
         goal = desk.actions.target(held.analysis, wanted)
-        return grad_cam(desk.bundle, held.analysis, goal, checked_color_map(colors))
+        return grad_cam(desk.actions, held.analysis, goal, checked_color_map(colors))
 
     shown = [answer, overlay, facts, target]
     analyzing = image.change(
@@ -147,8 +150,8 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         api_name="analyze",
         api_description=(
             "Analyze one image in one forward pass. Returns the verdict and the Grad-CAM as HTML, "
-            "and as data: abstain and reasons, most probable diagnosis, prediction set, calibrated "
-            "probabilities, logits, flags, outlier score, usability."
+            "and as data: abstain and reasons, most probable class, prediction set, "
+            "probabilities, calibrated or not, logits, flags, outlier score, usability."
         ),
         show_progress="minimal",
         show_progress_on=answer,
@@ -164,27 +167,20 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
     """Lay out and connect the Explain tab."""
     import gradio as gr
 
-    methods = gr.CheckboxGroup(
-        desk.explaining.method_choices(),
-        value=_FIRST_METHODS,
-        label="Methods",
-        info="Methods that cover or cut the image need hundreds of passes of the network.",
+    methods = methods_choice(
+        desk, _FIRST_METHODS, "Methods that cover or cut the image need hundreds of passes."
     )
-    target = gr.Dropdown(
-        desk.actions.target_choices(), value=PREDICTED, label="Diagnosis to explain"
-    )
-    with gr.Row():
-        start = gr.Button("Explain", variant="primary", scale=3)
-        stop = gr.Button("Stop", scale=1)
+    target = target_choice(desk)
+    start, stop = start_and_stop("Explain")
     drawn = gr.HTML(EMPTY_EXPLANATION, elem_id="dl-explained")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> Any:
-        if shown is None or shown.step is None:
-            return gr.skip()
+    def draw(shown: Shown, colors: str, stopped: bool = False) -> str:
+        assert shown.step is not None
+        name = desk.bundle.labels.labels[shown.step.target].name
         chosen = checked_color_map(colors)
-        return cards(desk.bundle, shown.analysis, shown.step, chosen, stopped=stopped)
+        return cards(name, shown.analysis, shown.step, chosen, stopped=stopped)
 
     @desk.jobs.stoppable
     def explain(
@@ -194,31 +190,104 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
             assert shown.step is not None
             yield draw(shown, color_map), desk.explaining.facts(shown.step)
 
-    def redraw(colors: str, request: gr.Request) -> Any:
-        return draw(desk.shown(request.session_hash, "explanation"), colors)
-
-    def stopped(colors: str, request: gr.Request) -> Any:
-        return draw(desk.shown(request.session_hash, "explanation"), colors, stopped=True)
-
-    running = start.click(
+    connect_long_job(
+        desk,
+        "explanation",
         explain,
-        [image, methods, target, color_map],
-        [drawn, facts],
+        draw,
+        inputs=(image, methods, target, color_map),
+        buttons=(start, stop),
+        outputs=(drawn, facts),
+        nothing=EMPTY_EXPLANATION,
         api_name="explain",
         api_description=(
             "Attribution maps of one image by several methods; a result after each. Returns the "
             "maps as HTML, and as data: question, score, cost, completeness gap or R2, and "
             "agreement of each method."
         ),
+    )
+
+
+def methods_choice(desk: Desk, first: Sequence[str], note: str) -> Any:
+    """Lay out the choice of methods, and say why some are missing."""
+    import gradio as gr
+
+    names = desk.explaining.methods
+    chosen = [name for name in first if name in names] or names[:1]
+    choices = [(METHODS[name].title, name) for name in names]
+    found = gr.CheckboxGroup(choices, value=chosen, label="Methods", info=note)
+    if desk.explaining.without:
+        gr.HTML(caption(f"Without class activation maps. {desk.explaining.without}"))
+    return found
+
+
+def target_choice(desk: Desk) -> Any:
+    """Lay out the choice of the class to explain."""
+    import gradio as gr
+
+    label = f"{desk.actions.words.one.capitalize()} to explain"
+    return gr.Dropdown(desk.actions.target_choices(), value=PREDICTED, label=label)
+
+
+def start_and_stop(start: str) -> tuple[Any, Any]:
+    """Lay out the buttons of a long job."""
+    import gradio as gr
+
+    with gr.Row():
+        return gr.Button(start, variant="primary", scale=3), gr.Button("Stop", scale=1)
+
+
+def connect_long_job(
+    desk: Desk,
+    name: str,
+    work: Callable[..., Any],
+    draw: Callable[..., str],
+    *,
+    inputs: Sequence[Any],
+    buttons: tuple[Any, Any],
+    outputs: tuple[Any, Any],
+    nothing: str,
+    **api: str,
+) -> None:
+    """Connect a job that shows each result when it is ready, can be stopped, and be drawn again.
+
+    Args:
+        desk: Who is served.
+        name: Under which ``Desk.shown`` keeps the last result.
+        work: From the inputs and the request to HTML and data, again and again.
+        draw: From what is shown, the color map, and ``stopped``, to HTML.
+        inputs: The image first, the color map last.
+        buttons: To start and to stop.
+        outputs: HTML and data.
+        nothing: HTML where there is no result.
+        **api: Name and description of the endpoint.
+    """
+    import gradio as gr
+
+    image, color_map, shown_on = inputs[0], inputs[-1], outputs[0]
+
+    def redraw(colors: str, request: gr.Request, stopped: bool = False) -> Any:
+        shown = desk.shown(request.session_hash, name)
+        return gr.skip() if shown is None else draw(shown, colors, stopped=stopped)
+
+    def stop(colors: str, request: gr.Request) -> Any:
+        return redraw(colors, request, stopped=True)
+
+    def again(colors: str, request: gr.Request) -> Any:
+        return redraw(colors, request)
+
+    running = buttons[0].click(
+        work,
+        list(inputs),
+        list(outputs),
         show_progress="minimal",
-        show_progress_on=drawn,
+        show_progress_on=shown_on,
+        **api,
         **SHARED,
     )
-    stop.click(stopped, color_map, drawn, cancels=[running], queue=False, **PRIVATE)
-    color_map.input(redraw, color_map, drawn, **PRIVATE)
-    image.change(
-        lambda: (EMPTY_EXPLANATION, None), None, [drawn, facts], cancels=[running], **PRIVATE
-    )
+    buttons[1].click(stop, color_map, shown_on, cancels=[running], queue=False, **PRIVATE)
+    color_map.input(again, color_map, shown_on, **PRIVATE)
+    image.change(lambda: (nothing, None), None, list(outputs), cancels=[running], **PRIVATE)
 
 
 def name_of(path: str) -> str:

@@ -5,23 +5,25 @@ from typing import Any
 
 from dermlens.progress import duration
 from dermlens.serve.app_batch import (
-    COLUMNS,
     MAX_BATCH_BYTES,
     MAX_FILES,
     Row,
+    alerts,
     as_csv,
     as_data,
+    columns,
     shown_table,
 )
 from dermlens.serve.app_desk import Desk
-from dermlens.serve.app_page_cards import busy, finished
-from dermlens.serve.app_tabs import PRIVATE, receives_files
+from dermlens.serve.app_page_results import busy, finished
+from dermlens.serve.app_tabs import PRIVATE, receives_files, start_and_stop
 from dermlens.serve.app_tabs_compare import FILE_TEMPLATE, as_file
 
 EMPTY_BATCH = f"""
 <div class="dl-empty">Choose up to {MAX_FILES} images, together up to {MAX_BATCH_BYTES // 2**20} MB,
 and press <em>Analyze all</em>. A file that cannot be read gets a row that says why.</div>
 """
+_WIDTHS = {"File": "150px", "Verdict": "90px", "Most probable": "190px", "Reason": "310px"}
 
 
 def batch_tab(desk: Desk) -> None:
@@ -32,14 +34,12 @@ def batch_tab(desk: Desk) -> None:
         label="Images", file_count="multiple", height=190, elem_id="dl-files", file_types=None
     )
     receives_files(files, named_files)
-    with gr.Row():
-        start = gr.Button("Analyze all", variant="primary", scale=3)
-        stop = gr.Button("Stop", scale=1)
+    start, stop = start_and_stop("Analyze all")
     status = gr.HTML(EMPTY_BATCH, elem_id="dl-batch-status")
     table = gr.Dataframe(
-        headers=list(COLUMNS),
-        datatype=["str", "str", "str", "str", "number", "number", "str", "str"],
-        column_widths=["150px", "90px", "190px", "70px", "120px", "110px", "150px", "310px"],
+        headers=list(columns(desk.bundle)),
+        datatype=list(columns(desk.bundle).values()),
+        column_widths=[_WIDTHS.get(name, "120px") for name in columns(desk.bundle)],
         interactive=False,
         show_search="filter",
         wrap=True,
@@ -67,7 +67,7 @@ def batch_tab(desk: Desk) -> None:
                 yield busy(text, done, total, pace, pace * (total - done)), shown, None, None
             else:
                 csv = as_file("predictions.csv", "text/csv", as_csv(desk.actions, rows).encode())
-                told = _told(rows, time.perf_counter() - began)
+                told = _told(desk, rows, time.perf_counter() - began)
                 yield told, shown, csv, as_data(desk.actions, rows)
 
     running = start.click(
@@ -108,15 +108,13 @@ def named_files(payload: Any) -> list[tuple[str, str]] | None:
     return [(one.orig_name or one.path, one.path) for one in listed]
 
 
-def _told(rows: list[Row], seconds: float) -> str:
-    unread = sum(row.analysis is None for row in rows)
-    abstained = sum(row.analysis is not None and row.analysis.abstains for row in rows)
-    flagged = sum(
-        row.analysis is not None and row.analysis.flags.get("melanoma", False) for row in rows
-    )
+def _told(desk: Desk, rows: list[Row], seconds: float) -> str:
+    read = [row.analysis for row in rows if row.analysis is not None]
     taken = f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
-    text = (
-        f"{len(rows)} files in {taken}: the model abstains on {abstained}, "
-        f"melanoma is not excluded on {flagged}, {unread} could not be read."
-    )
+    parts = [f"the model abstains on {sum(found.abstains for found in read)}"]
+    for point in alerts(desk.bundle):
+        count = sum(found.flags[point.name] for found in read)
+        parts.append(f"{point.name} is not excluded on {count}")
+    parts.append(f"{len(rows) - len(read)} could not be read")
+    text = f"{len(rows)} files in {taken}: {', '.join(parts)}."
     return finished(text)

@@ -9,16 +9,23 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.registry import SIX
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explain.target import RUNNER_UP
+from dermlens.files import plain
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers
 from dermlens.report.comparison_page import comparison_page
+from dermlens.report.layers import checked_color_map
 from dermlens.serve.app_desk import Desk, Shown
-from dermlens.serve.app_explaining import plain
-from dermlens.serve.app_layers import checked_color_map
-from dermlens.serve.app_page_compare import EMPTY_COMPARISON, comparison
+from dermlens.serve.app_page_results import EMPTY_COMPARISON, comparison
 from dermlens.serve.app_style import SAVE
-from dermlens.serve.app_tabs import PRIVATE, SHARED, name_of
+from dermlens.serve.app_tabs import (
+    PRIVATE,
+    connect_long_job,
+    methods_choice,
+    name_of,
+    start_and_stop,
+    target_choice,
+)
 
 FILE_TEMPLATE = """
 ${value && value.base64
@@ -33,52 +40,35 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
     """Lay out and connect the Compare tab."""
     import gradio as gr
 
-    methods = gr.CheckboxGroup(
-        desk.explaining.method_choices(),
-        value=list(SIX),
-        label="Methods",
-        info="Six methods need some 1,800 passes of the network; each result comes when ready.",
+    methods = methods_choice(
+        desk,
+        SIX,
+        "Six methods need some 1,800 passes of the network; each result comes when ready.",
     )
     with gr.Row():
-        target = gr.Dropdown(
-            desk.actions.target_choices(), value=PREDICTED, label="Diagnosis to explain"
-        )
+        target = target_choice(desk)
+        runner_up = "The next one that cannot be excluded"
+        if desk.bundle.calibration.prediction_sets is None:
+            runner_up = "The next most probable one"
         against = gr.Dropdown(
-            desk.actions.target_choices(("The next one that cannot be excluded", RUNNER_UP)),
+            desk.actions.target_choices(runner_up, RUNNER_UP),
             value=RUNNER_UP,
             label="Contrast it with",
         )
-    with gr.Row():
-        start = gr.Button("Compare", variant="primary", scale=3)
-        stop = gr.Button("Stop", scale=1)
-    drawn = gr.HTML(EMPTY_COMPARISON, elem_id="dl-compared")
+    start, stop = start_and_stop("Compare")
+    nothing = EMPTY_COMPARISON.format(one=desk.actions.words.one)
+    drawn = gr.HTML(nothing, elem_id="dl-compared")
     with gr.Row():
         page = gr.Button("Download report (HTML)")
         maps = gr.Button("Download maps (.npz)")
     carrier = gr.HTML(None, html_template=FILE_TEMPLATE, elem_id="dl-file")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
-    _connect_running(
-        desk, image, color_map, (methods, target, against), (start, stop), (drawn, facts)
-    )
-    _connect_downloads(desk, (page, maps), carrier)
-    image.change(lambda: None, None, carrier, **PRIVATE)
 
-
-def _connect_running(
-    desk: Desk, image: Any, color_map: Any, choices: Any, buttons: Any, outputs: Any
-) -> None:
-    import gradio as gr
-
-    start, stop = buttons
-    drawn, facts = outputs
-
-    def draw(shown: Shown | None, colors: str, stopped: bool = False) -> Any:
-        if shown is None or shown.progress is None:
-            return gr.skip()
-        return comparison(
-            shown.analysis.display, shown.progress, checked_color_map(colors), stopped=stopped
-        )
+    def draw(shown: Shown, colors: str, stopped: bool = False) -> str:
+        assert shown.progress is not None
+        display, chosen = shown.analysis.display, checked_color_map(colors)
+        return comparison(display, shown.progress, chosen, stopped=stopped)
 
     @desk.jobs.stoppable
     def compare(
@@ -92,34 +82,26 @@ def _connect_running(
         for shown in desk.compare(request.session_hash, image, methods, target, against):
             assert shown.progress is not None
             numbers = comparison_numbers(shown.progress.comparison, name_of(shown.path))
-            running = {"running": shown.progress.running}
-            yield draw(shown, color_map), plain({**running, **numbers})
+            yield draw(shown, color_map), plain({"running": shown.progress.running, **numbers})
 
-    def redraw(colors: str, request: gr.Request) -> Any:
-        return draw(desk.shown(request.session_hash, "comparison"), colors)
-
-    def stopped(colors: str, request: gr.Request) -> Any:
-        return draw(desk.shown(request.session_hash, "comparison"), colors, stopped=True)
-
-    running = start.click(
+    connect_long_job(
+        desk,
+        "comparison",
         compare,
-        [image, *choices, color_map],
-        [drawn, facts],
+        draw,
+        inputs=(image, methods, target, against, color_map),
+        buttons=(start, stop),
+        outputs=(drawn, facts),
+        nothing=nothing,
         api_name="compare",
         api_description=(
             "The four experiments on one image: methods side by side, their agreement, several "
-            "scales, and one diagnosis against another; a result after each part. Returns HTML, "
-            "and the numbers, summary and warnings as data."
+            "scales, and one class against another; a result after each part. Returns HTML, and "
+            "the numbers, summary and warnings as data."
         ),
-        show_progress="minimal",
-        show_progress_on=drawn,
-        **SHARED,
     )
-    stop.click(stopped, color_map, drawn, cancels=[running], queue=False, **PRIVATE)
-    color_map.input(redraw, color_map, drawn, **PRIVATE)
-    image.change(
-        lambda: (EMPTY_COMPARISON, None), None, [drawn, facts], cancels=[running], **PRIVATE
-    )
+    _connect_downloads(desk, (page, maps), carrier)
+    image.change(lambda: None, None, carrier, **PRIVATE)
 
 
 def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
@@ -157,8 +139,7 @@ def _complete(shown: Shown | None) -> tuple[str, Comparison]:
 def maps_file(state: Comparison) -> bytes:
     """Return the raw maps as the bytes of an ``.npz`` file; see ``comparison_maps``."""
     stream = io.BytesIO()
-    arrays: dict[str, Any] = dict(comparison_maps(state))
-    np.savez_compressed(stream, **arrays)
+    np.savez_compressed(stream, **comparison_maps(state))
     return stream.getvalue()
 
 

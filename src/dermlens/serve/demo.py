@@ -12,8 +12,8 @@ from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.splits import audit, split_data_set
 from dermlens.data.synthetic import make_synthetic
-from dermlens.diagnoses import CODES, by_code
 from dermlens.files import read_json, write_json
+from dermlens.labels import HAM10000
 from dermlens.model.baseline import color_histogram_baseline
 from dermlens.model.bundle import Bundle
 from dermlens.model.configuration import preset
@@ -137,7 +137,7 @@ def _data_section(page: Page, data: Path) -> None:
     table = read_manifest(data)
     leak_table, leaks = audit(data)
     counts = pd.crosstab(table.dx, table.split).reindex(
-        index=list(CODES), columns=["train", "validation", "test"]
+        index=list(HAM10000.codes), columns=["train", "validation", "test"]
     )
     page.section(
         "Data",
@@ -151,8 +151,8 @@ def _data_section(page: Page, data: Path) -> None:
 
 def _metrics_table(result: dict[str, Any]) -> pd.DataFrame:
     rows = [
-        {"diagnosis": f"{code}: {by_code(code).name}", **result["per_class"][code]}
-        for code in CODES
+        {"diagnosis": f"{code}: {HAM10000.of(code).name}", **result["per_class"][code]}
+        for code in HAM10000.codes
     ]
     return pd.DataFrame(rows)
 
@@ -164,7 +164,9 @@ def _explanations(page: Page, bundle: Bundle, data: Path, predictions: pd.DataFr
     table = select_split(read_manifest(data), "test").set_index("image_id")
     right = predictions[predictions.predicted == predictions.dx]
     chosen = [
-        right[right.dx == code].image_id.iloc[0] for code in CODES if (right.dx == code).any()
+        right[right.dx == code].image_id.iloc[0]
+        for code in HAM10000.codes
+        if (right.dx == code).any()
     ]
     if not chosen:
         page.section("Why?", "No test image was classified correctly; there is nothing to show.")

@@ -14,14 +14,13 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dermlens import __version__
-from dermlens.diagnoses import by_code
 from dermlens.errors import UsageError
 from dermlens.files import sha256_of_file, write_json, written_beside
 from dermlens.folders import Kind, folder_beside, require_replaceable
@@ -29,7 +28,7 @@ from dermlens.locks import folder_lock
 from dermlens.model.bundle import Bundle
 from dermlens.model.bundle_description import write_description
 from dermlens.model.lite import to_litert
-from dermlens.serve.footprint import footprint
+from dermlens.report.html import NOTICE
 from dermlens.serve.parity import (
     Parity,
     Reference,
@@ -90,25 +89,24 @@ def drawn_export_images() -> ExportImages:
 
 def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
     """Return what a user of an artifact needs to know, as JSON types."""
-    calibration = bundle.calibration.to_json()
-    classes = [
-        {"code": code, "name": by_code(code).name, "malignant": by_code(code).malignant}
-        for code in bundle.classes
-    ]
     return {
         "artifact": artifact,
         "model": bundle.label,
         "dermlens_version": __version__,
         "input_size": list(bundle.input_size),
         "input": "RGB, 0..255, height x width; scaled and center-cropped, aspect ratio kept",
-        **calibration,
-        "classes": classes,
+        **bundle.calibration.to_json(),
+        "classes": [
+            {"code": label.code, "name": label.name, "malignant": label.malignant}
+            for label in bundle.labels.labels
+        ],
+        "calibrated": bundle.calibrated,
         "backbone": bundle.architecture.backbone,
         "explanation": "Grad-CAM of the logit, raw values, cells drawn where the network looks",
         "data": bundle.facts["data"],
         "synthetic": bundle.synthetic,
         "license": bundle.facts.get("license", "MIT"),
-        "note": "Research and education only, not a medical device.",
+        "note": NOTICE,
     }
 
 
@@ -252,8 +250,6 @@ def export(
     out: Path,
     formats: Sequence[str] = ("saved_model", "tflite"),
     images: ExportImages | None = None,
-    *,
-    costs: bool = True,
 ) -> dict[str, Path]:
     """Write a bundle in several formats, and ``parity.json``.
 
@@ -262,7 +258,6 @@ def export(
         out: Folder to write into.
         formats: Some of ``FORMATS`` and ``GROUPS``.
         images: Images to measure on; default drawn ones.
-        costs: Measure latency and memory in processes of their own.
 
     Returns:
         Path of each artifact by format, of ``parity`` and of its ``table``.
@@ -278,11 +273,11 @@ def export(
     _require_space(bundle, Path(out), wanted)
     images = images or drawn_export_images()
     with folder_lock(Path(out)):
-        return _export(bundle, Path(out), wanted, images, costs)
+        return _export(bundle, Path(out), wanted, images)
 
 
 def _export(
-    bundle: Bundle, out: Path, wanted: Sequence[str], images: ExportImages, costs: bool
+    bundle: Bundle, out: Path, wanted: Sequence[str], images: ExportImages
 ) -> dict[str, Path]:
     reference = Reference(bundle, images.compared, images.labels)
     paths: dict[str, Path] = {}
@@ -294,11 +289,7 @@ def _export(
         else:
             paths[name] = out / _FILES[name]
             parity = export_tflite(bundle, paths[name], reference, name, images.representative)
-        if costs:
-            kind = "saved_model" if name == "saved_model" else "tflite"
-            cost = footprint(paths[name], kind, bundle.input_size)
-            parity = replace(parity, latency_ms=cost.latency_ms, peak_memory_mb=cost.peak_memory_mb)
-        measured[name] = parity.to_json()
+        measured[name] = asdict(parity)
     report = {
         "compared_on": images.source,
         "balanced_accuracy": reference.balanced_accuracy(reference.probabilities),

@@ -1,7 +1,7 @@
 """Does an exported artifact say what the Keras model says? Measured before it is kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import numpy as np
 
 from dermlens.data.images import fit_image
 from dermlens.data.synthetic import draw
-from dermlens.diagnoses import CODES
 from dermlens.errors import ModelError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.target import resolve_targets
+from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
+from dermlens.quality.scorer_agreement import map_correlation
 
 DRAWN_IMAGES = 35
 _DRAWN_SIZE = (300, 400)
@@ -28,7 +29,7 @@ class Outputs:
     """What an artifact says about images.
 
     Attributes:
-        probabilities: Calibrated, float (N, C).
+        probabilities: float (N, C).
         maps: Grad-CAM of one class each, float (N, H, W).
         prediction_sets: bool (N, C); None if the bundle carries no sets.
         flags: bool (N,), by operating point.
@@ -50,7 +51,7 @@ class Tolerance:
 
     Attributes:
         probability: Largest difference of a probability.
-        mean_probability: Largest mean difference, where images have no known diagnosis.
+        mean_probability: Largest mean difference, where images have no known class.
         balanced_accuracy: Largest loss of balanced accuracy, where they have one.
         map_correlation: Smallest mean correlation of Grad-CAM maps.
         same_answer: Smallest share of images with the same prediction set, and with the same
@@ -85,7 +86,7 @@ class Parity:
         same_prediction_sets: Share of images whose prediction set is the same; None if the bundle
             carries no sets.
         same_flags: Share of images with the same flags.
-        balanced_accuracy: By the balanced rule; None without known diagnoses.
+        balanced_accuracy: By the balanced rule; None without known classes.
         balanced_accuracy_change: That minus the Keras model's.
         mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image.
         min_map_correlation: Smallest.
@@ -95,8 +96,6 @@ class Parity:
         min_integrated_gradients_correlation: Smallest correlation of Integrated Gradients; None
             where the artifact has none.
         bytes: Size on disk.
-        latency_ms: Median time for one image, warm; None if not measured.
-        peak_memory_mb: Of a process that runs it; None if not measured.
     """
 
     images: int
@@ -113,18 +112,12 @@ class Parity:
     max_probability_difference_own_fit: float | None
     min_integrated_gradients_correlation: float | None
     bytes: int
-    latency_ms: float | None = None
-    peak_memory_mb: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
 
 
 def drawn_images(count: int = DRAWN_IMAGES, seed: int = 0) -> list[np.ndarray]:
-    """Draw images of all classes in turn to compare on, uint8 (300, 400, 3)."""
+    """Draw lesions of all kinds in turn to compare on, uint8 (300, 400, 3)."""
     return [
-        draw(CODES[number % len(CODES)], seed=seed + number, size=_DRAWN_SIZE)[0]
+        draw(HAM10000.codes[number % 7], seed=seed + number, size=_DRAWN_SIZE)[0]
         for number in range(count)
     ]
 
@@ -178,9 +171,14 @@ class Reference:
         """Return the mean recall of the balanced rule, or None without labels."""
         if self.labels is None:
             return None
+        from scipy.special import logit
+
         calibration = self.bundle.calibration
-        logits = np.log(np.maximum(probabilities, 1e-30)) * calibration.temperature
-        right = calibration.balanced(logits) == self.labels
+        shares = np.clip(probabilities, 1e-30, 1.0)
+        scaled = (
+            np.log(shares) if self.bundle.link == "softmax" else logit(shares.clip(0, 1 - 1e-15))
+        )
+        right = calibration.balanced(scaled * calibration.temperature) == self.labels
         return float(np.mean([right[self.labels == c].mean() for c in np.unique(self.labels)]))
 
 
@@ -270,32 +268,28 @@ def _integrated(
 
 
 def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
-    loss = parity.balanced_accuracy_change
+    loss = -(parity.balanced_accuracy_change or 0.0)
+    unknown = parity.balanced_accuracy_change is None
     gradients = parity.min_integrated_gradients_correlation
-    checks: list[tuple[bool, str]] = [
+    most, mean = parity.max_probability_difference, parity.mean_probability_difference
+    maps, least = parity.mean_map_correlation, allowed.map_correlation
+    checks = [
         (
-            parity.max_probability_difference > allowed.probability,
-            "probabilities by up to "
-            f"{parity.max_probability_difference:.2g}, allowed {allowed.probability:.0e}",
+            most > allowed.probability,
+            f"probabilities by up to {most:.2g}, allowed {allowed.probability:.0e}",
         ),
         (
-            loss is None and parity.mean_probability_difference > allowed.mean_probability,
-            f"probabilities by {parity.mean_probability_difference:.2g} in the mean, allowed "
-            f"{allowed.mean_probability:g}",
+            unknown and mean > allowed.mean_probability,
+            f"probabilities by {mean:.2g} in the mean, allowed {allowed.mean_probability:g}",
         ),
         (
-            loss is not None and -loss > allowed.balanced_accuracy,
-            f"balanced accuracy by {loss or 0:.3f}, allowed -{allowed.balanced_accuracy:g}",
+            loss > allowed.balanced_accuracy,
+            f"balanced accuracy by {-loss:.3f}, allowed -{allowed.balanced_accuracy:g}",
         ),
+        (maps < least, f"map correlation {maps:.4f}, at least {least}"),
         (
-            parity.mean_map_correlation < allowed.map_correlation,
-            "map correlation "
-            f"{parity.mean_map_correlation:.4f}, at least {allowed.map_correlation}",
-        ),
-        (
-            gradients is not None and gradients < allowed.map_correlation,
-            "correlation of "
-            f"Integrated Gradients {gradients or 0:.4f}, at least {allowed.map_correlation}",
+            gradients is not None and gradients < least,
+            f"correlation of Integrated Gradients {gradients or 0:.4f}, at least {least}",
         ),
     ]
     same = {"prediction set": parity.same_prediction_sets, "flags": parity.same_flags}
@@ -322,10 +316,10 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
         >>> correlation(np.eye(2), 3 * np.eye(2) + 1), correlation(np.ones(4), np.ones(4))
         (1.0, 1.0)
     """
-    first, second = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 1.0 if np.allclose(first, second, atol=1e-5) else 0.0
-    return float(round(np.corrcoef(first, second)[0, 1], 9))
+    if np.allclose(first, second, atol=1e-5):
+        return 1.0
+    constant = min(np.ptp(first), np.ptp(second)) == 0
+    return 0.0 if constant else round(map_correlation(first, second), 9)
 
 
 def size_on_disk(path: Path) -> int:

@@ -42,14 +42,8 @@ def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
         "balanced accuracy": "–" if change is None else f"{change:+.4f}",
         "Grad-CAM correlation, mean (least)": f"{found['mean_map_correlation']:.6f} "
         f"({found['min_map_correlation']:.4f})",
-        "one image, warm": _optional(found["latency_ms"], "{:.0f} ms"),
-        "peak memory": _optional(found["peak_memory_mb"], "{:.0f} MiB"),
     }
 
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _optional(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)

@@ -17,7 +17,8 @@ from dermlens.model.conformal import check_level
 from dermlens.model.prediction_table import predictions_table
 from dermlens.progress import printable, progress, say
 from dermlens.report.answer import NO_SETS, answer_text
-from dermlens.report.facts import diagnosis_name, percent
+from dermlens.report.facts import class_name, percent
+from dermlens.report.html import NOTICE
 
 _CHUNK = 256
 
@@ -50,7 +51,7 @@ def _table(
 ) -> pd.DataFrame:
     threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
     table = predictions_table(rows, logits, bundle.calibration, scores, threshold, level)
-    return table.assign(model=bundle.label)
+    return table.assign(calibrated=bundle.calibrated, model=bundle.label)
 
 
 def predict_external(
@@ -215,7 +216,7 @@ def describe_predictions(
     Args:
         table: From ``predict_files``.
         bundle: That made it.
-        balanced: Put what the balanced rule chooses first instead of the most probable diagnosis.
+        balanced: Put what the balanced rule chooses first instead of the most probable class.
         limit: Files with a line of their own.
     """
     lines = []
@@ -232,20 +233,34 @@ def describe_predictions(
         lines.append(
             "This bundle was trained on drawn images only; real images mean nothing to it."
         )
-    lines.append("Research and education only, not a medical device.")
+    lines.append(NOTICE)
     return lines
 
 
 def _answer(row: Mapping[Hashable, Any], bundle: Bundle, balanced: bool) -> str:
     text = answer_text(
+        bundle.labels,
         {code: row[f"probability_{code}"] for code in bundle.classes},
-        row["prediction_set"].split() if isinstance(row["prediction_set"], str) else None,
+        _codes(row["prediction_set"], bundle.classes),
         {name: bool(row[f"flag_{name}"]) for name in bundle.calibration.operating_points},
+        calibrated=bundle.calibrated,
     )
     if balanced:
         code = str(row["balanced_rule"])
         share = percent(row[f"probability_{code}"])
-        text = f"Balanced rule: {diagnosis_name(code)}, {share}. {text}"
+        text = f"Balanced rule: {class_name(bundle.labels, code)}, {share}. {text}"
     if row.get("abstain"):
         text += " UNLIKE THE TRAINING IMAGES, do not rely on this."
     return text
+
+
+def _codes(joined: Any, classes: Sequence[str]) -> list[str] | None:
+    """Return the codes that stand in a text with blanks between, though codes may hold some."""
+    if not isinstance(joined, str):
+        return None
+    found = []
+    while joined:
+        starting = [code for code in classes if f"{joined} ".startswith(f"{code} ")]
+        found.append(max(starting, key=len))
+        joined = joined[len(found[-1]) + 1 :]
+    return found

@@ -44,11 +44,12 @@ class Usability:
     problems: tuple[str, ...]
 
 
-def usability(picture: Any) -> Usability:
+def usability(picture: Any, fitted: np.ndarray | None = None) -> Usability:
     """Measure whether a photograph shows a lesion sharply enough to be judged.
 
     Args:
         picture: RGB PIL image of any size.
+        fitted: What ``fit_image`` made of it; used where that has ``SIZE``.
 
     Example:
         >>> from PIL import Image
@@ -59,7 +60,9 @@ def usability(picture: Any) -> Usability:
     from scipy.ndimage import gaussian_filter, laplace
     from skimage.color import rgb2lab
 
-    pixels = fit_image(picture, SIZE).astype(np.float32)
+    if fitted is None or fitted.shape[:2] != SIZE:
+        fitted = fit_image(picture, SIZE)
+    pixels = fitted.astype(np.float32)
     gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     rows, columns = (slice(side // 8, -(side // 8)) for side in SIZE)
     edges = np.abs(laplace(gaussian_filter(gray, 0.7)))[rows, columns]

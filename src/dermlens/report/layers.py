@@ -1,10 +1,11 @@
-"""An image under an attribution map as HTML: layers whose opacity and contour the page can change.
+"""An image under an attribution map as HTML: layers whose opacity and contour a page can change.
 
-Everything is inside the page as ``data:`` addresses, so no picture is ever a file on the server.
+Everything is inside the HTML as ``data:`` addresses, so that it needs no file beside it.
 """
 
 import base64
 import io
+from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 
@@ -16,9 +17,24 @@ from dermlens.report.figures import SIGNED_MAP, UNSIGNED_MAP, colorize, normaliz
 
 COLOR_MAPS = (UNSIGNED_MAP, "viridis", "magma", "cividis")
 """Perceptually uniform maps to choose from; signed maps stay on the diverging one."""
-STRONGEST = 0.2
+_STRONGEST = 0.2
 _FAINTEST = 0.3
-"""Opacity, relative to the slider, where a map is zero: the skin below stays visible."""
+"""Opacity, relative to the slider, where a map is zero: what is below stays visible."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What maps are drawn over, and how.
+
+    Attributes:
+        image: uint8 RGB (h, w, 3), at any size.
+        color_map: For unsigned maps.
+        lesion: Outline to draw, bool (H, W), or None.
+    """
+
+    image: np.ndarray
+    color_map: str = UNSIGNED_MAP
+    lesion: np.ndarray | None = None
 
 
 def checked_color_map(name: str) -> str:
@@ -33,42 +49,51 @@ def checked_color_map(name: str) -> str:
 
 
 def layers(
-    display: np.ndarray,
+    canvas: Canvas,
     values: np.ndarray,
     *,
     signed: bool,
     text: str,
-    color_map: str = UNSIGNED_MAP,
     ends: tuple[str, str] | None = None,
     limits: tuple[float, float] | None = None,
+    color_map: str | None = None,
 ) -> str:
     """Return an image with an attribution map over it, and its color scale.
 
     Args:
-        display: uint8 RGB (h, w, 3).
+        canvas: What it is drawn over.
         values: Raw map (H, W) of the same part of the image.
         signed: Whether negative values speak against the target.
         text: Alternative text of the map.
-        color_map: For unsigned maps.
         ends: Words at the ends of the scale.
         limits: Values at the ends of the scale; None scales the map to its own strongest values.
+        color_map: Instead of the canvas's.
     """
-    scaled = normalize(values, signed=signed) if limits is None else _between(values, limits)
-    colors = SIGNED_MAP if signed else color_map
-    words = ends or (("against", "for") if signed else ("no evidence", "most evidence"))
+    if limits is None:
+        scaled = normalize(values, signed=signed)
+    else:
+        scaled = np.interp(values, limits, (0.0, 1.0)).astype(np.float32)
+    colors = SIGNED_MAP if signed else color_map or canvas.color_map
+    low, high = map(escape, ends or (("against", "for") if signed else _EVIDENCE))
     return (
-        f'<div class="dl-layers"><img src="{photograph(display)}" alt="The analyzed image">'
+        f'<div class="dl-layers"><img src="{photograph(canvas.image)}" alt="The analyzed image">'
         f'<img class="dl-map" src="{_painted(scaled, signed, colors)}" '
-        f'alt="{escape(text, quote=True)}">{contour(values)}</div>'
+        f'alt="{escape(text, quote=True)}">{contour(values)}{_lesion(canvas)}</div>'
         f'<img class="dl-scale" src="{_scale(signed, colors)}" '
-        f'alt="Color scale from {escape(words[0])} to {escape(words[1])}">'
-        f'<div class="dl-ends"><span>{escape(words[0])}</span><span>{escape(words[1])}</span></div>'
+        f'alt="Color scale from {low} to {high}">'
+        f'<div class="dl-ends"><span>{low}</span><span>{high}</span></div>'
     )
 
 
-def _between(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    low, high = limits
-    return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+_EVIDENCE = ("no evidence", "most evidence")
+
+
+def outlined(canvas: Canvas) -> str:
+    """Return the image alone, with the outline of the lesion if there is one."""
+    return (
+        f'<div class="dl-layers"><img src="{photograph(canvas.image)}" alt="The analyzed image">'
+        f"{_lesion(canvas)}</div>"
+    )
 
 
 def _painted(scaled: np.ndarray, signed: bool, color_map: str) -> str:
@@ -83,32 +108,39 @@ def _scale(signed: bool, color_map: str) -> str:
     return png(colorize(ramp, signed=signed, color_map=color_map))
 
 
-def contour(values: np.ndarray, share: float = STRONGEST) -> str:
-    """Return the border of the strongest part of a map as SVG; empty for a constant map.
+def contour(values: np.ndarray) -> str:
+    """Return the border of the strongest fifth of a map as SVG; empty for a constant map.
 
     The map is first smoothed to the resolution at which methods are compared: the strongest
     pixels of a gradient are thousands of specks otherwise.
 
     Args:
         values: Raw map (H, W).
-        share: Of the pixels, 0..1.
     """
-    from skimage.measure import find_contours
-
     smooth = smoothed(values[None])[0]
     low, high = float(smooth.min()), float(smooth.max())
     if not high > low:
         return ""
-    level = float(np.quantile(smooth, 1 - share))
+    level = float(np.quantile(smooth, 1 - _STRONGEST))
     # A map that is zero nearly everywhere: its strongest part is what is not zero.
-    level = max(level, low + 1e-3 * (high - low))
+    return _border(smooth, max(level, low + 1e-3 * (high - low)))
+
+
+def _lesion(canvas: Canvas) -> str:
+    return "" if canvas.lesion is None else _border(canvas.lesion.astype(float), 0.5, "dl-lesion")
+
+
+def _border(values: np.ndarray, level: float, kind: str = "dl-contour") -> str:
+    """Return where a map (H, W) crosses a level, as SVG."""
+    from skimage.measure import find_contours
+
     height, width = values.shape
-    framed = np.pad(smooth, 1, constant_values=low)
-    lines = find_contours(framed, level)
+    lines = find_contours(np.pad(values, 1, constant_values=values.min()), level)
     path = "".join(_line(line) for line in lines if len(line) > 3)
     return (
-        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path class="dl-under" d="{path}"></path><path class="dl-over" d="{path}"></path></svg>'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" '
+        f'aria-hidden="true"><path class="dl-under" d="{path}"></path>'
+        f'<path class="dl-over" d="{path}"></path></svg>'
     )
 
 
@@ -120,17 +152,18 @@ def _line(points: np.ndarray) -> str:
 
 def png(image: np.ndarray) -> str:
     """Return an image, uint8 RGB or RGBA (H, W, 3 or 4), as a ``data:`` address."""
-    return _address(image, "PNG", "image/png")
+    return _address(image, "PNG")
 
 
 def photograph(image: np.ndarray) -> str:
     """Return a photograph, uint8 RGB (H, W, 3), as a ``data:`` address a tenth as large."""
-    return _address(image, "JPEG", "image/jpeg", quality=88)
+    return _address(image, "JPEG", quality=88)
 
 
-def _address(image: np.ndarray, kind: str, media_type: str, **options: int) -> str:
+def _address(image: np.ndarray, kind: str, **options: int) -> str:
     from PIL import Image
 
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, kind, **options)
-    return f"data:{media_type};base64," + base64.b64encode(stream.getvalue()).decode()
+    content = base64.b64encode(stream.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{content}"

@@ -1,0 +1,127 @@
+"""Explain and Compare as HTML: what is finished, what runs, and how far the work is."""
+
+from html import escape
+
+import numpy as np
+
+from dermlens.explain.registry import METHODS, method
+from dermlens.progress import duration
+from dermlens.report.comparison_view import caption, grid, method_cards, parts
+from dermlens.report.figures import UNSIGNED_MAP
+from dermlens.report.layers import Canvas
+from dermlens.serve.app_actions import Analysis
+from dermlens.serve.app_explaining import Progress, Step
+
+EMPTY_EXPLANATION = """
+<div class="dl-empty">Choose methods and press <em>Explain</em>. Each map appears as soon as it is
+ready.</div>
+"""
+EMPTY_COMPARISON = """
+<div class="dl-empty">All methods side by side, how far they agree, this {one} against another,
+and several scales. Press <em>Compare</em>; each part appears as soon as it is ready.</div>
+"""
+_PARTS = {
+    "reading": "reading the image",
+    "agreement": "agreement of the methods",
+    "scales": "several scales",
+    "discrimination": "this class against others",
+}
+
+
+def cards(
+    name: str,
+    analysis: Analysis,
+    step: Step,
+    color_map: str = UNSIGNED_MAP,
+    *,
+    stopped: bool = False,
+) -> str:
+    """Return the finished methods side by side, and what runs now unless it was stopped.
+
+    Args:
+        name: Of the explained class.
+        analysis: Of the image.
+        step: State of the explanation.
+        color_map: For unsigned maps.
+        stopped: Nothing runs any more.
+    """
+    if stopped and step.running is not None:
+        status = finished(f"Stopped after {len(step.results)} of {step.total} methods.")
+    elif step.running is None:
+        status = finished(f"Explained: {name}, by {step.total} of {step.total} methods.")
+    else:
+        done, entry = len(step.results), method(step.running)
+        text = f"{done + 1} of {step.total}: {entry.title} for {name}; passes: {entry.cost}."
+        status = busy(text, done, step.total, step.seconds, step.remaining)
+    canvas = Canvas(analysis.display, color_map)
+    return status + grid(method_cards(canvas, step.results, name, step.agreement))
+
+
+def comparison(
+    display: np.ndarray,
+    progress: Progress,
+    color_map: str = UNSIGNED_MAP,
+    *,
+    stopped: bool = False,
+) -> str:
+    """Return what is ready of a comparison, and what runs now.
+
+    Args:
+        display: The image at a size for screens, uint8 RGB (h, w, 3).
+        progress: State of the comparison.
+        color_map: For unsigned maps.
+        stopped: Nothing runs any more.
+    """
+    if progress.running is None:
+        status = finished("Complete. The report and the raw maps can be downloaded below.")
+    elif stopped:
+        status = finished(f"Stopped after {progress.done} of {progress.total} parts.")
+    else:
+        running = progress.running
+        name = METHODS[running].title if running in METHODS else _PARTS[running]
+        text = f"{progress.done + 1} of {progress.total}: {name}."
+        status = busy(text, progress.done, progress.total, progress.seconds, progress.remaining)
+    drawn = (
+        f'<section class="dl-part"><h3>{escape(part.title)}</h3>{caption(part.text)}'
+        f"{part.content}</section>"
+        for part in parts(Canvas(display, color_map), progress.comparison)
+    )
+    return status + "".join(drawn)
+
+
+def finished(text: str) -> str:
+    """Return a line that says what is done."""
+    return f'<div class="dl-status" role="status">{escape(text)}</div>'
+
+
+def busy(text: str, done: int, total: int, seconds: float, remaining: float) -> str:
+    """Return what runs, how long about, and a bar that grows for as long.
+
+    Args:
+        text: What runs.
+        done: Finished pieces of work.
+        total: All pieces.
+        seconds: Expected duration of the running one; NaN if not known.
+        remaining: Expected seconds until the end; NaN if not known.
+    """
+    expected = f" About {about(remaining)} left." if np.isfinite(remaining) else ""
+    pace = max(seconds, 0.5) if np.isfinite(seconds) else 5.0
+    start, end = 100 * done / total, 100 * (done + 0.95) / total
+    return (
+        f'<div class="dl-status" role="status">{escape(text)}<span class="dl-eta">{expected}'
+        f'</span><div class="dl-progress" aria-hidden="true"><div style="--dl-from:{start:.0f}%;'
+        f'--dl-to:{end:.0f}%;--dl-seconds:{pace:.1f}s"></div></div></div>'
+    )
+
+
+def about(seconds: float) -> str:
+    """Write an estimate no more precisely than it is known.
+
+    Example:
+        >>> about(0.4), about(17.2), about(130)
+        ('a second', '15 s', '2 min 10 s')
+    """
+    if seconds < 1.5:
+        return "a second"
+    step = 1 if seconds < 10 else 5 if seconds < 60 else 10
+    return duration(step * max(1, round(seconds / step)))
