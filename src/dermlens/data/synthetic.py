@@ -111,9 +111,11 @@ def drawings(labels: LabelSet) -> dict[str, tuple[str, ...]]:
         {'benign': ('nv',), 'malignant': ('mel',)}
     """
     alone = {code: _ALIKE.get(code, code) for code in labels.codes}
-    shown = {code: (one,) for code, one in alone.items() if one in STRUCTURES}
+    shown: dict[str, tuple[str, ...]] = {
+        code: (one,) for code, one in alone.items() if one in STRUCTURES
+    }
     left = [(one,) for one in STRUCTURES if (one,) not in shown.values()]
-    pairs = iter([*left, *combinations(STRUCTURES, 2)])
+    pairs: Iterator[tuple[str, ...]] = iter([*left, *combinations(STRUCTURES, 2)])
     for code in labels.codes:
         if code not in shown:
             shown[code] = next(pairs)

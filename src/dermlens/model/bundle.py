@@ -117,16 +117,12 @@ class Bundle(ImageClassifier):
         )
         self.path, self.architecture, self.facts = Path(path), architecture, facts
         self.outlier = outlier
+        self.synthetic = bool(facts["data"].get("synthetic", False))
 
     @property
     def adopted(self) -> bool:
         """True if the network is a foreign Keras model, not one that dermlens has built."""
         return "adopted" in self.facts
-
-    @property
-    def synthetic(self) -> bool:
-        """True if the model was trained on drawn images only."""
-        return bool(self.facts["data"].get("synthetic", False))
 
     @property
     def best_epoch(self) -> int | None:

@@ -42,6 +42,8 @@ class ImageClassifier:
         ModelError: If the model is no image classifier, or a setting does not fit it.
 
     Attributes:
+        outlier: Tells images apart that are unlike the training images; None for most models.
+        synthetic: True if the model was trained on drawn images only.
         model: The network in its standard form: photographs RGB 0..255, float32, to logits.
         labels: The classes.
         link: ``"softmax"`` or ``"sigmoid"``: what turns logits into probabilities.
@@ -79,6 +81,7 @@ class ImageClassifier:
         self.value_range = (float(value_range[0]), float(value_range[1]))
         self.labels = _labels(class_names, int(self.model.output_shape[-1]))
         self.outlier: OutlierDetector | None = None
+        self.synthetic = False
         self.calibration = calibration or Calibration(
             classes=self.labels.codes, link=standard.link, fitted=False
         )

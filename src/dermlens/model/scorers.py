@@ -11,6 +11,7 @@ from dermlens.errors import ModelError, UsageError
 from dermlens.explain.perturbation import FLOAT32, Scorer
 from dermlens.explain.registry import METHODS
 from dermlens.model.bundle import Bundle
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import say
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ WORTH_A_COPY = 2500
 
 
 def choose_scorers(
-    bundle: Bundle, methods: Sequence[str], choice: str | None = None, *, images: int = 1
+    bundle: ImageClassifier, methods: Sequence[str], choice: str | None = None, *, images: int = 1
 ) -> dict[str, Scorer]:
     """Return the scorer of each method that is not to use the Keras model.
 
     Args:
-        bundle: Trained model.
+        bundle: Trained model; without a bundle's folder there is no copy.
         methods: Keys of ``registry.METHODS``; only perturbation methods can have a scorer.
         choice: ``"float32"``; ``"int8"``: the copy is made if there is none; None: the copy where
             its measured agreement is sufficient for the method. Where a bundle brings such a
@@ -43,8 +44,10 @@ def choose_scorers(
     if choice is not None and choice not in SCORERS:
         raise UsageError(f"Unknown scorer {choice!r}. Use one of: {', '.join(SCORERS)}.")
     able = [name for name in methods if METHODS[name].family == "perturbation"]
-    if choice == FLOAT32 or not able:
+    if choice == FLOAT32 or not able or (choice is None and not isinstance(bundle, Bundle)):
         return {}
+    if not isinstance(bundle, Bundle):
+        raise UsageError("Only a bundle has an int8 copy. Make one of the model: dermlens adopt.")
     from dermlens.model.int8_copy import int8_copy
 
     if choice is None:

@@ -119,13 +119,13 @@ def _input_size(model: Any, given: tuple[int, int] | None) -> tuple[int, int]:
                 f"The model {name!r} takes images of {shape[1]}x{shape[2]}, not {given}. Leave "
                 "input_size out."
             )
-    sides = [own or wanted for own, wanted in zip(shape[1:3], given or (None, None), strict=True)]
-    if None in sides:
+    height, width = (a or b for a, b in zip(shape[1:3], given or (None, None), strict=True))
+    if height is None or width is None:
         raise ModelError(
             f"The model {name!r} takes images of any size. Give input_size=(height, width), "
             "the size it was trained at."
         )
-    return int(sides[0]), int(sides[1])
+    return int(height), int(width)
 
 
 def _only_input(model: Any, name: str) -> tuple[int | None, ...] | None:

@@ -14,15 +14,15 @@ import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
-from dermlens.explain.contrast import SignedCAM, of_class, strongest_other
+from dermlens.explain.contrast import SignedCAM, strongest_other
 from dermlens.explain.layers import find_features
 from dermlens.explain.multiscale import MultiScale, MultiScaleResult
+from dermlens.explain.output import Logit
 from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import SIX, create_several, method, parse_methods, shared_bank
-from dermlens.explain.score import Logit
-from dermlens.explain.scorers import choose_scorers
 from dermlens.explain.target import check_targets, resolve_targets
-from dermlens.model.bundle import Bundle
+from dermlens.model.image_classifier import ImageClassifier
+from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
 from dermlens.report.comparison import (
     Comparison,
@@ -42,7 +42,7 @@ Advance = Callable[[str], None]
 
 
 @lru_cache(maxsize=2)
-def no_activation_maps(bundle: Bundle) -> str:
+def no_activation_maps(bundle: ImageClassifier) -> str:
     """Return why class activation maps cannot be drawn of a model; empty if they can."""
     try:
         find_features(bundle.model)
@@ -51,14 +51,14 @@ def no_activation_maps(bundle: Bundle) -> str:
     return ""
 
 
-def available(bundle: Bundle, methods: Sequence[str]) -> list[str]:
+def available(bundle: ImageClassifier, methods: Sequence[str]) -> list[str]:
     """Return those of some methods that a model can be explained by."""
     if not no_activation_maps(bundle):
         return list(methods)
     return [name for name in methods if method(name).family != "activation"]
 
 
-def chosen_methods(bundle: Bundle, text: str) -> list[str]:
+def chosen_methods(bundle: ImageClassifier, text: str) -> list[str]:
     """Return the methods that a text names; of ``six`` and ``all`` those that the model allows.
 
     Raises:
@@ -91,7 +91,7 @@ class Comparer:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: ImageClassifier,
         methods: Sequence[str] = SIX,
         *,
         batch_size: int = 16,
@@ -105,8 +105,7 @@ class Comparer:
             raise UsageError("No method is chosen. Name at least one.")
         if scorers is None:
             scorers = choose_scorers(bundle, self.methods, scorer, images=images)
-        shared = sorted({"lime", "shap"} & set(self.methods))
-        bank = shared_bank(bundle, shared, scorers) if shared else None
+        bank = shared_bank(bundle, self.methods, scorers)
         self.explainers: dict[str, Explainer] = create_several(
             self.methods, bundle, scorers=scorers, bank=bank
         )

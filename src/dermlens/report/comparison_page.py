@@ -46,7 +46,7 @@ def comparison_page(comparison: Comparison, name: str) -> str:
     copied = [
         method(key).title
         for key, result in comparison.combined.items()
-        if result.details.get("scorer") == "int8"
+        if result.facts().get("scorer") == "int8"
     ]
     if copied:
         caption += f" The network's int8 copy was used for {', '.join(copied)}."

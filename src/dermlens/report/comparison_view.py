@@ -120,7 +120,7 @@ def _cost(result: Attribution) -> str:
     forward, backward = result.cost.forward, result.cost.backward
     passes = f"{forward:,} forward" + (f" and {backward:,} backward" if backward else "")
     unit = "pass" if forward + backward == 1 else "passes"
-    network = "network" if result.details.get("scorer") != "int8" else "network's int8 copy"
+    network = "network" if result.facts().get("scorer") != "int8" else "network's int8 copy"
     if forward + backward == 0:
         # LIME and Kernel SHAP share their masks; so does an image that is explained again.
         seconds = f"{result.cost.seconds:.1f} s"
@@ -130,9 +130,9 @@ def _cost(result: Attribution) -> str:
 
 def _checks(result: Attribution, agreement: float | None) -> str:
     """Return the numbers that say how far a map can be trusted, marked where they are bad."""
-    gap, fit = (_detail(result, key) for key in ("completeness_gap", "r2"))
+    gap, fit = (result.facts().get(key) for key in ("convergence_delta", "r2"))
     found = [
-        ("completeness gap", gap, gap is not None and not gap <= LARGE_COMPLETENESS_GAP),
+        ("convergence delta", gap, gap is not None and not gap <= LARGE_COMPLETENESS_GAP),
         ("R²", fit, fit is not None and not fit >= LOW_R2),
         (
             "agreement with others",
@@ -147,11 +147,6 @@ def _checks(result: Attribution, agreement: float | None) -> str:
             mark, note = (' class="dl-bad"', ": doubtful") if bad else ("", "")
             items += f"<li{mark}>{escape(name)} {shown}{note}</li>"
     return f'<ul class="dl-checks" aria-label="Checks">{items}</ul>' if items else ""
-
-
-def _detail(result: Attribution, key: str) -> float | None:
-    value = result.details.get(key)
-    return float(value[0]) if isinstance(value, np.ndarray) and value.ndim == 1 else None
 
 
 def _summary(state: Comparison) -> Part:

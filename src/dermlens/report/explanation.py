@@ -8,14 +8,13 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution
+from dermlens.explain.output import parse_output
 from dermlens.explain.registry import METHODS, create_several, method
-from dermlens.explain.score import parse_score
-from dermlens.explain.scorers import choose_scorers
-from dermlens.explain.segment_explainer import ranking
 from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
+from dermlens.model.scorers import choose_scorers
 from dermlens.progress import printable, progress
 from dermlens.report.comparer import chosen_methods
 from dermlens.report.evaluation_report import write_figure
@@ -77,7 +76,7 @@ def explain_files(
     if not 0 <= opacity <= 1:
         raise UsageError(f"The opacity {opacity} is outside 0..1.")
     names = chosen_methods(bundle, methods)
-    explained = parse_score(score, bundle)
+    explained = parse_output(output, bundle)
     check_targets(target, bundle.labels)
     images, _ = fitted_photographs(bundle, files, Path(out), KIND)
     scorers = choose_scorers(bundle, names, scorer, images=len(files))
@@ -149,32 +148,5 @@ def _write(
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:
     """Return what is known about one image's attribution, as JSON types."""
-    facts = {
-        name: value[position]
-        for name, value in result.details.items()
-        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > position
-    }
-    kept = {name: value for name, value in result.details.items() if isinstance(value, str)}
-    if "segment_weights" in result.details:
-        facts["strongest_segments"] = _strongest(result, position)
-    return {
-        "question": method(result.method).question,
-        "family": method(result.method).family,
-        "score": result.score,
-        "score_value": float(np.ravel(result.scores[position])[0]),
-        "signed": result.signed,
-        "forward_passes": result.cost.forward,
-        "backward_passes": result.cost.backward,
-        "seconds": round(result.cost.seconds, 3),
-        **kept,
-        **facts,
-    }
-
-
-def _strongest(result: Attribution, position: int, count: int = 5) -> list[dict[str, Any]]:
-    weights = result.details["segment_weights"][position]
-    half_width = result.details["interval"][position]
-    return [
-        {"segment": int(i), "weight": weights[i], "interval_half_width": half_width[i]}
-        for i in ranking(weights)[:count]
-    ]
+    known = method(result.method)
+    return {"question": known.question, "family": known.family, **result.facts(position)}

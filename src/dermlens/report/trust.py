@@ -59,7 +59,7 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
     """Return the reasons not to trust an explanation, in a fixed order; empty if none."""
     target, other, words = facts.named(facts.target), facts.named(facts.other), facts.words
     predicted = facts.target == facts.predicted
-    gap = facts.completeness_gap
+    gap = facts.convergence_delta
     missing = percent(gap) if gap <= 1 else "more than 100 %"
     checks = (
         (
@@ -117,7 +117,7 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
         (
             gap > LARGE_COMPLETENESS_GAP,
             Doubt(
-                "completeness_gap",
+                "convergence_delta",
                 f"Integrated Gradients misses {missing} of the change of score it should account "
                 f"for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its map is not reliable here.",
                 gap,

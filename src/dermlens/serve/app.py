@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from dermlens.errors import UsageError
 from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import METHODS
-from dermlens.model.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, load_bundle
+from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
 from dermlens.report.facts import of_skin, title, words
 from dermlens.serve import app_page, app_style

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import fit_image
-from dermlens.explain.score import Logit
+from dermlens.explain.output import Logit
 from dermlens.explain.target import PREDICTED, resolve_targets
 from dermlens.files import plain
 from dermlens.model.bundle import Bundle

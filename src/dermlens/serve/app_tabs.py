@@ -202,7 +202,7 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
         api_name="explain",
         api_description=(
             "Attribution maps of one image by several methods; a result after each. Returns the "
-            "maps as HTML, and as data: question, score, cost, completeness gap or R2, and "
+            "maps as HTML, and as data: question, score, cost, convergence delta or R2, and "
             "agreement of each method."
         ),
     )

@@ -12,8 +12,8 @@ from dermlens.data.images import IMAGE_SUFFIXES, load_image, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.errors import DataError, UsageError
-from dermlens.model.bundle import Bundle
 from dermlens.model.conformal import check_level
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
 from dermlens.progress import printable, progress, say
 from dermlens.report.answer import NO_SETS, answer_text
@@ -24,7 +24,7 @@ _CHUNK = 256
 
 
 def predict_split(
-    bundle: Bundle, data: Path, split: str, *, views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier, data: Path, split: str, *, views: int = 1, batch_size: int = 32
 ) -> pd.DataFrame:
     """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
 
@@ -43,7 +43,7 @@ def predict_split(
 
 
 def _table(
-    bundle: Bundle,
+    bundle: ImageClassifier,
     rows: pd.DataFrame,
     logits: np.ndarray,
     scores: np.ndarray | None,
@@ -55,7 +55,7 @@ def _table(
 
 
 def predict_external(
-    bundle: Bundle, images: Path, labels: Path, *, views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier, images: Path, labels: Path, *, views: int = 1, batch_size: int = 32
 ) -> pd.DataFrame:
     """Predict a labelled folder; rows without an image are reported and left out.
 
@@ -91,7 +91,7 @@ def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
 
 
 def _predicted(
-    bundle: Bundle, files: Sequence[Path], views: int, batch_size: int
+    bundle: ImageClassifier, files: Sequence[Path], views: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     logits, scores = [], []
     with progress("Predicting", len(files)) as advance:
@@ -137,7 +137,7 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def predict_files(
-    bundle: Bundle,
+    bundle: ImageClassifier,
     files: Sequence[Path],
     *,
     views: int = 1,
@@ -174,7 +174,7 @@ def predict_files(
 
 
 def _predict_chunk(
-    bundle: Bundle, files: Sequence[Path], views: int, batch_size: int, level: float | None
+    bundle: ImageClassifier, files: Sequence[Path], views: int, batch_size: int, level: float | None
 ) -> pd.DataFrame:
     images, errors = [], []
     for path in files:
@@ -209,7 +209,7 @@ def _predict_chunk(
 
 
 def describe_predictions(
-    table: pd.DataFrame, bundle: Bundle, *, balanced: bool = False, limit: int = 20
+    table: pd.DataFrame, bundle: ImageClassifier, *, balanced: bool = False, limit: int = 20
 ) -> list[str]:
     """Return one line per file, and a reminder of what this is.
 
@@ -237,7 +237,7 @@ def describe_predictions(
     return lines
 
 
-def _answer(row: Mapping[Hashable, Any], bundle: Bundle, balanced: bool) -> str:
+def _answer(row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool) -> str:
     text = answer_text(
         bundle.labels,
         {code: row[f"probability_{code}"] for code in bundle.classes},
