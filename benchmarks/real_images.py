@@ -41,7 +41,7 @@ def completeness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.D
         ("until the gap is 1 % (default)", {}),
     ):
         result = IntegratedGradients(bundle.model, **options).attribute(images, targets)
-        gap = result.details["convergence_delta"]
+        gap = result.convergence_delta
         rows.append(
             {
                 "Integrated Gradients": name,
@@ -49,7 +49,7 @@ def completeness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.D
                 "median gap, %": 100 * np.median(gap),
                 "largest gap, %": 100 * gap.max(),
                 "backward passes per image": result.cost.backward / len(images),
-                "most points": int(result.details["n_steps"].max()),
+                "most points": int(result.n_steps.max()),
             }
         )
     return pd.DataFrame(rows)
@@ -59,8 +59,8 @@ def exactness(bundle: Bundle, images: np.ndarray, targets: list[int]) -> pd.Data
     """Return largest deviations from what must hold."""
     explainer = GaussianProcessSHAP(bundle.model, n_samples=200)
     result = explainer.attribute(images, targets)
-    sums = np.nansum(result.details["weights"], axis=1)
-    missing = np.abs(sums - (result.values - result.details["baseline_output"]))
+    sums = np.nansum(result.weights, axis=1)
+    missing = np.abs(sums - (result.values - result.baseline_output))
     rows = [("Kernel SHAP: sum of values - (score - score of the fill)", missing.max())]
     for kind in (GradCAM, GradCAMPlusPlus):
         closed = kind(bundle.model, form="closed").attribute(images, targets).maps

@@ -250,7 +250,7 @@ def test_07_occlusion_averages_overlaps_and_reaches_the_border() -> None:
 def test_08_integrated_gradients_sum_over_channels(model: Any, images: np.ndarray) -> None:
     explainer = IntegratedGradients(model, n_steps=256, baseline="black", tolerance=None)
     result = explainer.attribute(images, 4)
-    change = result.values - result.details["baseline_output"]
+    change = result.values - result.baseline_output
     np.testing.assert_allclose(result.maps.sum(axis=(1, 2)), change, rtol=0.02)
 
 
@@ -259,10 +259,10 @@ def test_08_a_rough_integral_reports_its_gap(model: Any, images: np.ndarray) -> 
         model, n_steps=2, rule="trapezoid", baseline="black", tolerance=None
     )
     result = explainer.attribute(images, 4)
-    change = result.values - result.details["baseline_output"]
+    change = result.values - result.baseline_output
     missing = np.abs(result.maps.sum(axis=(1, 2)) - change) / np.abs(change)
     assert missing.min() > 0.02, "no gap to report would make this test empty"
-    np.testing.assert_allclose(result.details["convergence_delta"], missing, rtol=1e-3)
+    np.testing.assert_allclose(result.convergence_delta, missing, rtol=1e-3)
 
 
 def test_08_gradient_shap_sums_over_channels() -> None:
@@ -315,9 +315,9 @@ def test_11_additivity_is_held_to_what_can_fail(
     segments: int, exact: bool, model: Any, images: np.ndarray
 ) -> None:
     result = GaussianProcessSHAP(model, superpixels=segments, n_samples=60).attribute(images, 4)
-    assert (result.details["n_samples"] < 60).all() == exact
-    sums = np.nansum(result.details["weights"].astype(np.float64), axis=1)
-    change = result.values - result.details["baseline_output"]
+    assert (result.n_samples < 60).all() == exact
+    sums = np.nansum(result.weights.astype(np.float64), axis=1)
+    change = result.values - result.baseline_output
     assert np.abs(change).min() > 1e-2, "a change of zero would make this test empty"
     np.testing.assert_allclose(sums, change, atol=1e-5 * np.abs(change).max() + 1e-6)
 
@@ -336,8 +336,8 @@ def test_11_the_reported_gap_can_fail(
     monkeypatch.setattr(kind, "_estimated", halved)
     explainer = kind(model, superpixels=12, n_samples=60)
     result = explainer.attribute(images, 4)
-    change = result.values - result.details["baseline_output"]
-    np.testing.assert_allclose(result.details["additivity_gap"], np.abs(change) / 2, rtol=1e-3)
+    change = result.values - result.baseline_output
+    np.testing.assert_allclose(result.additivity_gap, np.abs(change) / 2, rtol=1e-3)
 
 
 def test_12_colors_are_in_order_and_a_blank_map_is_not_nan() -> None:

@@ -13,12 +13,12 @@ from dermlens.explain.lime import LIME
 from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.explain.registry import create, create_several
-from dermlens.model.scorers import choose_scorers
 from dermlens.explain.superpixel_bank import SuperpixelBank
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.int8_copy import find_int8_copy, int8_copy
+from dermlens.model.scorers import choose_scorers
 from dermlens.quality import scorer_agreement
 from dermlens.quality.scorer_agreement import (
     agreement_lines,
@@ -102,12 +102,12 @@ def test_result_names_what_evaluated_the_images(
     name: str, bundle: Bundle, images: np.ndarray
 ) -> None:
     scorer = choose_scorers(bundle, [name], "int8")[name]
-    exact = create(name, bundle.model, **SMALL[name]).attribute(images[:1], "mel", batch_size=8)
-    copied = create(name, bundle.model, scorer=scorer, **SMALL[name]).attribute(
+    exact = create(name, bundle, **SMALL[name]).attribute(images[:1], "mel", batch_size=8)
+    copied = create(name, bundle, scorer=scorer, **SMALL[name]).attribute(
         images[:1], "mel", batch_size=8
     )
-    assert exact.details["scorer"] == describe(exact)["scorer"] == "float32"
-    assert copied.details["scorer"] == describe(copied)["scorer"] == "int8"
+    assert exact.scorer == describe(exact)["scorer"] == "float32"
+    assert copied.scorer == describe(copied)["scorer"] == "int8"
     assert exact.cost.forward == copied.cost.forward
     assert map_correlation(exact.maps[0], copied.maps[0]) > 0.98
     assert not np.array_equal(exact.maps, copied.maps), "the scorer was accepted and ignored"
@@ -138,7 +138,7 @@ def test_masked_images_reach_the_scorer_batch_by_batch() -> None:
     result = explainer.attribute(image, 0, batch_size=3)
     assert [len(batch) for batch in recording.seen] == [3, 3, 1]
     expected = [image[0]]
-    for top, left, bottom, right in result.details["boxes"][0]:
+    for top, left, bottom, right in result.boxes:
         covered = image[0].copy()
         covered[top:bottom, left:right] = 0.0
         expected.append(covered)
@@ -151,11 +151,11 @@ def test_masked_images_reach_the_scorer_batch_by_batch() -> None:
 def test_shared_masks_use_a_scorer_only_if_both_methods_have_it(bundle: Bundle) -> None:
     recording = Recording()
     pair = ("lime", "gp_shap")
-    both = create_several(pair, bundle.model, scorers=dict.fromkeys(pair, recording))
-    one = create_several(pair, bundle.model, scorers={"lime": recording})
+    both = create_several(pair, bundle, scorers=dict.fromkeys(pair, recording))
+    one = create_several(pair, bundle, scorers={"lime": recording})
     assert [explainer.scorer for explainer in both.values()] == [recording, recording]  # type: ignore[attr-defined]
     assert [explainer.scorer for explainer in one.values()] == [None, None]  # type: ignore[attr-defined]
-    alone = create_several(("lime",), bundle.model, scorers={"lime": recording})["lime"]
+    alone = create_several(("lime",), bundle, scorers={"lime": recording})["lime"]
     assert isinstance(alone, LIME) and alone.scorer is recording
 
 
@@ -376,7 +376,7 @@ def test_the_page_says_what_was_evaluated(bundle: Bundle, images: np.ndarray) ->
         explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
         assert words in _cost(explainer.attribute(images[:1], "mel"))
     both = create_several(
-        ["lime", "gp_shap"], bundle.model, bank=SuperpixelBank(bundle.model, **SMALL["lime"])
+        ["lime", "gp_shap"], bundle, bank=SuperpixelBank(bundle.model, **SMALL["lime"])
     )
     first, shared = (both[name].attribute(images[:1], "mel") for name in ("lime", "gp_shap"))
     assert "forward passes of the network, " in _cost(first)

@@ -9,9 +9,14 @@ import pytest
 
 from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.baselines import baseline_image
-from dermlens.explain.coalitions import Coalitions, binomial_mass, coalitions, shapley_mass
+from dermlens.explain.coalitions import binomial_mass, coalitions, shapley_mass
 from dermlens.explain.lime import LIME, proximity_kernel
-from dermlens.explain.shap import GaussianProcessSHAP, constrained_values, shapley_values
+from dermlens.explain.shap import (
+    GaussianProcessSHAP,
+    KernelSHAP,
+    constrained_values,
+    shapley_values,
+)
 from dermlens.explain.superpixel_bank import SuperpixelBank
 from dermlens.explain.superpixel_explainer import ranking
 from dermlens.explain.superpixels import grid_cells, painted, superpixels
@@ -144,11 +149,11 @@ def test_shapley_values_by_hand() -> None:
     )
     result = shap.attribute(image, "all")
     np.testing.assert_allclose(
-        result.details["weights"][0],
+        result.weights[0],
         [[1.5, 2.5, 1.5, 1.5], [0, 0, 1, 0]],
         atol=1e-5,
     )
-    assert (result.details["interval"] == 0).all() and result.cost.forward == 16
+    assert (result.interval == 0).all() and result.cost.forward == 16
     np.testing.assert_allclose(
         result.maps[0, 0, [0, 0, 7, 7], [0, 11, 0, 11]], [1.5, 2.5, 1.5, 1.5], atol=1e-5
     )
@@ -210,10 +215,10 @@ def test_additivity_test_can_fail() -> None:
     """The gap that is reported is that of the values: without the constraint it is large."""
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
     result = GaussianProcessSHAP(model, superpixels=12, n_samples=60).attribute(image, 4)
-    weights = result.details["weights"][0].astype(np.float64)
-    change = float(result.values[0] - result.details["baseline_output"][0])
+    weights = result.weights[0].astype(np.float64)
+    change = float(result.values[0] - result.baseline_output[0])
     assert weights.sum() == pytest.approx(change, abs=1e-4)
-    assert result.details["additivity_gap"][0] < 1e-5
+    assert result.additivity_gap[0] < 1e-5
     assert abs(weights.sum() * 0.99 - change) > 1e-3
 
 
@@ -229,9 +234,9 @@ def test_linear_network_exactly(kind: Any) -> None:
     change = images - np.stack([baseline_image(i, "blur") for i in images])
     pixelwise = (change * weights[..., 1]).sum(axis=-1)
     expected = [[image[labels == piece].sum() for piece in range(6)] for image in pixelwise]
-    np.testing.assert_allclose(result.details["weights"], expected, rtol=1e-3, atol=0.05)
+    np.testing.assert_allclose(result.weights, expected, rtol=1e-3, atol=0.05)
     if kind is LIME:
-        np.testing.assert_allclose(result.details["r2"], 1.0, atol=1e-6)
+        np.testing.assert_allclose(result.r2, 1.0, atol=1e-6)
 
 
 def test_lime_is_weighted_ridge_regression() -> None:
@@ -248,9 +253,9 @@ def test_lime_is_weighted_ridge_regression() -> None:
     distance = 1 - np.sqrt(masks.mean(axis=1))
     near = np.sqrt(np.exp(-(distance**2) / 0.3**2))
     oracle = Ridge(alpha=0.7).fit(masks, outputs, sample_weight=near)
-    np.testing.assert_allclose(result.details["weights"][0], oracle.coef_, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result.weights[0], oracle.coef_, rtol=1e-3, atol=1e-4)
     r2 = oracle.score(masks, outputs, sample_weight=near)
-    assert result.details["r2"][0] == pytest.approx(r2, abs=1e-4)
+    assert result.r2[0] == pytest.approx(r2, abs=1e-4)
     assert proximity_kernel(6, 0.3)[6] == 1.0
 
 
@@ -258,13 +263,13 @@ def test_intervals_of_lime_cover_what_more_masks_would_say() -> None:
     model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
     labels = grid_cells(24, 36, 12)
     truth = LIME(model, superpixels=labels, n_samples=4096, ridge=0).attribute(image, 4)
-    target, covered = truth.details["weights"][0], []
+    target, covered = truth.weights[0], []
     for seed in range(30):
         result = LIME(model, superpixels=labels, n_samples=150, ridge=0).attribute(
             image, 4, seed=seed
         )
-        error = np.abs(result.details["weights"][0] - target)
-        covered.append(error <= result.details["interval"][0])
+        error = np.abs(result.weights[0] - target)
+        covered.append(error <= result.interval[0])
     assert 0.85 < np.mean(covered) < 0.999
 
 
@@ -278,7 +283,7 @@ def test_one_bank_serves_both_methods_and_all_classes() -> None:
     alone = LIME(model, superpixels=10, n_samples=200).attribute(images, "all")
     own = GaussianProcessSHAP(model, superpixels=10, n_samples=200).attribute(images, "all")
     for shared, single in ((first, alone), (second, own)):
-        a, b = shared.details["weights"], single.details["weights"]
+        a, b = shared.weights, single.weights
         here = ~np.isnan(a)
         a, b = a[here], b[here]
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97
@@ -294,37 +299,30 @@ def test_bank_forgets_when_weights_or_seed_change() -> None:
     assert shap.attribute(image, 4).cost.forward == 40
 
 
-def test_sampling_stops_when_the_ranking_is_stable() -> None:
+def test_the_strongest_superpixels_are_named_with_their_weights() -> None:
     weights = np.zeros((12, 18, 3, 2))
     labels = grid_cells(12, 18, 9)
     for rank, piece in enumerate((4, 2, 7)):
         weights[labels == piece] = 0.1 * (3 - rank)
     model, image = linear_network(weights), np.full((1, 12, 18, 3), 100.0)
-    for kind in (LIME, GaussianProcessSHAP):
-        explainer = kind(model, superpixels=labels, n_samples=400, baseline="black", stable_top=3)
-        result = explainer.attribute(image, 0, batch_size=16)
-        assert result.cost.forward == result.details["n_samples"][0] < 200
-        order = ranking(result.details["weights"][0])
-        assert order[:3].tolist() == [4, 2, 7]
-    whole = LIME(model, superpixels=labels, n_samples=400, baseline="black").attribute(image, 0)
-    assert whole.cost.forward == 400
+    for kind in (LIME, GaussianProcessSHAP, KernelSHAP):
+        result = kind(model, superpixels=labels, n_samples=100, baseline="black").attribute(
+            image, 0
+        )
+        strongest = result.facts()["strongest_superpixels"]
+        assert [one["superpixel"] for one in strongest[:3]] == [4, 2, 7] and len(strongest) == 5
+        assert strongest[0]["weight"] == result.weights[0, 4] > 0
+        assert ranking(result.weights[0])[:3].tolist() == [4, 2, 7]
 
 
 def test_segmentations_of_ones_own() -> None:
     model, images = trained_like((24, 36)), smooth_images(1, (24, 36))
     by_function = LIME(model, superpixels=lambda image: grid_cells(24, 36, 8) * 3, n_samples=80)
     result = by_function.attribute(images, 0)
-    assert sorted(np.unique(result.details["superpixels"])) == list(range(8))
+    assert sorted(np.unique(result.superpixels)) == list(range(8))
     with pytest.raises(ExplanationError, match="do not fit"):
         LIME(model, superpixels=np.zeros((3, 3), int)).attribute(images, 0)
     with pytest.raises(UsageError, match="too few"):
         GaussianProcessSHAP(model, superpixels=40, n_samples=20).attribute(images, 0)
     with pytest.raises(UsageError, match="kernel_width"):
         LIME(model, kernel_width=0)
-    with pytest.raises(UsageError, match="stable_top"):
-        LIME(model, stable_top=-1)
-
-
-def test_first_never_drops_enumerated_masks() -> None:
-    made: Coalitions = coalitions(12, 1000, "shap", np.random.default_rng(0))
-    assert len(made.first(3).masks) == made.enumerated > 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dermlens
-from dermlens.errors import UsageError
+from dermlens.errors import ModelError, UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS, create
 from dermlens.explain.target import (
@@ -17,9 +17,11 @@ from dermlens.explain.target import (
     depend_on_answer,
     resolve_targets,
 )
+from dermlens.labels import HAM10000, chosen, named_classes
+from dermlens.model.image_classifier import ImageClassifier
 from explain_networks import smooth_images, trained_like
 
-CLASSES = ("akiec", "bkl", "mel", "nv")
+CLASSES = chosen(HAM10000, ("akiec", "bkl", "mel", "nv"))
 LOGITS = np.array([[0.0, 3.0, 2.0, 1.0], [5.0, 1.0, 4.0, 4.5], [1.0, 0.0, 0.0, 9.0]])
 SOURCE = Path(dermlens.__file__).parent
 
@@ -37,6 +39,10 @@ SOURCE = Path(dermlens.__file__).parent
         (np.array(2), [2, 2, 2]),
         (["nv", None, "runner_up"], [3, 0, 0]),
         (np.array([0, 1, 2]), [0, 1, 2]),
+        ((0, 1, 2), [0, 1, 2]),
+        ([np.int32(2), np.uint8(0), np.int64(3)], [2, 0, 3]),
+        (np.eye(4)[[3, 0, 1]], [3, 0, 1]),
+        (np.eye(4, dtype=np.int64)[[3, 0, 1]], [3, 0, 1]),
     ],
 )
 def test_every_kind_of_target(targets: Any, expected: list[int]) -> None:
@@ -55,7 +61,9 @@ def test_every_kind_of_target(targets: Any, expected: list[int]) -> None:
         (True, "Unknown target class True"),
         (["mel", "nv"], "2 targets were given for 3 images"),
         (["mel"] * 5, "5 targets were given for 3 images"),
-        (np.eye(4)[:3], "Unknown target class"),
+        (4.7, "Unknown target class 4.7"),
+        (np.full((3, 4), 0.25), "neither one per image"),
+        (np.zeros((3, 4), int), "neither one per image"),
     ],
 )
 def test_wrong_targets_are_sentences(targets: Any, words: str) -> None:
@@ -67,14 +75,24 @@ def test_wrong_targets_are_sentences(targets: Any, words: str) -> None:
             find()
 
 
+def test_tensors_are_targets_too() -> None:
+    import tensorflow as tf
+
+    for target in (tf.constant(3), tf.constant([3, 3, 3]), tf.one_hot([3, 3, 3], 4)):
+        assert resolve_targets(target, LOGITS, CLASSES).tolist() == [3, 3, 3]
+
+
 def test_what_a_model_cannot_answer() -> None:
-    with pytest.raises(UsageError, match="no runner-up"):
-        resolve_targets("runner_up", np.zeros((1, 1)), ("mel",))
     with pytest.raises(UsageError, match="known as malignant"):
-        resolve_targets("flagged", np.zeros((1, 2)), ("nv", "bkl"))
+        resolve_targets("flagged", np.zeros((1, 2)), named_classes(["nv", "bkl"]))
     with pytest.raises(UsageError, match="depends on the image"):
         class_position("predicted", CLASSES)
     assert depend_on_answer(["mel", None]) and not depend_on_answer(["mel", 2])
+
+
+def test_as_many_names_as_outputs() -> None:
+    with pytest.raises(ModelError, match="4 class names .* were given for a model with 7 outputs"):
+        ImageClassifier(trained_like((24, 36)), CLASSES)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -96,6 +114,7 @@ def test_no_target_is_the_most_probable_class_of_every_method(name: str) -> None
 
 def test_one_target_per_image_may_depend_on_the_answer() -> None:
     model, images = trained_like((24, 36)), smooth_images(3, (24, 36))
+    model = ImageClassifier(model, HAM10000)
     together = GradCAM(model).attribute(images, ["mel", None, "runner_up"], batch_size=2)
     for position, target in enumerate(["mel", None, "runner_up"]):
         alone = GradCAM(model).attribute(images[position : position + 1], target)

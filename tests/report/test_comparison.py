@@ -165,7 +165,7 @@ def test_facts_are_the_numbers_of_the_maps(complete: Comparison) -> None:
     assert facts.lesion_area == pytest.approx(MASK.mean())
     assert sum(facts.zones.values()) == pytest.approx(1.0)
     assert set(facts.against) == {"integrated_gradients", "occlusion", "lime", "gp_shap"}
-    assert facts.r2 == pytest.approx(complete.combined["lime"].details["r2"][0])
+    assert facts.r2 == pytest.approx(complete.combined["lime"].r2[0])
     shares = complete.reading.probabilities
     second = complete.reading.others[0]
     assert facts.odds == pytest.approx(shares[complete.reading.target] / shares[second])

@@ -141,7 +141,7 @@ def test_description_holds_the_answer_and_the_costs(
         assert facts["forward_passes"] == expected.cost.forward > 0
         assert facts["backward_passes"] == expected.cost.backward
         assert facts["seconds"] >= 0
-    gap = explained(bundle, files[0], "integrated_gradients").details["convergence_delta"][0]
+    gap = explained(bundle, files[0], "integrated_gradients").convergence_delta[0]
     assert stored["methods"]["integrated_gradients"]["convergence_delta"] == pytest.approx(gap)
 
 
