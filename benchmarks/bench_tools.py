@@ -77,10 +77,9 @@ def alternating(works: Sequence[Callable[[], Any]], repeats: int) -> np.ndarray:
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Return the mean Pearson correlation of maps (N, H, W)."""
-    from dermlens.quality.scorer_agreement import map_correlation
+    from dermlens.quality.agreement import pearson
 
-    pairs = zip(np.asarray(first), np.asarray(second), strict=True)
-    return float(np.mean([map_correlation(a, b) for a, b in pairs]))
+    return float(pearson(np.asarray(first), np.asarray(second)).mean())
 
 
 def given_images(data: Path | None, count: int, size: tuple[int, int]) -> np.ndarray:

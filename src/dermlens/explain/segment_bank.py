@@ -43,6 +43,7 @@ class Evaluations:
 
     def up_to(self, count: int, masked: MaskedModel) -> np.ndarray:
         """Return logits of the first ``count`` masks, float32 (count, C)."""
+        count = min(count, len(self.coalitions.masks))
         if count > self._count:
             jobs = self.coalitions.masks[self._count : count].astype(np.float32)
             self._logits.append(masked.logits(self.image, self.fill, self.labels, jobs))

@@ -5,7 +5,7 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explain.fills import border_ring
-from dermlens.quality.zones import (
+from dermlens.lesion.zones import (
     BORDER,
     CORE,
     RING,

@@ -1,15 +1,17 @@
-"""Baselines: maps that know nothing, through the interface of every method."""
+"""Controls: maps that know nothing, through the interface of every method."""
 
 import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS, create
-from dermlens.quality.baselines import (
-    BASELINES,
-    baseline_names,
-    create_baselines,
-    is_baseline,
+from dermlens.labels import HAM10000
+from dermlens.model.image_classifier import ImageClassifier
+from dermlens.quality.controls import (
+    CONTROLS,
+    control_names,
+    create_controls,
+    is_control,
     title,
     untrained_copy,
 )
@@ -18,9 +20,13 @@ from explain_networks import smooth_images, trained_like
 SIZE = (20, 30)
 
 
+def named() -> ImageClassifier:
+    return ImageClassifier(trained_like(SIZE), HAM10000)
+
+
 def test_maps_are_what_their_names_say() -> None:
-    model, images = trained_like(SIZE), smooth_images(3, SIZE)
-    made = create_baselines(list(BASELINES), model)
+    model, images = named(), smooth_images(3, SIZE)
+    made = create_controls(list(CONTROLS), model)
     maps = {name: one.attribute(images, "mel", seed=4).maps for name, one in made.items()}
     assert all(m.shape == (3, *SIZE) and m.dtype == np.float32 for m in maps.values())
     assert np.ptp(maps["uniform"]) == 0
@@ -36,24 +42,26 @@ def test_maps_are_what_their_names_say() -> None:
     assert not np.array_equal(noise[1], made["random"].attribute(images[1:2], 0, seed=5).maps[0])
 
 
-def test_baselines_cost_nothing_and_take_targets_like_methods() -> None:
-    model, images = trained_like(SIZE), smooth_images(2, SIZE)
-    darkness = create_baselines(["darkness"], model)["darkness"]
+def test_controls_cost_nothing_and_take_targets_like_methods() -> None:
+    model, images = named(), smooth_images(2, SIZE)
+    darkness = create_controls(["darkness"], model)["darkness"]
     result = darkness.attribute(images, ["nv", "mel"])
     assert result.cost.forward == 0 and result.targets.tolist() == [5, 4]
     assert not result.signed and result.method == "darkness"
     predicted = darkness.attribute(images)
-    np.testing.assert_array_equal(predicted.targets, np.asarray(model(images)).argmax(axis=1))
+    np.testing.assert_array_equal(predicted.targets, np.asarray(model.model(images)).argmax(axis=1))
     with pytest.raises(UsageError, match="knows no classes"):
         darkness.attribute(images, "all")
-    with pytest.raises(UsageError, match="Unknown baseline"):
-        create_baselines(["brightness"], model)
+    with pytest.raises(UsageError, match="Unknown control"):
+        create_controls(["brightness"], model)
 
 
 def test_untrained_network_keeps_values_but_not_their_places() -> None:
     model = trained_like(SIZE)
     before = model.get_weights()
-    copy = untrained_copy(model, seed=1)
+    made = untrained_copy(ImageClassifier(model), seed=1)
+    assert made is not None
+    copy = made.model
     for a, b, c in zip(before, copy.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(np.sort(a.ravel()), np.sort(b.ravel()))
         np.testing.assert_array_equal(a, c)
@@ -65,8 +73,8 @@ def test_untrained_network_keeps_values_but_not_their_places() -> None:
 @pytest.mark.parametrize("name", ["grad_cam", "integrated_gradients"])
 def test_untrained_methods_explain_the_untrained_network(name: str) -> None:
     model, images = trained_like(SIZE), smooth_images(2, SIZE)
-    made = create_baselines([f"untrained_{name}"], model, seed=3)[f"untrained_{name}"]
-    copy = untrained_copy(model, seed=3)
+    made = create_controls([f"untrained_{name}"], model, seed=3)[f"untrained_{name}"]
+    copy = untrained_copy(ImageClassifier(model), seed=3)
     expected = create(name, copy, **METHODS[name].fixed).attribute(images, 2).maps
     np.testing.assert_array_equal(made.attribute(images, 2).maps, expected)
     trained = create(name, model).attribute(images, 2).maps
@@ -74,8 +82,8 @@ def test_untrained_methods_explain_the_untrained_network(name: str) -> None:
 
 
 def test_names() -> None:
-    names = baseline_names(["lime", "grad_cam", "integrated_gradients"])
+    names = control_names(["lime", "grad_cam", "integrated_gradients"])
     assert names[-2:] == ["untrained_grad_cam", "untrained_integrated_gradients"]
-    assert len(names) == 6 and all(is_baseline(name) for name in names)
-    assert not is_baseline("grad_cam") and title("untrained_grad_cam") == "Grad-CAM, untrained"
+    assert len(names) == 6 and all(is_control(name) for name in names)
+    assert not is_control("grad_cam") and title("untrained_grad_cam") == "Grad-CAM, untrained"
     assert title("shap") == "Kernel SHAP" and title("oracle") == "oracle"

@@ -1,9 +1,8 @@
 """Maps that know nothing of the decision: what every explanation must beat.
 
-They are explainers like any other and run through the same code. HAM10000 lesions are large and
-centered, so a Gaussian in the middle of the image localizes well; dark pixels are mostly lesion.
-Gradient and activation methods on a network with shuffled weights show what architecture and image
-alone give.
+Controls are explainers like any other and run through the same code. What photographs show is
+often large, dark and in the middle, so a centered Gaussian localizes well. Gradient and activation
+methods on a network with shuffled weights show what architecture and image alone give.
 """
 
 from abc import abstractmethod
@@ -21,8 +20,9 @@ from dermlens.explain.base import (
 )
 from dermlens.explain.score import Score
 from dermlens.explain.target import Targets, depend_on_answer, is_all
-from dermlens.quality.randomization import randomized, weighted_layers
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
+from dermlens.progress import say
+from dermlens.quality.randomization import randomized, weighted_layers
 
 UNTRAINED_PREFIX = "untrained_"
 SPREAD = 0.25
@@ -47,8 +47,8 @@ class ModelFreeMap(Explainer):
         progress: Progress | None,
     ) -> Attribution:
         if is_all(targets):
-            raise UsageError(f"The baseline {self.name} knows no classes. Name one target.")
-        # Only what depends on the answer has to be asked for; else a baseline costs no passes.
+            raise UsageError(f"The control {self.name} knows no classes. Name one target.")
+        # Only what depends on the answer has to be asked for; else a control costs no passes.
         if depend_on_answer(targets):
             logits = np.asarray(self.network.logits(images.astype(np.float32)))
         else:
@@ -106,7 +106,7 @@ class Darkness(ModelFreeMap):
         return 255.0 - image.mean(axis=-1)
 
 
-BASELINES: dict[str, type[ModelFreeMap]] = {
+CONTROLS: dict[str, type[ModelFreeMap]] = {
     kind.name: kind for kind in (Uniform, RandomMap, CenteredGaussian, Darkness)
 }
 
@@ -118,43 +118,52 @@ TITLES: dict[str, str] = {
 }
 
 
-def untrained_copy(model: Any, seed: int = 0) -> Any:
-    """Return a copy of a network in which the values of every weight are in random order.
+def untrained_copy(classifier: ImageClassifier, seed: int = 0) -> ImageClassifier | None:
+    """Return a copy of a classifier in which the values of every weight are in random order.
 
     Activations keep their range, as they would not with fresh initial values, while nothing that
-    was learned is left.
+    was learned is left. None where the network cannot be copied, as one may be that was subclassed.
     """
     import keras
 
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    network = classifier.model
+    try:
+        copy = keras.models.clone_model(network)
+        copy.set_weights(network.get_weights())
+        probe = np.linspace(0, 255, np.prod(network.input_shape[1:]), dtype=np.float32)
+        probe = probe.reshape(1, *network.input_shape[1:])
+        same = np.allclose(copy(probe), network(probe), rtol=1e-3, atol=1e-3, equal_nan=True)
+    except Exception:  # Any code of a foreign layer may run here, and fail in any way.
+        return None
+    if not same:
+        return None
     with randomized(copy, weighted_layers(copy), seed):
         shuffled = copy.get_weights()
     copy.set_weights(shuffled)
     copy.trainable = False
-    return copy
+    return ImageClassifier(copy, classifier.labels, calibration=classifier.calibration)
 
 
-def baseline_names(methods: Sequence[str]) -> list[str]:
-    """Return the baselines that belong beside some methods, in the order of the tables.
+def control_names(methods: Sequence[str]) -> list[str]:
+    """Return the controls that belong beside some methods, in the order of the tables.
 
     Example:
-        >>> baseline_names(["grad_cam", "lime"])[-2:]
+        >>> control_names(["grad_cam", "lime"])[-2:]
         ['darkness', 'untrained_grad_cam']
     """
     from dermlens.explain.registry import method
 
     reading = [name for name in methods if method(name).family != "perturbation"]
-    return [*BASELINES, *(UNTRAINED_PREFIX + name for name in reading)]
+    return [*CONTROLS, *(UNTRAINED_PREFIX + name for name in reading)]
 
 
-def is_baseline(name: str) -> bool:
-    """Tell whether a name is that of a baseline."""
-    return name in BASELINES or name.startswith(UNTRAINED_PREFIX)
+def is_control(name: str) -> bool:
+    """Tell whether a name is that of a control."""
+    return name in CONTROLS or name.startswith(UNTRAINED_PREFIX)
 
 
 def title(name: str) -> str:
-    """Return the name for people of a method or baseline."""
+    """Return the name for people of a method or control."""
     from dermlens.explain.registry import METHODS, method
 
     if name in TITLES:
@@ -164,13 +173,13 @@ def title(name: str) -> str:
     return METHODS[name].title if name in METHODS else name
 
 
-def create_baselines(
-    names: Sequence[str], model: Any, *, seed: int = 0
-) -> dict[str, Explainer]:
-    """Build baselines by name; those on an untrained network share one copy of it.
+def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[str, Explainer]:
+    """Build controls by name; those on an untrained network share one copy of it.
+
+    Those on an untrained network are left out, and it is said, where there can be no copy.
 
     Args:
-        names: Of ``BASELINES``, or ``untrained_METHOD``.
+        names: Of ``CONTROLS``, or ``untrained_METHOD``.
         model: ``ImageClassifier``, or a Keras model that it takes without more.
         seed: Sets how weights are shuffled.
 
@@ -179,19 +188,18 @@ def create_baselines(
     """
     from dermlens.explain.registry import create, method
 
-    classifier = as_classifier(model)
-    made: dict[str, Explainer] = {}
-    copy: ImageClassifier | None = None
     for name in names:
-        if name in BASELINES:
-            made[name] = BASELINES[name](classifier)
-            continue
-        if not name.startswith(UNTRAINED_PREFIX):
-            raise UsageError(f"Unknown baseline {name!r}. Use some of: {', '.join(BASELINES)}.")
-        if copy is None:
-            shuffled = untrained_copy(classifier.model, seed)
-            copy = ImageClassifier(shuffled, classifier.labels, calibration=classifier.calibration)
+        if not is_control(name):
+            raise UsageError(f"Unknown control {name!r}. Use some of: {', '.join(CONTROLS)}.")
+    classifier = as_classifier(model)
+    made: dict[str, Explainer] = {n: CONTROLS[n](classifier) for n in names if n in CONTROLS}
+    untrained = [name for name in names if name not in CONTROLS]
+    copy = untrained_copy(classifier, seed) if untrained else None
+    if untrained and copy is None:
+        say("The network cannot be copied, so the controls on an untrained copy are left out.")
+        return made
+    for name in untrained:
         kind = name.removeprefix(UNTRAINED_PREFIX)
-        # The scores of such a network hardly change: accuracy relative to that costs much.
+        # The logits of such a network hardly change: accuracy relative to that costs much.
         made[name] = create(kind, copy, **method(kind).fixed)
-    return made
+    return {name: made[name] for name in names}
