@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermlens.errors import UsageError
-from dermlens.explain.base import Explainer
+from dermlens.errors import DataError, UsageError
+from dermlens.explain.base import Cost, Explainer
+from dermlens.explain.segment_bank import SegmentBank
 from dermlens.files import read_json
-from dermlens.labels import HAM10000
+from dermlens.labels import HAM10000, label_set
 from dermlens.lesion.benchmark import LesionMeasures, select_pairs
 from dermlens.model.bundle import Bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.quality import benchmark as runner
 from dermlens.quality.benchmark import run_benchmark
 from dermlens.quality.benchmark_measure import Bench
@@ -26,7 +28,8 @@ from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
 from dermlens.quality.benchmark_summary import ranking
 from dermlens.quality.benchmark_tables import Store
 from dermlens.quality.controls import ModelFreeMap
-from explain_networks import pooled_network
+from dermlens.report.benchmark_report import benchmark_page
+from explain_networks import pooled_network, trained_like
 
 SIZE = (24, 32)
 PLAN = BenchmarkPlan(
@@ -190,6 +193,59 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
     assert ours == theirs
 
 
+def test_pieces_in_reverse_order_end_with_the_identical_tables(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = runner._make
+    monkeypatch.setattr(runner, "_make", lambda pieces, store: make(pieces[::-1], store))
+    bundle = planted_bundle()
+    run_benchmark(bundle, data, tmp_path, PLAN, **more(bundle))
+    for name in TABLES:
+        assert (tmp_path / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes()
+
+
+def test_a_bank_with_fewer_masks_than_asked_for_serves_every_order() -> None:
+    bank = SegmentBank(planted_bundle(), segments=2, samples=40)
+    known = bank.evaluations(np.zeros((*SIZE, 3), np.float32), 0)
+    masked = bank.masked_model(8, Cost())
+    few = known.up_to(4, masked)
+    np.testing.assert_array_equal(known.up_to(40, masked)[:4], few)
+
+
+def test_any_classifier_without_masks_and_lesions_of_its_own_classes(tmp_path: Path) -> None:
+    """No bundle, no outlines: photographs of two kinds, in the order of the classifier."""
+    from PIL import Image
+
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        image, _, _ = red_lesion(number)
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"{number}.png")
+        rows.append({"image_id": f"{number}", "path": f"images/{number}.png", "split": "test",
+                     "dx": ("nv", "bcc")[number % 2]})  # fmt: skip
+    blank = dict.fromkeys(["mask_path", "lesion_id", "dx_type", "age", "sex", "localization"])
+    table = pd.DataFrame([{**row, **blank} for row in rows])
+    table.to_csv(tmp_path / "data" / "manifest.csv", index=False)
+    classifier = ImageClassifier(
+        trained_like(SIZE, nested=True, classes=2), ["nv", "bcc"], value_range=(0, 255)
+    )
+    plan = BenchmarkPlan(methods=("grad_cam", "lime"), n=4, n_samples=20, steps=3, squares=4,
+                         sets=4, robustness=1, randomization=1, target="truth")  # fmt: skip
+    out = tmp_path / "out"
+    run_benchmark(classifier, tmp_path / "data", out, plan, extension=LesionMeasures(2, 2))
+    long, images = (pd.read_csv(out / f"{name}.csv") for name in ("measurements", "images"))
+    assert images.target.tolist() == images.dx.tolist() and set(images.dx) == {"nv", "bcc"}
+    assert "zone_core" not in set(long.metric) and "asymmetry" not in images
+    assert not (out / "consistency.csv").exists()
+    assert long.groupby("metric").size()["insertion"] == 4 * 7
+    assert long[long.metric == "randomization_ssim"].value.notna().all()
+    found = read_json(out / "summary.json")
+    assert found["zones"] == {} and found["watched"] is None
+    assert "change of p(predicted)" in benchmark_page(found).html()
+    with pytest.raises(DataError, match="no image to measure"):
+        run_benchmark(classifier, tmp_path / "data", tmp_path / "other", plan, labels=label_set("binary"))
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -231,6 +287,12 @@ def test_the_planted_truth_ranks_first_and_random_last(summary: dict[str, Any]) 
 
 def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
     table = pd.read_csv(finished / "benchmark.csv")
+    long = pd.read_csv(finished / "measurements.csv")
+    assert list(long) == ["image_id", "method", "metric", "value"]
+    assert not long.duplicated(["image_id", "method", "metric"]).any()
+    for row in long[long.metric == "insertion"].itertuples():
+        same = table[(table.image_id == row.image_id) & (table.method == row.method)]
+        assert same.insertion.item() == row.value
     names = ["grad_cam", "lime", "shap", "oracle", "uniform", "random", "centered_gaussian"]
     names += ["darkness", "untrained_grad_cam"]
     assert table.method.tolist() == names * 5 and table.image_id.nunique() == 5

@@ -81,6 +81,45 @@ def test_untrained_methods_explain_the_untrained_network(name: str) -> None:
     assert np.abs(trained - expected).max() > 0.1 * np.abs(trained).max()
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_standard_network_whose_last_layer_lost_its_activation_is_copied(bias: bool) -> None:
+    import keras
+
+    inputs = keras.Input((*SIZE, 3))
+    maps = keras.layers.Conv2D(4, 3, name="maps")(keras.layers.Rescaling(1 / 255.0)(inputs))
+    pooled = keras.layers.GlobalAveragePooling2D()(maps)
+    dense = keras.layers.Dense(3, activation="softmax", use_bias=bias, name="answer")
+    classifier = ImageClassifier(keras.Model(inputs, dense(pooled)))
+    before = classifier.model.get_weights()
+    copy = untrained_copy(classifier)
+    assert copy is not None
+    assert not any(a is b for a in copy.model.layers for b in classifier.model.layers)
+    for a, b in zip(before, classifier.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_cannot_be_copied_has_no_untrained_controls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import keras
+
+    class Own(keras.Model):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.maps = keras.layers.Conv2D(width, 3)
+
+        def call(self, x: np.ndarray) -> np.ndarray:
+            return self.maps(x)
+
+    inputs = keras.Input((*SIZE, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(Own(4)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(pooled))
+    made = create_controls(["uniform", "untrained_integrated_gradients"], model)
+    assert list(made) == ["uniform"]
+    said = capsys.readouterr()
+    assert "left out" in said.out + said.err
+
+
 def test_names() -> None:
     names = control_names(["lime", "grad_cam", "integrated_gradients"])
     assert names[-2:] == ["untrained_grad_cam", "untrained_integrated_gradients"]

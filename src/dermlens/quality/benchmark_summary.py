@@ -52,7 +52,7 @@ def summarize(
     wide |= extension.values(tables, names)
     wide = {name: one for name, one in wide.items() if np.isfinite(one[0]).any()}
     about = {name: metric(name, known) for name in wide}
-    settings = {"resamples": resamples, "seed": seed}
+    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return {
         "n_images": len(tables.images),
         "n_lesions": int(tables.images.lesion_id.nunique()),
@@ -60,12 +60,12 @@ def summarize(
         "methods": [name for name in names if not is_control(name)],
         "controls": [name for name in names if is_control(name)],
         "metrics": {
-            name: dict(zip(names, map(vars, cluster_intervals(*one, **settings)), strict=True))
-            for name, one in wide.items()
+            name: dict(zip(names, map(vars, cluster_intervals(values, lesions, **settings)), strict=True))
+            for name, (values, lesions) in wide.items()
         },
         "comparisons": {
-            name: _comparisons(about[name], *one, names, flips, **settings)
-            for name, one in wide.items()
+            name: _comparisons(about[name], values, lesions, names, flips, **settings)
+            for name, (values, lesions) in wide.items()
         },
         "ranking": ranking({n: values for n, (values, _) in wide.items()}, names, known),
         "cost": _cost(tables, names),
