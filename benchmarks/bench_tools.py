@@ -85,7 +85,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
 def given_images(data: Path | None, count: int, size: tuple[int, int]) -> np.ndarray:
     """Return validation images of a prepared data set, or drawn ones: uint8 (N, H, W, 3)."""
     if data is not None:
-        from dermlens.quality.scorer_agreement import images_of_split
+        from dermlens.serve.scorer_agreement import images_of_split
 
         return images_of_split(data, "validation", count, size)[:count]
     from dermlens.data.synthetic import draw

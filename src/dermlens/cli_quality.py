@@ -121,7 +121,7 @@ def scorer(
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
     from dermlens.model.bundle import bundle_and_rest
-    from dermlens.quality.scorer_agreement import (
+    from dermlens.serve.scorer_agreement import (
         agreement_lines,
         images_of_split,
         measure_scorer,

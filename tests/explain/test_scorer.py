@@ -19,14 +19,14 @@ from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.int8_copy import find_int8_copy, int8_copy
-from dermlens.quality import scorer_agreement
 from dermlens.quality.agreement import pearson
-from dermlens.quality.scorer_agreement import (
+from dermlens.report.explanation import describe, explain_files
+from dermlens.serve import scorer_agreement
+from dermlens.serve.scorer_agreement import (
     agreement_lines,
     images_of_split,
     measure_scorer,
 )
-from dermlens.report.explanation import describe, explain_files
 from explain_networks import linear_network, smooth_images
 from serving_support import SIZE, picture, save_untrained, untrained_bundle
 

@@ -115,27 +115,28 @@ class LesionMeasures(Extension):
             values[name] |= {k: relation_inside(map_, one, mask) for k, one in features.items()}
         return facts, values
 
-    def pieces(self, bench: Bench, store: Store, efforts: Mapping[str, int]) -> list[Piece]:
+    def pieces(self, bench: Bench, efforts: Mapping[str, int]) -> list[Piece]:
         """Return a piece for each photo pair and each probed image."""
-        size, made = bench.classifier.input_size, []
+        size = bench.classifier.input_size
         self.watched = watched_class(bench.classifier.labels)
-        for first, second in self._pairs:
 
-            def pair(tick: Tick, both: tuple[Item, Item] = (first, second)) -> None:
-                arrays = measure_pair(bench, *(load(item, size) for item in both))
-                store.write_arrays("pairs", both[0].lesion_id, arrays)
+        def pair(both: tuple[Item, Item], tick: Tick) -> Any:
+            return measure_pair(bench, *(load(item, size) for item in both))
 
-            passes = 2 * efforts["explain"]
-            made.append(Piece("pairs", first.lesion_id, ".npz", passes, 1, pair))
-        for item in self._probed:
+        def shortcut(item: Item, tick: Tick) -> Any:
+            return measure_shortcuts(bench, load(item, size), self.watched)
 
-            def shortcut(tick: Tick, item: Item = item) -> None:
-                rows = measure_shortcuts(bench, load(item, size), self.watched)
-                store.write("shortcuts", item.image_id, rows)
-
-            passes = 9 + 7 * efforts["cheap"]
-            made.append(Piece("shortcuts", item.image_id, ".json", passes, 1, shortcut))
-        return made
+        twice, probed = 2 * efforts["explain"], 9 + 7 * efforts["cheap"]
+        return [
+            *(
+                Piece("pairs", both[0].lesion_id, twice, partial(pair, both), arrays=True)
+                for both in self._pairs
+            ),
+            *(
+                Piece("shortcuts", item.image_id, probed, partial(shortcut, item))
+                for item in self._probed
+            ),
+        ]
 
     def tables(self, store: Store, names: Sequence[str]) -> dict[str, pd.DataFrame]:
         """Return the tables of photo pairs and probes."""
@@ -204,8 +205,10 @@ def measure_pair(bench: Bench, first: Loaded, second: Loaded) -> dict[str, np.nd
     """Return both photographs of a lesion with all maps in the lesion's frame, and zones."""
     arrays: dict[str, np.ndarray] = {}
     for number, loaded in enumerate((first, second)):
-        target = np.array([bench.target(loaded)[0]])
-        maps = np.stack([bench.finite(n, loaded.image[None], target)[0] for n in bench.names])
+        case, _ = bench.case(loaded)
+        maps = np.concatenate(
+            [bench.finite(name, loaded.image[None], case.targets) for name in bench.names]
+        )
         framed = frame(loaded.image, loaded.mask, maps)
         arrays |= {f"{name}{number}": one for name, one in vars(framed).items()}
         arrays[f"zones{number}"] = zone_profile(maps, loaded.mask)

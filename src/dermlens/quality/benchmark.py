@@ -13,6 +13,7 @@ An extension (``benchmark_plan.Extension``) adds tables of its own.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def run_benchmark(
         say(f"The split {plan.split} holds only {len(items)} images; all are measured.")
     with folder_lock(out):
         store = Store(out / "pieces", _fingerprint(bench, items, chosen, extra))
-        _make(_pieces(bench, store, items), store)
+        _make(_pieces(bench, items), store)
         tables = assemble(store, plan, items, bench.names, bench.extension)
         return _write(out, tables, bench, about or {})
 
@@ -139,65 +140,52 @@ def _fingerprint(
     }
 
 
-def _pieces(bench: Bench, store: Store, items: Sequence[Item]) -> list[Piece]:
+def _pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
     """Return all pieces of work in the order in which they are made."""
     plan, size, effort = bench.plan, bench.classifier.input_size, efforts(bench)
-    pieces = []
-    for item in items:
 
-        def whole(tick: Tick, item: Item = item) -> None:
-            store.write("images", item.image_id, bench.measure_image(load(item, size), tick))
+    def whole(item: Item, tick: Tick) -> Any:
+        return bench.measure_image(load(item, size), tick)
 
-        parts = len(bench.names)
-        pieces.append(Piece("images", item.image_id, ".json", effort["image"], parts, whole))
-    pieces += bench.extension.pieces(bench, store, effort)
-    for item in items[: plan.robustness]:
+    def robust(item: Item, tick: Tick) -> Any:
+        return bench.measure_robustness(load(item, size))
 
-        def robust(tick: Tick, item: Item = item) -> None:
-            store.write("robustness", item.image_id, bench.measure_robustness(load(item, size)))
+    parts = len(bench.names)
+    return [
+        *(Piece("images", i.image_id, effort["image"], partial(whole, i), parts) for i in items),
+        *bench.extension.pieces(bench, effort),
+        *(
+            Piece("robustness", item.image_id, effort["robust"], partial(robust, item))
+            for item in items[: plan.robustness]
+        ),
+        *_randomization_pieces(bench, items[: plan.randomization]),
+    ]
 
-        pieces.append(Piece("robustness", item.image_id, ".json", effort["robust"], 1, robust))
-    return pieces + _randomization_pieces(bench, store, items[: plan.randomization])
 
-
-def _randomization_pieces(bench: Bench, store: Store, items: Sequence[Item]) -> list[Piece]:
+def _randomization_pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
     """Return a piece for each step of each order; all images of a step share its weights."""
-    if not items:
-        return []
-    size = bench.classifier.input_size
-    effort = efforts(bench)["explain"] * len(items)
-    inputs: list[tuple[np.ndarray, np.ndarray]] = []
 
+    @cache
     def loaded() -> tuple[np.ndarray, np.ndarray]:
-        if not inputs:
-            opened = [load(item, size) for item in items]
-            targets = np.array([bench.target(one)[0] for one in opened], np.int32)
-            inputs.append((np.stack([one.image for one in opened]), targets))
-        return inputs[0]
+        opened = [load(item, bench.classifier.input_size) for item in items]
+        targets = np.concatenate([bench.case(one)[0].targets for one in opened])
+        return np.stack([one.image for one in opened]), targets
 
-    pieces = []
-    for order in bench.plan.orders:
-        for number, step in enumerate(stage_steps(bench.classifier.model, order)):
-            name = f"{order}-{number:02d}"
+    def randomize(order: str, number: int, step: tuple[str, list[Any]], tick: Tick) -> Any:
+        rows = bench.measure_randomization(*loaded(), step)
+        return {"order": order, "step": number, "stage": step[0], "rows": rows}
 
-            def randomize(
-                tick: Tick,
-                name: str = name,
-                order: str = order,
-                number: int = number,
-                step: tuple[str, list[Any]] = step,
-            ) -> None:
-                rows = bench.measure_randomization(*loaded(), step)
-                content = {"order": order, "step": number, "stage": step[0], "rows": rows}
-                store.write("randomization", name, content)
-
-            pieces.append(Piece("randomization", name, ".json", effort, 1, randomize))
-    return pieces
+    effort, network = efforts(bench)["explain"] * len(items), bench.classifier.model
+    return [
+        Piece("randomization", f"{order}-{k:02d}", effort, partial(randomize, order, k, step))
+        for order in (bench.plan.orders if items else ())
+        for k, step in enumerate(stage_steps(network, order))
+    ]
 
 
 def _make(pieces: list[Piece], store: Store) -> None:
     """Make what is missing, with progress in passes through the network."""
-    missing = [p for p in pieces if not store.has(p.kind, p.name, p.suffix)]
+    missing = [p for p in pieces if not store.has(p.kind, p.name, p.arrays)]
     if len(missing) < len(pieces):
         say(f"Resuming: {len(pieces) - len(missing)} of {len(pieces)} pieces are there.")
     with progress("Benchmark (passes)", sum(p.effort for p in missing)) as advance:
@@ -209,7 +197,7 @@ def _make(pieces: list[Piece], store: Store) -> None:
                 done += piece.effort // piece.parts
                 advance(piece.effort // piece.parts, f"{piece.name} {method}")
 
-            piece.make(tick)
+            store.write(piece.kind, piece.name, piece.make(tick), piece.arrays)
             advance(piece.effort - done, piece.kind)
 
 

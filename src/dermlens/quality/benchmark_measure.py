@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -124,14 +125,22 @@ class Bench:
         predicted = resolve_targets(None, logits, self.classifier.labels)
         return self.classifier.probabilities(logits), predicted
 
-    def target(self, loaded: Loaded) -> tuple[int, int, float]:
-        """Return the class to explain, the most probable one, and the explained's probability."""
-        labels = self.classifier.labels
-        logits = self.evaluations.of(loaded.image[None], self.plan.seed)[0].ends["image"][None]
-        predicted = int(resolve_targets(None, logits, labels)[0])
+    def case(self, loaded: Loaded) -> tuple[Case, int]:
+        """Return an image for metrics, its map still to come, and its most probable class."""
+        labels, images = self.classifier.labels, loaded.image[None]
+        evaluated = self.evaluations.of(images, self.plan.seed)
+        predicted = int(resolve_targets(None, evaluated[0].ends["image"][None], labels)[0])
         truth = self.plan.target != PREDICTED
         target = class_position(loaded.item.dx, labels) if truth else predicted
-        return target, predicted, float(self.classifier.probabilities(logits)[0, target])
+        return Case(
+            np.zeros((1, *loaded.mask.shape)),
+            self.plan.seed,
+            self.classifier,
+            evaluated,
+            np.array([target], np.int32),
+            loaded.mask[None],
+            images,
+        ), predicted
 
     def measure_image(
         self, loaded: Loaded, tick: Callable[[str], None] | None = None
@@ -145,15 +154,17 @@ class Bench:
         # What other pieces asked for this image must not change what this one costs.
         self.evaluations.forget()
         before = self.evaluations.cost.forward
-        target, predicted, probability = self.target(loaded)
+        case, predicted = self.case(loaded)
+        target = int(case.targets[0])
+        logits = case.evaluated[0].ends["image"][None]
         shared = self._shared_seconds(loaded.image)
         rows: dict[str, Any] = {}
         maps = {}
         for name in self.names:
-            result = self._attribution(self.explainers[name], loaded.image[None], [target])
+            result = self._attribution(self.explainers[name], loaded.image[None], case.targets)
             maps[name] = result.maps[0]
             rows[name] = {"cost": self._alone(name, result.cost, shared)}
-            rows[name]["values"] = self._values(maps[name], loaded, target)
+            rows[name]["values"] = self._values(case.with_map(maps[name]), loaded.structure)
             if tick is not None:
                 tick(name)
         spent = self.evaluations.cost.forward - before
@@ -162,9 +173,9 @@ class Bench:
         for name, found in values.items():
             rows[name]["values"] |= found
         classes = self.classifier.classes
-        decision = {"predicted": classes[predicted], "target": classes[target]}
-        return {**decision, "probability": probability, "metric_passes": spent,
-                "facts": facts, "rows": rows}  # fmt: skip
+        decision: dict[str, Any] = {"predicted": classes[predicted], "target": classes[target]}
+        decision["probability"] = float(self.classifier.probabilities(logits)[0, target])
+        return {**decision, "metric_passes": spent, "facts": facts, "rows": rows}
 
     def _shared_seconds(self, image: np.ndarray) -> float:
         """Evaluate what LIME and Kernel SHAP share, and return the seconds it took."""
@@ -185,40 +196,27 @@ class Bench:
             "seconds": cost.seconds + more[1],
         }
 
-    def _values(self, map_: np.ndarray, loaded: Loaded, target: int) -> dict[str, float]:
+    def _values(self, case: Case, structure: np.ndarray | None) -> dict[str, float]:
         """Return every metric of one map; NaN for a map that is not finite."""
-        names = [one.name for one in _OF_EVERY_IMAGE]
-        structured = [] if loaded.structure is None else LOCALIZATION
-        if not np.isfinite(map_).all():
-            return dict.fromkeys([*names, *(STRUCTURE_PREFIX + n for n in structured)], np.nan)
-        case = self._case(map_, loaded, target)
-        values = {one.name: float(one.measure(case)[0]) for one in _OF_EVERY_IMAGE}
-        for name in structured:
-            on_structure = Case(case.maps, masks=np.asarray(loaded.structure)[None])
-            values[STRUCTURE_PREFIX + name] = float(METRICS[name].measure(on_structure)[0])
-        return values
-
-    def _case(self, map_: np.ndarray, loaded: Loaded, target: int) -> Case:
-        return Case(
-            map_[None],
-            self.plan.seed,
-            self.classifier,
-            self.evaluations.of(loaded.image[None], self.plan.seed),
-            np.array([target], np.int32),
-            loaded.mask[None],
-            loaded.image[None],
-        )
+        finite = np.isfinite(case.maps).all()
+        jobs = {one.name: (one, case) for one in _OF_EVERY_IMAGE}
+        if structure is not None:
+            on_structure = replace(case, masks=structure[None])
+            jobs |= {STRUCTURE_PREFIX + n: (METRICS[n], on_structure) for n in LOCALIZATION}
+        return {
+            name: float(one.measure(of)[0]) if finite else float("nan")
+            for name, (one, of) in jobs.items()
+        }
 
     def measure_robustness(self, loaded: Loaded) -> dict[str, dict[str, float]]:
         """Return what takes maps of changed images or for other classes, by method."""
-        target, _, _ = self.target(loaded)
+        of_image, _ = self.case(loaded)
         drawn = zlib.crc32(f"{self.plan.seed} {loaded.item.image_id}".encode())
-        other = other_targets(np.array([target]), len(self.classifier.classes), [drawn])
+        of_image.others = other_targets(of_image.targets, len(self.classifier.classes), [drawn])
         rows = {}
         for name in self.names:
-            map_ = self.finite(name, loaded.image[None], np.array([target]))[0]
-            case = self._case(map_, loaded, target)
-            case.others, case.remake = other, partial(self.finite, name)
+            case = of_image.with_map(self.finite(name, loaded.image[None], of_image.targets)[0])
+            case.remake = partial(self.finite, name)
             rows[name] = {one.name: float(one.measure(case)[0]) for one in _OF_SOME}
         return rows
 

@@ -186,14 +186,23 @@ Tick = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of work: what it is called, about how many passes and parts, how to make it."""
+    """One piece of work.
+
+    Attributes:
+        kind: Folder that it is kept in.
+        name: What it is called there.
+        effort: About how many passes it takes.
+        make: Measures it; JSON types, or arrays by name.
+        parts: How often ``make`` calls back while it is at it.
+        arrays: Whether it is arrays.
+    """
 
     kind: str
     name: str
-    suffix: str
     effort: int
-    parts: int
-    make: Callable[[Tick], None]
+    make: Callable[[Tick], Any]
+    parts: int = 1
+    arrays: bool = False
 
 
 class Extension:
@@ -226,7 +235,7 @@ class Extension:
         """Return facts of an image, and more values of each map (H, W) by method."""
         return {}, {}
 
-    def pieces(self, bench: "Bench", store: "Store", efforts: Mapping[str, int]) -> list[Piece]:
+    def pieces(self, bench: "Bench", efforts: Mapping[str, int]) -> list[Piece]:
         """Return more pieces of work."""
         return []
 

@@ -48,7 +48,7 @@ def summarize(
     extension = extension or Extension()
     known = {**METRICS, **extension.metrics}
     found = [n for n in tables.wide().columns if n.removeprefix(STRUCTURE_PREFIX) in METRICS]
-    wide = {name: tables.values(name, names) for name in found}
+    wide: dict[str, Any] = {name: tables.values(name, names) for name in found}
     wide |= extension.values(tables, names)
     wide = {name: one for name, one in wide.items() if np.isfinite(one[0]).any()}
     about = {name: metric(name, known) for name in wide}
@@ -60,8 +60,8 @@ def summarize(
         "methods": [name for name in names if not is_control(name)],
         "controls": [name for name in names if is_control(name)],
         "metrics": {
-            name: dict(zip(names, map(vars, cluster_intervals(values, lesions, **settings)), strict=True))
-            for name, (values, lesions) in wide.items()
+            name: dict(zip(names, map(vars, cluster_intervals(*one, **settings)), strict=True))
+            for name, one in wide.items()
         },
         "comparisons": {
             name: _comparisons(about[name], values, lesions, names, flips, **settings)

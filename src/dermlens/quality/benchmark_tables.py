@@ -54,27 +54,26 @@ class Store:
             safe = f"{safe.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.folder / kind / f"{safe}{suffix}"
 
-    def has(self, kind: str, name: str, suffix: str = ".json") -> bool:
+    def has(self, kind: str, name: str, arrays: bool = False) -> bool:
         """Tell whether a piece is finished."""
-        return self.path(kind, name, suffix).is_file()
+        return self.path(kind, name, _SUFFIX[arrays]).is_file()
 
-    def write(self, kind: str, name: str, content: Any) -> None:
-        """Keep a piece of JSON types."""
-        write_json(self.path(kind, name), content)
-
-    def read(self, kind: str, name: str) -> Any:
-        """Return a piece; missing numbers come back as None."""
-        return read_json(self.path(kind, name))
-
-    def write_arrays(self, kind: str, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep named arrays."""
-        content: dict[str, Any] = dict(arrays)
-        with written_beside(self.path(kind, name, ".npz")) as temporary:
+    def write(self, kind: str, name: str, content: Any, arrays: bool = False) -> None:
+        """Keep a piece of JSON types, or of arrays by name."""
+        path = self.path(kind, name, _SUFFIX[arrays])
+        if not arrays:
+            write_json(path, content)
+            return
+        with written_beside(path) as temporary:
             np.savez_compressed(temporary, **content)
 
+    def read(self, kind: str, name: str) -> Any:
+        """Return a piece of JSON types; missing numbers come back as None."""
+        return read_json(self.path(kind, name))
+
     def read_arrays(self, kind: str, name: str) -> dict[str, np.ndarray]:
-        """Return named arrays."""
-        with np.load(self.path(kind, name, ".npz"), allow_pickle=False) as arrays:
+        """Return a piece of arrays."""
+        with np.load(self.path(kind, name, _SUFFIX[True]), allow_pickle=False) as arrays:
             return dict(arrays)
 
 
@@ -126,6 +125,7 @@ class Tables:
         return {name: table for name, table in named.items() if len(table)}
 
 
+_SUFFIX = (".json", ".npz")
 _ABOUT = ("image_id", "lesion_id", "dx", "predicted", "target", "probability")
 _ORDER = [*METRICS, *(STRUCTURE_PREFIX + name for name in LOCALIZATION)]
 

@@ -6,7 +6,7 @@ methods on a network with shuffled weights show what architecture and image alon
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ SPREAD = 0.25
 
 
 class ModelFreeMap(Explainer):
-    """Base of maps that come from the image, or from nothing, and never from the model."""
+    """A map that comes from the image, or from nothing, and never from the model."""
 
     signed = False
 
@@ -62,60 +62,51 @@ class ModelFreeMap(Explainer):
         return self.result(maps, [goals], [np.full(len(images), np.nan)], score)
 
 
-class Uniform(ModelFreeMap):
-    """The same everywhere."""
-
-    name = "uniform"
-
-    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return ones."""
-        return np.ones(image.shape[:2], np.float32)
+def _uniform(image: np.ndarray, seed: int) -> np.ndarray:
+    return np.ones(image.shape[:2], np.float32)
 
 
-class RandomMap(ModelFreeMap):
-    """Independent noise in every pixel, uniform in 0..1."""
-
-    name = "random"
-
-    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return noise set by the seed and the image."""
-        return image_generator(seed, image).random(image.shape[:2], dtype=np.float32)
+def _random(image: np.ndarray, seed: int) -> np.ndarray:
+    return image_generator(seed, image).random(image.shape[:2], dtype=np.float32)
 
 
-class CenteredGaussian(ModelFreeMap):
-    """A bell in the middle of the image, as wide in each direction as the image is."""
-
-    name = "centered_gaussian"
-
-    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return the bell; its standard deviation is a quarter of each side."""
-        height, width = image.shape[:2]
-        rows = ((np.arange(height) + 0.5) / height - 0.5) / SPREAD
-        columns = ((np.arange(width) + 0.5) / width - 0.5) / SPREAD
-        bell = np.exp(-0.5 * (rows[:, None] ** 2 + columns[None] ** 2))
-        return bell.astype(np.float32)
+def _centered_gaussian(image: np.ndarray, seed: int) -> np.ndarray:
+    """Return a bell in the middle; its standard deviation is a quarter of each side."""
+    height, width = image.shape[:2]
+    rows = ((np.arange(height) + 0.5) / height - 0.5) / SPREAD
+    columns = ((np.arange(width) + 0.5) / width - 0.5) / SPREAD
+    bell = np.exp(-0.5 * (rows[:, None] ** 2 + columns[None] ** 2))
+    return bell.astype(np.float32)
 
 
-class Darkness(ModelFreeMap):
-    """How dark each pixel is: 255 less its mean over the channels."""
-
-    name = "darkness"
-
-    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return the darkness, 0..255."""
-        return 255.0 - image.mean(axis=-1)
+def _darkness(image: np.ndarray, seed: int) -> np.ndarray:
+    return 255.0 - image.mean(axis=-1)
 
 
-CONTROLS: dict[str, type[ModelFreeMap]] = {
-    kind.name: kind for kind in (Uniform, RandomMap, CenteredGaussian, Darkness)
+CONTROLS: dict[str, tuple[str, Callable[[np.ndarray, int], np.ndarray]]] = {
+    "uniform": ("Uniform", _uniform),
+    "random": ("Random", _random),
+    "centered_gaussian": ("Centered Gaussian", _centered_gaussian),
+    "darkness": ("Darkness", _darkness),
 }
+"""Title, and map of an image under a seed, of every control that needs no network."""
 
-TITLES: dict[str, str] = {
-    "uniform": "Uniform",
-    "random": "Random",
-    "centered_gaussian": "Centered Gaussian",
-    "darkness": "Darkness",
-}
+
+class Control(ModelFreeMap):
+    """One of ``CONTROLS``.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        name: Of ``CONTROLS``.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        super().__init__(model)
+        self.name = name
+
+    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return the control's map."""
+        return CONTROLS[self.name][1](image, seed)
 
 
 def untrained_copy(classifier: ImageClassifier, seed: int = 0) -> ImageClassifier | None:
@@ -166,8 +157,8 @@ def title(name: str) -> str:
     """Return the name for people of a method or control."""
     from dermlens.explain.registry import METHODS, method
 
-    if name in TITLES:
-        return TITLES[name]
+    if name in CONTROLS:
+        return CONTROLS[name][0]
     if name.startswith(UNTRAINED_PREFIX):
         return f"{method(name.removeprefix(UNTRAINED_PREFIX)).title}, untrained"
     return METHODS[name].title if name in METHODS else name
@@ -192,7 +183,7 @@ def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[
         if not is_control(name):
             raise UsageError(f"Unknown control {name!r}. Use some of: {', '.join(CONTROLS)}.")
     classifier = as_classifier(model)
-    made: dict[str, Explainer] = {n: CONTROLS[n](classifier) for n in names if n in CONTROLS}
+    made: dict[str, Explainer] = {n: Control(classifier, n) for n in names if n in CONTROLS}
     untrained = [name for name in names if name not in CONTROLS]
     copy = untrained_copy(classifier, seed) if untrained else None
     if untrained and copy is None:

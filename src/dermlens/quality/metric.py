@@ -1,7 +1,7 @@
 """What a metric is: what it declares about itself, and the one way in which it is called."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -62,6 +62,10 @@ class Case:
             self._found[ask] = ask(self)
         found: Found = self._found[ask]
         return found
+
+    def with_map(self, map_: np.ndarray) -> "Case":
+        """Return the case of another map (H, W) of the same single image."""
+        return replace(self, maps=map_[None], _found={})
 
     def explain(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return finite maps (n, H, W) of changed photographs for targets (n,)."""

@@ -5,8 +5,8 @@ evaluations per image serves every method. Methods are compared on identical dra
 these metrics is paid once per image, not once per method.
 
 * Normalized infidelity: Yeh et al., "On the (in)fidelity and sensitivity of explanations", NeurIPS
-  2019, with square removal. I is the indicator of the covered square, so that I·a is the attribution
-  inside it (for methods that answer "how much does this pixel contribute").
+  2019, with square removal. I is the indicator of the covered square, so that I·a is the
+  attribution inside it (for methods that answer "how much does this pixel contribute").
 * MuFidelity: Bhatt, Weller & Moura, "Evaluating and aggregating feature-based model explanations",
   IJCAI 2020, on cells of a grid instead of single pixels.
 """
