@@ -77,16 +77,15 @@ def alternating(works: Sequence[Callable[[], Any]], repeats: int) -> np.ndarray:
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Return the mean Pearson correlation of maps (N, H, W)."""
-    from dermlens.quality.scorer_agreement import map_correlation
+    from dermlens.quality.agreement import pearson
 
-    pairs = zip(np.asarray(first), np.asarray(second), strict=True)
-    return float(np.mean([map_correlation(a, b) for a, b in pairs]))
+    return float(pearson(np.asarray(first), np.asarray(second)).mean())
 
 
 def given_images(data: Path | None, count: int, size: tuple[int, int]) -> np.ndarray:
     """Return validation images of a prepared data set, or drawn ones: uint8 (N, H, W, 3)."""
     if data is not None:
-        from dermlens.quality.scorer_agreement import images_of_split
+        from dermlens.serve.scorer_agreement import images_of_split
 
         return images_of_split(data, "validation", count, size)[:count]
     from dermlens.data.synthetic import draw

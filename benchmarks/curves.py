@@ -20,9 +20,9 @@ from bench_tools import arguments, given_images, machine, markdown, model_and_sc
 from dermlens.cli_options import parse_size
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS, create
-from dermlens.quality.agreement import TOP_SHARE, top_overlap
-from dermlens.quality.removal import RemovalCurves, area_under, removal_places
-from dermlens.quality.scorer_agreement import map_correlation
+from dermlens.quality import metrics
+from dermlens.quality.agreement import TOP_SHARE, pearson, top_overlap
+from dermlens.quality.evaluations import Evaluations
 
 REFERENCE_SEED = 1000
 
@@ -78,7 +78,7 @@ def measure(
     shared: dict[str, Any] = (
         {"scorer": scorer} if METHODS[sweep.method].family == "perturbation" else {}
     )
-    curves, rows = RemovalCurves(model, batch_size=batch), []
+    evaluations, rows = Evaluations(model, batch_size=batch), []
 
     def explain(image: np.ndarray, goal: int, seed: int, explainer: Any) -> Any:
         return explainer.attribute(image[None], int(goal), batch_size=batch, seed=seed)
@@ -95,8 +95,10 @@ def measure(
             except UsageError as refused:
                 print(f"{sweep.method} {budget}: {refused}")
                 break
-            places = removal_places(made.maps[0])
-            pixels, aim = image.astype(np.float32), int(goal)
+            worth = metrics.measure(
+                ["deletion", "insertion"], model, image[None], made.maps, int(goal),
+                evaluations=evaluations,
+            )  # fmt: skip
             rows.append(
                 {
                     "method": sweep.name,
@@ -104,10 +106,9 @@ def measure(
                     "image": position,
                     "forward": made.cost.forward,
                     "backward": made.cost.backward,
-                    "r": map_correlation(made.maps[0], wanted[position][0]),
+                    "r": float(pearson(made.maps, wanted[position])[0]),
                     "top_20_iou": float(top_overlap(made.maps, wanted[position], TOP_SHARE)[0]),
-                    "deletion": area_under(curves.deletion(pixels, places, aim)),
-                    "insertion": area_under(curves.insertion(pixels, places, aim)),
+                    **{name: float(values[0]) for name, values in worth.items()},
                     "seconds": made.cost.seconds,
                 }
             )

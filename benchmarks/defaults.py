@@ -35,8 +35,8 @@ from dermlens.model.scorers import choose_scorers
 from dermlens.explain.superpixels import painted
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
-from dermlens.quality.localization import pixel_auc, pointing_game, relevance_mass, relevance_rank
-from dermlens.quality.removal import RemovalCurves, area_under, removal_places
+from dermlens.quality import metrics
+from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.statistics import cluster_intervals
 
 PEERS = {
@@ -47,11 +47,12 @@ PEERS = {
     "lime": "lime LimeImageExplainer: quickshift, 1,000 samples in batches of 10, mean color",
     "gp_shap": "shap KernelExplainer: 2 M + 2,048 samples; 50 SLIC pieces, mean color",
 }
+FAITHFUL = ("deletion", "insertion")
 LOCALIZATION = {
-    "relevance mass": relevance_mass,
-    "relevance rank": relevance_rank,
-    "pixel AUC": pixel_auc,
-    "pointing game": pointing_game,
+    "relevance mass": "relevance_mass",
+    "relevance rank": "relevance_rank",
+    "pixel AUC": "pixel_auc",
+    "pointing game": "pointing_game",
 }
 LOWER_IS_BETTER = ("deletion",)
 XPLIQUE_PATCH = 3
@@ -260,50 +261,47 @@ def pieces(
                     if stored:
                         continue
                     if ours is None:
-                        ours, theirs, curves = _sides(bundle, batch, scorer)
+                        ours, theirs, evaluations = _sides(bundle, batch, scorer)
                     explain = (ours if side == "ours" else theirs).explain
-                    found = judged(bundle, item, data, curves, name, explain)
+                    found = judged(bundle, item, data, evaluations, name, explain)
                     facts = {"image": item.image_id, "lesion": item.lesion_id}
                     write_json(path, {**facts, "method": name, "side": side, **found})
                 yield read_json(path)
 
 
-def _sides(bundle: Bundle, batch: int, scorer: str | None) -> tuple[Ours, Peers, RemovalCurves]:
+def _sides(bundle: Bundle, batch: int, scorer: str | None) -> tuple[Ours, Peers, Evaluations]:
     copied = choose_scorers(bundle, ["lime"], scorer).get("lime")
     return (
         Ours(bundle, batch, scorer),
         Peers(bundle, batch, copied),
-        RemovalCurves(bundle.model, batch_size=batch),
+        Evaluations(bundle.model, batch_size=batch),
     )
 
 
 def judged(
-    bundle: Bundle, item: Any, data: Path, curves: RemovalCurves, name: str, explain: Any
+    bundle: Bundle, item: Any, data: Path, evaluations: Evaluations, name: str, explain: Any
 ) -> dict[str, float]:
     """Return what the map of an image (a row of the manifest) is worth, and its seconds."""
     image = load_image(data / item.path, bundle.input_size)
     mask = load_mask(data / item.mask_path, bundle.input_size)[None]
-    goal = int(curves.ends(image.astype(np.float32))["image"].argmax())
+    goal = int(evaluations.of(image[None])[0].ends["image"].argmax())
     start = time.perf_counter()
     made, *_ = explain(name, image.astype(np.float32), goal)
     seconds = time.perf_counter() - start
-    places, pixels = removal_places(made), image.astype(np.float32)
-    return {
-        "deletion": area_under(curves.deletion(pixels, places, goal)),
-        "insertion": area_under(curves.insertion(pixels, places, goal)),
-        **{title: float(metric(made[None], mask)[0]) for title, metric in LOCALIZATION.items()},
-        "seconds": seconds,
-    }
+    found = metrics.measure(
+        [*FAITHFUL, *LOCALIZATION.values()], bundle, image[None], made[None], goal, masks=mask,
+        evaluations=evaluations,
+    )  # fmt: skip
+    named = {**{name: name for name in FAITHFUL}, **LOCALIZATION}
+    return {**{k: float(found[name][0]) for k, name in named.items()}, "seconds": seconds}
 
 
 def paired(measured: pd.DataFrame) -> pd.DataFrame:
     """Return mean differences of the pairs, positive where ours are better, with intervals."""
-    metrics = ["deletion", "insertion", *LOCALIZATION]
-    signs = pd.Series({name: -1.0 if name in LOWER_IS_BETTER else 1.0 for name in metrics})
+    titles = [*FAITHFUL, *LOCALIZATION]
+    signs = pd.Series({name: -1.0 if name in LOWER_IS_BETTER else 1.0 for name in titles})
     keys = ["method", "image", "lesion"]
-    sides = [
-        measured[measured.side == side].set_index(keys)[metrics] for side in ("ours", "theirs")
-    ]
+    sides = [measured[measured.side == side].set_index(keys)[titles] for side in ("ours", "theirs")]
     better = ((sides[0] - sides[1]) * signs).dropna(how="all").astype(float)
     # All six together: the mean of an image's six differences, of images that have all six.
     complete = better.groupby(["image", "lesion"]).filter(lambda part: len(part) == len(SIX))
@@ -316,10 +314,10 @@ def paired(measured: pd.DataFrame) -> pd.DataFrame:
         if part.empty:
             continue
         lesions = list(part.index.get_level_values("lesion"))
-        found = cluster_intervals(part[metrics].to_numpy(), lesions)
+        found = cluster_intervals(part[titles].to_numpy(), lesions)
         title = METHODS[name].title if name in METHODS else name
         line: dict[str, Any] = {"method": title, "images": len(part)}
-        for metric, one in zip(metrics, found, strict=True):
+        for metric, one in zip(titles, found, strict=True):
             seen = (one.low > 0 or one.high < 0) and abs(one.mean) >= SMALLEST_SHOWN
             bold = "**" if seen else ""
             line[metric] = f"{bold}{one.mean:+.3f}{bold} [{one.low:+.3f}, {one.high:+.3f}]"

@@ -18,12 +18,13 @@ import pandas as pd
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.errors import DataError
 from dermlens.explain.base import Explainer
+from dermlens.explain.scorers import choose_scorers
 from dermlens.files import read_json
 from dermlens.model.bundle import Bundle, load_bundle
-from dermlens.quality.baselines import ModelFreeMap, title
 from dermlens.quality.benchmark import run_benchmark
 from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
-from dermlens.quality.metric import STRUCTURE_PREFIX, metric
+from dermlens.quality.controls import ModelFreeMap, title
+from dermlens.quality.metrics import STRUCTURE_PREFIX, metric
 from dermlens.report.benchmark_report import (
     describe,
     interval_text,
@@ -46,7 +47,7 @@ class Oracle(ModelFreeMap):
     name = "oracle"
 
     def __init__(self, bundle: Bundle, structures: dict[bytes, np.ndarray]) -> None:
-        super().__init__(bundle.model, classes=bundle.classes)
+        super().__init__(bundle)
         self.structures = structures
 
     def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
@@ -60,7 +61,8 @@ def planted(bundle: Bundle, data: Path, plan: BenchmarkPlan) -> dict[str, Explai
     Raises:
         DataError: If an image has no known structure.
     """
-    items = select_items(select_split(read_manifest(data), plan.split), data, plan.n, plan.seed)
+    table = select_split(read_manifest(data), plan.split)
+    items = select_items(table, data, bundle.classes, plan.n, plan.seed)
     structures = {}
     for item in items:
         loaded = load(item, bundle.input_size)
@@ -108,9 +110,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("known_truth"))
     options = parser.parse_args()
     bundle = load_bundle(options.bundle)
-    plan = BenchmarkPlan(n=options.images, robustness=0, randomization=0, pairs=0, probes=0)
+    plan = BenchmarkPlan(n=options.images, robustness=0, randomization=0)
     run_benchmark(
-        bundle, options.data, options.out, plan, extra=planted(bundle, options.data, plan)
+        bundle,
+        options.data,
+        options.out,
+        plan,
+        scorers=choose_scorers(bundle, plan.methods, images=plan.n),
+        extra=planted(bundle, options.data, plan),
+        about={"synthetic_model": bundle.synthetic},
     )
     write_benchmark_report(options.out)
     summary = read_json(options.out / "summary.json")

@@ -27,7 +27,7 @@ BATCHES = (8, 32)
 NOTHING = "nothing: TensorFlow and the network"
 KIB_PER_GIB = 1024.0**2
 _QUICK_PLAN = (
-    "--methods", "grad_cam", "--no-baselines", "--samples", "20", "--steps", "4",
+    "--methods", "grad_cam", "--no-controls", "--n-samples", "20", "--steps", "4",
     "--robustness", "0", "--randomization", "0", "--pairs", "0", "--probes", "0",
 )  # fmt: skip
 

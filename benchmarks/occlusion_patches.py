@@ -19,7 +19,7 @@ from dermlens.data.manifest import read_manifest, sample_in_proportion, select_s
 from dermlens.explain.occlusion import Occlusion
 from dermlens.model.scorers import choose_scorers
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
-from dermlens.quality.removal import RemovalCurves
+from dermlens.quality.evaluations import Evaluations
 
 PATCHES: dict[str, tuple[int, int] | None] = {
     "default": None,
@@ -57,12 +57,12 @@ def variants(bundle: Bundle) -> dict[tuple[str, str], Occlusion]:
 
 def measure(bundle: Bundle, rows: pd.DataFrame, data: Path, batch: int) -> pd.DataFrame:
     """Return one row for every image and variant."""
-    explainers, curves = variants(bundle), RemovalCurves(bundle.model, batch_size=batch)
+    explainers, evaluations = variants(bundle), Evaluations(bundle.model, batch_size=batch)
     found = []
     for item in rows.itertuples():
         for (patch, fill), explainer in explainers.items():
             explain = partial(_map_of, explainer, batch)
-            worth = judged(bundle, item, data, curves, explainer.name, explain)
+            worth = judged(bundle, item, data, evaluations, explainer.name, explain)
             passes = len(explainer.boxes(bundle.input_size)) + 1
             found.append({"patch": patch, "fill": fill, "passes": passes, **worth})
         print(item.image_id, flush=True)

@@ -24,7 +24,7 @@ from dermlens.explain.registration import Drawing
 from dermlens.model.bundle import find_bundle, load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.progress import progress
-from dermlens.quality.localization import LOCALIZATION
+from dermlens.quality import metrics
 from dermlens.quality.statistics import cluster_intervals
 from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.evaluation_report import write_figure
@@ -49,8 +49,8 @@ def measured(bundle: Any, data: Path, split: str) -> tuple[dict[str, np.ndarray]
             masks = np.stack([load_mask(data / path, bundle.input_size) for path in paths]) > 0
             for kind, explainer in explainers.items():
                 maps = explainer.attribute(images[part]).maps
-                columns = [LOCALIZATION[name](maps, masks) for name in SHOWN]
-                values[kind].append(np.stack(columns, axis=1))
+                columns = metrics.measure(SHOWN, None, None, maps, masks=masks)
+                values[kind].append(np.stack(list(columns.values()), axis=1))
             advance(len(part))
     return {k: np.concatenate(v) for k, v in values.items()}, table.lesion_id.to_numpy()[rows]
 

@@ -105,7 +105,17 @@ def test_explain_gives_all_six_with_their_axioms(adopted: Any) -> None:
     _, bundle, folder, labels, _ = adopted
     out = folder / "explanations"
     image = photograph(folder)
-    run("explain", bundle.path, image, "--methods", "six", "--target", labels.codes[-1], "--out", out)
+    run(
+        "explain",
+        bundle.path,
+        image,
+        "--methods",
+        "six",
+        "--target",
+        labels.codes[-1],
+        "--out",
+        out,
+    )
     with np.load(next(out.rglob("attributions.npz"))) as stored:
         maps = {name: stored[name] for name in stored.files if stored[name].shape == SIZE}
     assert len(maps) >= 6 and all(np.isfinite(one).all() for one in maps.values())
@@ -163,9 +173,19 @@ def test_the_shipped_network_adopted_is_the_shipped_bundle(tmp_path: Path) -> No
     logits = shipped.model(keras.layers.Rescaling(255.0)(unit))
     keras.Model(unit, keras.layers.Softmax()(logits)).save(tmp_path / "plain.keras")
     codes = ",".join(shipped.classes)
-    run("adopt", tmp_path / "plain.keras", "--classes", codes, "--value-range", "0,1", "--out", tmp_path / "b")
+    run(
+        "adopt",
+        tmp_path / "plain.keras",
+        "--classes",
+        codes,
+        "--value-range",
+        "0,1",
+        "--out",
+        tmp_path / "b",
+    )
     adopted = load_bundle(tmp_path / "b")
-    image = dl.label_set("ham10000") and np.random.default_rng(0).integers(0, 256, (1, *shipped.input_size, 3), dtype=np.uint8)
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (1, *shipped.input_size, 3), dtype=np.uint8)
     ours, theirs = adopted.logits(image), shipped.logits(image)
     assert np.abs(ours - theirs).max() < 1e-4
     calibration = shipped.calibration

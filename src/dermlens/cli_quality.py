@@ -27,7 +27,7 @@ def benchmark(
     target: Annotated[
         str, typer.Option(help="Explain the most probable class ('predicted') or the 'truth'.")
     ] = "predicted",
-    samples: Annotated[int, typer.Option(help="Masks per image of LIME and SHAP.")] = 500,
+    n_samples: Annotated[int, typer.Option(help="Masks per image of LIME and SHAP.")] = 500,
     steps: Annotated[int, typer.Option(help="Removal steps of deletion and insertion.")] = 10,
     robustness: Annotated[
         int, typer.Option(help="Images for sensitivity and equivariance; 0 for none.")
@@ -39,7 +39,7 @@ def benchmark(
         int, typer.Option(help="Lesions photographed twice, for consistency; 0 for none.")
     ] = 14,
     probes: Annotated[int, typer.Option(help="Images for the shortcut probe; 0 for none.")] = 70,
-    baselines: Annotated[
+    controls: Annotated[
         bool, typer.Option(help="Measure maps that know nothing beside the methods.")
     ] = True,
     scorer: ScorerChoice = None,
@@ -54,6 +54,8 @@ def benchmark(
     """
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
+    from dermlens.explain.scorers import choose_scorers
+    from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.model.bundle import bundle_and_rest
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
@@ -66,21 +68,28 @@ def benchmark(
         seed=seed,
         target=target,
         batch_size=batch_size,
-        samples=samples,
+        n_samples=n_samples,
         steps=steps,
         robustness=robustness,
         randomization=randomization,
-        pairs=pairs,
-        probes=probes,
-        baselines=baselines,
-        scorer=scorer,
+        controls=controls,
     )
+    extension = LesionMeasures(pairs, probes)
     # Of two paths the first can only be meant as a bundle, and is refused if it is none.
     bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
     if len(rest) != 1:
         raise UsageError("Give one prepared data set, and before it at most one bundle.")
     claim(out, reading=rest[0])
-    written = run_benchmark(load_named(bundle), rest[0], out, plan)
+    loaded = load_named(bundle)
+    written = run_benchmark(
+        loaded,
+        rest[0],
+        out,
+        plan,
+        extension=extension,
+        scorers=choose_scorers(loaded, plan.methods, scorer, images=plan.n),
+        about={"synthetic_model": loaded.synthetic},
+    )
     for path in {**written, **write_benchmark_report(out)}.values():
         say(f"Wrote {path}")
 
@@ -112,7 +121,7 @@ def scorer(
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
     from dermlens.model.bundle import bundle_and_rest
-    from dermlens.quality.scorer_agreement import (
+    from dermlens.serve.scorer_agreement import (
         agreement_lines,
         images_of_split,
         measure_scorer,

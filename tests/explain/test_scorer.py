@@ -18,15 +18,14 @@ from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.int8_copy import find_int8_copy, int8_copy
-from dermlens.model.scorers import choose_scorers
-from dermlens.quality import scorer_agreement
-from dermlens.quality.scorer_agreement import (
+from dermlens.quality.agreement import pearson
+from dermlens.report.explanation import describe, explain_files
+from dermlens.serve import scorer_agreement
+from dermlens.serve.scorer_agreement import (
     agreement_lines,
     images_of_split,
-    map_correlation,
     measure_scorer,
 )
-from dermlens.report.explanation import describe, explain_files
 from explain_networks import linear_network, smooth_images
 from serving_support import SIZE, picture, save_untrained, untrained_bundle
 
@@ -109,7 +108,7 @@ def test_result_names_what_evaluated_the_images(
     assert exact.scorer == describe(exact)["scorer"] == "float32"
     assert copied.scorer == describe(copied)["scorer"] == "int8"
     assert exact.cost.forward == copied.cost.forward
-    assert map_correlation(exact.maps[0], copied.maps[0]) > 0.98
+    assert pearson(exact.maps, copied.maps)[0] > 0.98
     assert not np.array_equal(exact.maps, copied.maps), "the scorer was accepted and ignored"
 
 
@@ -454,10 +453,10 @@ def test_commands(saved: Path, bundle: Bundle, prepared: Path, tmp_path: Path) -
     stored.unlink()
 
 
-def test_map_correlation() -> None:
-    flat, slope = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
-    assert map_correlation(flat, flat) == 1.0 and map_correlation(flat, slope) == 0.0
-    assert map_correlation(slope, -slope) == pytest.approx(-1.0)
+def test_pearson() -> None:
+    flat, slope = np.zeros((1, 2, 3)), np.arange(6.0).reshape(1, 2, 3)
+    assert pearson(flat, flat) == 1.0 and pearson(flat, slope) == 0.0
+    assert pearson(slope, -slope) == pytest.approx(-1.0)
 
 
 def test_scorer_is_traced_once_for_any_image() -> None:

@@ -120,7 +120,7 @@ def test_every_table_of_an_evaluation_names_the_model(
 
 def test_a_benchmark_report_names_the_model(saved: Path) -> None:
     bundle = load_bundle(saved)
-    measured = {"n_images": 1, "n_lesions": 1, "per_class": {}, "methods": [], "baselines": []}
+    measured = {"n_images": 1, "n_lesions": 1, "per_class": {}, "methods": [], "controls": []}
     assert f"Model: {bundle.label}." in describe({**measured, "model": bundle.identity})
     assert "Model" not in describe(measured)
 

@@ -11,21 +11,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermlens.labels import HAM10000
-from dermlens.errors import UsageError
-from dermlens.explain.base import Explainer
+from dermlens.errors import DataError, UsageError
+from dermlens.explain.base import Cost, Explainer
+from dermlens.explain.segment_bank import SegmentBank
 from dermlens.files import read_json
+from dermlens.labels import HAM10000, label_set
+from dermlens.lesion.benchmark import LesionMeasures, select_pairs
 from dermlens.model.bundle import Bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.quality import benchmark as runner
-from dermlens.quality.baselines import ModelFreeMap
 from dermlens.quality.benchmark import run_benchmark
 from dermlens.quality.benchmark_measure import Bench
-from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items, select_pairs
-from dermlens.quality.benchmark_store import Store
+from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
 from dermlens.quality.benchmark_summary import ranking
-from explain_networks import pooled_network
+from dermlens.quality.benchmark_tables import Store
+from dermlens.quality.controls import ModelFreeMap
+from dermlens.report.benchmark_report import benchmark_page
+from explain_networks import pooled_network, trained_like
 
 SIZE = (24, 32)
 PLAN = BenchmarkPlan(
@@ -33,15 +37,16 @@ PLAN = BenchmarkPlan(
     n=5,
     split="test",
     batch_size=8,
-    samples=40,
+    n_samples=40,
     steps=5,
     squares=12,
     sets=12,
     robustness=1,
     randomization=1,
-    pairs=2,
-    probes=1,
 )
+
+
+TABLES = ("measurements", "benchmark", "images", "randomization", "consistency", "shortcuts")
 
 
 class Oracle(ModelFreeMap):
@@ -74,8 +79,8 @@ def planted_bundle() -> Bundle:
     kernel[..., 0, :] = np.array([1, -1]) / 16
     kernel[..., 1, :] = np.array([-1, 1]) / 16
     head = np.zeros((2, 7), np.float32)
-    head[0, CODES.index("mel")] = 0.8
-    head[1, CODES.index("nv")] = 0.8
+    head[0, HAM10000.codes.index("mel")] = 0.8
+    head[1, HAM10000.codes.index("nv")] = 0.8
     model = pooled_network(kernel, head, SIZE)
     facts = {"data": {"synthetic": True}, "sha256": {"weights.h5": "planted"}}
     return Bundle(Path("bundle"), Architecture("tiny", SIZE), Calibration(), facts, model)
@@ -119,8 +124,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def more(bundle: Bundle) -> dict[str, Any]:
+    """What is measured beside the plan."""
+    return {"extra": extra(bundle), "extension": LesionMeasures(pairs=2, probes=1)}
+
+
 def extra(bundle: Bundle) -> dict[str, Explainer]:
-    return {"oracle": Oracle(bundle.model, classes=bundle.classes)}
+    return {"oracle": Oracle(bundle)}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +138,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark that ran from start to end."""
     out = tmp_path_factory.mktemp("finished")
     bundle = planted_bundle()
-    run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+    run_benchmark(bundle, data, out, PLAN, **more(bundle))
     return out
 
 
@@ -151,14 +161,15 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
         """Stop in the middle of images, then of the rest, leaving half a file behind."""
         nonlocal made
         for piece in pieces:
-            if store.has(piece.kind, piece.name, piece.suffix):
+            if store.has(piece.kind, piece.name, piece.arrays):
                 continue
             if made in (2, 6):
                 made += 1
                 (store.folder / piece.kind).mkdir(exist_ok=True)
-                (store.folder / piece.kind / f".{piece.name}.1.part{piece.suffix}").write_text("{")
+                (store.folder / piece.kind / f".{piece.name}.1.part.json").write_text("{")
                 raise KeyboardInterrupt
-            piece.make(lambda method: None)
+            content = piece.make(lambda method: None)
+            store.write(piece.kind, piece.name, content, piece.arrays)
             made += 1
 
     out = tmp_path / "out"
@@ -166,15 +177,15 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
     for _ in range(2):
         bundle = planted_bundle()
         with pytest.raises(KeyboardInterrupt):
-            run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+            run_benchmark(bundle, data, out, PLAN, **more(bundle))
         assert not (out / "benchmark.csv").exists()
     monkeypatch.setattr(runner, "_make", make)
     bundle = planted_bundle()
     kept = {p: p.stat().st_mtime_ns for p in (out / "pieces").rglob("P*.json")}
     assert len(kept) >= 5
-    run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
+    run_benchmark(bundle, data, out, PLAN, **more(bundle))
     assert all(p.stat().st_mtime_ns == time for p, time in kept.items()), "nothing is made twice"
-    for name in ("benchmark", "lesions", "randomization", "consistency", "shortcuts"):
+    for name in TABLES:
         assert (out / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes(), name
     ours, theirs = read_json(out / "summary.json"), read_json(finished / "summary.json")
     for one in (ours, theirs):
@@ -183,14 +194,69 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
     assert ours == theirs
 
 
+def test_pieces_in_reverse_order_end_with_the_identical_tables(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = runner._make
+    monkeypatch.setattr(runner, "_make", lambda pieces, store: make(pieces[::-1], store))
+    bundle = planted_bundle()
+    run_benchmark(bundle, data, tmp_path, PLAN, **more(bundle))
+    for name in TABLES:
+        assert (tmp_path / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes()
+
+
+def test_a_bank_with_fewer_masks_than_asked_for_serves_every_order() -> None:
+    bank = SegmentBank(planted_bundle(), segments=2, samples=40)
+    known = bank.evaluations(np.zeros((*SIZE, 3), np.float32), 0)
+    masked = bank.masked_model(8, Cost())
+    few = known.up_to(4, masked)
+    np.testing.assert_array_equal(known.up_to(40, masked)[:4], few)
+
+
+def test_any_classifier_without_masks_and_lesions_of_its_own_classes(tmp_path: Path) -> None:
+    """No bundle, no outlines: photographs of two kinds, in the order of the classifier."""
+    from PIL import Image
+
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        image, _, _ = red_lesion(number)
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"{number}.png")
+        rows.append({"image_id": f"{number}", "path": f"images/{number}.png", "split": "test",
+                     "dx": ("nv", "bcc")[number % 2]})  # fmt: skip
+    blank = dict.fromkeys(["mask_path", "lesion_id", "dx_type", "age", "sex", "localization"])
+    table = pd.DataFrame([{**row, **blank} for row in rows])
+    table.to_csv(tmp_path / "data" / "manifest.csv", index=False)
+    classifier = ImageClassifier(
+        trained_like(SIZE, nested=True, classes=2), ["nv", "bcc"], value_range=(0, 255)
+    )
+    plan = BenchmarkPlan(methods=("grad_cam", "lime"), n=4, n_samples=20, steps=3, squares=4,
+                         sets=4, robustness=1, randomization=1, target="truth")  # fmt: skip
+    out = tmp_path / "out"
+    run_benchmark(classifier, tmp_path / "data", out, plan, extension=LesionMeasures(2, 2))
+    long, images = (pd.read_csv(out / f"{name}.csv") for name in ("measurements", "images"))
+    assert images.target.tolist() == images.dx.tolist() and set(images.dx) == {"nv", "bcc"}
+    assert "zone_core" not in set(long.metric) and "asymmetry" not in images
+    assert not (out / "consistency.csv").exists()
+    assert long.groupby("metric").size()["insertion"] == 4 * 7
+    assert long[long.metric == "randomization_ssim"].value.notna().all()
+    found = read_json(out / "summary.json")
+    assert found["zones"] == {} and found["watched"] is None
+    assert "change of p(predicted)" in benchmark_page(found).html()
+    with pytest.raises(DataError, match="no image to measure"):
+        run_benchmark(
+            classifier, tmp_path / "data", tmp_path / "other", plan, labels=label_set("binary")
+        )
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from test_benchmark import PLAN, extra, planted_bundle
+from test_benchmark import PLAN, more, planted_bundle
 from dermlens.quality.benchmark import run_benchmark
 bundle = planted_bundle()
-run_benchmark(bundle, Path({data!r}), Path({out!r}), PLAN, extra=extra(bundle))
+run_benchmark(bundle, Path({data!r}), Path({out!r}), PLAN, **more(bundle))
 """
 
 
@@ -208,8 +274,8 @@ def test_a_process_that_is_killed_loses_nothing_that_was_finished(
     assert process.wait() == -signal.SIGKILL, "killed, not finished"
     assert not (out / "benchmark.csv").exists()
     bundle = planted_bundle()
-    run_benchmark(bundle, data, out, PLAN, extra=extra(bundle))
-    for name in ("benchmark", "lesions", "randomization", "consistency", "shortcuts"):
+    run_benchmark(bundle, data, out, PLAN, **more(bundle))
+    for name in TABLES:
         assert (out / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes(), name
 
 
@@ -224,10 +290,16 @@ def test_the_planted_truth_ranks_first_and_random_last(summary: dict[str, Any]) 
 
 def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
     table = pd.read_csv(finished / "benchmark.csv")
-    names = ["grad_cam", "lime", "gp_shap", "oracle", "uniform", "random", "centered_gaussian"]
+    long = pd.read_csv(finished / "measurements.csv")
+    assert list(long) == ["image_id", "method", "metric", "value"]
+    assert not long.duplicated(["image_id", "method", "metric"]).any()
+    for row in long[long.metric == "insertion"].itertuples():
+        same = table[(table.image_id == row.image_id) & (table.method == row.method)]
+        assert same.insertion.item() == row.value
+    names = ["grad_cam", "lime", "shap", "oracle", "uniform", "random", "centered_gaussian"]
     names += ["darkness", "untrained_grad_cam"]
     assert table.method.tolist() == names * 5 and table.image_id.nunique() == 5
-    assert table.predicted.eq("mel").all() and table.baseline.sum() == 5 * 5
+    assert table.predicted.eq("mel").all() and table.control.sum() == 5 * 5
     oracle = table[table.method == "oracle"]
     seen = oracle[oracle.relevance_mass.notna()]
     np.testing.assert_allclose(seen.relevance_mass, 1.0)
@@ -243,10 +315,10 @@ def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
 def test_empty_masks_are_excluded_and_counted(data: Path, tmp_path: Path) -> None:
     bundle = planted_bundle()
     plan = BenchmarkPlan(
-        methods=("grad_cam",), n=12, samples=40, steps=2, squares=3, sets=3,
-        robustness=0, randomization=0, pairs=0, probes=0, batch_size=8, baselines=False,
+        methods=("grad_cam",), n=12, n_samples=40, steps=2, squares=3, sets=3,
+        robustness=0, randomization=0, batch_size=8, controls=False,
     )  # fmt: skip
-    run_benchmark(bundle, data, tmp_path, plan)
+    run_benchmark(bundle, data, tmp_path, plan, extension=LesionMeasures(0, 0))
     found = read_json(tmp_path / "summary.json")
     mass = found["metrics"]["relevance_mass"]["grad_cam"]
     assert (mass["count"], mass["excluded"]) == (11, 1)
@@ -266,7 +338,7 @@ def test_statistics_of_the_summary(summary: dict[str, Any], finished: Path) -> N
     assert one["mean"] == pytest.approx(grad_cam.insertion.mean())
     assert one["low"] <= one["mean"] <= one["high"] and one["count"] == 5
     pairs = summary["comparisons"]["insertion"]
-    # Four methods (with the oracle) among each other, and with five baselines.
+    # Four methods (with the oracle) among each other, and with five controls.
     assert len(pairs) == 6 + 4 * 5
     first = next(p for p in pairs if {p["first"], p["second"]} == {"grad_cam", "oracle"})
     oracle = table[table.method == "oracle"]
@@ -288,16 +360,16 @@ def test_another_plan_is_refused(finished: Path, data: Path) -> None:
 
     bundle = planted_bundle()
     with pytest.raises(UsageError, match=r"differs in: .*seed\. Choose"):
-        run_benchmark(bundle, data, finished, replace(PLAN, seed=1), extra=extra(bundle))
+        run_benchmark(bundle, data, finished, replace(PLAN, seed=1), **more(bundle))
 
 
 def test_selection_is_stratified_nested_and_seeded(data: Path) -> None:
     table = pd.read_csv(data / "manifest.csv")
-    six, nine = (select_items(table, data, n, seed=3) for n in (6, 9))
+    six, nine = (select_items(table, data, HAM10000.codes, n, seed=3) for n in (6, 9))
     assert six == nine[:6] and sorted(item.dx for item in six) == sorted(["mel", "nv", "bcc"] * 2)
-    assert select_items(table, data, 6, seed=4) != six
-    assert len(select_items(table, data, 100, seed=3)) == 12
-    pairs = select_pairs(table, data, 5, seed=0)
+    assert select_items(table, data, HAM10000.codes, 6, seed=4) != six
+    assert len(select_items(table, data, HAM10000.codes, 100, seed=3)) == 12
+    pairs = select_pairs(table, data, HAM10000.codes, 5, seed=0)
     assert len(pairs) == 5 and all(a.lesion_id == b.lesion_id for a, b in pairs)
     assert {a.dx for a, _ in pairs[:3]} == {"mel", "nv", "bcc"}
     assert all(item.structure is not None and item.mask is not None for item in six)
@@ -305,8 +377,8 @@ def test_selection_is_stratified_nested_and_seeded(data: Path) -> None:
 
 def test_measures_do_not_depend_on_other_images(data: Path) -> None:
     table = pd.read_csv(data / "manifest.csv")
-    opened = [load(item, SIZE) for item in select_items(table, data, 2, seed=0)]
-    plan = BenchmarkPlan(methods=("grad_cam",), samples=40, steps=3, squares=4, sets=4)
+    opened = [load(item, SIZE) for item in select_items(table, data, HAM10000.codes, 2, seed=0)]
+    plan = BenchmarkPlan(methods=("grad_cam",), n_samples=40, steps=3, squares=4, sets=4)
 
     def values(bench: Bench, number: int) -> dict[str, Any]:
         rows = bench.measure_image(opened[number])["rows"]
@@ -330,7 +402,7 @@ def test_ranks_by_hand() -> None:
     assert "complexity" not in found, "a map without content must not win"
     overall = {row["method"]: row["mean_rank"] for row in found["overall"]}
     assert overall == {"a": 1.25, "b": 2.375, "uniform": 2.375}
-    assert found["overall"][-1]["baseline"] or found["overall"][-2]["baseline"]
+    assert found["overall"][-1]["control"] or found["overall"][-2]["control"]
 
 
 def test_unsafe_names_get_files_of_their_own(tmp_path: Path) -> None:

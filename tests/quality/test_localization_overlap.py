@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dermlens.quality.localization import LOCALIZATION, best_iou, equal_area_iou
+from dermlens.quality import metrics
+from dermlens.quality.localization import best_iou, equal_area_iou
 
 
 def test_perfect_worst_constant_and_empty() -> None:
@@ -40,9 +41,12 @@ def test_equal_area_by_hand() -> None:
     assert equal_area_iou(np.array([[[4.0, 1.0, 3.0, 2.0]]]), mask)[0] == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("name", list(LOCALIZATION))
+@pytest.mark.parametrize("name", metrics.LOCALIZATION)
 def test_one_pixel_images_and_batches(name: str) -> None:
-    metric = LOCALIZATION[name]
+
+    def metric(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        return metrics.METRICS[name](None, None, maps, masks=masks)
+
     hit = metric(np.array([[[2.0]]]), np.array([[[True]]]))[0]
     assert np.isnan(hit) if name == "pixel_auc" else hit == pytest.approx(1.0)
     generator = np.random.default_rng(1)

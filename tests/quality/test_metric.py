@@ -3,17 +3,21 @@
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.quality.localization import LOCALIZATION
-from dermlens.quality.metric import FAMILIES, METRICS, metric, metric_table
+from dermlens.lesion.consistency import CONSISTENCY
+from dermlens.quality import metrics
+from dermlens.quality.metric import FAMILIES
+from dermlens.quality.metrics import METRICS, metric, metric_table
+
+KNOWN = {**METRICS, **CONSISTENCY}
 
 
 def test_every_metric_says_what_it_is() -> None:
-    for name, one in METRICS.items():
+    for name, one in KNOWN.items():
         assert one.name == name and one.family in FAMILIES
         assert one.low < one.high and one.sign == {"higher": 1, "lower": -1}[one.direction]
         assert one.sentence.endswith(".") and one.citation and one.title
-    assert {one.family for one in METRICS.values()} == set(FAMILIES)
-    assert {n for n, one in METRICS.items() if one.family == "localization"} == set(LOCALIZATION)
+    assert {one.family for one in KNOWN.values()} == set(FAMILIES)
+    assert all(getattr(metrics, name) is one for name, one in METRICS.items())
 
 
 def test_the_table_has_a_row_for_each_and_structure_metrics_are_localization() -> None:
@@ -22,7 +26,7 @@ def test_the_table_has_a_row_for_each_and_structure_metrics_are_localization() -
     assert table.set_index("metric").loc["enrichment", "range"] == "0 or more"
     structure = metric("structure_enrichment")
     assert structure.family == "localization" and "structure" in structure.title
-    assert "the lesion" not in structure.sentence
+    assert "the mask" not in structure.sentence
     for unknown in ("deletions", "structure_deletion"):
         with pytest.raises(UsageError, match="Unknown metric"):
             metric(unknown)
@@ -32,5 +36,5 @@ def test_every_metric_is_documented() -> None:
     from pathlib import Path
 
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    for name in METRICS:
+    for name in KNOWN:
         assert f"`{name}`" in text, f"{name} is missing in docs/metrics.md"

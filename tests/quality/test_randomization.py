@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from dermlens.errors import UsageError
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.sampled_gradients import SmoothGrad
-from dermlens.quality.randomization import randomization_steps, randomized, weighted_layers
+from dermlens.quality.randomization import randomized, stage_steps, weighted_layers
 from explain_networks import smooth_images, trained_like
 
 
@@ -30,10 +29,10 @@ def test_cascade_starts_at_the_last_layer_and_goes_down(nested: bool) -> None:
         layer.set_weights([np.random.default_rng(0).random(w.shape) for w in layer.get_weights()])
     names = [layer.name for layer in weighted_layers(model)]
     assert names == ["conv1", "norm1", "conv2", "norm2", "logits"]
-    steps = randomization_steps(model)
+    steps = [layers for _, layers in stage_steps(model)]
     assert [sorted(changed(model, s)) for s in steps[:2]] == [["logits"], ["logits", "norm2"]]
     assert changed(model, steps[-1]) == set(names)
-    alone = randomization_steps(model, "independent")
+    alone = [layers for _, layers in stage_steps(model, "independent")]
     assert [changed(model, s) for s in alone] == [{name} for name in names[::-1]]
 
 
@@ -68,8 +67,3 @@ def test_explainers_see_the_destroyed_weights(kind: type) -> None:
     np.testing.assert_array_equal(before, after)
     for a, b in zip(before, during, strict=True):
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.95
-
-
-def test_unknown_order_is_refused() -> None:
-    with pytest.raises(UsageError, match="Unknown order 'bottom_up'"):
-        randomization_steps(trained_like((24, 24)), "bottom_up")

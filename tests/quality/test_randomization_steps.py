@@ -7,6 +7,7 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS, create
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.quality.randomization import (
     MOST_GROUPS,
     layer_groups,
@@ -66,6 +67,48 @@ def test_names_without_stages_are_cut_into_even_parts() -> None:
     assert len(groups) == MOST_GROUPS and len(groups[0][1]) == 1
     assert sum(len(layers) for _, layers in groups) == 20
     assert max(len(layers) for _, layers in groups[1:]) == 3
+
+
+def test_a_beginning_that_comes_back_is_no_stage_and_the_order_of_the_graph_counts() -> None:
+    import keras
+
+    inputs = keras.Input((8, 12, 3))
+    body = keras.Sequential([keras.layers.Conv2D(4, 3, name="conv_b"),
+                             keras.layers.BatchNormalization(name="norm_a"),
+                             keras.layers.Conv2D(4, 3, name="conv_a")])  # fmt: skip
+    pooled = keras.layers.GlobalAveragePooling2D()(body(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="head_z")(pooled))
+    found = [(name, [layer.name for layer in layers]) for name, layers in layer_groups(model)]
+    assert found == [("head_z", ["head_z"]), ("from conv_a", ["conv_a"]),
+                     ("from norm_a", ["norm_a"]), ("from conv_b", ["conv_b"])]  # fmt: skip
+
+
+def test_steps_reach_into_nested_and_subclassed_models_of_a_standard_network() -> None:
+    import keras
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = keras.layers.Conv2D(4, 3)
+            self.gain = self.add_weight(shape=(4,), initializer="ones", name="gain")
+
+        def call(self, x: Any) -> Any:
+            return self.first(x) * self.gain
+
+    inputs = keras.Input((8, 12, 3))
+    maps = keras.Sequential([keras.layers.Conv2D(3, 3, name="inner")], name="nest")(Own()(inputs))
+    pooled = keras.layers.GlobalAveragePooling2D()(maps)
+    outputs = keras.layers.Dense(3, activation="softmax", name="answer")(pooled)
+    model = ImageClassifier(keras.Model(inputs, outputs)).model
+    layers = weighted_layers(model)
+    assert sum(len(layer.weights) for layer in layers) == len(model.weights)
+    assert [layer.name.split("_")[0] for layer in layers] == ["own", "inner", "answer"]
+    for name, destroyed in stage_steps(model, "independent"):
+        before = model.get_weights()
+        with randomized(model, destroyed):
+            after = model.get_weights()
+        changed = sum(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+        assert changed, name
 
 
 @pytest.mark.parametrize("name", GRADIENT)

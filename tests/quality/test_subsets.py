@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.baselines import baseline_image
+from dermlens.explain.fills import fill_image
+from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.subsets import (
     Reactions,
-    SubsetReactions,
     box_sums,
     cell_sums,
     draw_boxes,
@@ -19,12 +19,12 @@ from explain_networks import linear_network, smooth_images, trained_like
 SIZE = (12, 18)
 
 
-def linear() -> tuple[SubsetReactions, np.ndarray, np.ndarray]:
+def linear() -> tuple[Evaluations, np.ndarray, np.ndarray]:
     """A linear model, an image, and each pixel's exact contribution to logit 1, (H, W)."""
     weights = np.random.default_rng(0).normal(size=(*SIZE, 3, 2)) / 100
     image = smooth_images(1, SIZE, seed=1)[0].astype(np.float32)
-    contribution = ((image - baseline_image(image, "border")) * weights[..., 1]).sum(axis=-1)
-    return SubsetReactions(linear_network(weights), batch_size=16), image, contribution
+    contribution = ((image - fill_image(image, "mean_skin")) * weights[..., 1]).sum(axis=-1)
+    return Evaluations(linear_network(weights), batch_size=16), image, contribution
 
 
 def scores(map_: np.ndarray, reactions: Reactions, target: int = 1) -> tuple[float, float]:
@@ -38,7 +38,7 @@ def scores(map_: np.ndarray, reactions: Reactions, target: int = 1) -> tuple[flo
 
 def test_perfect_inverted_and_constant_maps_on_a_linear_model() -> None:
     subsets, image, contribution = linear()
-    reactions = subsets.measure(image)
+    reactions = subsets.of(image[None])[0].reactions
     for scale in (1.0, 1e-6, 50.0):
         assert scores(scale * contribution, reactions) == pytest.approx((0.0, 1.0), abs=1e-5)
     assert scores(-contribution, reactions) == pytest.approx((1.0, -1.0), abs=1e-5)
@@ -50,8 +50,8 @@ def test_perfect_inverted_and_constant_maps_on_a_linear_model() -> None:
 
 def test_drops_are_those_of_images_with_the_part_covered() -> None:
     subsets, image, _ = linear()
-    reactions = subsets.measure(image, seed=3)
-    model, skin = subsets._masked.model, baseline_image(image, "border")
+    reactions = subsets.of(image[None], seed=3)[0].reactions
+    model, skin = subsets.classifier.model, fill_image(image, "mean_skin")
     whole = np.asarray(model(image[None]))[0]
     for row in (0, 7, 31):
         top, bottom, left, right = reactions.boxes[row]
@@ -102,20 +102,22 @@ def test_hand_computed_values() -> None:
 
 def test_draws_depend_on_seed_and_image_alone_and_serve_every_class() -> None:
     model, images = trained_like(SIZE), smooth_images(2, SIZE)
-    subsets = SubsetReactions(model, squares=6, sets=6, batch_size=5)
-    first = subsets.measure(images[0], seed=1)
-    subsets.measure(images[1], seed=1)
-    again = subsets.measure(images[0], seed=1)
+    subsets = Evaluations(model, squares=6, sets=6, batch_size=5)
+    first = subsets.of(images[:1], seed=1)[0].reactions
+    between = subsets.of(images[1:], seed=1)[0].reactions
+    subsets.forget()
+    assert not np.array_equal(between.sets, first.sets)
+    again = subsets.of(images[:1], seed=1)[0].reactions
     for one, other in zip(vars(first).values(), vars(again).values(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(first.sets, subsets.measure(images[0], seed=2).sets)
+    assert not np.array_equal(first.sets, subsets.of(images[:1], seed=2)[0].reactions.sets)
     assert first.box_drops.shape == (6, 7)
     assert len(set(first.sets.sum(axis=1).tolist())) == 1, "sets are of one size"
 
 
 def test_one_pixel_image_and_bad_arguments() -> None:
-    subsets = SubsetReactions(linear_network(np.ones((1, 1, 3, 2)) / 9), squares=3, sets=3)
-    reactions = subsets.measure(np.full((1, 1, 3), 80, np.float32))
+    subsets = Evaluations(linear_network(np.ones((1, 1, 3, 2)) / 9), squares=3, sets=3)
+    reactions = subsets.of(np.full((1, 1, 1, 3), 80, np.float32))[0].reactions
     assert np.isfinite(reactions.box_drops).all() and reactions.sets.all()
     with pytest.raises(UsageError, match="3 sets"):
-        SubsetReactions(trained_like(SIZE), sets=1)
+        Evaluations(trained_like(SIZE), sets=1)

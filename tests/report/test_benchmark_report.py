@@ -10,9 +10,10 @@ import pytest
 
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json, write_json
+from dermlens.lesion.benchmark import LesionMeasures
+from dermlens.lesion.zones import ZONES
 from dermlens.quality.benchmark_summary import summarize
 from dermlens.quality.benchmark_tables import Tables
-from dermlens.quality.zones import ZONES
 from dermlens.report import benchmark_figures as figures
 from dermlens.report.benchmark_report import (
     benchmark_markdown,
@@ -37,37 +38,32 @@ def tables() -> Tables:
     generator = np.random.default_rng(0)
     rows, cost = [], []
     for number in range(IMAGES):
-        about = {
-            "image_id": f"I{number}",
-            "lesion_id": f"L{number // 2}",
-            "dx": ("mel", "nv")[number % 2],
-        }
         for name in NAMES:
             value = LEVEL[name] + generator.normal(0, 0.02)
             mass = np.nan if number == 3 else value
             measured = number < 4
-            rows.append(
-                {
-                    **about,
-                    "method": name,
-                    "baseline": name not in ("grad_cam", "occlusion"),
-                    "deletion": 1 - value,
-                    "insertion": value,
-                    "relevance_mass": mass,
-                    "structure_relevance_mass": value / 2,
-                    "max_sensitivity": value if measured else np.nan,
-                    "randomization_spearman": 0.1 if measured else np.nan,
-                    **{f"zone_{zone}": 0.25 for zone in ZONES},
-                    "asymmetry_relation": value,
-                    "color_relation": -value,
-                }
-            )
+            found = {
+                "deletion": 1 - value,
+                "insertion": value,
+                "relevance_mass": mass,
+                "structure_relevance_mass": value / 2,
+                **({"max_sensitivity": value, "randomization_spearman": 0.1} if measured else {}),
+                **{f"zone_{zone}": 0.25 for zone in ZONES},
+                "asymmetry_relation": value,
+                "color_relation": -value,
+            }
+            rows += [(f"I{number}", name, metric, one) for metric, one in found.items()]
             # The first image pays for tracing.
             costs = {"forward": FORWARD[name], "backward": 0.0, "seconds": 0.01 if number else 5.0}
             cost.append({"image_id": f"I{number}", "method": name, **costs})
-    lesions = pd.DataFrame(
+    images = pd.DataFrame(
         {
             "image_id": [f"I{k}" for k in range(IMAGES)],
+            "lesion_id": [f"L{k // 2}" for k in range(IMAGES)],
+            "dx": [("mel", "nv")[k % 2] for k in range(IMAGES)],
+            "predicted": "mel",
+            "target": "mel",
+            "probability": 0.9,
             "asymmetry": generator.random(IMAGES),
             "irregularity": generator.random(IMAGES),
             "color_spread": generator.random(IMAGES),
@@ -98,15 +94,18 @@ def tables() -> Tables:
         for k in range(4)
         for probe in ("ruler", "lesion_removed")
     ]  # fmt: skip
-    made = [pd.DataFrame(part) for part in (rows, cost, lesions, steps, pairs, probes)]
-    return Tables(*made)
+    long = pd.DataFrame(rows, columns=["image_id", "method", "metric", "value"])
+    more = {"consistency": pd.DataFrame(pairs), "shortcuts": pd.DataFrame(probes)}
+    return Tables(long, images, pd.DataFrame(cost), pd.DataFrame(steps), more)
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A summary that went through the file."""
     path = tmp_path_factory.mktemp("summary") / "summary.json"
-    content = summarize(tables(), NAMES, resamples=300, flips=999)
+    extension = LesionMeasures()
+    extension.watched = "mel"
+    content = summarize(tables(), NAMES, extension, resamples=300, flips=999)
     write_json(path, {"note": "Automated proxies.", "synthetic_model": True, **content})
     return read_json(path)
 
@@ -154,7 +153,7 @@ def test_page_is_self_contained_and_tells_what_was_measured(summary: dict[str, A
 def test_tables_hold_the_numbers(summary: dict[str, Any]) -> None:
     ranks = ranking_table(summary)
     assert ranks.method.tolist() == ["Grad-CAM", "Occlusion", "Grad-CAM, untrained", "Uniform"]
-    assert ranks.baseline.tolist() == ["", "", "yes", "yes"] and ranks.overall[0] == 1.0
+    assert ranks.control.tolist() == ["", "", "yes", "yes"] and ranks.overall[0] == 1.0
     found = comparison_table(summary, ["deletion"])
     assert len(found) == 5 and found.better.tolist()[:3] == ["Grad-CAM"] * 3
     zones = zone_table(summary)

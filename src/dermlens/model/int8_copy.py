@@ -64,7 +64,7 @@ class Int8Copy:
 
     @property
     def agreement(self) -> dict[str, Any] | None:
-        """What ``quality.scorer_agreement`` measured with this copy; None if nothing yet."""
+        """What ``serve.scorer_agreement`` measured with this copy; None if nothing yet."""
         for measured in (_read_agreement(self.folder), self.carried):
             # Of another copy, such as a newer converter's, it would say nothing.
             if measured and measured.get("model_sha256") == self.facts["model_sha256"]:

@@ -366,7 +366,8 @@ def _linear(dense: Any) -> Any:
             product = keras.ops.matmul(inputs, dense.kernel)
             return product if dense.bias is None else keras.ops.add(product, dense.bias)
 
-    return LinearDense(dense.units, name=f"{dense.name}_logits", dtype=dense.dtype_policy)
+    options = {"use_bias": dense.use_bias, "dtype": dense.dtype_policy}
+    return LinearDense(dense.units, name=f"{dense.name}_logits", **options)
 
 
 def _measured_kind(model: Any, inputs: Any) -> str:

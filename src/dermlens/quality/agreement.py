@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.quality.inputs import checked_maps
 
 TOP_SHARE = 0.2
 COMMON_DETAIL = 1 / 24
 """Of ``smoothed``: the Gaussian is then half as wide as a patch, a piece or a cell."""
-_SSIM_SIGMA = 1.5
-_SSIM_CONSTANTS = (0.01**2, 0.03**2)
+_SSIM_SIGMA, _SSIM_REACH = 1.5, 5
+"""Of the Gaussian window: its deviation and how far it reaches, in pixels."""
 _DRAWN_PERCENTILE = 99.5
 
 
@@ -90,12 +91,34 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         ([-1.0], [1.0])
     """
     _same_shape(first, second)
-    ranks = [normalized_ranks(maps).reshape(len(maps), -1) - 0.5 for maps in (first, second)]
-    sizes = [(rank**2).sum(axis=1) for rank in ranks]
-    product, scale = (ranks[0] * ranks[1]).sum(axis=1), np.sqrt(sizes[0] * sizes[1])
-    both_constant = (sizes[0] == 0) & (sizes[1] == 0)
+    return pearson(normalized_ranks(first), normalized_ranks(second))
+
+
+def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation of each pair of maps: float64 (N,), -1..1.
+
+    Two constant maps agree fully (1); a constant map and another have nothing in common (0).
+
+    Args:
+        first: float (N, H, W).
+        second: float (N, H, W).
+
+    Raises:
+        UsageError: If shapes differ, or a value is not finite.
+
+    Example:
+        >>> pearson(np.array([[[1.0, 2.0]]]), np.array([[[5.0, 9.0]]])).tolist()
+        [1.0]
+    """
+    _same_shape(first, second)
+    flat = [_checked(maps)[0] for maps in (first, second)]
+    steady = [np.ptp(values, axis=1) == 0 for values in flat]
+    centered = [values - values.mean(axis=1, keepdims=True) for values in flat]
+    sizes = [np.sqrt((values**2).sum(axis=1)) for values in centered]
+    scale = np.where(steady[0] | steady[1], 1.0, sizes[0] * sizes[1])
+    product = np.where(steady[0] | steady[1], 0.0, (centered[0] * centered[1]).sum(axis=1))
     correlation = np.clip(product / np.where(scale > 0, scale, 1.0), -1.0, 1.0)
-    return np.where(both_constant, 1.0, correlation)
+    return np.where(steady[0] & steady[1], 1.0, correlation)
 
 
 def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -118,25 +141,25 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         >>> structural_similarity(one, 3 * one).round(6).tolist()
         [1.0]
     """
-    from scipy.ndimage import gaussian_filter
+    from skimage.metrics import structural_similarity as ssim
 
     _same_shape(first, second)
-    x, y = _scaled_evidence(first), _scaled_evidence(second)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        smoothed: np.ndarray = gaussian_filter(values, (0, _SSIM_SIGMA, _SSIM_SIGMA), truncate=3.5)
-        return smoothed
-
-    mean_x, mean_y = mean(x), mean(y)
-    variances = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
-    covariance = mean(x * y) - mean_x * mean_y
-    light, contrast = _SSIM_CONSTANTS
-    local = (
-        (2 * mean_x * mean_y + light)
-        * (2 * covariance + contrast)
-        / ((mean_x**2 + mean_y**2 + light) * (variances + contrast))
+    pads = ((0, 0), (_SSIM_REACH, _SSIM_REACH), (_SSIM_REACH, _SSIM_REACH))
+    one, other = (
+        np.pad(_scaled_evidence(maps), pads, mode="symmetric") for maps in (first, second)
     )
-    return local.mean(axis=(1, 2))
+    local = ssim(
+        *(one, other),
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=_SSIM_SIGMA,
+        use_sample_covariance=False,
+        channel_axis=0,
+        full=True,
+    )[1]
+    inner = slice(_SSIM_REACH, -_SSIM_REACH)
+    means: np.ndarray = local[:, inner, inner].mean(axis=(1, 2))
+    return means
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
@@ -255,11 +278,7 @@ def mean_agreement(matrix: np.ndarray, groups: Sequence[str] | None = None) -> f
 
 
 def _checked(maps: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    maps = np.asarray(maps, np.float64)
-    if maps.ndim != 3 or maps.size == 0:
-        raise UsageError(f"Maps must be (N, H, W) and not empty, not of shape {maps.shape}.")
-    if not np.isfinite(maps).all():
-        raise UsageError("A map holds a value that is not finite. Look at the model's logits.")
+    maps = checked_maps(maps).astype(np.float64)
     return maps.reshape(len(maps), -1), maps.shape
 
 

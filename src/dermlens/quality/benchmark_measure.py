@@ -3,142 +3,144 @@
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from dermlens.explain.base import Explainer
+from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import create, method
-from dermlens.model.scorers import choose_scorers
-from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
+from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
 from dermlens.explain.target import PREDICTED, class_position, resolve_targets
-from dermlens.model.bundle import Bundle
-from dermlens.quality.agreement import structural_similarity
-from dermlens.quality.baselines import (
-    UNTRAINED_PREFIX,
-    baseline_names,
-    create_baselines,
-    is_baseline,
-)
-from dermlens.quality.benchmark_plan import BenchmarkPlan, Loaded
-from dermlens.quality.complexity import entropy, gini
-from dermlens.quality.consistency import frame
-from dermlens.quality.localization import LOCALIZATION
-from dermlens.quality.metric import STRUCTURE_PREFIX
+from dermlens.model.image_classifier import as_classifier
+from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded
+from dermlens.quality.controls import UNTRAINED_PREFIX, control_names, create_controls
+from dermlens.quality.evaluations import Evaluations
+from dermlens.quality.metric import Case, own_range
+from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
 from dermlens.quality.randomization import other_targets, randomization_curves
-from dermlens.quality.relevance import (
-    asymmetry_map,
-    color_variety_map,
-    lesion_traits,
-    relation_inside,
-    zone_profile,
-)
-from dermlens.quality.removal import RemovalCurves, area_under, removal_places
-from dermlens.quality.robustness import equivariance, sensitivity
-from dermlens.quality.shortcuts import probe
-from dermlens.quality.subsets import (
-    Reactions,
-    SubsetReactions,
-    box_sums,
-    cell_sums,
-    infidelity,
-    mufidelity,
-)
-from dermlens.quality.zones import ZONES, lesion_zones, zone_areas
 
-WATCHED = "mel"
-"""The diagnosis whose probability the shortcut probe follows."""
+SHARING: tuple[str, ...] = ("lime", "shap")
+"""Methods that share one set of masked evaluations."""
+_OF_EVERY_IMAGE = [one for one in METRICS.values() if "explainer" not in one.needs]
+_OF_SOME = [one for one in METRICS.values() if one.needs == {"model", "explainer"}]
 
 
 class Bench:
-    """Explainers, baselines and metrics of one bundle, each traced once.
+    """Explainers, controls and evaluations of one classifier, each traced once.
 
     Args:
-        bundle: Trained model.
+        classifier: ``ImageClassifier``, or a Keras model that it takes without more.
         plan: What to measure.
         extra: More explainers by name, measured like methods.
+        scorers: What evaluates changed images in place of the model, by method. Metrics and
+            networks with random weights always use the model.
+        extension: What is measured besides.
     """
 
     def __init__(
-        self, bundle: Bundle, plan: BenchmarkPlan, extra: Mapping[str, Explainer] | None = None
+        self,
+        classifier: Any,
+        plan: BenchmarkPlan,
+        extra: Mapping[str, Explainer] | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        extension: Extension | None = None,
     ) -> None:
-        self.bundle, self.plan = bundle, plan
-        model = bundle.model
-        keep = max(32, plan.randomization)
+        self.classifier, self.plan = as_classifier(classifier), plan
+        self.extension, scorers = extension or Extension(), dict(scorers or {})
         # About ten masks per superpixel, so that fewer masks mean larger pieces, not noise.
-        segments = max(2, min(DEFAULT_SUPERPIXELS, plan.samples // 10))
-        scorers = choose_scorers(bundle, plan.methods, plan.scorer, images=plan.n)
-        shared = [name for name in ("lime", "gp_shap") if name in plan.methods]
+        segments = max(2, min(DEFAULT_SEGMENTS, plan.n_samples // 10))
+        shared = [name for name in SHARING if name in plan.methods]
         both = scorers.get(shared[0]) if shared and all(one in scorers for one in shared) else None
-        sizes: dict[str, Any] = {"superpixels": segments, "n_samples": plan.samples, "keep": keep}
-        self.bank = SuperpixelBank(model, scorer=both, **sizes)
-        options: dict[str, dict[str, Any]] = {
-            name: {"scorer": one} for name, one in scorers.items()
-        }
+        sizes: dict[str, Any] = {"segments": segments, "samples": plan.n_samples}
+        sizes["keep"] = max(32, plan.randomization)
+        self.bank = SegmentBank(self.classifier, scorer=both, **sizes)
+        options: dict[str, dict[str, Any]] = {n: {"scorer": one} for n, one in scorers.items()}
         options |= {name: {"bank": self.bank} for name in shared}
         self.explainers: dict[str, Explainer] = {
-            name: create(name, bundle, **options.get(name, {})) for name in plan.methods
+            name: create(name, self.classifier, **options.get(name, {})) for name in plan.methods
         }
-        # On a network with random weights the score hardly changes along a path, and accuracy
+        # On a network with random weights the logits hardly change along a path, and accuracy
         # relative to that change would cost the most where there is least to see; and the int8
         # copy is one of the intact network.
         plain: dict[str, dict[str, Any]] = {name: {} for name in scorers}
         if both is not None:
-            plain_bank = SuperpixelBank(model, **sizes)
-            plain |= {name: {"bank": plain_bank} for name in shared}
+            plain |= {name: {"bank": SegmentBank(self.classifier, **sizes)} for name in shared}
         self.fixed = {
-            name: create(name, bundle, **method(name).fixed, **plain.get(name, {}))
+            name: create(name, self.classifier, **method(name).fixed, **plain.get(name, {}))
             for name in plan.methods
             if method(name).fixed or name in plain
         }
         self.scorers = {name: one.name for name, one in scorers.items()}
         self.explainers |= dict(extra or {})
-        if plan.baselines:
-            names = baseline_names(plan.methods)
-            made = create_baselines(names, bundle, seed=plan.seed)
-            self.explainers |= made
-        self.curves = RemovalCurves(
-            bundle,
+        if plan.controls:
+            names = control_names(plan.methods)
+            self.explainers |= create_controls(names, self.classifier, seed=plan.seed)
+        self.evaluations = Evaluations(
+            self.classifier,
             steps=plan.steps,
+            squares=plan.squares,
+            sets=plan.sets,
             batch_size=plan.batch_size,
-        )
-        self.reactions = SubsetReactions(
-            model, squares=plan.squares, sets=plan.sets, batch_size=plan.batch_size
         )
 
     @property
     def names(self) -> list[str]:
-        """Methods, extra explainers and baselines, in the order of the tables."""
+        """Methods, extra explainers and controls, in the order of the tables."""
         return list(self.explainers)
+
+    @cached_property
+    def cheap(self) -> list[str]:
+        """Methods that need few passes."""
+        return [name for name in self.plan.methods if method(name).family != "perturbation"]
 
     def explain(
         self, name: str, images: np.ndarray, targets: np.ndarray, *, fixed: bool = False
     ) -> np.ndarray:
-        """Return maps float32 (n, H, W) of images (n, H, W, 3) for targets (n,).
+        """Return maps float32 (n, H, W) of photographs (n, H, W, 3) for targets (n,).
 
         Args:
             name: Of ``names``.
-            images: RGB 0..255.
+            images: float32 RGB 0..255.
             targets: Class positions.
             fixed: Spend the same passes on every image, whatever the accuracy reached.
         """
         explainer = self.fixed.get(name, self.explainers[name]) if fixed else self.explainers[name]
-        result = explainer.attribute(
-            images, targets, batch_size=self.plan.batch_size, seed=self.plan.seed
-        )
-        return result.maps
+        return self._attribution(explainer, images, targets).maps
 
-    def target(self, loaded: Loaded) -> tuple[int, int, np.ndarray]:
-        """Return the class to explain, the most probable one, and the probabilities (C,)."""
-        logits = self.curves.ends(loaded.image)["image"][None]
-        classes = self.bundle.classes
-        predicted = int(resolve_targets(None, logits, self.bundle.labels)[0])
-        truth = class_position(loaded.item.dx, self.bundle.labels)
-        target = predicted if self.plan.target == PREDICTED else truth
-        return target, predicted, self.bundle.calibration.probabilities(logits)[0]
+    def _attribution(self, explainer: Explainer, images: np.ndarray, targets: Any) -> Any:
+        size, seed = self.plan.batch_size, self.plan.seed
+        pixels = own_range(explainer.classifier, images)
+        return explainer.attribute(pixels, targets, batch_size=size, seed=seed)
 
-    # ---- one image, every method ------------------------------------------------------------
+    def finite(self, name: str, images: np.ndarray, targets: np.ndarray, **how: Any) -> np.ndarray:
+        """Return maps as ``explain`` does, 0 where a value is not finite."""
+        return np.nan_to_num(self.explain(name, images, targets, **how), posinf=0.0, neginf=0.0)
+
+    def decide(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (n, C) and most probable classes (n,) of photographs."""
+        logits = self.evaluations.network.logits(np.asarray(images, np.float32)).numpy()
+        predicted = resolve_targets(None, logits, self.classifier.labels)
+        return self.classifier.probabilities(logits), predicted
+
+    def case(self, loaded: Loaded) -> tuple[Case, int]:
+        """Return an image for metrics, its map still to come, and its most probable class."""
+        labels, images = self.classifier.labels, loaded.image[None]
+        evaluated = self.evaluations.of(images, self.plan.seed)
+        predicted = int(resolve_targets(None, evaluated[0].ends["image"][None], labels)[0])
+        truth = self.plan.target != PREDICTED
+        target = class_position(loaded.item.dx, labels) if truth else predicted
+        return Case(
+            np.zeros((1, *loaded.mask.shape)),
+            self.plan.seed,
+            self.classifier,
+            evaluated,
+            np.array([target], np.int32),
+            loaded.mask[None],
+            images,
+        ), predicted
 
     def measure_image(
         self, loaded: Loaded, tick: Callable[[str], None] | None = None
@@ -149,192 +151,100 @@ class Bench:
             loaded: The image.
             tick: Called with the name of each method when it is done.
         """
-        before = self.curves.cost.forward + self.reactions.cost.forward
-        target, predicted, probabilities = self.target(loaded)
-        reactions = self.reactions.measure(loaded.image, self.plan.seed)
-        features = (
-            asymmetry_map(loaded.image, loaded.mask),
-            color_variety_map(loaded.image, loaded.mask),
-        )
-        shared = self._shared_evaluations(loaded.image)
-        rows = {}
+        # What other pieces asked for this image must not change what this one costs.
+        self.evaluations.forget()
+        before = self.evaluations.cost.forward
+        case, predicted = self.case(loaded)
+        target = int(case.targets[0])
+        logits = case.evaluated[0].ends["image"][None]
+        shared = self._shared_seconds(loaded.image)
+        rows: dict[str, Any] = {}
+        maps = {}
         for name in self.names:
-            map_, cost = self._timed(name, loaded.image, target, shared)
-            values = self._values(map_, loaded, target, reactions, features)
-            rows[name] = {"values": values, "cost": cost}
+            result = self._attribution(self.explainers[name], loaded.image[None], case.targets)
+            maps[name] = result.maps[0]
+            rows[name] = {"cost": self._alone(name, result.cost, shared)}
+            rows[name]["values"] = self._values(case.with_map(maps[name]), loaded.structure)
             if tick is not None:
                 tick(name)
-        areas = zone_areas(lesion_zones(loaded.mask))
-        return {
-            "target": self.bundle.classes[target],
-            "predicted": self.bundle.classes[predicted],
-            "probability": float(probabilities[target]),
-            "traits": lesion_traits(loaded.image, loaded.mask).to_json(),
-            "zone_areas": dict(zip(ZONES, areas.tolist(), strict=True)),
-            "metric_passes": self.curves.cost.forward + self.reactions.cost.forward - before,
-            "rows": rows,
-        }
+        spent = self.evaluations.cost.forward - before
+        finite = {name: map_ for name, map_ in maps.items() if np.isfinite(map_).all()}
+        facts, values = self.extension.of_image(loaded, finite)
+        for name, found in values.items():
+            rows[name]["values"] |= found
+        classes = self.classifier.classes
+        decision: dict[str, Any] = {"predicted": classes[predicted], "target": classes[target]}
+        decision["probability"] = float(self.classifier.probabilities(logits)[0, target])
+        return {**decision, "metric_passes": spent, "facts": facts, "rows": rows}
 
-    def _shared_evaluations(self, image: np.ndarray) -> float:
+    def _shared_seconds(self, image: np.ndarray) -> float:
         """Evaluate what LIME and Kernel SHAP share, and return the seconds it took."""
-        if not {"lime", "gp_shap"} & set(self.plan.methods):
+        first = next((name for name in SHARING if name in self.plan.methods), None)
+        if first is None:
             return 0.0
         start = time.perf_counter()
-        self.bank.evaluations(image, self.plan.seed, self.plan.batch_size)
+        masked = self.bank.masked_model(self.plan.batch_size, self.explainers[first].network.cost)
+        self.bank.evaluations(image, self.plan.seed).up_to(self.bank.samples, masked)
         return time.perf_counter() - start
 
-    def _timed(
-        self, name: str, image: np.ndarray, target: int, shared: float
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Return a method's map and what it costs when it is run alone."""
-        result = self.explainers[name].attribute(
-            image[None], [target], batch_size=self.plan.batch_size, seed=self.plan.seed
-        )
-        cost = {
-            "forward": float(result.cost.forward),
-            "backward": float(result.cost.backward),
-            "seconds": result.cost.seconds,
+    def _alone(self, name: str, cost: Any, shared: float) -> dict[str, float]:
+        """Return what a map costs when its method is run alone."""
+        more = (self.bank.samples, shared) if name in SHARING else (0, 0.0)
+        return {
+            "forward": float(cost.forward + more[0]),
+            "backward": float(cost.backward),
+            "seconds": cost.seconds + more[1],
         }
-        if name in ("lime", "gp_shap"):
-            cost["forward"] += self.bank.n_samples
-            cost["seconds"] += shared
-        return result.maps[0], cost
 
-    def _values(
-        self,
-        map_: np.ndarray,
-        loaded: Loaded,
-        target: int,
-        reactions: Reactions,
-        features: tuple[np.ndarray, np.ndarray],
-    ) -> dict[str, float]:
-        """Return every metric of one map; nothing for a map that is not finite."""
-        if not np.isfinite(map_).all():
-            return {}
-        places = removal_places(map_, self.plan.seed)
-        image = loaded.image
-        imputed = self.curves.imputed(image, places, target, self.plan.seed)
-        values = {
-            "deletion": area_under(self.curves.deletion(image, places, target)),
-            "insertion": area_under(self.curves.insertion(image, places, target)),
-            "road": float((imputed[1] - imputed[0]).mean() / 2),
-            "infidelity": infidelity(
-                box_sums(map_, reactions.boxes), reactions.box_drops[:, target]
-            ),
-            "mufidelity": mufidelity(
-                cell_sums(map_, reactions.labels, reactions.sets), reactions.set_drops[:, target]
-            ),
+    def _values(self, case: Case, structure: np.ndarray | None) -> dict[str, float]:
+        """Return every metric of one map; NaN for a map that is not finite."""
+        finite = np.isfinite(case.maps).all()
+        jobs = {one.name: (one, case) for one in _OF_EVERY_IMAGE}
+        if structure is not None:
+            on_structure = replace(case, masks=structure[None])
+            jobs |= {STRUCTURE_PREFIX + n: (METRICS[n], on_structure) for n in LOCALIZATION}
+        return {
+            name: float(one.measure(of)[0]) if finite else float("nan")
+            for name, (one, of) in jobs.items()
         }
-        for name, measure in LOCALIZATION.items():
-            values[name] = float(measure(map_[None], loaded.mask[None])[0])
-            if loaded.structure is not None:
-                found = measure(map_[None], loaded.structure[None])[0]
-                values[STRUCTURE_PREFIX + name] = float(found)
-        values["sparseness"] = float(gini(map_[None])[0])
-        values["entropy"] = float(entropy(map_[None])[0])
-        shares = zone_profile(map_[None], loaded.mask)[0]
-        values |= {f"zone_{z}": float(s) for z, s in zip(ZONES, shares, strict=True)}
-        values["asymmetry_relation"] = relation_inside(map_, features[0], loaded.mask)
-        values["color_relation"] = relation_inside(map_, features[1], loaded.mask)
-        return values
-
-    # ---- expensive pieces, on fewer images --------------------------------------------------
 
     def measure_robustness(self, loaded: Loaded) -> dict[str, dict[str, float]]:
-        """Return sensitivity, equivariance and random logit of every method on one image."""
-        target, _, _ = self.target(loaded)
-        image, seed = loaded.image, self.plan.seed
-        drawn = zlib.crc32(f"{seed} {loaded.item.image_id}".encode())
-        other = other_targets(np.array([target]), len(self.bundle.classes), [drawn])
-        rows: dict[str, dict[str, float]] = {}
+        """Return what takes maps of changed images or for other classes, by method."""
+        of_image, _ = self.case(loaded)
+        drawn = zlib.crc32(f"{self.plan.seed} {loaded.item.image_id}".encode())
+        of_image.others = other_targets(of_image.targets, len(self.classifier.classes), [drawn])
+        rows = {}
         for name in self.names:
-
-            def explain(images: np.ndarray, goals: np.ndarray, name: str = name) -> np.ndarray:
-                return np.nan_to_num(self.explain(name, images, goals), posinf=0.0, neginf=0.0)
-
-            map_ = explain(image[None], np.array([target]))[0]
-            largest, mean = sensitivity(explain, image, target, map_, seed=seed)
-            elsewhere = explain(image[None], other)
-            rows[name] = {
-                "max_sensitivity": largest,
-                "average_sensitivity": mean,
-                "equivariance": equivariance(explain, image, target, map_),
-                "random_logit": float(structural_similarity(map_[None], elsewhere)[0]),
-            }
+            case = of_image.with_map(self.finite(name, loaded.image[None], of_image.targets)[0])
+            case.remake = partial(self.finite, name)
+            rows[name] = {one.name: float(one.measure(case)[0]) for one in _OF_SOME}
         return rows
-
-    def randomizable(self) -> list[str]:
-        """Return whose maps can follow the weights: all but those on an untrained copy."""
-        return [name for name in self.names if not name.startswith(UNTRAINED_PREFIX)]
 
     def measure_randomization(
         self, images: np.ndarray, targets: np.ndarray, step: tuple[str, Sequence[Any]]
     ) -> dict[str, dict[str, list[float]]]:
-        """Return how much each method's maps resemble those of the intact network after a step."""
+        """Return how much each method's maps resemble those of the intact network after a step.
+
+        Those on an untrained copy are left out: they cannot follow the weights.
+        """
         rows = {}
-        for name in self.randomizable():
-
-            def explain(name: str = name) -> np.ndarray:
-                maps = self.explain(name, images, targets, fixed=True)
-                return np.nan_to_num(maps, posinf=0.0, neginf=0.0)
-
-            reference = self._intact(name, images, targets)
+        for name in self.names:
+            if name.startswith(UNTRAINED_PREFIX):
+                continue
+            explain = partial(self.finite, name, images, targets, fixed=True)
+            if name not in self._intact:
+                self._intact[name] = explain()
             curves = randomization_curves(
-                self.bundle.model, explain, [step], reference=reference, seed=self.plan.seed
+                self.classifier.model,
+                explain,
+                [step],
+                reference=self._intact[name],
+                seed=self.plan.seed,
             )
             rows[name] = {measure: values[0].tolist() for measure, values in curves.items()}
         return rows
 
-    def _intact(self, name: str, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return the maps of the intact network, made once."""
-        if not hasattr(self, "_references"):
-            self._references: dict[str, np.ndarray] = {}
-        if name not in self._references:
-            maps = self.explain(name, images, targets, fixed=True)
-            self._references[name] = np.nan_to_num(maps, posinf=0.0, neginf=0.0)
-        return self._references[name]
-
-    def measure_pair(self, first: Loaded, second: Loaded) -> dict[str, np.ndarray]:
-        """Return both photographs of a lesion with all maps in the lesion's frame, and zones."""
-        arrays: dict[str, np.ndarray] = {}
-        for number, loaded in enumerate((first, second)):
-            target, _, _ = self.target(loaded)
-            maps = np.stack(
-                [self.explain(n, loaded.image[None], np.array([target]))[0] for n in self.names]
-            )
-            maps = np.nan_to_num(maps, posinf=0.0, neginf=0.0)
-            framed = frame(loaded.image, loaded.mask, maps)
-            arrays |= {
-                f"picture{number}": framed.picture,
-                f"maps{number}": framed.maps,
-                f"valid{number}": framed.valid,
-                f"zones{number}": zone_profile(maps, loaded.mask),
-            }
-        return arrays
-
-    def measure_shortcuts(self, loaded: Loaded) -> list[dict[str, Any]]:
-        """Return how prediction and attribution of cheap methods react to pasted artifacts."""
-
-        def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            logits = self.curves.network.logits(images.astype(np.float32)).numpy()
-            predicted = resolve_targets(None, logits, self.bundle.labels)
-            return self.bundle.calibration.probabilities(logits), predicted
-
-        explainers = {name: partial(self.explain, name) for name in self.cheap()}
-        classes = self.bundle.classes
-        return probe(
-            loaded.image,
-            loaded.mask,
-            predict,
-            explainers=explainers,
-            watched=classes.index(WATCHED) if WATCHED in classes else None,
-            seed=self.plan.seed,
-        )
-
-    def cheap(self) -> list[str]:
-        """Return the methods that the shortcut probe explains with: those that need few passes."""
-        return [
-            name
-            for name in self.plan.methods
-            if not is_baseline(name) and method(name).family != "perturbation"
-        ]
+    @cached_property
+    def _intact(self) -> dict[str, np.ndarray]:
+        """Maps of the intact network for parameter randomization, made once."""
+        return {}

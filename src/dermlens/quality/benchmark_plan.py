@@ -1,22 +1,26 @@
-"""What a benchmark measures: which images, which methods, how thoroughly."""
+"""What a benchmark measures: which images, which methods, how thoroughly, and what besides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from dermlens.data.images import load_image, load_mask
-from dermlens.diagnoses import CODES
 from dermlens.errors import DataError, UsageError
 from dermlens.explain.registry import SIX, method
 from dermlens.explain.superpixel_bank import DEFAULT_SAMPLES
 from dermlens.explain.target import PREDICTED
+from dermlens.quality.metric import Metric
 from dermlens.quality.randomization import ORDERS
 from dermlens.quality.removal import STEPS
 from dermlens.quality.subsets import SETS, SQUARES
+
+if TYPE_CHECKING:
+    from dermlens.quality.benchmark_measure import Bench
+    from dermlens.quality.benchmark_tables import Store, Tables
 
 TARGETS: tuple[str, ...] = (PREDICTED, "truth")
 
@@ -33,19 +37,14 @@ class BenchmarkPlan:
         target: Class to explain: the most probable one (``"predicted"``), or the ``"truth"``.
         batch_size: Images per pass; bounds memory. It is part of the plan because rounding in
             convolutions may depend on it.
-        samples: Masks per image of LIME and Kernel SHAP; a tenth as many superpixels, up to 50.
+        n_samples: Masks per image of LIME and Kernel SHAP; a tenth as many superpixels, up to 50.
         steps: Removal steps of deletion and insertion.
         squares: Covered squares per image, for infidelity.
         sets: Covered sets of cells per image, for MuFidelity.
         robustness: Images, of the ``n``, for sensitivity, equivariance and the random logit.
         randomization: Images, of the ``n``, for parameter randomization.
         orders: Of parameter randomization.
-        pairs: Lesions with two photographs, for consistency.
-        probes: Images, of the ``n``, for the shortcut probe.
-        baselines: Whether to measure the baselines beside the methods.
-        scorer: What evaluates changed images for occlusion, LIME, SHAP and RISE: ``"float32"``,
-            ``"int8"``, or None for int8 where it was measured to give the same maps
-            (``model.scorers``). Metrics and networks with random weights always use the model.
+        controls: Whether to measure the controls beside the methods.
     """
 
     methods: tuple[str, ...] = SIX
@@ -54,33 +53,19 @@ class BenchmarkPlan:
     seed: int = 0
     target: str = PREDICTED
     batch_size: int = 16
-    samples: int = DEFAULT_SAMPLES
+    n_samples: int = DEFAULT_SAMPLES
     steps: int = STEPS
     squares: int = SQUARES
     sets: int = SETS
     robustness: int = 14
     randomization: int = 7
     orders: tuple[str, ...] = ORDERS
-    pairs: int = 14
-    probes: int = 70
-    baselines: bool = True
-    scorer: str | None = None
+    controls: bool = True
 
     def __post_init__(self) -> None:
         """Raise UsageError for numbers that make no sense."""
-        least = {
-            "n": 1,
-            "seed": 0,
-            "batch_size": 1,
-            "samples": 4,
-            "steps": 1,
-            "squares": 2,
-            "sets": 3,
-            "robustness": 0,
-            "randomization": 0,
-            "pairs": 0,
-            "probes": 0,
-        }
+        least = {"n": 1, "batch_size": 1, "n_samples": 4, "steps": 1, "squares": 2, "sets": 3}
+        least |= dict.fromkeys(("seed", "robustness", "randomization"), 0)
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UsageError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
@@ -145,7 +130,8 @@ def load(item: Item, size: tuple[int, int]) -> Loaded:
     return Loaded(item, image, mask, structure)
 
 
-def _item(row: Any, data: Path) -> Item:
+def item_of(row: Any, data: Path) -> Item:
+    """Return a row of a manifest as an item."""
     structure = data / "structures" / f"{row.image_id}_structure.png"
     return Item(
         str(row.image_id),
@@ -157,7 +143,7 @@ def _item(row: Any, data: Path) -> Item:
     )
 
 
-def _in_turn(groups: Sequence[Sequence[Any]], count: int) -> list[Any]:
+def in_turn(groups: Sequence[Sequence[Any]], count: int) -> list[Any]:
     """Take one of each group in turn until there are enough or none is left."""
     taken: list[Any] = []
     for depth in range(max(map(len, groups), default=0)):
@@ -165,7 +151,9 @@ def _in_turn(groups: Sequence[Sequence[Any]], count: int) -> list[Any]:
     return taken[:count]
 
 
-def select_items(table: pd.DataFrame, data: Path, n: int, seed: int) -> list[Item]:
+def select_items(
+    table: pd.DataFrame, data: Path, codes: Sequence[str], n: int, seed: int
+) -> list[Item]:
     """Choose images, one class after the other in turn, at random within a class.
 
     The first k of a selection are the selection of k: subsets are stratified too, and a larger
@@ -174,30 +162,95 @@ def select_items(table: pd.DataFrame, data: Path, n: int, seed: int) -> list[Ite
     Args:
         table: Rows of the manifest to choose from.
         data: Folder of the data set.
+        codes: Of its classes, in the order in which they take turns.
         n: How many; fewer if there are not so many.
         seed: Sets the choice.
+
+    Raises:
+        DataError: If there is no image of these classes.
     """
     groups = []
-    for number, code in enumerate(CODES):
+    for number, code in enumerate(codes):
         rows = table[table.dx == code].sort_values("image_id")
         order = np.random.default_rng([seed, number]).permutation(len(rows))
-        groups.append([_item(row, data) for row in rows.iloc[order].itertuples()])
-    chosen = _in_turn(groups, n)
+        groups.append([item_of(row, data) for row in rows.iloc[order].itertuples()])
+    chosen = in_turn(groups, n)
     if not chosen:
-        raise DataError("The split holds no image to measure.")
+        raise DataError(f"The split holds no image to measure, of none of: {', '.join(codes)}.")
     return chosen
 
 
-def select_pairs(table: pd.DataFrame, data: Path, count: int, seed: int) -> list[tuple[Item, Item]]:
-    """Choose lesions with at least two outlined photographs; of each the first two by id."""
-    outlined = table[table.mask_path.notna() & table.lesion_id.notna()]
-    groups = []
-    for number, code in enumerate(CODES):
-        pairs = [
-            tuple(_item(row, data) for row in rows.sort_values("image_id").head(2).itertuples())
-            for _, rows in outlined[outlined.dx == code].groupby("lesion_id", sort=True)
-            if len(rows) > 1
-        ]
-        order = np.random.default_rng([seed, 100 + number]).permutation(len(pairs))
-        groups.append([pairs[k] for k in order])
-    return _in_turn(groups, count)
+Tick = Callable[[str], None]
+"""Called with a method's name when it is done, in pieces that take long."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of work.
+
+    Attributes:
+        kind: Folder that it is kept in.
+        name: What it is called there.
+        effort: About how many passes it takes.
+        make: Measures it; JSON types, or arrays by name.
+        parts: How often ``make`` calls back while it is at it.
+        arrays: Whether it is arrays.
+    """
+
+    kind: str
+    name: str
+    effort: int
+    make: Callable[[Tick], Any]
+    parts: int = 1
+    arrays: bool = False
+
+
+class Extension:
+    """What is measured beside the metrics, where a data set holds more than images; here nothing.
+
+    Another package derives from it and is given to ``run_benchmark``.
+    """
+
+    metrics: Mapping[str, Metric] = {}
+    """Metrics of its own, by name."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return, as JSON types, what results depend on."""
+        return {}
+
+    def select(
+        self,
+        table: pd.DataFrame,
+        data: Path,
+        codes: Sequence[str],
+        items: Sequence[Item],
+        seed: int,
+    ) -> list[str]:
+        """Choose what to measure, as ``select_items`` does, and return names of what was chosen."""
+        return []
+
+    def of_image(
+        self, loaded: Loaded, maps: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return facts of an image, and more values of each map (H, W) by method."""
+        return {}, {}
+
+    def pieces(self, bench: "Bench", efforts: Mapping[str, int]) -> list[Piece]:
+        """Return more pieces of work."""
+        return []
+
+    def tables(self, store: "Store", names: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """Return more tables from finished pieces, by file name."""
+        return {}
+
+    def values(
+        self, tables: "Tables", names: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return, for each metric of its own, values (L, methods) and the lesion of each row."""
+        return {}
+
+    def summarize(
+        self, tables: "Tables", names: Sequence[str], resamples: int, seed: int
+    ) -> dict[str, Any]:
+        """Return more content of the summary."""
+        return {}

@@ -1,15 +1,17 @@
 """From the tables of a benchmark to means, intervals, differences and rankings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dermlens.quality.baselines import is_baseline
+from dermlens.quality.benchmark_plan import Extension
 from dermlens.quality.benchmark_tables import Tables
-from dermlens.quality.metric import FAMILIES, METRICS, STRUCTURE_PREFIX, metric
+from dermlens.quality.controls import is_control
+from dermlens.quality.metric import FAMILIES, Metric
+from dermlens.quality.metrics import METRICS, STRUCTURE_PREFIX, metric
 from dermlens.quality.statistics import (
     FLIPS,
     RESAMPLES,
@@ -19,19 +21,15 @@ from dermlens.quality.statistics import (
     paired_tests,
     wilcoxon_test,
 )
-from dermlens.quality.zones import ZONES
 
 OVERALL: tuple[str, ...] = ("faithfulness", "localization")
 """Families that decide the overall ranking."""
-_PARTLY = ("robustness", "randomization")
-
-_TRAITS = ("asymmetry", "irregularity", "color_spread", "colors")
-_FOLLOWED = ("zone_border", "zone_core", "asymmetry_relation", "color_relation")
 
 
 def summarize(
     tables: Tables,
     names: Sequence[str],
+    extension: Extension | None = None,
     *,
     resamples: int = RESAMPLES,
     flips: int = FLIPS,
@@ -41,35 +39,38 @@ def summarize(
 
     Args:
         tables: Of the benchmark.
-        names: Methods and baselines in the order of the tables.
+        names: Methods and controls in the order of the tables.
+        extension: What was measured besides.
         resamples: Of the bootstrap over lesions.
         flips: Of the paired test.
         seed: Sets both.
     """
-    table = tables.benchmark
-    wide = _by_metric(tables, names)
-    settings = {"resamples": resamples, "seed": seed}
-    images = table.drop_duplicates("image_id")
+    extension = extension or Extension()
+    known = {**METRICS, **extension.metrics}
+    found = [n for n in tables.wide().columns if n.removeprefix(STRUCTURE_PREFIX) in METRICS]
+    wide: dict[str, Any] = {name: tables.values(name, names) for name in found}
+    wide |= extension.values(tables, names)
+    wide = {name: one for name, one in wide.items() if np.isfinite(one[0]).any()}
+    about = {name: metric(name, known) for name in wide}
+    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return {
-        "n_images": len(images),
-        "n_lesions": int(images.lesion_id.nunique()),
-        "per_class": images.dx.value_counts().sort_index().to_dict(),
-        "methods": [name for name in names if not is_baseline(name)],
-        "baselines": [name for name in names if is_baseline(name)],
+        "n_images": len(tables.images),
+        "n_lesions": int(tables.images.lesion_id.nunique()),
+        "per_class": tables.images.dx.value_counts().sort_index().to_dict(),
+        "methods": [name for name in names if not is_control(name)],
+        "controls": [name for name in names if is_control(name)],
         "metrics": {
-            name: _intervals(name, values, names, clusters, **settings)
-            for name, (values, clusters) in wide.items()
+            name: dict(zip(names, map(vars, cluster_intervals(*one, **settings)), strict=True))
+            for name, one in wide.items()
         },
         "comparisons": {
-            name: _comparisons(name, values, names, clusters, flips, **settings)
-            for name, (values, clusters) in wide.items()
+            name: _comparisons(about[name], values, lesions, names, flips, **settings)
+            for name, (values, lesions) in wide.items()
         },
-        "ranking": ranking({n: v for n, (v, _) in wide.items()}, names),
+        "ranking": ranking({n: values for n, (values, _) in wide.items()}, names, known),
         "cost": _cost(tables, names),
-        "zones": _zones(tables, names, **settings),
-        "relevance": _relevance(tables, names),
         "randomization": _curves(tables.randomization, names),
-        "shortcuts": _shortcuts(tables.shortcuts, **settings),
+        **extension.summarize(tables, names, **settings),
         "statistics": {
             "interval": "95 % percentile intervals, lesions resampled",
             "test": "means of paired differences, signs of whole lesions flipped at random; "
@@ -80,76 +81,27 @@ def summarize(
     }
 
 
-Wide = dict[str, tuple[np.ndarray, np.ndarray]]
-"""For each metric values (images or lesions, methods) and the lesion of each row."""
-
-
-def _by_metric(tables: Tables, names: Sequence[str]) -> Wide:
-    wide: Wide = {}
-    found = [c for c in tables.benchmark.columns if c.removeprefix(STRUCTURE_PREFIX) in METRICS]
-    images = tables.benchmark.drop_duplicates("image_id")
-    for name in found:
-        values = tables.benchmark.pivot(index="image_id", columns="method", values=name)
-        ordered = values.reindex(index=images.image_id, columns=list(names)).to_numpy(np.float64)
-        if np.isfinite(ordered).any():
-            wide[name] = (ordered, images.lesion_id.to_numpy())
-    if len(tables.consistency):
-        lesions = tables.consistency.lesion_id.unique()
-        for name in ("photo_consistency", "zone_consistency"):
-            values = tables.consistency.pivot(index="lesion_id", columns="method", values=name)
-            ordered = values.reindex(index=lesions, columns=list(names)).to_numpy(np.float64)
-            if np.isfinite(ordered).any():
-                wide[name] = (ordered, lesions)
-    return wide
-
-
-def _measured(name: str, values: np.ndarray) -> np.ndarray:
-    """Return which rows a metric was asked for: expensive ones and structures skip images.
-
-    Elsewhere a row without any value, such as an image with an empty mask, counts as excluded.
-    """
-    partly = metric(name).family in _PARTLY or name.startswith(STRUCTURE_PREFIX)
-    measured: np.ndarray = np.isfinite(values).any(axis=1) if partly else np.ones(len(values), bool)
-    return measured
-
-
-def _intervals(
-    name: str,
-    values: np.ndarray,
-    names: Sequence[str],
-    clusters: np.ndarray,
-    resamples: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    rows = _measured(name, values)
-    found = cluster_intervals(values[rows], clusters[rows], resamples=resamples, seed=seed)
-    return {method: vars(one) for method, one in zip(names, found, strict=True)}
-
-
 def _comparisons(
-    metric_name: str,
+    about: Metric,
     values: np.ndarray,
+    lesions: np.ndarray,
     names: Sequence[str],
-    clusters: np.ndarray,
     flips: int,
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Compare methods with each other and with every baseline, on the same images."""
-    pairs = [(i, k) for i, k in combinations(range(len(names)), 2) if not is_baseline(names[i])]
+    """Compare methods with each other and with every control, on the same images."""
+    pairs = [(i, k) for i, k in combinations(range(len(names)), 2) if not is_control(names[i])]
     if not pairs:
         return []
-    rows = _measured(metric_name, values)
-    kept, lesions = values[rows], clusters[rows]
-    differences = np.stack([kept[:, i] - kept[:, k] for i, k in pairs], axis=1)
+    differences = np.stack([values[:, i] - values[:, k] for i, k in pairs], axis=1)
     found = cluster_intervals(differences, lesions, resamples=resamples, seed=seed)
     p_values = paired_tests(differences, lesions, flips=flips, seed=seed)
     corrected = holm(p_values)
-    sign = metric(metric_name).sign
     results = []
     for number, (i, k) in enumerate(pairs):
         interval = found[number]
-        better = names[i] if interval.mean * sign > 0 else names[k]
+        better = names[i] if interval.mean * about.sign > 0 else names[k]
         results.append(
             {
                 "first": names[i],
@@ -167,31 +119,34 @@ def _comparisons(
     return results
 
 
-def ranking(values: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    """Rank methods and baselines within each family and overall.
+def ranking(
+    values: Mapping[str, np.ndarray], names: Sequence[str], known: Mapping[str, Metric] = METRICS
+) -> dict[str, Any]:
+    """Rank methods and controls within each family and overall.
 
     On every image and metric, methods get ranks (1 is best, ties share their mean rank), over the
     images where all have a value. Ranks are averaged over images, then metrics, then families, so
     that neither a metric's scale nor a family's number of metrics counts. Only metrics that an
     empty map cannot win take part (``Metric.ranked``), and only families measured on every image
     count overall (``OVERALL``). Where structures are known they are the truth, and localization on
-    the lesion, of which they are a part, does not rank.
+    the masks, of which they are a part, does not rank.
 
     Args:
         values: For each metric, (images, methods).
         names: Of the methods, in the order of the columns.
+        known: Metrics by name.
 
     Returns:
-        For each family, and ``"overall"``, rows from best to worst: method, mean rank, baseline.
+        For each family, and ``"overall"``, rows from best to worst: method, mean rank, control.
     """
     from scipy.stats import rankdata
 
     by_family: dict[str, list[np.ndarray]] = {}
-    known = {name.removeprefix(STRUCTURE_PREFIX) for name in values if name not in METRICS}
+    true = {name.removeprefix(STRUCTURE_PREFIX) for name in values if name not in known}
     for name, column in values.items():
-        about = metric(name)
+        about = metric(name, known)
         whole = column[np.isfinite(column).all(axis=1)]
-        if not about.ranked or name in known or len(whole) == 0:
+        if not about.ranked or name in true or len(whole) == 0:
             continue
         # Rounding, so that what is equal but for the last digits ties.
         ranks = rankdata(np.round(-about.sign * whole, 9), axis=1).mean(axis=0)
@@ -206,7 +161,7 @@ def ranking(values: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, An
 
 def _listed(ranks: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     return [
-        {"method": names[k], "mean_rank": float(ranks[k]), "baseline": is_baseline(names[k])}
+        {"method": names[k], "mean_rank": float(ranks[k]), "control": is_control(names[k])}
         for k in np.argsort(ranks, kind="stable")
     ]
 
@@ -218,48 +173,8 @@ def _cost(tables: Tables, names: Sequence[str]) -> dict[str, Any]:
     methods = {name: spent.loc[name].to_dict() for name in names}
     return {
         "per_image": methods,
-        "metric_passes_per_image": float(tables.lesions.metric_passes.mean()),
+        "metric_passes_per_image": float(tables.images.metric_passes.mean()),
     }
-
-
-def _zones(tables: Tables, names: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
-    """Return the share of positive attribution in each zone, and that of the area."""
-    columns = [f"zone_{zone}" for zone in ZONES]
-    shares: dict[str, Any] = {}
-    for name in names:
-        rows = tables.benchmark[tables.benchmark.method == name]
-        found = cluster_intervals(
-            rows[columns].to_numpy(np.float64), rows.lesion_id.to_numpy(), resamples=resamples,
-            seed=seed,
-        )  # fmt: skip
-        shares[name] = {zone: vars(one) for zone, one in zip(ZONES, found, strict=True)}
-    lesions = tables.lesions[tables.lesions.area > 0]
-    areas = {zone: float(lesions[f"area_{zone}"].mean()) for zone in ZONES}
-    return {"shares": shares, "areas": areas}
-
-
-def _relevance(tables: Tables, names: Sequence[str]) -> dict[str, Any]:
-    """Return, across images, how attribution goes with the traits of lesions (Spearman)."""
-    from scipy.stats import spearmanr
-
-    result: dict[str, Any] = {}
-    keys, p_values = [], []
-    for name in names:
-        rows = tables.benchmark[tables.benchmark.method == name]
-        joined = rows.merge(tables.lesions[["image_id", *_TRAITS]], on="image_id")
-        result[name] = {}
-        for trait in _TRAITS:
-            for value in _FOLLOWED:
-                both = joined[[trait, value]].dropna()
-                varied = len(both) > 3 and (both.nunique() > 1).all()
-                found = spearmanr(both[trait], both[value]) if varied else (np.nan, np.nan)
-                rho, p = float(found[0]), float(found[1])
-                result[name][f"{trait} ~ {value}"] = {"rho": rho, "p": p, "count": len(both)}
-                keys.append((name, f"{trait} ~ {value}"))
-                p_values.append(p)
-    for (name, key), corrected in zip(keys, holm(p_values), strict=True):
-        result[name][key]["p_holm"] = float(corrected)
-    return result
 
 
 def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
@@ -277,18 +192,4 @@ def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
             if name in present
         }
         result[str(order)] = {"stages": stages, "methods": curves}
-    return result
-
-
-def _shortcuts(table: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    if table.empty:
-        return result
-    columns = [c for c in table.columns if c not in ("image_id", "lesion_id", "dx", "probe")]
-    for name, rows in table.groupby("probe", sort=False):
-        found = cluster_intervals(
-            rows[columns].to_numpy(np.float64), rows.lesion_id.to_numpy(), resamples=resamples,
-            seed=seed,
-        )  # fmt: skip
-        result[str(name)] = {c: vars(one) for c, one in zip(columns, found, strict=True)}
     return result

@@ -1,57 +1,141 @@
-"""Putting the finished pieces of a benchmark together into tables."""
+"""Finished pieces of a benchmark on disk, and the tables that they are put together to."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dermlens.quality.baselines import is_baseline
-from dermlens.quality.benchmark_plan import BenchmarkPlan, Item
-from dermlens.quality.benchmark_store import Store
-from dermlens.quality.consistency import Framed, photo_consistency, zone_consistency
-from dermlens.quality.metric import METRICS, STRUCTURE_PREFIX
-from dermlens.quality.zones import ZONES
+from dermlens.errors import UsageError
+from dermlens.files import read_json, write_json, written_beside
+from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Item
+from dermlens.quality.controls import is_control
+from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
 
-_ABOUT = ("image_id", "lesion_id", "dx", "predicted", "target", "probability", "method", "baseline")
-_RELATIONS = ("asymmetry_relation", "color_relation")
-_PER_LESION = ("photo_consistency", "zone_consistency")
+
+class Store:
+    """A folder with one file for each finished piece, each written atomically.
+
+    A run that is killed leaves only whole pieces; the next run with the same plan goes on where
+    it stopped and ends with the same tables.
+
+    Args:
+        folder: Where pieces are kept.
+        plan: Everything that results depend on.
+
+    Raises:
+        UsageError: If the folder holds pieces of another plan.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        recorded = self.folder / "plan.json"
+        # Through JSON and back, so that what is compared is what is stored.
+        wanted = json.loads(json.dumps(plan))
+        if recorded.is_file():
+            found = read_json(recorded)
+            if found != wanted:
+                changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+                raise UsageError(
+                    f"{self.folder} holds results of a benchmark that differs in: "
+                    f"{', '.join(changed)}. Choose another --out, or remove that folder."
+                )
+        else:
+            write_json(recorded, wanted)
+
+    def path(self, kind: str, name: str, suffix: str = ".json") -> Path:
+        """Return where a piece is kept; names of any characters get a safe file name."""
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        if safe != name or safe.startswith("."):
+            safe = f"{safe.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.folder / kind / f"{safe}{suffix}"
+
+    def has(self, kind: str, name: str, arrays: bool = False) -> bool:
+        """Tell whether a piece is finished."""
+        return self.path(kind, name, _SUFFIX[arrays]).is_file()
+
+    def write(self, kind: str, name: str, content: Any, arrays: bool = False) -> None:
+        """Keep a piece of JSON types, or of arrays by name."""
+        path = self.path(kind, name, _SUFFIX[arrays])
+        if not arrays:
+            write_json(path, content)
+            return
+        with written_beside(path) as temporary:
+            np.savez_compressed(temporary, **content)
+
+    def read(self, kind: str, name: str) -> Any:
+        """Return a piece of JSON types; missing numbers come back as None."""
+        return read_json(self.path(kind, name))
+
+    def read_arrays(self, kind: str, name: str) -> dict[str, np.ndarray]:
+        """Return a piece of arrays."""
+        with np.load(self.path(kind, name, _SUFFIX[True]), allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a benchmark; NaN where a metric has no value.
+    """The tables of a benchmark; NaN where something has no value.
 
     Attributes:
-        benchmark: A row per image and method: about the image, every metric, zones, relations.
+        measurements: Everything that was measured: image_id, method, metric, value. A metric that
+            was asked for has a row even where it has no value.
+        images: A row per image: image_id, lesion_id, dx, predicted, target, probability,
+            metric_passes (what the metrics took), and what an extension says of the image.
         cost: A row per image and method: forward, backward, seconds, as if run alone.
-        lesions: A row per image: traits, zone areas, passes that the metrics took.
         randomization: A row per order, step, image and method: spearman, ssim.
-        consistency: A row per lesion and method.
-        shortcuts: A row per image and probe.
+        more: An extension's tables by name.
     """
 
-    benchmark: pd.DataFrame
+    measurements: pd.DataFrame
+    images: pd.DataFrame
     cost: pd.DataFrame
-    lesions: pd.DataFrame
-    randomization: pd.DataFrame
-    consistency: pd.DataFrame
-    shortcuts: pd.DataFrame
+    randomization: pd.DataFrame = field(default_factory=pd.DataFrame)
+    more: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def wide(self) -> pd.DataFrame:
+        """Return a row per image and method: about the image, then a column for each metric."""
+        found = self.measurements.metric.unique().tolist()
+        metrics = [*(n for n in _ORDER if n in found), *(n for n in found if n not in _ORDER)]
+        methods = self.measurements.method.unique()
+        values = self.measurements.set_index(["image_id", "method", "metric"]).value.unstack()
+        rows = pd.MultiIndex.from_product([self.images.image_id, methods])
+        about = self.images[[*_ABOUT]].loc[np.repeat(self.images.index, len(methods))]
+        about["method"] = rows.get_level_values(1)
+        about["control"] = [is_control(name) for name in about.method]
+        measured = values.reindex(index=rows, columns=metrics).reset_index(drop=True)
+        return pd.concat([about.reset_index(drop=True), measured], axis=1)
+
+    def values(self, metric: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return a metric's values (images, methods), and the lesion of each image."""
+        rows = self.measurements[self.measurements.metric == metric]
+        wide = rows.pivot(index="image_id", columns="method", values="value")
+        images = self.images[self.images.image_id.isin(wide.index)]
+        ordered = wide.reindex(index=images.image_id, columns=list(names))
+        return ordered.to_numpy(np.float64), images.lesion_id.to_numpy()
 
     def by_name(self) -> dict[str, pd.DataFrame]:
-        """Return the tables by name, empty ones left out."""
-        return {name: table for name, table in vars(self).items() if len(table)}
+        """Return the tables by file name, empty ones left out."""
+        named = {"measurements": self.measurements, "benchmark": self.wide(), "images": self.images}
+        named |= {"cost": self.cost, "randomization": self.randomization, **self.more}
+        return {name: table for name, table in named.items() if len(table)}
+
+
+_SUFFIX = (".json", ".npz")
+_ABOUT = ("image_id", "lesion_id", "dx", "predicted", "target", "probability")
+_ORDER = [*METRICS, *(STRUCTURE_PREFIX + name for name in LOCALIZATION)]
 
 
 def assemble(
     store: Store,
     plan: BenchmarkPlan,
     items: Sequence[Item],
-    pairs: Sequence[tuple[Item, Item]],
     names: Sequence[str],
-    *,
-    mirrors: bool,
+    extension: Extension,
 ) -> Tables:
     """Read all pieces; the order of rows does not depend on when they were made.
 
@@ -59,46 +143,28 @@ def assemble(
         store: Holds every piece.
         plan: What was measured.
         items: Images, in the order of the plan.
-        pairs: Lesions photographed twice.
-        names: Methods and baselines, in the order of the tables.
-        mirrors: Whether photographs of a lesion may be mirrored.
+        names: Methods and controls, in the order of the tables.
+        extension: What was measured besides.
     """
     randomization = _randomization(store, plan, items, names)
-    extra = _expensive(store, plan, items, randomization)
-    rows, cost, lesions = [], [], []
+    expensive = _expensive(store, plan, items, randomization)
+    rows, images, cost = [], [], []
     for item in items:
         piece = store.read("images", item.image_id)
         about = {"image_id": item.image_id, "lesion_id": item.lesion_id, "dx": item.dx}
-        decision = {name: piece[name] for name in ("predicted", "target", "probability")}
+        decision = {name: piece[name] for name in (*_ABOUT[3:], "metric_passes")}
+        facts = {k: np.nan if v is None else v for k, v in piece["facts"].items()}
+        images.append({**about, **decision, **facts})
         for name in names:
             found = piece["rows"][name]
-            values = {**found["values"], **extra.get((item.image_id, name), {})}
-            flags = {"method": name, "baseline": is_baseline(name)}
-            rows.append({**about, **decision, **flags, **values})
+            values = {**found["values"], **expensive.get((item.image_id, name), {})}
+            ordered = [*(n for n in _ORDER if n in values), *(n for n in values if n not in _ORDER)]
+            rows += [(item.image_id, name, metric, values[metric]) for metric in ordered]
             cost.append({"image_id": item.image_id, "method": name, **found["cost"]})
-        areas = {f"area_{zone}": share for zone, share in piece["zone_areas"].items()}
-        passes = {"metric_passes": piece["metric_passes"]}
-        lesions.append({**about, **piece["traits"], **areas, **passes})
-    return Tables(
-        _ordered(pd.DataFrame(rows)),
-        pd.DataFrame(cost),
-        pd.DataFrame(lesions),
-        randomization,
-        _consistency(store, pairs, names, mirrors),
-        _shortcuts(store, items[: plan.probes]),
-    )
-
-
-def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """Bring columns into one order and missing values into one form."""
-    known = [name for name in METRICS if name not in _PER_LESION]
-    structure = [STRUCTURE_PREFIX + n for n in known if METRICS[n].family == "localization"]
-    zones = [f"zone_{zone}" for zone in ZONES]
-    wanted = [*_ABOUT, *known, *structure, *zones, *_RELATIONS]
-    ordered = table.reindex(columns=[name for name in wanted if name in table.columns])
-    numbers = [name for name in ordered.columns if name not in _ABOUT]
-    ordered[numbers] = ordered[numbers].astype(np.float64)
-    return ordered
+    measurements = pd.DataFrame(rows, columns=["image_id", "method", "metric", "value"])
+    measurements["value"] = measurements.value.astype(np.float64)
+    more = {name: one for name, one in extension.tables(store, names).items() if len(one)}
+    return Tables(measurements, pd.DataFrame(images), pd.DataFrame(cost), randomization, more)
 
 
 def _expensive(
@@ -135,45 +201,3 @@ def _randomization(
                     rows.append({**about, "image_id": item.image_id, "method": name, **found})
             number += 1
     return pd.DataFrame(rows)
-
-
-def _consistency(
-    store: Store, pairs: Sequence[tuple[Item, Item]], names: Sequence[str], mirrors: bool
-) -> pd.DataFrame:
-    framed, zones = [], []
-    for first, _ in pairs:
-        arrays = store.read_arrays("pairs", first.lesion_id)
-        both = [
-            Framed(arrays[f"picture{k}"], arrays[f"maps{k}"], arrays[f"valid{k}"]) for k in (0, 1)
-        ]
-        framed.append((both[0], both[1]))
-        zones.append(zone_consistency(arrays["zones0"], arrays["zones1"]))
-    if not framed:
-        return pd.DataFrame()
-    agreement = photo_consistency(framed, mirrors=mirrors)
-    rows = []
-    for number, (first, second) in enumerate(pairs):
-        about = {
-            "lesion_id": first.lesion_id,
-            "dx": first.dx,
-            "first": first.image_id,
-            "second": second.image_id,
-        }
-        for place, name in enumerate(names):
-            values = {
-                "photo_consistency": agreement[number, place],
-                "zone_consistency": zones[number][place],
-            }
-            rows.append({**about, "method": name, "baseline": is_baseline(name), **values})
-    return pd.DataFrame(rows)
-
-
-def _shortcuts(store: Store, items: Sequence[Item]) -> pd.DataFrame:
-    rows = []
-    for item in items:
-        about = {"image_id": item.image_id, "lesion_id": item.lesion_id, "dx": item.dx}
-        rows += [{**about, **row} for row in store.read("shortcuts", item.image_id)]
-    table = pd.DataFrame(rows)
-    numbers = [c for c in table.columns if c not in ("image_id", "lesion_id", "dx", "probe")]
-    table[numbers] = table[numbers].astype(np.float64)
-    return table

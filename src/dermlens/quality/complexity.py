@@ -10,15 +10,12 @@ They describe, and do not rank.
 
 import numpy as np
 
-from dermlens.errors import UsageError
+from dermlens.quality.inputs import checked_maps
 
 
 def _shares(maps: np.ndarray) -> np.ndarray:
     """Return absolute values as shares of their sum, float64 (N, H * W); an empty map is even."""
-    maps = np.abs(np.asarray(maps, np.float64))
-    if maps.ndim != 3 or maps[0:1].size == 0:
-        raise UsageError(f"Maps must be (N, H, W) and not empty, not of shape {maps.shape}.")
-    flat = maps.reshape(len(maps), -1)
+    flat = np.abs(checked_maps(maps).astype(np.float64)).reshape(len(maps), -1)
     largest = flat.max(axis=1, keepdims=True)
     flat = np.where(largest > 0, flat / np.where(largest > 0, largest, 1.0), 1.0)
     shares: np.ndarray = flat / flat.sum(axis=1, keepdims=True)

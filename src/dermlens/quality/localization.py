@@ -1,9 +1,9 @@
-"""Does the attribution lie where the lesion, or a known structure, is?
+"""Does the attribution lie where the object, or a known structure of it, is?
 
-All functions take maps (N, H, W) and masks bool (N, H, W), work on each image alone, and return
-float64 (N,). An empty mask gives NaN: there is nothing to find, and neither hit nor miss. A map
-without any preference (constant, or without positive values where only those count) gets what
-chance would give.
+All functions take maps (N, H, W) and masks (N, H, W), bool or of two values, work on each image
+alone, and return float64 (N,). An empty mask gives NaN: there is nothing to find, and neither hit
+nor miss. A map without any preference (constant, or without positive values where only those
+count) gets what chance would give.
 
 * Pointing game: Zhang et al., IJCV 2018.
 * Relevance mass and rank accuracy: Arras, Osman & Samek, Information Fusion 2022.
@@ -12,15 +12,12 @@ chance would give.
 
 import numpy as np
 
-from dermlens.errors import UsageError
+from dermlens.quality.inputs import checked_maps, checked_masks
 
 
 def _checked(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    maps, masks = np.asarray(maps, np.float64), np.asarray(masks, bool)
-    if maps.ndim != 3 or maps.shape != masks.shape:
-        raise UsageError(
-            f"Maps {maps.shape} and masks {masks.shape} must both be (N, H, W) of the same size."
-        )
+    maps = checked_maps(maps).astype(np.float64)
+    masks = checked_masks(masks, maps.shape)
     return maps.reshape(len(maps), -1), masks.reshape(len(masks), -1)
 
 
@@ -120,15 +117,3 @@ def equal_area_iou(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """
     rank = relevance_rank(maps, masks)
     return rank / (2 - rank)
-
-
-LOCALIZATION = {
-    "pointing_game": pointing_game,
-    "relevance_mass": relevance_mass,
-    "enrichment": enrichment,
-    "relevance_rank": relevance_rank,
-    "pixel_auc": pixel_auc,
-    "best_iou": best_iou,
-    "equal_area_iou": equal_area_iou,
-}
-"""Every localization metric by name: maps and masks (N, H, W) to float64 (N,)."""

@@ -1,36 +1,81 @@
-"""What every metric declares about itself, and the one table of all of them."""
+"""What a metric is: what it declares about itself, and the one way in which it is called."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
-import pandas as pd
+import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.base import Explainer
+from dermlens.explain.target import Targets, depend_on_answer, resolve_targets
+from dermlens.model.image_classifier import ImageClassifier, as_classifier
+from dermlens.model.standard_network import PHOTOGRAPH
+from dermlens.quality.evaluations import Evaluated, Evaluations
+from dermlens.quality.inputs import checked_maps, checked_masks
 
 Family = Literal[
-    "faithfulness",
-    "localization",
-    "robustness",
-    "complexity",
-    "randomization",
-    "consistency",
+    "faithfulness", "localization", "robustness", "complexity", "randomization", "consistency"
 ]
 Direction = Literal["higher", "lower"]
+Explain = Callable[[np.ndarray, np.ndarray], Any]
+"""Images (n, H, W, 3) in the classifier's range, and targets int (n,), to maps (n, H, W)."""
 
 FAMILIES: tuple[Family, ...] = (
-    "faithfulness",
-    "localization",
-    "robustness",
-    "complexity",
-    "randomization",
-    "consistency",
-)
+    "faithfulness", "localization", "robustness", "complexity", "randomization", "consistency"
+)  # fmt: skip
+Found = TypeVar("Found")
+
+
+@dataclass
+class Case:
+    """Checked inputs of metrics: N images and one map of each.
+
+    Attributes:
+        maps: (N, H, W), finite.
+        seed: Sets everything random.
+        classifier: The model; None where no metric asks for it.
+        evaluated: The images, and what the model says of them; empty without a model.
+        targets: int32 (N,): explained classes.
+        masks: bool (N, H, W), or None.
+        images: float32 (N, H, W, 3), RGB 0..255, or None.
+        groups: What each image shows: images of one object bear one name; or None.
+        others: int (N,): classes for the random logit; None to draw them.
+        remake: Makes maps of changed photographs RGB 0..255; None where no metric asks for it.
+    """
+
+    maps: np.ndarray
+    seed: int = 0
+    classifier: ImageClassifier | None = None
+    evaluated: Sequence[Evaluated] = ()
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    masks: np.ndarray | None = None
+    images: np.ndarray | None = None
+    groups: Sequence[object] | None = None
+    others: np.ndarray | None = None
+    remake: Explain | None = None
+    _found: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, ask: Callable[["Case"], Found]) -> Found:
+        """Return ``ask(self)``, remembered: what several metrics need is done once."""
+        if ask not in self._found:
+            self._found[ask] = ask(self)
+        found: Found = self._found[ask]
+        return found
+
+    def with_map(self, map_: np.ndarray) -> "Case":
+        """Return the case of another map (H, W) of the same single image."""
+        return replace(self, maps=map_[None], _found={})
+
+    def explain(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return finite maps (n, H, W) of changed photographs for targets (n,)."""
+        assert self.remake is not None
+        return checked_maps(self.remake(images, targets))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of explanations.
+    """One metric of explanations, called alike whatever made the maps.
 
     Attributes:
         name: Column in tables and files.
@@ -41,6 +86,10 @@ class Metric:
         high: Highest possible value; infinity where there is none.
         citation: Where it was published.
         sentence: What it measures, in one plain sentence.
+        measure: From checked inputs to float64 (N,).
+        needs: What it takes beside maps: ``"model"`` (with images), ``"images"``, ``"masks"``,
+            ``"groups"``, ``"explainer"`` (it makes maps again), ``"weights"`` (it destroys the
+            network and puts it back).
         ranked: Whether it takes part in rankings. Metrics that a map without any content can
             win (a uniform map is perfectly robust) are reported but do not rank.
     """
@@ -53,6 +102,8 @@ class Metric:
     high: float
     citation: str
     sentence: str
+    measure: Callable[[Case], np.ndarray]
+    needs: frozenset[str] = frozenset()
     ranked: bool = True
 
     @property
@@ -60,184 +111,144 @@ class Metric:
         """1 where higher is better, -1 where lower is."""
         return 1 if self.direction == "higher" else -1
 
+    def __call__(
+        self, classifier: Any, images: Any, maps: Any, targets: Targets = None, **options: Any
+    ) -> np.ndarray:
+        """Measure maps.
 
-_INFINITE = float("inf")
-_PETSIUK = "Petsiuk, Das & Saenko, BMVC 2018"
-_YEH = "Yeh et al., NeurIPS 2019"
-_ARRAS = "Arras, Osman & Samek, Information Fusion 2022"
-_ADEBAYO = "Adebayo et al., NeurIPS 2018"
+        Args:
+            classifier: ``ImageClassifier``, or a Keras model that it takes without more; None
+                where the metric asks no model.
+            images: (N, H, W, 3) as ``ImageClassifier.photographs`` takes them, or None.
+            maps: (N, H, W), finite, made by any tool.
+            targets: Explained classes as in ``explain.target``; None for the most probable.
+            **options: As ``case_of`` takes them: ``masks``, ``explainer``, ``groups``, ``others``,
+                ``evaluations``, ``seed``, ``batch_size``.
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "deletion", "Deletion AUC", "faithfulness", "lower", 0, 1, _PETSIUK,
-            "Mean probability of the diagnosis while the most important pixels are replaced by "
-            "skin color, most important first.",
-        ),
-        Metric(
-            "insertion", "Insertion AUC", "faithfulness", "higher", 0, 1, _PETSIUK,
-            "Mean probability of the diagnosis while a blurred image gets its pixels back, most "
-            "important first.",
-        ),
-        Metric(
-            "road", "ROAD", "faithfulness", "higher", -0.5, 0.5, "Rong et al., ICML 2022",
-            "How much more the probability falls when the most important pixels are imputed than "
-            "when the least important are, half the difference.",
-        ),
-        Metric(
-            "infidelity", "Infidelity", "faithfulness", "lower", 0, 1, _YEH,
-            "Share of the score's reaction to covered squares that the map, optimally scaled, "
-            "does not foretell.",
-        ),
-        Metric(
-            "mufidelity", "MuFidelity", "faithfulness", "higher", -1, 1,
-            "Bhatt, Weller & Moura, IJCAI 2020",
-            "Correlation over random sets of cells between the attribution inside and the fall of "
-            "the score when the cells are covered.",
-        ),
-        Metric(
-            "pointing_game", "Pointing game", "localization", "higher", 0, 1,
-            "Zhang et al., IJCV 2018",
-            "Whether the highest value lies in the lesion.",
-        ),
-        Metric(
-            "relevance_mass", "Relevance mass", "localization", "higher", 0, 1, _ARRAS,
-            "Share of the positive attribution inside the lesion.",
-        ),
-        Metric(
-            "enrichment", "Enrichment", "localization", "higher", 0, _INFINITE, _ARRAS,
-            "Relevance mass over the lesion's share of the area; 1 is chance.",
-        ),
-        Metric(
-            "relevance_rank", "Relevance rank", "localization", "higher", 0, 1, _ARRAS,
-            "Share of the highest pixels, as many as the lesion has, that lie in the lesion.",
-        ),
-        Metric(
-            "pixel_auc", "Pixel AUC", "localization", "higher", 0, 1, "Hanley & McNeil, 1982",
-            "Chance that a pixel of the lesion has a higher value than one outside.",
-        ),
-        Metric(
-            "best_iou", "Best IoU", "localization", "higher", 0, 1, "Jaccard, 1912",
-            "Overlap of map and lesion at the threshold that suits this image best.",
-        ),
-        Metric(
-            "equal_area_iou", "Equal-area IoU", "localization", "higher", 0, 1, "Jaccard, 1912",
-            "Overlap of the lesion and as many of the highest pixels.",
-        ),
-        Metric(
-            "max_sensitivity", "Max sensitivity", "robustness", "lower", 0, _INFINITE, _YEH,
-            "Largest relative change of the map under noise too weak to see.",
-            ranked=False,
-        ),
-        Metric(
-            "average_sensitivity", "Average sensitivity", "robustness", "lower", 0, _INFINITE,
-            _YEH, "Mean relative change of the map under noise too weak to see.",
-            ranked=False,
-        ),
-        Metric(
-            "equivariance", "Equivariance", "robustness", "higher", -1, 1,
-            "Crabbé & van der Schaar, NeurIPS 2023",
-            "Rank correlation of the map of the mirrored or turned image with the mirrored or "
-            "turned map.",
-            ranked=False,
-        ),
-        Metric(
-            "sparseness", "Sparseness (Gini)", "complexity", "higher", 0, 1,
-            "Chalasani et al., ICML 2020",
-            "Gini index of the absolute values: 0 all alike, 1 everything in one pixel.",
-            ranked=False,
-        ),
-        Metric(
-            "entropy", "Entropy", "complexity", "lower", 0, _INFINITE,
-            "Bhatt, Weller & Moura, IJCAI 2020",
-            "Entropy, in nats, of the absolute values as shares of their sum.",
-            ranked=False,
-        ),
-        Metric(
-            "randomization_spearman", "Randomization (Spearman)", "randomization", "lower", -1, 1,
-            _ADEBAYO,
-            "Rank correlation of the map with the map of the network whose weights were all "
-            "shuffled.",
-            ranked=False,
-        ),
-        Metric(
-            "randomization_ssim", "Randomization (SSIM)", "randomization", "lower", -1, 1,
-            _ADEBAYO,
-            "Structural similarity of the map and the map of the network whose weights were all "
-            "shuffled.",
-            ranked=False,
-        ),
-        Metric(
-            "random_logit", "Random logit", "randomization", "lower", -1, 1,
-            "Sixt, Granz & Landgraf, ICML 2020",
-            "Structural similarity of the map and the map for another diagnosis drawn at random.",
-            ranked=False,
-        ),
-        Metric(
-            "photo_consistency", "Consistency of photographs", "consistency", "higher", -2, 2,
-            "this project, docs/metrics.md",
-            "Rank correlation of the aligned maps of two photographs of one lesion, less that of "
-            "photographs of different lesions.",
-        ),
-        Metric(
-            "zone_consistency", "Zone consistency", "consistency", "higher", 0, 1,
-            "this project, docs/metrics.md",
-            "Overlap of the zone profiles (core, border, skin, image edge) of two photographs of "
-            "one lesion.",
-            ranked=False,
-        ),
-    )
-}  # fmt: skip
-"""Every metric by name, in the order of the tables."""
+        Returns:
+            float64 (N,); NaN where the metric has no value, such as for an empty mask.
 
-STRUCTURE_PREFIX = "structure_"
-"""Before the name of a localization metric: measured on the mask of the deciding structure."""
+        Raises:
+            UsageError: If something is missing or does not fit, or a value is not finite.
+
+        Example:
+            >>> from dermlens.quality import metrics
+            >>> masks = np.array([[[True, False, False]]])
+            >>> metrics.relevance_mass(None, None, [[[3.0, 1.0, -2.0]]], masks=masks).tolist()
+            [0.75]
+        """
+        return self.measure(case_of([self], classifier, images, maps, targets, **options))
 
 
-def metric(name: str) -> Metric:
-    """Return a metric by name; ``structure_`` names the same metric on structure masks.
-
-    Raises:
-        UsageError: If there is no such metric.
-    """
-    base = METRICS.get(name.removeprefix(STRUCTURE_PREFIX))
-    if base is None or (base.name != name and base.family != "localization"):
-        raise UsageError(f"Unknown metric {name!r}. Use some of: {', '.join(METRICS)}.")
-    if base.name == name:
-        return base
-    sentence = base.sentence.replace("the lesion", "the structure that decides the class")
-    return Metric(
-        name,
-        f"{base.title} (structure)",
-        base.family,
-        base.direction,
-        base.low,
-        base.high,
-        base.citation,
-        sentence,
-        base.ranked,
-    )
-
-
-def metric_table(names: Iterable[str] | None = None) -> pd.DataFrame:
-    """Return one row per metric: name, title, family, better, range, citation, sentence.
+def case_of(
+    metrics: Sequence[Metric],
+    classifier: Any,
+    images: Any,
+    maps: Any,
+    targets: Targets = None,
+    *,
+    masks: Any = None,
+    explainer: "Explainer | Explain | None" = None,
+    groups: Sequence[object] | None = None,
+    others: Targets = None,
+    evaluations: Evaluations | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Case:
+    """Check what some metrics need, so that they can measure it.
 
     Args:
-        names: Which; default all.
+        metrics: That are going to measure.
+        classifier: As in ``Metric.__call__``, like ``images``, ``maps`` and ``targets``.
+        images: See there.
+        maps: See there.
+        targets: See there.
+        masks: (N, H, W): bool, or numbers of exactly two values, the higher being inside.
+        explainer: Makes maps again, for robustness and randomization: an ``Explainer``, or a
+            function from images and targets to maps that asks the same model.
+        groups: (N,): which images show the same object, for consistency.
+        others: Other classes for the random logit; default drawn by seed and image.
+        evaluations: Of the same classifier, to share between calls what does not depend on maps.
+        seed: Sets everything random.
+        batch_size: Images per pass; bounds memory.
+
+    Raises:
+        UsageError: As in ``Metric.__call__``.
     """
-    rows = []
-    for name in METRICS if names is None else names:
-        one = metric(name)
-        rows.append(
-            {
-                "metric": one.name,
-                "title": one.title,
-                "family": one.family,
-                "better": one.direction,
-                "range": f"{one.low:g} to {one.high:g}".replace("to inf", "or more"),
-                "citation": one.citation,
-                "measures": one.sentence,
-            }
-        )
-    return pd.DataFrame(rows)
+    needs = frozenset().union(*(one.needs for one in metrics))
+    given = {"model": classifier, "masks": masks, "explainer": explainer, "groups": groups}
+    given |= {"images": images}
+    wanted = needs | ({"images"} if "model" in needs else set())
+    for name, what in _MISSING.items():
+        if name in wanted and given[name] is None:
+            title = next(one.title for one in metrics if name in one.needs or name == "images")
+            raise UsageError(f"{title} {what}.")
+    case = Case(checked_maps(maps), seed)
+    if "masks" in needs:
+        case.masks = checked_masks(masks, case.maps.shape)
+    if "groups" in needs:
+        case.groups = _one_each("groups", list(groups or ()), len(case.maps))
+    if "images" in wanted:
+        model = None if classifier is None else as_classifier(classifier)
+        pixels = np.asarray(images) if model is None else model.photographs(images)
+        case.images, case.classifier = pixels.astype(np.float32), model
+        if case.images.shape != (*case.maps.shape, 3):
+            raise UsageError(
+                f"Images {case.images.shape} and maps {case.maps.shape} must be (N, H, W, 3) and "
+                "(N, H, W) of the same size. Enlarge the maps first."
+            )
+    if "model" in needs:
+        assert case.images is not None and case.classifier is not None
+        evaluations = evaluations or Evaluations(case.classifier, batch_size=batch_size)
+        case.evaluated = evaluations.of(case.images, seed)
+        case.targets = _resolved(targets, case)
+        case.others = None if others is None else _resolved(others, case)
+        case.remake = None if explainer is None else _remake(case, explainer, batch_size)
+    return case
+
+
+_MISSING = {
+    "model": "asks the model. Give the classifier",
+    "images": "looks at the images. Give them",
+    "masks": "looks at a region. Give masks=",
+    "explainer": "makes maps again. Give explainer=, an Explainer or a function from images and "
+    "targets to maps",
+    "groups": "compares images of one object. Give groups=, a name for each image",
+}
+
+
+def _one_each(name: str, values: Sequence[object], count: int) -> Sequence[object]:
+    if len(values) != count:
+        raise UsageError(f"{len(values)} {name} were given for {count} maps. Give one for each.")
+    return values
+
+
+def _resolved(targets: Targets, case: Case) -> np.ndarray:
+    """Return class positions; the model is only asked where they depend on its answer."""
+    assert case.classifier is not None
+    labels = case.classifier.labels
+    logits = np.zeros((len(case.maps), len(labels)))
+    if depend_on_answer(targets):
+        logits = np.stack([one.ends["image"] for one in case.evaluated])
+    return resolve_targets(targets, logits, labels)
+
+
+def _remake(case: Case, explainer: "Explainer | Explain", batch_size: int) -> Explain:
+    classifier, seed = case.classifier, case.seed
+    assert classifier is not None
+    if not isinstance(explainer, Explainer):
+        return lambda images, targets: explainer(own_range(classifier, images), targets)
+
+    def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        pixels = own_range(explainer.classifier, images)
+        return explainer.attribute(pixels, targets, batch_size=batch_size, seed=seed).maps
+
+    return explain
+
+
+def own_range(classifier: ImageClassifier, photographs: np.ndarray) -> np.ndarray:
+    """Return float photographs, RGB 0..255, in the range of values that a classifier takes."""
+    if classifier.value_range == PHOTOGRAPH:
+        return photographs
+    low, high = classifier.value_range
+    return np.float32(low) + photographs * np.float32((high - low) / 255.0)

@@ -8,61 +8,51 @@ network was first initialized.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explain.base import image_generator
+from dermlens.quality.agreement import spearman, structural_similarity
+
+if TYPE_CHECKING:
+    from dermlens.quality.metric import Case
 
 ORDERS = ("cascading", "independent")
 MOST_GROUPS = 8
 
 
 def weighted_layers(model: Any) -> list[Any]:
-    """Return the layers that hold weights, nested models opened, from input to output."""
+    """Return the layers that hold weights, nested models opened, from input to output.
+
+    A model whose layers do not hold all of its weights, as one may be that was subclassed, counts
+    as one layer.
+    """
     layers: list[Any] = []
     for layer in model.layers:
-        if hasattr(layer, "layers"):
-            layers += weighted_layers(layer)
-        elif layer.weights:
-            layers.append(layer)
-    return layers
-
-
-def randomization_steps(model: Any, order: str = "cascading") -> list[list[Any]]:
-    """Return which layers are destroyed at each step.
-
-    Args:
-        model: Keras model.
-        order: ``"cascading"``: the last layer, then the last two, and so on down to the input;
-            ``"independent"``: one layer alone at each step, from the last to the first.
-
-    Raises:
-        UsageError: If the order is unknown.
-    """
-    if order not in ORDERS:
-        raise UsageError(f"Unknown order {order!r}. Use one of: {', '.join(ORDERS)}.")
-    top_down = weighted_layers(model)[::-1]
-    if order == "independent":
-        return [[layer] for layer in top_down]
-    return [top_down[: step + 1] for step in range(len(top_down))]
+        inner = weighted_layers(layer) if hasattr(layer, "layers") else []
+        opened = sum(len(one.weights) for one in inner) == len(layer.weights)
+        layers += inner if opened else [layer]
+    return list({id(layer): layer for layer in layers}.values())
 
 
 def layer_groups(model: Any) -> list[tuple[str, list[Any]]]:
     """Return a network's layers in named groups, from output to input, the last layer alone first.
 
     Groups are the stages that layer names begin with (``conv5_block1_1_conv`` belongs to
-    ``conv5``). A network whose names show more than ``MOST_GROUPS`` stages is cut into that many
-    parts of about equal length instead. A ResNet50 has six: logits, conv5, ..., conv1.
+    ``conv5``). Where names show no stages (a beginning comes back further down, as ``dense`` and
+    ``dense_1`` may, or there are more than ``MOST_GROUPS``), the order of the graph alone counts:
+    it is cut into that many parts of about equal length. A ResNet50 has six stages: logits,
+    conv5, ..., conv1.
     """
     last, *others = weighted_layers(model)[::-1]
-    stages: dict[str, list[Any]] = {}
-    for layer in others:
-        stages.setdefault(layer.name.split("_")[0], []).append(layer)
-    if len(stages) + 1 > MOST_GROUPS:
-        parts = np.array_split(np.arange(len(others)), MOST_GROUPS - 1)
-        stages = {f"from {others[p[-1]].name}": [others[i] for i in p] for p in parts}
-    return [(last.name, [last]), *stages.items()]
+    stages = [(k, list(run)) for k, run in groupby(others, lambda one: one.name.split("_")[0])]
+    if len(stages) >= MOST_GROUPS or len(dict(stages)) < len(stages):
+        parts = np.array_split(np.arange(len(others)), min(MOST_GROUPS - 1, len(others)))
+        stages = [(f"from {others[p[-1]].name}", [others[i] for i in p]) for p in parts]
+    return [(last.name, [last]), *stages]
 
 
 def stage_steps(model: Any, order: str = "cascading") -> list[tuple[str, list[Any]]]:
@@ -72,7 +62,8 @@ def stage_steps(model: Any, order: str = "cascading") -> list[tuple[str, list[An
 
     Args:
         model: Keras model.
-        order: As in ``randomization_steps``.
+        order: ``"cascading"``: down from the output, each step with all before it; or
+            ``"independent"``: one stage alone at each step.
 
     Returns:
         Name of the stage that is reached, and the layers to destroy.
@@ -114,8 +105,6 @@ def randomization_curves(
         ``spearman`` and ``ssim``, float64 (steps, N): low values show that the map depends on
         what the network has learned.
     """
-    from dermlens.quality.agreement import spearman, structural_similarity
-
     before = explain() if reference is None else reference
     curves: dict[str, list[np.ndarray]] = {"spearman": [], "ssim": []}
     for _, layers in steps:
@@ -126,7 +115,7 @@ def randomization_curves(
     return {name: np.stack(values) for name, values in curves.items()}
 
 
-def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[int]) -> np.ndarray:
+def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[Any]) -> np.ndarray:
     """Return for each image another class, drawn at random: the random logit test.
 
     Sixt, Granz & Landgraf, "When explanations lie", ICML 2020: a map that stays the same when
@@ -135,7 +124,7 @@ def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[int]) -> np
     Args:
         targets: int (N,), explained classes.
         classes: Number of classes, at least 2.
-        seeds: One per image.
+        seeds: Of each image: a seed, or a generator.
 
     Raises:
         UsageError: If there is no other class.
@@ -155,7 +144,7 @@ def randomized(model: Any, layers: Sequence[Any], seed: int = 0) -> Iterator[Any
 
     Args:
         model: Keras model.
-        layers: Layers of it, as ``randomization_steps`` returns them.
+        layers: Layers of it, as ``stage_steps`` returns them.
         seed: Sets the order of values; a layer's does not depend on which others are destroyed.
     """
     kept = [(layer, layer.get_weights()) for layer in layers]
@@ -168,3 +157,30 @@ def randomized(model: Any, layers: Sequence[Any], seed: int = 0) -> Iterator[Any
     finally:
         for layer, weights in kept:
             layer.set_weights(weights)
+
+
+def randomization_spearman(case: "Case") -> np.ndarray:
+    """Return the rank correlation of each map with that of the destroyed network."""
+    return spearman(case.maps, case.once(_destroyed_maps))
+
+
+def randomization_ssim(case: "Case") -> np.ndarray:
+    """Return the structural similarity of each map with that of the destroyed network."""
+    return structural_similarity(case.maps, case.once(_destroyed_maps))
+
+
+def random_logit(case: "Case") -> np.ndarray:
+    """Return the structural similarity of each map with that for another class."""
+    assert case.images is not None and case.classifier is not None
+    others = case.others
+    if others is None:
+        draws = [image_generator(case.seed, image) for image in case.images]
+        others = other_targets(case.targets, len(case.classifier.classes), draws)
+    return structural_similarity(case.maps, case.explain(case.images, others))
+
+
+def _destroyed_maps(case: "Case") -> np.ndarray:
+    assert case.images is not None and case.classifier is not None
+    network = case.classifier.model
+    with randomized(network, weighted_layers(network), case.seed):
+        return case.explain(case.images, case.targets)

@@ -11,12 +11,16 @@ sampling adds, which is what a user who explains two nearly equal photographs se
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import image_generator
 from dermlens.quality.agreement import spearman
+
+if TYPE_CHECKING:
+    from dermlens.quality.metric import Case
 
 Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Images float32 (n, H, W, 3) and targets int (n,) to maps (n, H, W)."""
@@ -146,3 +150,27 @@ def equivariance(
     expected = np.concatenate([move.apply(np.asarray(map_)[None]) for move in moves])
     maps = explain(moved, np.full(len(moves), target, np.int32))
     return float(spearman(maps, expected).mean())
+
+
+def max_sensitivity(case: "Case") -> np.ndarray:
+    """Return the largest relative change of each map."""
+    return case.once(_sensitivities)[:, 0]
+
+
+def average_sensitivity(case: "Case") -> np.ndarray:
+    """Return the mean relative change of each map."""
+    return case.once(_sensitivities)[:, 1]
+
+
+def equivariances(case: "Case") -> np.ndarray:
+    """Return the equivariance of each map."""
+    return np.array([equivariance(case.explain, *row) for row in _rows(case)])
+
+
+def _sensitivities(case: "Case") -> np.ndarray:
+    return np.array([sensitivity(case.explain, *row, seed=case.seed) for row in _rows(case)])
+
+
+def _rows(case: "Case") -> list[tuple[np.ndarray, int, np.ndarray]]:
+    images = [one.image for one in case.evaluated]
+    return list(zip(images, map(int, case.targets), case.maps, strict=True))

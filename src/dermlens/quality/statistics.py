@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.model.metrics import interval, lesion_resamples
 
 RESAMPLES = 2000
 FLIPS = 10000
@@ -82,21 +83,15 @@ def cluster_intervals(
     if resamples < 1:
         raise UsageError(f"The bootstrap takes at least 1 resample, not {resamples}.")
     sums, counts = _cluster_sums(values, clusters)
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, _ROWS_AT_ONCE):
-        rows = min(_ROWS_AT_ONCE, resamples - start)
-        share = np.full(max(len(sums), 1), 1 / max(len(sums), 1))
-        weights = generator.multinomial(len(sums), share, rows)[:, : len(sums)].astype(np.float64)
-        means.append(_divided(weights @ sums, weights @ counts))
-    drawn = np.concatenate(means)
+    names = np.unique([str(cluster) for cluster in clusters])
+    weights = lesion_resamples(names, resamples, seed) if len(sums) else np.ones((1, 0))
+    drawn = _divided(weights @ sums, weights @ counts)
     results = []
     for column in range(sums.shape[1]):
-        kept = drawn[:, column][np.isfinite(drawn[:, column])]
+        total, count = sums[:, column].sum(), int(counts[:, column].sum())
         enough = (counts[:, column] > 0).sum() > 1
-        low, high = np.percentile(kept, [2.5, 97.5]) if enough else (np.nan, np.nan)
-        count = int(counts[:, column].sum())
-        mean = float(_divided(sums[:, column].sum(), counts[:, column].sum()))
+        low, high = interval(drawn[:, column]) if enough else (np.nan, np.nan)
+        mean = float(_divided(total, np.array(count)))
         results.append(Interval(mean, float(low), float(high), count, len(values) - count))
     return results
 

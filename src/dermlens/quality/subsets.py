@@ -4,24 +4,23 @@ Which parts are covered, and how the model reacts, does not depend on any explan
 evaluations per image serves every method. Methods are compared on identical draws, and the cost of
 these metrics is paid once per image, not once per method.
 
-* Infidelity: Yeh et al., "On the (in)fidelity and sensitivity of explanations", NeurIPS 2019, with
-  square removal. I is the indicator of the covered square, so that I·a is the attribution inside it
-  (for methods that answer "how much does this pixel contribute").
+* Normalized infidelity: Yeh et al., "On the (in)fidelity and sensitivity of explanations", NeurIPS
+  2019, with square removal. I is the indicator of the covered square, so that I·a is the
+  attribution inside it (for methods that answer "how much does this pixel contribute").
 * MuFidelity: Bhatt, Weller & Moura, "Evaluating and aggregating feature-based model explanations",
   IJCAI 2020, on cells of a grid instead of single pixels.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dermlens.errors import UsageError
-from dermlens.explain.base import Cost, image_generator
-from dermlens.explain.baselines import baseline_image
-from dermlens.explain.gradients import even_batch
-from dermlens.explain.perturbation import MaskedModel
+from dermlens.explain.base import image_generator
 from dermlens.explain.superpixels import grid_cells
+
+if TYPE_CHECKING:
+    from dermlens.quality.metric import Case
 
 SQUARES = 60
 SETS = 60
@@ -72,7 +71,7 @@ def draw_sets(cells: int, count: int, random: np.random.Generator) -> np.ndarray
     return drawn
 
 
-def _masks(labels: Any, jobs: Any) -> Any:
+def covering_masks(labels: Any, jobs: Any) -> Any:
     """Return masks (B, H, W): jobs hold a box (4 numbers), then 1 for each covered cell."""
     import tensorflow as tf
 
@@ -84,53 +83,17 @@ def _masks(labels: Any, jobs: Any) -> Any:
     return 1.0 - tf.maximum(tf.cast(boxed, tf.float32), covered)
 
 
-class SubsetReactions:
-    """Covers random squares and random sets of cells of an image, and records the logits.
-
-    Args:
-        model: Keras model from raw RGB 0..255 (N, H, W, 3) to logits (N, C).
-        squares: Squares per image, for infidelity.
-        sets: Sets of cells per image, for MuFidelity.
-        batch_size: Images per pass; bounds memory.
-
-    Cost: squares + sets + 1 passes per image, whatever the number of methods.
-    """
-
-    def __init__(
-        self, model: Any, *, squares: int = SQUARES, sets: int = SETS, batch_size: int = 16
-    ) -> None:
-        if squares < 2 or sets < 3:
-            raise UsageError(f"At least 2 squares and 3 sets are needed, not {squares} and {sets}.")
-        self.squares, self.sets, self.cost = squares, sets, Cost()
-        batch = even_batch(squares + sets + 1, batch_size)
-        self._masked = MaskedModel(model, _masks, batch, self.cost)
-
-    @property
-    def traces(self) -> int:
-        """How often the masked model was traced."""
-        return self._masked.traces
-
-    def measure(self, image: np.ndarray, seed: int = 0) -> Reactions:
-        """Return the reactions to one image.
-
-        Args:
-            image: uint8 or float RGB 0..255, (H, W, 3).
-            seed: Sets the draws, which depend on the seed and the image alone.
-        """
-        image = np.asarray(image, np.float32)
-        random = image_generator(seed, image)
-        height, width = image.shape[:2]
-        along = min(CELLS_ALONG, min(height, width))
-        cells = round(along * along * max(height, width) / min(height, width))
-        labels = grid_cells(height, width, cells)
-        boxes = draw_boxes(height, width, self.squares, random)
-        chosen = draw_sets(int(labels.max()) + 1, self.sets, random)
-        jobs = np.zeros((1 + self.squares + self.sets, 4 + chosen.shape[1]), np.float32)
-        jobs[1 : 1 + self.squares, :4] = boxes
-        jobs[1 + self.squares :, 4:] = chosen
-        logits = self._masked.logits(image, baseline_image(image, "border"), labels, jobs)
-        drops = logits[:1].astype(np.float64) - logits[1:]
-        return Reactions(boxes, drops[: self.squares], labels, chosen, drops[self.squares :])
+def draw_covers(
+    image: np.ndarray, squares: int, sets: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return cells (H, W), squares (S, 4) and sets of cells (K, M), set by seed and image alone."""
+    random = image_generator(seed, image)
+    height, width = image.shape[:2]
+    along = min(CELLS_ALONG, min(height, width))
+    cells = round(along * along * max(height, width) / min(height, width))
+    labels = grid_cells(height, width, cells)
+    boxes = draw_boxes(height, width, squares, random)
+    return labels, boxes, draw_sets(int(labels.max()) + 1, sets, random)
 
 
 def box_sums(attribution: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -201,3 +164,28 @@ def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
     centered = centered / np.abs(centered).max()
     scale = np.sqrt((centered**2).sum() * (others**2).sum())
     return float(np.clip((centered * others).sum() / scale, -1, 1))
+
+
+def infidelities(case: "Case") -> np.ndarray:
+    """Return the normalized infidelity of each map."""
+    return np.array(
+        [
+            infidelity(box_sums(map_, react.boxes), react.box_drops[:, target])
+            for map_, react, target in _reacted(case)
+        ]
+    )
+
+
+def mufidelities(case: "Case") -> np.ndarray:
+    """Return the MuFidelity of each map."""
+    return np.array(
+        [
+            mufidelity(cell_sums(map_, react.labels, react.sets), react.set_drops[:, target])
+            for map_, react, target in _reacted(case)
+        ]
+    )
+
+
+def _reacted(case: "Case") -> list[tuple[np.ndarray, Reactions, int]]:
+    reactions = [one.reactions for one in case.evaluated]
+    return list(zip(case.maps, reactions, map(int, case.targets), strict=True))

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.quality.baselines import is_baseline, title
-from dermlens.quality.metric import STRUCTURE_PREFIX, metric
+from dermlens.lesion.consistency import CONSISTENCY
+from dermlens.quality.controls import is_control, title
+from dermlens.quality.metric import Metric
+from dermlens.quality.metrics import METRICS, STRUCTURE_PREFIX
+from dermlens.quality.metrics import metric as known_metric
 from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
 
 if TYPE_CHECKING:
@@ -21,9 +24,14 @@ _LEAST_COST = 0.1
 _LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+def metric(name: str) -> Metric:
+    """Return what a metric of a benchmark declares about itself."""
+    return known_metric(name, {**METRICS, **CONSISTENCY})
+
+
 def methods_of(summary: dict[str, Any]) -> list[str]:
-    """Return methods, then baselines, in the order of the tables."""
-    return [*summary["methods"], *summary["baselines"]]
+    """Return methods, then controls, in the order of the tables."""
+    return [*summary["methods"], *summary["controls"]]
 
 
 def passes_of(summary: dict[str, Any], name: str) -> float:
@@ -33,8 +41,8 @@ def passes_of(summary: dict[str, Any], name: str) -> float:
 
 
 def color_of(name: str) -> str:
-    """Return blue for methods and gray for baselines."""
-    return MUTED if is_baseline(name) else ACCENT
+    """Return blue for methods and gray for controls."""
+    return MUTED if is_control(name) else ACCENT
 
 
 def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
@@ -50,14 +58,14 @@ def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
         axes = figure.subplots()
         places = {n: (max(passes_of(summary, n), _LEAST_COST), rank) for n, rank in ranks.items()}
         front, best = [], np.inf
-        for place in sorted(p for name, p in places.items() if not is_baseline(name)):
+        for place in sorted(p for name, p in places.items() if not is_control(name)):
             if place[1] < best:
                 front.append(place)
                 best = place[1]
         if front:
             axes.plot(*zip(*front, strict=True), color=ACCENT, alpha=0.25, linewidth=5, zorder=1)
         for name, place in places.items():
-            axes.plot(*place, "s" if is_baseline(name) else "o", color=color_of(name), zorder=2)
+            axes.plot(*place, "s" if is_control(name) else "o", color=color_of(name), zorder=2)
         _label_points(axes, places)
         axes.set_xscale("log")
         axes.invert_yaxis()
@@ -86,7 +94,7 @@ def _label_points(axes: "Axes", places: dict[str, tuple[float, float]]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=INK if not is_baseline(name) else MUTED,
+            color=INK if not is_control(name) else MUTED,
         )
 
 
@@ -124,14 +132,20 @@ def metric_intervals(summary: dict[str, Any], family: str) -> "Figure":
 
 def _intervals(axes: "Axes", values: dict[str, Any], order: list[str]) -> None:
     for place, name in enumerate(order):
-        one = values.get(name)
-        if one is None or one["mean"] is None or not np.isfinite(one["mean"]):
-            continue
-        low, high = (one["mean"] if one[k] is None else one[k] for k in ("low", "high"))
-        axes.plot([low, high], [place, place], color=color_of(name), linewidth=2.2)
-        axes.plot(one["mean"], place, "s" if is_baseline(name) else "o", color=color_of(name))
+        _interval(axes, place, values.get(name), color_of(name), "s" if is_control(name) else "o")
     axes.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8.5)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.6)
+
+
+def _interval(
+    axes: "Axes", place: int, one: dict[str, Any] | None, color: str, marker: str = "o"
+) -> None:
+    """Draw a mean with its interval, as far as they are known."""
+    if one is None or one["mean"] is None or not np.isfinite(one["mean"]):
+        return
+    low, high = (one["mean"] if one[k] is None else one[k] for k in ("low", "high"))
+    axes.plot([low, high], [place, place], color=color, linewidth=2.2)
+    axes.plot(one["mean"], place, marker, color=color)
 
 
 def randomization_curves(summary: dict[str, Any]) -> "Figure":
@@ -148,7 +162,7 @@ def randomization_curves(summary: dict[str, Any]) -> "Figure":
         panels: Any = figure.subplots(1, len(orders), squeeze=False, sharey=True)[0]
         for axes, (order, content) in zip(panels, orders.items(), strict=True):
             stages = ["intact", *content["stages"]]
-            shown = [n for n in content["methods"] if not is_baseline(n)]
+            shown = [n for n in content["methods"] if not is_control(n)]
             for number, name in enumerate(shown):
                 values = [1.0, *content["methods"][name]["spearman"]]
                 style_ = "-" if number < len(_LINE_COLORS) else "--"
@@ -163,33 +177,27 @@ def randomization_curves(summary: dict[str, Any]) -> "Figure":
 
 
 def shortcut_chart(summary: dict[str, Any]) -> "Figure":
-    """Draw flips and change of p(mel) for each probe, with 95 % intervals.
+    """Draw flips and change of the watched class's probability for each probe, with intervals.
 
     Raises:
         UsageError: If the shortcut probe was not run.
     """
-    probes = summary["shortcuts"]
+    probes, watched = summary["shortcuts"], summary.get("watched")
     if not probes:
         raise UsageError("The shortcut probe was not run.")
-    names = list(probes)
+    labels = {"flipped": "share of decisions that change"}
+    if watched is None:
+        labels["change_of_target"] = "change of p(predicted)"
+    else:
+        labels["change_of_watched"] = f"change of p({watched})"
     with style():
-        figure = new_figure(9.5, 0.9 + 0.36 * len(names))
+        figure = new_figure(9.5, 0.9 + 0.36 * len(probes))
         panels: Any = figure.subplots(1, 2, sharey=True)
-        for axes, column, label in zip(
-            panels,
-            ("flipped", "change_of_watched"),
-            ("share of decisions that change", "change of the probability of melanoma"),
-            strict=True,
-        ):
-            for place, name in enumerate(names):
-                one = probes[name][column]
-                if one["mean"] is None:
-                    continue
-                low, high = (one["mean"] if one[k] is None else one[k] for k in ("low", "high"))
-                axes.plot([low, high], [place, place], color=WARNING, linewidth=2.2)
-                axes.plot(one["mean"], place, "o", color=WARNING)
+        for axes, (column, label) in zip(panels, labels.items(), strict=True):
+            for place, found in enumerate(probes.values()):
+                _interval(axes, place, found[column], WARNING)
             axes.set_xlabel(label)
             axes.axvline(0, color=MUTED, linewidth=1)
-        panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        panels[0].set_yticks(range(len(probes)), [name.replace("_", " ") for name in probes])
         panels[0].invert_yaxis()
         return figure

@@ -1,25 +1,27 @@
-"""A benchmark for people: one HTML page, and tables in Markdown for documents."""
+"""A benchmark for people: one HTML page, and the same in Markdown for documents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dermlens.diagnoses import CODES
 from dermlens.files import read_json, written_beside
+from dermlens.lesion.zones import ZONES
 from dermlens.model.bundle_description import model_label
-from dermlens.quality.baselines import is_baseline, title
-from dermlens.quality.metric import FAMILIES, STRUCTURE_PREFIX, metric, metric_table
-from dermlens.quality.zones import ZONES
+from dermlens.quality.controls import is_control, title
+from dermlens.quality.metric import FAMILIES
+from dermlens.quality.metrics import STRUCTURE_PREFIX, metric_table
 from dermlens.report import benchmark_figures as figures
+from dermlens.report.benchmark_figures import metric
 from dermlens.report.html import Page, format_cell
 
 _FAMILY_TEXT = {
     "faithfulness": "Does the map name what the model uses? Measured by changing the image.",
-    "localization": "Does positive attribution lie where the lesion is? A model may rightly use "
-    "skin around it, and lesions are large and centered: compare with the baselines.",
+    "localization": "Does attribution lie where the lesion is? A model may rightly use skin around "
+    "it, and lesions are large and centered: compare with the controls.",
     "robustness": "Does the map stay under invisible noise and turn with the image? Maps that "
     "ignore the model win here, so this does not rank.",
     "complexity": "How concentrated is the map? Describes, and does not rank.",
@@ -28,6 +30,16 @@ _FAMILY_TEXT = {
     "consistency": "Do two photographs of one lesion get the same explanation, more than "
     "photographs of different lesions?",
 }
+
+
+@dataclass
+class _Section:
+    """A part of the report: tables with captions, and figures, which Markdown leaves out."""
+
+    title: str
+    text: str = ""
+    tables: list[tuple[pd.DataFrame, str]] = field(default_factory=list)
+    figures: list[tuple[Callable[[], Any], str]] = field(default_factory=list)
 
 
 def write_benchmark_report(out: Path) -> dict[str, Path]:
@@ -48,63 +60,124 @@ def write_benchmark_report(out: Path) -> dict[str, Path]:
 def benchmark_page(summary: dict[str, Any]) -> Page:
     """Return the report as a page."""
     page = Page("How good are the explanations?", describe(summary))
-    page.section("Ranking", _ranking_text(summary))
-    page.table(ranking_table(summary), "Mean ranks, 1 is best; baselines are marked.")
-    if "overall" in summary["ranking"]:
-        page.figure(
-            figures.quality_versus_cost(summary),
-            "Overall mean rank against cost. Squares are baselines.",
-        )
-    page.table(
-        cost_table(summary), "What a map costs, each method run alone: mean passes, median seconds."
-    )
-    for family in FAMILIES:
-        names = figures.family_metrics(summary, family)
-        if not names:
-            continue
-        page.section(family.capitalize(), _FAMILY_TEXT[family])
-        page.figure(
-            figures.metric_intervals(summary, family),
-            f"Means with 95 % intervals over lesions: {family}.",
-        )
-        for group in metric_groups(names):
-            page.table(interval_table(summary, group), excluded_text(summary, group))
-        if family == "randomization" and summary["randomization"]:
-            page.figure(
-                figures.randomization_curves(summary),
-                "Similarity with the intact network's map while stages are destroyed.",
-            )
-    _add_comparisons(page, summary)
-    _add_relevance(page, summary)
-    page.section("Metrics", "What each metric measures, and which direction is better.")
-    page.table(metric_table(summary["metrics"]), "Formulas and limits are in docs/metrics.md.")
+    for section in _sections(summary):
+        page.section(section.title, section.text)
+        for draw, caption in section.figures:
+            page.figure(draw(), caption)
+        for table, caption in section.tables:
+            page.table(table, caption)
     return page
+
+
+def benchmark_markdown(summary: dict[str, Any]) -> str:
+    """Return all tables as Markdown, to be put into a document."""
+    parts = [describe(summary)]
+    for section in _sections(summary):
+        parts += [f"## {section.title}", section.text]
+        for table, caption in section.tables:
+            parts += [caption, markdown_table(table)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _sections(summary: dict[str, Any]) -> list[_Section]:
+    ranking = _Section("Ranking", _ranking_text(summary))
+    ranking.tables.append((ranking_table(summary), "Mean ranks, 1 is best; controls are marked."))
+    cost = "What a map costs, each method run alone: mean passes, median seconds."
+    ranking.tables.append((cost_table(summary), cost))
+    if "overall" in summary["ranking"]:
+        caption = "Overall mean rank against cost. Squares are controls."
+        ranking.figures.append((lambda: figures.quality_versus_cost(summary), caption))
+    families = [_family(summary, family) for family in FAMILIES]
+    about = _Section("Metrics", "What each metric measures, and which direction is better.")
+    known = metric_table([metric(name) for name in summary["metrics"]])
+    about.tables.append((known, "Formulas and limits are in docs/metrics.md."))
+    parts = [ranking, *families, _differences(summary), *_lesions(summary), about]
+    return [part for part in parts if part is not None]
+
+
+def _family(summary: dict[str, Any], family: str) -> _Section | None:
+    names = figures.family_metrics(summary, family)
+    if not names:
+        return None
+    section = _Section(family.capitalize(), _FAMILY_TEXT[family])
+    caption = f"Means with 95 % intervals over lesions: {family}."
+    section.figures.append((lambda: figures.metric_intervals(summary, family), caption))
+    for group in metric_groups(names):
+        better = ", ".join(f"{metric(name).title} {metric(name).direction}" for name in group)
+        caption = f"Better: {better}. {excluded_text(summary, group)}"
+        section.tables.append((interval_table(summary, group), caption))
+    if family == "randomization" and summary["randomization"]:
+        caption = "Similarity with the intact network's map while stages are destroyed."
+        section.figures.append((lambda: figures.randomization_curves(summary), caption))
+    return section
+
+
+def _differences(summary: dict[str, Any]) -> _Section:
+    ranked = [name for name in summary["comparisons"] if metric(name).ranked]
+    table = comparison_table(summary, ranked)
+    total = sum(len(summary["comparisons"][name]) for name in ranked)
+    section = _Section(
+        "Significant differences",
+        f"{len(table)} of {total} paired differences, between methods and between methods and "
+        f"controls, are significant at 5 % after Holm's correction. Test: "
+        f"{summary['statistics']['test']}. Those not listed are not shown to differ.",
+    )
+    if len(table):
+        section.tables.append((table, "Significant differences in the metrics that rank."))
+    return section
+
+
+def _lesions(summary: dict[str, Any]) -> list[_Section]:
+    """Return what ``lesion.benchmark`` measured, as far as there was something to measure."""
+    sections = []
+    if summary.get("zones"):
+        relations = relation_table(summary)
+        zones = _Section(
+            "Lesion zones",
+            "Where positive attribution lies: core of the lesion, band along its outline, skin "
+            "around, and the ring along the image's edge. An automated proxy, not validated by "
+            "clinicians. Relation of asymmetry, border irregularity and colors of a lesion with "
+            f"where attribution lies, across images: {len(relations) or 'none'} significant after "
+            "Holm's correction.",
+            [(zone_table(summary), "Share of positive attribution in each zone.")],
+        )
+        if len(relations):
+            zones.tables.append((relations, "Spearman correlations across images."))
+        sections.append(zones)
+    if summary.get("shortcuts"):
+        probe = _Section(
+            "Shortcut probe",
+            "Artifacts are pasted in, or the lesion is removed or isolated. Flips should be rare "
+            "for artifacts; without the lesion the probability of the decision should fall.",
+            [(shortcut_table(summary), "Means with 95 % intervals over lesions.")],
+        )
+        caption = "Reaction of the decision to each probe."
+        probe.figures.append((lambda: figures.shortcut_chart(summary), caption))
+        sections.append(probe)
+    return sections
 
 
 def describe(summary: dict[str, Any]) -> str:
     """Return in one line what was measured."""
-    classes = ", ".join(
-        f"{code} {summary['per_class'][code]}" for code in CODES if code in summary["per_class"]
-    )
+    classes = ", ".join(f"{code} {count}" for code, count in summary["per_class"].items())
     model = f" Model: {model_label(summary['model'])}." if "model" in summary else ""
     source = "drawn images" if summary.get("synthetic_model") else "the bundle's data set"
+    trained = f", model trained on {source}" if "synthetic_model" in summary else ""
     return (
         f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions ({classes}), "
-        f"{len(summary['methods'])} methods and {len(summary['baselines'])} baselines, model "
-        f"trained on {source}.{model} {summary.get('note', '')}".strip()
-    )
+        f"{len(summary['methods'])} methods and {len(summary['controls'])} controls{trained}."
+        f"{model} {summary.get('note', '')}"
+    ).strip()
 
 
 def _ranking_text(summary: dict[str, Any]) -> str:
     overall = summary["ranking"].get("overall", [])
     if not overall:
         return "No metric has a value for every method, so nothing is ranked."
-    best = next((row for row in overall if not row["baseline"]), None)
+    best = next((row for row in overall if not row["control"]), None)
     first = f"Best overall: {title(overall[0]['method'])}."
-    if best is not None and overall[0]["baseline"]:
-        first += (
-            f" No method ranks above this baseline; the best method is {title(best['method'])}."
-        )
+    if best is not None and overall[0]["control"]:
+        first += f" No method ranks above this control; the best method is {title(best['method'])}."
     return (
         f"{first} On every image and metric, methods are ranked; ranks are averaged over images, "
         "then metrics, then faithfulness and localization. Metrics that a map without content can "
@@ -122,7 +195,7 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
     rows = [
         {
             "method": title(name),
-            "baseline": "yes" if is_baseline(name) else "",
+            "control": "yes" if is_control(name) else "",
             **{column: ranks[column].get(name, np.nan) for column in columns},
         }
         for name in order
@@ -206,20 +279,6 @@ def comparison_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFr
     return pd.DataFrame(rows, columns=["metric", "better", "worse", "difference", "p (Holm)"])
 
 
-def _add_comparisons(page: Page, summary: dict[str, Any]) -> None:
-    ranked = [name for name in summary["comparisons"] if metric(name).ranked]
-    table = comparison_table(summary, ranked)
-    total = sum(len(summary["comparisons"][name]) for name in ranked)
-    page.section(
-        "Differences",
-        f"{len(table)} of {total} paired differences, between methods and between methods and "
-        f"baselines, are significant at 5 % after Holm's correction. Test: "
-        f"{summary['statistics']['test']}. Those not listed are not shown to differ.",
-    )
-    if len(table):
-        page.table(table, "Significant differences in the metrics that rank.")
-
-
 def zone_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Return the share of positive attribution in each zone, the first row being the area."""
     rows: list[dict[str, Any]] = [
@@ -244,62 +303,19 @@ def relation_table(summary: dict[str, Any]) -> pd.DataFrame:
 
 def shortcut_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Return each probe's flips, changes of probabilities and moved attribution."""
-    rows = []
+    watched, rows = summary.get("watched"), []
     for name, found in summary["shortcuts"].items():
         row: dict[str, Any] = {"probe": name.replace("_", " ")}
         for column, one in found.items():
-            label = column.replace("change_of_watched", "change of p(mel)")
+            if column == "change_of_watched" and watched is None:
+                continue
+            label = column.replace("change_of_watched", f"change of p({watched})")
             label = label.replace("change_of_target", "change of p(predicted)")
             if label.startswith("moved_"):
                 label = f"moved: {title(label.removeprefix('moved_'))}"
             row[label] = interval_text(one)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _add_relevance(page: Page, summary: dict[str, Any]) -> None:
-    page.section(
-        "Lesion zones",
-        "Where positive attribution lies: core of the lesion, band along its outline, skin around, "
-        "and the ring along the image's edge. An automated proxy, not validated by clinicians.",
-    )
-    page.table(zone_table(summary), "Share of positive attribution in each zone.")
-    relations = relation_table(summary)
-    page.paragraph(
-        "Relation of asymmetry, border irregularity and colors of a lesion with where attribution "
-        f"lies, across images: {len(relations) or 'none'} significant after Holm's correction."
-    )
-    if len(relations):
-        page.table(relations, "Spearman correlations across images.")
-    if summary["shortcuts"]:
-        page.section(
-            "Shortcut probe",
-            "Artifacts are pasted in, or the lesion is removed or isolated. Flips should be rare "
-            "for artifacts; without the lesion the probability of the decision should fall.",
-        )
-        page.figure(figures.shortcut_chart(summary), "Reaction of the decision to each probe.")
-        page.table(shortcut_table(summary), "Means with 95 % intervals over lesions.")
-
-
-def benchmark_markdown(summary: dict[str, Any]) -> str:
-    """Return all tables as Markdown, to be put into a document."""
-    parts = [describe(summary), "", "## Ranking", "", markdown_table(ranking_table(summary))]
-    parts += ["", "## Cost", "", markdown_table(cost_table(summary))]
-    for family in FAMILIES:
-        names = figures.family_metrics(summary, family)
-        if names:
-            parts += ["", f"## {family.capitalize()}", "", _FAMILY_TEXT[family], ""]
-            for group in metric_groups(names):
-                better = ", ".join(f"{metric(n).title} {metric(n).direction}" for n in group)
-                parts += [f"Better: {better}. {excluded_text(summary, group)}", ""]
-                parts += [markdown_table(interval_table(summary, group)), ""]
-    ranked = [name for name in summary["comparisons"] if metric(name).ranked]
-    parts += ["", "## Significant differences", ""]
-    parts += [markdown_table(comparison_table(summary, ranked))]
-    parts += ["", "## Lesion zones", "", markdown_table(zone_table(summary))]
-    if summary["shortcuts"]:
-        parts += ["", "## Shortcut probe", "", markdown_table(shortcut_table(summary))]
-    return "\n".join(parts) + "\n"
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -222,7 +222,7 @@ def benchmark_sections(folder: Path) -> tuple[str, str]:
     parts = [
         describe(summary),
         "",
-        "Mean ranks over images and metrics, 1 is best; baselines know nothing of the model:",
+        "Mean ranks over images and metrics, 1 is best; controls know nothing of the model:",
         "",
         markdown_table(ranking_table(summary)),
         "",
@@ -231,7 +231,7 @@ def benchmark_sections(folder: Path) -> tuple[str, str]:
         markdown_table(interval_table(summary, names)),
     ]
     shortcuts = ""
-    if summary["shortcuts"]:
+    if summary.get("shortcuts"):
         shortcuts = (
             "Artifacts are pasted in, or the lesion is removed or isolated: an automated proxy, "
             "not validated by clinicians. Means with 95 % intervals over lesions.\n\n"

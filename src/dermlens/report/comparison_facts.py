@@ -10,9 +10,9 @@ from dermlens.explain.baselines import border_ring
 from dermlens.explain.contrast import negative_share
 from dermlens.explain.multiscale import MultiScaleResult
 from dermlens.explain.registry import method
+from dermlens.lesion.zones import RING_SHARE, ZONES, lesion_zones, zone_areas, zone_shares
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
-from dermlens.quality.zones import RING_SHARE, ZONES, lesion_zones, zone_areas, zone_shares
 from dermlens.report.comparison import Comparison
 from dermlens.report.facts import ContrastFacts, Facts
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.baselines import border_ring
-from dermlens.quality.zones import (
+from dermlens.explain.fills import border_ring
+from dermlens.lesion.zones import (
     BORDER,
     CORE,
     RING,

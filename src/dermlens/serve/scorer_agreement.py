@@ -23,24 +23,10 @@ from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.model.int8_copy import PARTIAL, int8_copy
 from dermlens.progress import progress
-from dermlens.quality.agreement import TOP_SHARE, top_overlap
+from dermlens.quality.agreement import TOP_SHARE, pearson, top_overlap
 
 SCORED: tuple[str, ...] = ("occlusion", "lime", "gp_shap", "rise")
 """Methods that can use another evaluator than the Keras model."""
-
-
-def map_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Pearson's r of two maps (H, W); two constant maps agree (1), one does not (0).
-
-    Example:
-        >>> round(map_correlation(np.array([[1.0, 2.0]]), np.array([[5.0, 9.0]])), 6)
-        1.0
-    """
-    flat = [np.asarray(values, np.float64).ravel() for values in (first, second)]
-    spreads = [float(np.ptp(values)) for values in flat]
-    if min(spreads) == 0.0:
-        return float(max(spreads) == 0.0)
-    return float(np.clip(np.corrcoef(flat[0], flat[1])[0, 1], -1.0, 1.0))
 
 
 def images_of_split(
@@ -162,7 +148,7 @@ def _row(
         one.attribute(image[None], goal, batch_size=batch_size, seed=seed) for one in pair
     )
     return {
-        "pearson": map_correlation(exact.maps[0], copied.maps[0]),
+        "pearson": float(pearson(exact.maps, copied.maps)[0]),
         "top_20_iou": float(top_overlap(exact.maps, copied.maps, TOP_SHARE)[0]),
         "forward_passes": exact.cost.forward,
         "float32_seconds": exact.cost.seconds,

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dermlens.quality.zones import lesion_zones, zone_shares
+from dermlens.lesion.zones import lesion_zones, zone_shares
+from dermlens.quality.agreement import spearman
 
 _COLOR_SHARE = 0.02
 _LOCAL_SHARE = 0.03
@@ -176,8 +177,6 @@ def relation_inside(map_: np.ndarray, feature: np.ndarray, mask: np.ndarray) -> 
     A map or feature that is constant in the lesion has no relation (0); NaN for fewer than three
     pixels.
     """
-    from dermlens.quality.agreement import spearman
-
     mask = np.asarray(mask, bool)
     if mask.sum() < 3:
         return float("nan")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from dermlens.quality.consistency import (
+from dermlens.lesion.consistency import (
     Framed,
     aligned_agreement,
     best_turn,

@@ -127,7 +127,7 @@ def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Pro
     """
     from scipy.ndimage import distance_transform_edt
 
-    from dermlens.quality.relevance import equivalent_radius
+    from dermlens.lesion.relevance import equivalent_radius
 
     if name not in ABLATIONS:
         raise UsageError(f"Unknown ablation {name!r}. Use some of: {', '.join(ABLATIONS)}.")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.quality.shortcuts import ABLATIONS, ARTIFACTS, ablate, paste, probe, probe_images
+from dermlens.lesion.shortcuts import ABLATIONS, ARTIFACTS, ablate, paste, probe, probe_images
 
 SIZE = (48, 64)
 

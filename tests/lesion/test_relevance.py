@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermlens.quality.relevance import (
+from dermlens.lesion.relevance import (
     asymmetry_map,
     color_variety_map,
     lesion_traits,

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dermlens.quality.agreement import spearman
-from dermlens.quality.relevance import equivalent_radius
+from dermlens.errors import UsageError
+from dermlens.lesion.relevance import equivalent_radius, zone_profile
+from dermlens.quality.agreement import pearson, spearman
+from dermlens.quality.metric import Case, Metric
 
 SIDE = 48
 REACH = 1.6
@@ -107,7 +109,7 @@ def best_turn(
             angle = 2 * np.pi * number / angles
             picture, valid = turned(stack, angle, mirror)
             shared = disk & first.valid & (valid > 0.99)
-            likeness = _correlation(first.picture[shared], picture[shared])
+            likeness = _likeness(first.picture[shared], picture[shared])
             if likeness > best + 1e-9:
                 best, chosen = likeness, (angle, mirror)
     return chosen
@@ -119,12 +121,10 @@ def _disk(side: int) -> np.ndarray:
     return disk
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    if len(first) < 3:
+def _likeness(first: np.ndarray, second: np.ndarray) -> float:
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    a, b = first - first.mean(), second - second.mean()
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale > 0 else 0.0
+    return float(pearson(first[None, None], second[None, None])[0])
 
 
 def aligned_agreement(first: Framed, second: Framed, *, mirrors: bool = False) -> np.ndarray:
@@ -173,3 +173,59 @@ def zone_consistency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     One minus the total variation distance of the shares of attribution in each zone.
     """
     return 1 - 0.5 * np.abs(np.asarray(first) - np.asarray(second)).sum(axis=1)
+
+
+def _photo(case: Case) -> np.ndarray:
+    """Return the consistency of each photograph's lesion; NaN without a second photograph."""
+    assert case.images is not None and case.masks is not None
+    pairs = _pairs(case)
+    framed = [frame(*row) for row in zip(case.images, case.masks, case.maps[:, None], strict=True)]
+    return _spread(case, photo_consistency([(framed[i], framed[k]) for i, k in pairs])[:, 0])
+
+
+def _zone(case: Case) -> np.ndarray:
+    assert case.masks is not None
+    rows = zip(case.maps[:, None], case.masks, strict=True)
+    zones = [zone_profile(map_, mask) for map_, mask in rows]
+    found = [zone_consistency(zones[i], zones[k])[0] for i, k in _pairs(case)]
+    return _spread(case, np.array(found))
+
+
+def _pairs(case: Case) -> list[tuple[int, int]]:
+    """Return the first two photographs of each lesion that has two."""
+    shown: dict[object, list[int]] = {}
+    for position, name in enumerate(case.groups or ()):
+        shown.setdefault(name, []).append(position)
+    pairs = [(found[0], found[1]) for found in shown.values() if len(found) > 1]
+    if not pairs:
+        raise UsageError("No two images are of one lesion. Give groups= that repeat.")
+    return pairs
+
+
+def _spread(case: Case, values: np.ndarray) -> np.ndarray:
+    result = np.full(len(case.maps), np.nan)
+    for (first, second), value in zip(_pairs(case), values, strict=True):
+        result[[first, second]] = value
+    return result
+
+
+CONSISTENCY: dict[str, Metric] = {
+    one.name: one
+    for one in (
+        Metric(
+            "photo_consistency", "Consistency of photographs", "consistency", "higher", -2, 2,
+            "this project, docs/metrics.md",
+            "Rank correlation of the aligned maps of two photographs of one lesion, less that of "
+            "photographs of different lesions.",
+            _photo, frozenset({"images", "masks", "groups"}),
+        ),
+        Metric(
+            "zone_consistency", "Zone consistency", "consistency", "higher", 0, 1,
+            "this project, docs/metrics.md",
+            "Overlap of the zone profiles (core, border, skin, image edge) of two photographs of "
+            "one lesion.",
+            _zone, frozenset({"masks", "groups"}), ranked=False,
+        ),
+    )
+}  # fmt: skip
+"""Metrics of photographs of one lesion, by name; ``groups`` are lesion ids."""

@@ -1,0 +1,1 @@
+"""What is measured on skin lesions: zones, traits, shortcuts, photographs of one lesion."""

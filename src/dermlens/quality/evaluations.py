@@ -1,0 +1,174 @@
+"""What metrics ask a model that does not depend on any map: evaluated once for each image.
+
+The logits of the image, of its border color and of its blurred copy, and the reactions to covered
+squares and cells serve every map of the image. They are remembered by the image's pixels and by a
+checksum of the weights, so that a model that was trained on, or destroyed, is asked again.
+"""
+
+import zlib
+from collections import OrderedDict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import UsageError
+from dermlens.explain.base import Cost, Network
+from dermlens.explain.fills import fill_image
+from dermlens.explain.gradients import even_batch
+from dermlens.explain.perturbation import MaskedModel
+from dermlens.model.image_classifier import as_classifier
+from dermlens.model.lite import weights_checksum
+from dermlens.quality.removal import ROAD_LEVELS, STEPS, keep_masks
+from dermlens.quality.subsets import SETS, SQUARES, Reactions, covering_masks, draw_covers
+
+
+class Evaluations:
+    """Evaluates images for metrics, every function being traced once.
+
+    Per image 3 passes and squares + sets + 1, whatever the number of maps; then per map
+    2 * (steps - 1) for deletion and insertion together, and 18 for ROAD.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        steps: Removal steps; every step takes an equal share of the pixels.
+        squares: Covered squares per image, for infidelity.
+        sets: Covered sets of cells per image, for MuFidelity.
+        batch_size: Images per pass; bounds memory.
+        keep: How many images are remembered.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        steps: int = STEPS,
+        squares: int = SQUARES,
+        sets: int = SETS,
+        batch_size: int = 16,
+        keep: int = 32,
+    ) -> None:
+        if steps < 1:
+            raise UsageError(f"At least 1 removal step is needed, not {steps}.")
+        if squares < 2 or sets < 3:
+            raise UsageError(f"At least 2 squares and 3 sets are needed, not {squares} and {sets}.")
+        self.classifier, self.steps, self.batch_size = as_classifier(model), steps, batch_size
+        self.squares, self.sets, self.keep = squares, sets, keep
+        self.network = Network(self.classifier.model)
+        removals = even_batch(max(steps - 1, 1), batch_size)
+        covers = even_batch(squares + sets + 1, batch_size)
+        cost, network = self.network.cost, self.classifier.model
+        self.removing = MaskedModel(network, keep_masks, removals, cost)
+        self.covering = MaskedModel(network, covering_masks, covers, cost)
+        self._kept: OrderedDict[tuple[int, int, int], Evaluated] = OrderedDict()
+
+    @property
+    def cost(self) -> Cost:
+        """Passes made so far."""
+        return self.network.cost
+
+    @property
+    def traces(self) -> int:
+        """How often functions were traced."""
+        return self.removing.traces + self.covering.traces + self.network.traces
+
+    def of(self, images: np.ndarray, seed: int = 0) -> list["Evaluated"]:
+        """Return what is known of each of some photographs RGB 0..255, (N, H, W, 3).
+
+        Hold the result only while the weights stay: it does not look at them again.
+        """
+        weights = weights_checksum(self.classifier.model)
+        found = []
+        for image in np.ascontiguousarray(images, np.float32):
+            key = (seed, weights, zlib.crc32(image.data))
+            one = self._kept.pop(key, None) or Evaluated(self, image, seed)
+            self._kept[key] = one
+            found.append(one)
+        while len(self._kept) > self.keep:
+            self._kept.popitem(last=False)
+        return found
+
+    def forget(self) -> None:
+        """Ask the model again for every image from now on."""
+        self._kept.clear()
+
+
+class Evaluated:
+    """One image, and what a model says of it and of changed copies of it.
+
+    Args:
+        by: Asks the model.
+        image: float32 RGB 0..255, (H, W, 3).
+        seed: Sets what is covered, and the noise of imputation.
+    """
+
+    def __init__(self, by: Evaluations, image: np.ndarray, seed: int) -> None:
+        self.by, self.image, self.seed = by, image, seed
+
+    @cached_property
+    def ends(self) -> dict[str, np.ndarray]:
+        """Logits (C,) of the image, of its border color and of the blurred image, by name."""
+        pictures = [self.image, fill_image(self.image, "mean_skin"), fill_image(self.image, "blur")]
+        logits = self.by.network.logits(np.stack(pictures).astype(np.float32)).numpy()
+        return dict(zip(("image", "border", "blur"), logits, strict=True))
+
+    @cached_property
+    def reactions(self) -> Reactions:
+        """How the logits react to covered squares and sets of cells."""
+        squares = self.by.squares
+        labels, boxes, chosen = draw_covers(self.image, squares, self.by.sets, self.seed)
+        jobs = np.zeros((1 + squares + self.by.sets, 4 + chosen.shape[1]), np.float32)
+        jobs[1 : 1 + squares, :4] = boxes
+        jobs[1 + squares :, 4:] = chosen
+        baseline = fill_image(self.image, "mean_skin")
+        logits = self.by.covering.logits(self.image, baseline, labels, jobs)
+        drops = logits[:1].astype(np.float64) - logits[1:]
+        return Reactions(boxes, drops[:squares], labels, chosen, drops[squares:])
+
+    def deletion(self, places: np.ndarray, target: int) -> np.ndarray:
+        """Return the probability after each share 0, 1/steps, ..., 1 was removed: (steps + 1,).
+
+        Args:
+            places: From ``removal_places``.
+            target: Class position.
+        """
+        return self._curve("mean_skin", places, target, 0.0, ("image", "border"))
+
+    def insertion(self, places: np.ndarray, target: int) -> np.ndarray:
+        """Return the probability after each share was revealed: (steps + 1,); see ``deletion``."""
+        return self._curve("blur", places, target, 1.0, ("blur", "image"))
+
+    def _curve(
+        self, baseline: str, places: np.ndarray, target: int, first: float, ends: tuple[str, str]
+    ) -> np.ndarray:
+        rows = [self.ends[name][None] for name in ends]
+        steps = self.by.steps
+        if steps > 1:
+            shares = np.arange(1, steps, dtype=np.float32) / steps
+            jobs = np.stack([shares, np.full_like(shares, first)], axis=1)
+            fill = fill_image(self.image, baseline)
+            rows.insert(1, self.by.removing.logits(self.image, fill, places, jobs))
+        curve: np.ndarray = self.by.classifier.probabilities(np.concatenate(rows))[:, target]
+        return curve
+
+    def imputed(self, places: np.ndarray, target: int) -> np.ndarray:
+        """Return probabilities with the most and the least important pixels imputed: (2, levels).
+
+        Args:
+            places: From ``removal_places``.
+            target: Class position.
+        """
+        from dermlens.quality.imputation import impute
+
+        half = 0.5 / places.size
+        most = [places + half < level for level in ROAD_LEVELS]
+        least = [places + half > 1 - level for level in ROAD_LEVELS]
+        logits = []
+        jobs, size = np.stack(most + least), self.by.batch_size
+        for start in range(0, len(jobs), size):
+            removed = jobs[start : start + size]
+            repeated = np.broadcast_to(self.image, (len(removed), *self.image.shape))
+            made = impute(repeated, removed, seed=self.seed)
+            logits.append(self.by.network.logits(made).numpy())
+        values = self.by.classifier.probabilities(np.concatenate(logits))[:, target]
+        return values.reshape(2, len(ROAD_LEVELS))

@@ -1,0 +1,58 @@
+"""What every metric asks of maps and masks, whoever made them."""
+
+from typing import Any
+
+import numpy as np
+
+from dermlens.errors import UsageError
+
+
+def checked_maps(maps: Any) -> np.ndarray:
+    """Return maps as numbers (N, H, W).
+
+    Raises:
+        UsageError: If they have another shape, are empty, or hold a value that is not finite.
+    """
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or maps.size == 0 or maps.dtype.kind not in "fiub":
+        raise UsageError(
+            f"Maps must be numbers (N, H, W) and not empty, not {maps.dtype} of shape {maps.shape}."
+        )
+    if not np.isfinite(maps).all():
+        raise UsageError(
+            "A map holds a value that is not finite (NaN or infinity). Leave it out, or look at "
+            "what made it."
+        )
+    return maps
+
+
+def checked_masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return masks as bool of the shape of their maps.
+
+    Args:
+        masks: bool; or numbers of at most two values: of two the higher is inside, and a single
+            one is inside unless it is 0.
+        shape: Of the maps.
+
+    Raises:
+        UsageError: If shapes differ, or there are more values, as in a soft mask or a JPEG.
+
+    Example:
+        >>> checked_masks(np.array([[[0, 255]]], np.uint8), (1, 1, 2)).tolist()
+        [[[False, True]]]
+    """
+    masks = np.asarray(masks)
+    if masks.shape != shape or len(shape) != 3:
+        raise UsageError(
+            f"Maps {shape} and masks {masks.shape} must both be (N, H, W) of the same size."
+        )
+    if masks.dtype == bool:
+        return masks
+    values = np.unique(masks)
+    if len(values) > 2 or masks.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise UsageError(
+            f"A mask holds {len(values)} values ({values[0]} to {values[-1]}), so it does not say "
+            "what is inside. Threshold it first, such as masks > 127 for 0..255 or masks > 0.5."
+        )
+    inside: np.ndarray = masks > (values[0] if len(values) == 2 else 0)
+    return inside
