@@ -54,9 +54,9 @@ def benchmark(
     """
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
-    from dermlens.explain.scorers import choose_scorers
     from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.model.bundle import bundle_and_rest
+    from dermlens.model.scorers import choose_scorers
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
     from dermlens.report.benchmark_report import write_benchmark_report

@@ -28,7 +28,7 @@ from dermlens.labels import LabelSet
 from dermlens.locks import folder_lock
 from dermlens.model.lite import weights_checksum
 from dermlens.progress import progress, say
-from dermlens.quality.benchmark_measure import SHARING, Bench
+from dermlens.quality.benchmark_measure import Bench
 from dermlens.quality.benchmark_plan import (
     BenchmarkPlan,
     Extension,
@@ -71,7 +71,7 @@ def run_benchmark(
         labels: Classes of the data set; default those of the classifier.
         extension: What is measured besides, such as ``lesion.benchmark.LesionMeasures``.
         scorers: What evaluates changed images in place of the model, by method
-            (``explain.scorers.choose_scorers``).
+            (``model.scorers.choose_scorers``).
         extra: More explainers by name, measured like methods.
         about: More facts for the summary.
 
@@ -220,7 +220,7 @@ def efforts(bench: Bench) -> dict[str, int]:
 
 def _passes(bench: Bench, name: str) -> int:
     """Return about what one map costs; a backward pass counts as two forward passes."""
-    if name in SHARING:
-        return bench.plan.n_samples // (2 if set(SHARING) <= set(bench.plan.methods) else 1)
+    if name in bench.sharing:
+        return bench.plan.n_samples // len(bench.sharing)
     about = METHODS.get(name.removeprefix(UNTRAINED_PREFIX))
     return 1 if about is None else about.forward + 2 * about.backward

@@ -11,8 +11,14 @@ import numpy as np
 
 from dermlens.explain.base import Explainer
 from dermlens.explain.perturbation import Scorer
-from dermlens.explain.registry import create, method
-from dermlens.explain.segment_bank import DEFAULT_SEGMENTS, SegmentBank
+from dermlens.explain.registry import (
+    create,
+    create_several,
+    method,
+    shared_bank,
+    sharing_methods,
+)
+from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS
 from dermlens.explain.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.image_classifier import as_classifier
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded
@@ -22,8 +28,6 @@ from dermlens.quality.metric import Case, own_range
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
 from dermlens.quality.randomization import other_targets, randomization_curves
 
-SHARING: tuple[str, ...] = ("lime", "shap")
-"""Methods that share one set of masked evaluations."""
 _OF_EVERY_IMAGE = [one for one in METRICS.values() if "explainer" not in one.needs]
 _OF_SOME = [one for one in METRICS.values() if one.needs == {"model", "explainer"}]
 
@@ -51,27 +55,25 @@ class Bench:
         self.classifier, self.plan = as_classifier(classifier), plan
         self.extension, scorers = extension or Extension(), dict(scorers or {})
         # About ten masks per superpixel, so that fewer masks mean larger pieces, not noise.
-        segments = max(2, min(DEFAULT_SEGMENTS, plan.n_samples // 10))
-        shared = [name for name in SHARING if name in plan.methods]
-        both = scorers.get(shared[0]) if shared and all(one in scorers for one in shared) else None
-        sizes: dict[str, Any] = {"segments": segments, "samples": plan.n_samples}
+        pieces = max(2, min(DEFAULT_SUPERPIXELS, plan.n_samples // 10))
+        sizes: dict[str, Any] = {"superpixels": pieces, "n_samples": plan.n_samples}
         sizes["keep"] = max(32, plan.randomization)
-        self.bank = SegmentBank(self.classifier, scorer=both, **sizes)
-        options: dict[str, dict[str, Any]] = {n: {"scorer": one} for n, one in scorers.items()}
-        options |= {name: {"bank": self.bank} for name in shared}
-        self.explainers: dict[str, Explainer] = {
-            name: create(name, self.classifier, **options.get(name, {})) for name in plan.methods
-        }
+        self.sharing = sharing_methods(plan.methods)
+        self.bank = shared_bank(self.classifier, plan.methods, scorers, **sizes)
+        self.explainers: dict[str, Explainer] = create_several(
+            plan.methods, self.classifier, scorers=scorers, bank=self.bank
+        )
         # On a network with random weights the logits hardly change along a path, and accuracy
         # relative to that change would cost the most where there is least to see; and the int8
         # copy is one of the intact network.
-        plain: dict[str, dict[str, Any]] = {name: {} for name in scorers}
-        if both is not None:
-            plain |= {name: {"bank": SegmentBank(self.classifier, **sizes)} for name in shared}
+        plain = self.bank
+        if plain is not None and plain.scorer is not None:
+            plain = shared_bank(self.classifier, plan.methods, **sizes)
+        banks = {name: {"bank": plain} for name in self.sharing}
         self.fixed = {
-            name: create(name, self.classifier, **method(name).fixed, **plain.get(name, {}))
+            name: create(name, self.classifier, **method(name).fixed, **banks.get(name, {}))
             for name in plan.methods
-            if method(name).fixed or name in plain
+            if method(name).fixed or name in scorers
         }
         self.scorers = {name: one.name for name, one in scorers.items()}
         self.explainers |= dict(extra or {})
@@ -178,18 +180,16 @@ class Bench:
         return {**decision, "metric_passes": spent, "facts": facts, "rows": rows}
 
     def _shared_seconds(self, image: np.ndarray) -> float:
-        """Evaluate what LIME and Kernel SHAP share, and return the seconds it took."""
-        first = next((name for name in SHARING if name in self.plan.methods), None)
-        if first is None:
+        """Evaluate the masked superpixels that methods share, and return the seconds it took."""
+        if self.bank is None:
             return 0.0
         start = time.perf_counter()
-        masked = self.bank.masked_model(self.plan.batch_size, self.explainers[first].network.cost)
-        self.bank.evaluations(image, self.plan.seed).up_to(self.bank.samples, masked)
+        self.bank.evaluations(image, self.plan.seed, self.plan.batch_size)
         return time.perf_counter() - start
 
     def _alone(self, name: str, cost: Any, shared: float) -> dict[str, float]:
         """Return what a map costs when its method is run alone."""
-        more = (self.bank.samples, shared) if name in SHARING else (0, 0.0)
+        more = (self.plan.n_samples, shared) if name in self.sharing else (0, 0.0)
         return {
             "forward": float(cost.forward + more[0]),
             "backward": float(cost.backward),

@@ -18,7 +18,7 @@ from dermlens.explain.base import (
     Progress,
     image_generator,
 )
-from dermlens.explain.score import Score
+from dermlens.explain.output import Output
 from dermlens.explain.target import Targets, depend_on_answer, is_all
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
 from dermlens.progress import say
@@ -41,7 +41,7 @@ class ModelFreeMap(Explainer):
         self,
         images: np.ndarray,
         targets: Targets,
-        score: Score,
+        output: Output,
         batch_size: int,
         seed: int,
         progress: Progress | None,
@@ -59,7 +59,7 @@ class ModelFreeMap(Explainer):
             if progress is not None:
                 progress(1)
         goals = self.resolve(targets, logits)
-        return self.result(maps, [goals], [np.full(len(images), np.nan)], score)
+        return self.result(maps, [goals], [np.full(len(images), np.nan)], output)
 
 
 def _uniform(image: np.ndarray, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Cost, Network
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.explain.gradients import even_batch
 from dermlens.explain.perturbation import MaskedModel
 from dermlens.model.image_classifier import as_classifier
@@ -108,7 +108,11 @@ class Evaluated:
     @cached_property
     def ends(self) -> dict[str, np.ndarray]:
         """Logits (C,) of the image, of its border color and of the blurred image, by name."""
-        pictures = [self.image, fill_image(self.image, "mean_skin"), fill_image(self.image, "blur")]
+        pictures = [
+            self.image,
+            baseline_image(self.image, "border"),
+            baseline_image(self.image, "blur"),
+        ]
         logits = self.by.network.logits(np.stack(pictures).astype(np.float32)).numpy()
         return dict(zip(("image", "border", "blur"), logits, strict=True))
 
@@ -120,7 +124,7 @@ class Evaluated:
         jobs = np.zeros((1 + squares + self.by.sets, 4 + chosen.shape[1]), np.float32)
         jobs[1 : 1 + squares, :4] = boxes
         jobs[1 + squares :, 4:] = chosen
-        baseline = fill_image(self.image, "mean_skin")
+        baseline = baseline_image(self.image, "border")
         logits = self.by.covering.logits(self.image, baseline, labels, jobs)
         drops = logits[:1].astype(np.float64) - logits[1:]
         return Reactions(boxes, drops[:squares], labels, chosen, drops[squares:])
@@ -132,7 +136,7 @@ class Evaluated:
             places: From ``removal_places``.
             target: Class position.
         """
-        return self._curve("mean_skin", places, target, 0.0, ("image", "border"))
+        return self._curve("border", places, target, 0.0, ("image", "border"))
 
     def insertion(self, places: np.ndarray, target: int) -> np.ndarray:
         """Return the probability after each share was revealed: (steps + 1,); see ``deletion``."""
@@ -146,8 +150,8 @@ class Evaluated:
         if steps > 1:
             shares = np.arange(1, steps, dtype=np.float32) / steps
             jobs = np.stack([shares, np.full_like(shares, first)], axis=1)
-            fill = fill_image(self.image, baseline)
-            rows.insert(1, self.by.removing.logits(self.image, fill, places, jobs))
+            absent = baseline_image(self.image, baseline)
+            rows.insert(1, self.by.removing.logits(self.image, absent, places, jobs))
         curve: np.ndarray = self.by.classifier.probabilities(np.concatenate(rows))[:, target]
         return curve
 

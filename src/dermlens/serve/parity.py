@@ -16,7 +16,7 @@ from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.target import resolve_targets
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
-from dermlens.quality.scorer_agreement import map_correlation
+from dermlens.serve.scorer_agreement import map_correlation
 
 DRAWN_IMAGES = 35
 _DRAWN_SIZE = (300, 400)
