@@ -228,7 +228,7 @@ def test_any_classifier_without_masks_and_lesions_of_its_own_classes(tmp_path: P
     table = pd.DataFrame([{**row, **blank} for row in rows])
     table.to_csv(tmp_path / "data" / "manifest.csv", index=False)
     classifier = ImageClassifier(
-        trained_like(SIZE, nested=True, classes=2), ["nv", "bcc"], value_range=(0, 255)
+        trained_like(SIZE, nested=True, classes=2), ["nv", "bcc"], value_range=(0, 1)
     )
     plan = BenchmarkPlan(methods=("grad_cam", "lime"), n=4, n_samples=20, steps=3, squares=4,
                          sets=4, robustness=1, randomization=1, target="truth")  # fmt: skip

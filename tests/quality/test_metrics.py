@@ -177,6 +177,8 @@ def test_shared_evaluations_are_paid_once_for_all_maps(model: Any) -> None:
         maps = np.random.default_rng(seed).random((2, *SIZE))
         measure(["deletion", "infidelity", "mufidelity"], model, IMAGES, maps, 4, evaluations=by)
     assert by.cost.forward == 2 * (3 + 1 + 6 + 5) + 3 * 2 * 9
+    with pytest.raises(UsageError, match="another model"):
+        metrics.deletion(trained_like(SIZE, seed=1), IMAGES, MAPS, 4, evaluations=by)
 
 
 @pytest.mark.parametrize("name", [n for n, one in METRICS.items() if one.needs == {"model"}])

@@ -221,7 +221,7 @@ def measure_shortcuts(bench: Bench, loaded: Loaded, watched: str | None) -> list
         loaded.image,
         loaded.mask,
         bench.decide,
-        explainers={name: partial(bench.explain, name) for name in bench.cheap},
+        explainers={name: partial(bench.finite, name) for name in bench.cheap},
         watched=None if watched is None else bench.classifier.labels.position(watched),
         seed=bench.plan.seed,
     )

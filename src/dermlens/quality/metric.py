@@ -10,6 +10,7 @@ from dermlens.errors import UsageError
 from dermlens.explain.base import Explainer
 from dermlens.explain.target import Targets, depend_on_answer, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
+from dermlens.model.lite import weights_checksum
 from dermlens.model.standard_network import PHOTOGRAPH
 from dermlens.quality.evaluations import Evaluated, Evaluations
 from dermlens.quality.inputs import checked_maps, checked_masks
@@ -187,7 +188,11 @@ def case_of(
     if "masks" in needs:
         case.masks = checked_masks(masks, case.maps.shape)
     if "groups" in needs:
-        case.groups = _one_each("groups", list(groups or ()), len(case.maps))
+        case.groups = list(groups or ())
+        if len(case.groups) != len(case.maps):
+            raise UsageError(
+                f"{len(case.groups)} groups were given for {len(case.maps)} maps. Give one for each."
+            )
     if "images" in wanted:
         model = None if classifier is None else as_classifier(classifier)
         pixels = np.asarray(images) if model is None else model.photographs(images)
@@ -199,7 +204,12 @@ def case_of(
             )
     if "model" in needs:
         assert case.images is not None and case.classifier is not None
-        evaluations = evaluations or Evaluations(case.classifier, batch_size=batch_size)
+        if evaluations is None:
+            evaluations = Evaluations(case.classifier, batch_size=batch_size)
+        elif weights_checksum(evaluations.classifier.model) != weights_checksum(
+            case.classifier.model
+        ):
+            raise UsageError("The evaluations are of another model. Make some of this one.")
         case.evaluated = evaluations.of(case.images, seed)
         case.targets = _resolved(targets, case)
         case.others = None if others is None else _resolved(others, case)
@@ -215,12 +225,6 @@ _MISSING = {
     "targets to maps",
     "groups": "compares images of one object. Give groups=, a name for each image",
 }
-
-
-def _one_each(name: str, values: Sequence[object], count: int) -> Sequence[object]:
-    if len(values) != count:
-        raise UsageError(f"{len(values)} {name} were given for {count} maps. Give one for each.")
-    return values
 
 
 def _resolved(targets: Targets, case: Case) -> np.ndarray:
