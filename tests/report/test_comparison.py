@@ -94,7 +94,7 @@ def test_reading_is_the_bundles(comparer: Comparer, complete: Comparison) -> Non
 def test_every_method_gives_what_it_gives_alone(comparer: Comparer, complete: Comparison) -> None:
     assert tuple(complete.combined) == SIX
     for name in ("grad_cam", "grad_cam_plus_plus", "integrated_gradients", "occlusion"):
-        alone = create(name, comparer.bundle.model).attribute(
+        alone = create(name, comparer.bundle).attribute(
             IMAGE[None], complete.reading.target, seed=2
         )
         assert complete.combined[name].maps == pytest.approx(alone.maps, rel=1e-3, abs=1e-4)

@@ -74,7 +74,7 @@ def explained(bundle: Bundle, path: Path, name: str, **options: object) -> Attri
     image = load_image(path, bundle.input_size)
     decision = int(bundle.logits(image[None])[0].argmax())
     arguments = {"targets": decision, "seed": 3, "batch_size": 4} | options
-    return create(name, bundle.model).attribute(image[None], **arguments)
+    return create(name, bundle).attribute(image[None], **arguments)
 
 
 def test_one_complete_folder_per_image(written: list[Path]) -> None:

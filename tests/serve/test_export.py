@@ -133,7 +133,7 @@ def test_explanations_are_those_of_the_package(
     asked = np.array([-1, 4, 0, -1], np.int32)
     goals = np.where(asked < 0, predicted, asked)
     out = explain(images=fitted, targets=asked)
-    expected = GradCAM(bundle.model).attribute(fitted, goals.tolist())
+    expected = GradCAM(bundle).attribute(fitted, goals.tolist())
     assert out["target"].numpy().tolist() == goals.tolist()
     assert out["target_code"].numpy()[1] == b"mel"
     assert expected.maps.max() > 0
@@ -173,7 +173,7 @@ def test_tflite_gives_probabilities_and_the_maps_of_all_classes(
 
     interpreter = Interpreter(model_path=str(exported / "model.tflite"))
     run = interpreter.get_signature_runner()
-    expected = GradCAM(bundle.model).attribute(fitted, "all").maps
+    expected = GradCAM(bundle).attribute(fitted, "all").maps
     probabilities = bundle.calibration.probabilities(bundle.logits(fitted))
     for position, image in enumerate(fitted):
         out = run(image=image[None].astype(np.float32))
@@ -241,7 +241,7 @@ def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
     asked = np.array([-1, 4, 0, -1], np.int32)
     goals = np.where(asked < 0, predicted, asked)
     out = loaded.signatures["explain_integrated_gradients"](images=fitted, targets=asked)
-    expected = IntegratedGradients(bundle.model, tolerance=None).attribute(fitted, goals.tolist())
+    expected = IntegratedGradients(bundle, tolerance=None).attribute(fitted, goals.tolist())
     np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
     np.testing.assert_allclose(out["output"], expected.values, atol=1e-4)
     details = expected.details

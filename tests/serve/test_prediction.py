@@ -54,6 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         data={"synthetic": False},
         history=pd.DataFrame({"epoch": [1]}),
         split=pd.DataFrame({"image_id": ["a"]}),
+        labels=HAM10000,
     )
 
 

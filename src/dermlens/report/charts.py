@@ -41,28 +41,16 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> "Fi
         for column, color, label in lines:
             right.plot(epochs, history[column], color=color, label=label)
         fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
-        kept = fine[history.epoch.to_numpy()[fine] == best_epoch]
-        if len(kept):
-            place = (epochs[kept[0]], history.validation_balanced_accuracy.to_numpy()[kept[0]])
+        for kept in fine[history.epoch.to_numpy()[fine] == best_epoch][:1]:
+            place = (epochs[kept], history.validation_balanced_accuracy.to_numpy()[kept])
             right.plot(*place, "o", color=ACCENT)
-            right.annotate(
-                f"{place[1]:.3f}",
-                place,
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                color=ACCENT,
-            )
+            shown: Any = {"textcoords": "offset points", "ha": "center", "color": ACCENT}
+            right.annotate(f"{place[1]:.3f}", place, (0, 7), **shown)
         if 0 < len(fine) < len(history):
             for axes in (left, right):
                 axes.axvline(epochs[fine[0]] - 0.5, color=MUTED, linestyle=":")
-                axes.annotate(
-                    "fine-tuning",
-                    (epochs[fine[0]] - 0.4, 1),
-                    xycoords=("data", "axes fraction"),
-                    color=MUTED,
-                    va="top",
-                )
+                where: Any = {"xycoords": ("data", "axes fraction"), "color": MUTED, "va": "top"}
+                axes.annotate("fine-tuning", (epochs[fine[0]] - 0.4, 1), **where)
         right.set(title="Validation", xlabel="epoch", ylabel="share", ylim=(0, 1.02))
         right.legend(loc="lower right")
         for axes in (left, right):
@@ -152,18 +140,10 @@ def _matrix(axes: "Axes", codes: list[str], shade: np.ndarray, text: list[list[s
     axes.set_yticks(places, codes)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(False)
-    for row in places:
-        for column in places:
-            dark = np.nan_to_num(shade[row, column]) > 0.55
-            axes.text(
-                column,
-                row,
-                text[row][column],
-                ha="center",
-                va="center",
-                color="white" if dark else INK,
-                fontsize=9,
-            )
+    for row, column in np.ndindex(shade.shape):
+        color = "white" if np.nan_to_num(shade[row, column]) > 0.55 else INK
+        place: Any = {"ha": "center", "va": "center", "color": color, "fontsize": 9}
+        axes.text(column, row, text[row][column], **place)
 
 
 def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
@@ -185,13 +165,8 @@ def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
             left.plot(false_rate, true_rate, color=color, label=f"{code}  {area:.3f}")
             precision, recall, _ = precision_recall_curve(positive, probabilities[:, k])
             average = metrics.average_precision(probabilities[:, k], positive, one)[0]
-            right.plot(
-                recall,
-                precision,
-                color=color,
-                drawstyle="steps-post",
-                label=f"{code}  {average:.3f}",
-            )
+            label = f"{code}  {average:.3f}"
+            right.plot(recall, precision, color=color, drawstyle="steps-post", label=label)
         left.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
         left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
         right.set(title="Precision-recall", xlabel="recall", ylabel="precision")
@@ -217,11 +192,8 @@ def operating_points(table: pd.DataFrame, points: dict[str, Any]) -> "Figure":
             score = table[[f"probability_{code}" for code in point["codes"]]].sum(axis=1)
             positive = table.dx.isin(point["codes"])
             bins = np.linspace(0, 1, 31)
-            groups = (
-                (score[~positive], MUTED, "others"),
-                (score[positive], WARNING, ", ".join(point["codes"])),
-            )
-            for values, color, label in groups:
+            positives = (score[positive], WARNING, ", ".join(point["codes"]))
+            for values, color, label in ((score[~positive], MUTED, "others"), positives):
                 if len(values):
                     part.hist(values, bins, density=True, color=color, alpha=0.6, label=label)
             part.axvline(point["threshold"], color=INK, linestyle="--")
@@ -256,9 +228,8 @@ def per_class_recall(result: dict[str, Any]) -> "Figure":
             low, high = np.array(ranges, float).T
             error = np.clip(np.stack([values - low, high - values]), 0, None)
             axes.bar(places + shift, values, 0.34, color=color, alpha=0.85, label=label)
-            axes.errorbar(
-                places + shift, values, np.nan_to_num(error), fmt="none", color=INK, capsize=2
-            )
+            shown: Any = {"fmt": "none", "color": INK, "capsize": 2}
+            axes.errorbar(places + shift, values, np.nan_to_num(error), **shown)
         names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in codes]
         axes.set_xticks(places, names)
         axes.set(title="Recall per class", ylabel="recall", ylim=(0, 1.08))

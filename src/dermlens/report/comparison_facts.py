@@ -59,7 +59,7 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
         scale_agreement=agreement_of_scales(comparison.scales),
         convergence_delta=_detail(comparison, "integrated_gradients", "convergence_delta"),
         r2=_detail(comparison, "lime", "r2"),
-        calibrated=comparison.calibrated,
+        calibrated=reading.calibrated,
         synthetic=synthetic,
         titles={name: method(name).title for name in maps},
         **_places(reading.lesion, maps, {name: -one for name, one in signed.items()}),
