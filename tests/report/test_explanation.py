@@ -13,7 +13,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.output import Contrast, Probability
 from dermlens.explain.registry import METHODS, create
-from dermlens.explain.score import Contrast, Probability
+from dermlens.explain.output import Contrast, Probability
 from dermlens.labels import HAM10000
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle

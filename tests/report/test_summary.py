@@ -203,7 +203,7 @@ def test_numbers_for_people() -> None:
     assert percent(0.005) == f"under 1{NO_BREAK}%" and percent(0.0) == f"0{NO_BREAK}%"
     assert percent(0.9951) == f"over 99{NO_BREAK}%" and percent(1.0) == f"100{NO_BREAK}%"
     assert class_name(HAM10000, "akiec").startswith("actinic")
-    gap = replace(SOUND, completeness_gap=5e4)
+    gap = replace(SOUND, convergence_delta=5e4)
     assert "misses more than 100 %" in summarize(gap).doubts[0].text
 
 

@@ -257,13 +257,13 @@ def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
 
 
 @pytest.mark.parametrize("dark", [0.0, 0.4, 0.95, 1.0])
-def test_skin_color_in_graph_is_that_of_the_package(dark: float) -> None:
-    from dermlens.serve.export_graph import skin_color_in_graph
+def test_border_color_in_graph_is_that_of_the_package(dark: float) -> None:
+    from dermlens.serve.export_graph import border_color_in_graph
 
     generator = np.random.default_rng(0)
     image = generator.integers(50, 256, (*SIZE, 3)).astype(np.float32)
     image[generator.random(SIZE) < dark] *= 0.1
-    np.testing.assert_array_equal(skin_color_in_graph(image, SIZE), border_color(image))
+    np.testing.assert_array_equal(border_color_in_graph(image, SIZE), border_color(image))
 
 
 def test_whole_numbers_need_images_to_set_their_ranges(bundle: Bundle, tmp_path: Path) -> None:
