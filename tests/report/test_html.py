@@ -70,7 +70,7 @@ def test_everything_put_in_is_escaped() -> None:
     text = full_page().html()
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "<title>Title &amp; more</title>" in text and "Under &lt;it&gt;" in text
-    page = Page('"quoted"').figure(np.zeros((2, 2)), 'c"><img src=x>', alt='a"b')
+    page = Page('"quoted"').figure(np.zeros((2, 2, 3), np.uint8), 'c"><img src=x>', alt='a"b')
     assert [a["alt"] for a in Reader(page.html()).attributes("img")] == ['a"b']
 
 
@@ -96,7 +96,9 @@ def test_figure_is_embedded_with_size_caption_and_alt() -> None:
 
 
 def test_empty_alt_marks_a_decoration() -> None:
-    (attributes,) = Reader(Page("t").figure(np.zeros((2, 2, 3), np.uint8), "c", alt="").html()).attributes("img")
+    (attributes,) = Reader(
+        Page("t").figure(np.zeros((2, 2, 3), np.uint8), "c", alt="").html()
+    ).attributes("img")
     assert attributes["alt"] == ""
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_methods_are_explained_one_after_the_other(
     both = spearman(maps[:1], maps[1:])[0]
     assert last.agreement == {name: pytest.approx(both) for name in names}
     text = text_of(app_page_results.cards("Melanoma", analysis, last))
-    assert "Melanoma" in text and "completeness gap" in text
+    assert "Melanoma" in text and "convergence delta" in text
     assert f"agreement with others {both:.2f}" in text
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
@@ -248,15 +249,12 @@ def test_every_registered_method_can_be_chosen(explaining: Explaining) -> None:
 def with_probabilities(analysis: Analysis, predicted: int, melanoma: float) -> Analysis:
     probabilities = np.full(7, (1 - melanoma) / 6)
     probabilities[4] = melanoma
-    return Analysis(
-        analysis.image,
-        analysis.display,
-        analysis.logits,
-        probabilities,
-        predicted,
-        (predicted, 4) if predicted != 4 else (4,),
-        {"malignant": False, "melanoma": melanoma >= 0.1},
-        analysis.maps,
+    return replace(
+        analysis,
+        probabilities=probabilities,
+        predicted=predicted,
+        prediction_set=(predicted, 4) if predicted != 4 else (4,),
+        flags={"malignant": False, "melanoma": melanoma >= 0.1},
     )
 
 
@@ -282,7 +280,7 @@ def test_page_says_what_it_is(actions: Actions, analysis: Analysis) -> None:
     assert NOTE in text_of(app_page.banner(bundle))
     assert "drawn images only" in text_of(app_page.header(bundle))
     real = copy.copy(bundle)
-    real.facts = {"data": {"name": "HAM10000"}}
+    real.synthetic = False
     assert "drawn" not in text_of(app_page.header(real))
     about = app_page_about.about(bundle)
     assert NOTE in about and "MIT" in about and "| melanoma | mel | 0.1 | 90" in about

@@ -16,7 +16,7 @@ from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
 from dermlens.explain.contrast import SignedCAM, strongest_other
 from dermlens.explain.layers import find_features
-from dermlens.explain.multiscale import MultiScale, MultiScaleResult
+from dermlens.explain.multiscale import MultiScale
 from dermlens.explain.output import Logit
 from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import SIX, create_several, method, parse_methods, shared_bank
@@ -167,7 +167,13 @@ class Comparer:
         state = replace(state, agreement=compare_methods(state.combined))
         done("agreement")
         yield state
-        state = replace(state, scales=self._at_scales(reading, state.combined, seed))
+        if self._scales is not None:
+            options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
+            known_patches = state.combined.get("occlusion")
+            scales = self._scales.explain(
+                reading.image, reading.target, known=known_patches, **options
+            )
+            state = replace(state, scales=scales)
         done("scales")
         yield state
         state = replace(state, discrimination=self._discriminate(reading, known, seed))
@@ -234,15 +240,6 @@ class Comparer:
         if name != "grad_cam":
             known[name, reading.target] = result.maps[0]
         return result
-
-    def _at_scales(
-        self, reading: Reading, combined: Mapping[str, Attribution], seed: int
-    ) -> MultiScaleResult | None:
-        if self._scales is None:
-            return None
-        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
-        known = combined.get("occlusion")
-        return self._scales.explain(reading.image, reading.target, known=known, **options)
 
     def _discriminate(
         self, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int

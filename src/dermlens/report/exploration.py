@@ -125,35 +125,27 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
 def _people(report: _Report, table: pd.DataFrame) -> None:
     report.page.section("Age, sex and place on the body")
     if table.age.notna().any():
-        report.figure(
-            "age",
-            figures.distribution(table, "age", "age (years)", report.colors),
-            "Age in years, by class, with median and quartiles.",
-        )
+        drawn = figures.distribution(table, "age", "age (years)", report.colors)
+        report.figure("age", drawn, "Age in years, by class, with median and quartiles.")
         report.table("age", statistics_of.age_summary(table, report.labels), "Age in years.")
-    for column, caption in (("sex", "Sex"), ("localization", "Place on the body")):
-        counts = statistics_of.cross_table(table, column, report.labels)
-        report.figure(
-            column,
-            figures.shares(counts, column),
-            f"{caption}: share of the images of each class, percent.",
-        )
-        report.table(column, counts, f"{caption}: images.")
+    _shares(report, table, "sex", "Sex")
+    _shares(report, table, "localization", "Place on the body")
+
+
+def _shares(report: _Report, table: pd.DataFrame, column: str, caption: str) -> None:
+    counts, text = statistics_of.cross_table(table, column, report.labels), "share of the images"
+    drawn = figures.shares(counts, column)
+    report.figure(column, drawn, f"{caption}: {text} of each class, percent.")
+    report.table(column, counts, f"{caption}: images.")
 
 
 def _provenance(report: _Report, table: pd.DataFrame) -> None:
     report.page.section(
         "How the labels were made, and what is missing",
-        "Where labels were made in different ways in different classes, a model can pick "
-        "up the way instead of the lesion.",
+        "Where labels were made in different ways in different classes, a model can pick up "
+        "the way instead of the lesion.",
     )
-    counts = statistics_of.cross_table(table, "dx_type", report.labels)
-    report.figure(
-        "dx_type",
-        figures.shares(counts, "dx_type"),
-        "Ground for the label: share of the images of each class, percent.",
-    )
-    report.table("dx_type", counts, "Ground for the label: images.")
+    _shares(report, table, "dx_type", "Ground for the label")
     missing = statistics_of.missing_values(table, report.labels)
     report.table("missing_values", missing, "Images without a value, in all and by class.")
 
@@ -191,28 +183,19 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
         figures.color_histograms(statistics, report.colors),
         "Distribution of red, green and blue over all pixels, by class.",
     )
-    report.figure(
-        "brightness",
-        figures.distribution(
-            statistics.per_image, "brightness", "mean luma (0 to 255)", report.colors
-        ),
-        "Mean brightness of the images.",
-    )
+    per_image, share = statistics.per_image, statistics.per_image.lesion_share
+    drawn = figures.distribution(per_image, "brightness", "mean luma (0 to 255)", report.colors)
+    report.figure("brightness", drawn, "Mean brightness of the images.")
     summary = statistics_of.brightness_summary(statistics)
     report.table("brightness", summary, "Mean luma of the images, 0 to 255.")
-    share = statistics.per_image.lesion_share
     if not share.notna().any():
         return
     report.page.paragraph(
         f"The lesion covers {np.nanmedian(share):.0%} of the frame at the median; "
         f"{(share > 0.9).sum():,} lesions fill more than 90 % of it."
     )
-    percent = statistics.per_image.assign(lesion_share=share * 100)
-    report.figure(
-        "lesion_size",
-        figures.distribution(percent, "lesion_share", "percent of the frame", report.colors),
-        "Size of the lesions.",
-    )
-    report.table(
-        "lesion_size", statistics_of.lesion_sizes(statistics), "Share of the frame, 0 to 1."
-    )
+    percent = per_image.assign(lesion_share=share * 100)
+    drawn = figures.distribution(percent, "lesion_share", "percent of the frame", report.colors)
+    report.figure("lesion_size", drawn, "Size of the lesions.")
+    sizes = statistics_of.lesion_sizes(statistics)
+    report.table("lesion_size", sizes, "Share of the frame, 0 to 1.")

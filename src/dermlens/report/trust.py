@@ -59,12 +59,8 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
     """Return the reasons not to trust an explanation, in a fixed order; empty if none."""
     found: list[Doubt] = []
 
-    def below(name: str, value: float, threshold: float, text: str, *, at_most: bool = False) -> None:
-        if value < threshold or (at_most and value == threshold):
-            found.append(Doubt(name, text, value, threshold))
-
-    def above(name: str, value: float, threshold: float, text: str) -> None:
-        if value > threshold:
+    def check(crossed: bool, name: str, value: float, threshold: float, text: str) -> None:
+        if crossed:
             found.append(Doubt(name, text, value, threshold))
 
     target, other, words = facts.named(facts.target), facts.named(facts.other), facts.words
@@ -78,30 +74,33 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
         )
     else:
         # Where the target is not the most probable one, the other is preferred: that is no tie.
-        below(
+        check(
+            facts.odds < NEAR_TIE_ODDS,
             "near_tie",
             facts.odds,
             NEAR_TIE_ODDS,
             f"Near tie: {target} is only {facts.odds:.2f} times as probable as {other} (threshold "
             f"{NEAR_TIE_ODDS:g}). Look at the maps of both {words.several}.",
         )
-    below(
+    check(
+        facts.agreement < LOW_AGREEMENT,
         "low_agreement",
         facts.agreement,
         LOW_AGREEMENT,
         f"The methods disagree: mean rank correlation {facts.agreement:.2f} between families "
         f"(threshold {LOW_AGREEMENT:g}). No single map should be shown as the reason.",
     )
-    below(
+    check(
+        facts.enrichment <= CHANCE_ENRICHMENT,
         "outside_the_lesion",
         facts.enrichment,
         CHANCE_ENRICHMENT,
         f"The {words.lesion} counts no more than the {words.around}: evidence per pixel inside the "
         f"outline is {facts.enrichment:.2f} times that of the image (threshold "
         f"{CHANCE_ENRICHMENT:g}).",
-        at_most=True,
     )
-    above(
+    check(
+        facts.ring_enrichment > RING_ENRICHMENT,
         "border_ring",
         facts.ring_enrichment,
         RING_ENRICHMENT,
@@ -109,7 +108,8 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
         f"{facts.ring_enrichment:.2f} times that of the image (threshold {RING_ENRICHMENT:g}).",
     )
     gap = facts.convergence_delta
-    above(
+    check(
+        gap > LARGE_COMPLETENESS_GAP,
         "convergence_delta",
         gap,
         LARGE_COMPLETENESS_GAP,
@@ -117,7 +117,8 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
         f"change of score it should account for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its "
         "map is not reliable here.",
     )
-    below(
+    check(
+        facts.r2 < LOW_R2,
         "low_r2",
         facts.r2,
         LOW_R2,
@@ -126,7 +127,8 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
     )
     for one in facts.contrasts:
         apart = median(one.discrimination.values())
-        below(
+        check(
+            apart < LOW_DISCRIMINATION,
             f"low_discrimination_{one.other}",
             apart,
             LOW_DISCRIMINATION,
@@ -134,7 +136,8 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
             f"{percent(apart)} of the evidence lies elsewhere (threshold "
             f"{percent(LOW_DISCRIMINATION)}). They do not show why one was preferred.",
         )
-    below(
+    check(
+        facts.scale_agreement < LOW_SCALE_AGREEMENT,
         "scales_differ",
         facts.scale_agreement,
         LOW_SCALE_AGREEMENT,
