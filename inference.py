@@ -404,13 +404,13 @@ class SavedModel:
         check_files(self.facts, {name: path / name for name in self.facts.get("sha256", {})}, path)
         try:
             self._signatures = tf.saved_model.load(str(path)).signatures
-            self._signatures["serving_default"], self._signatures["explain_grad_cam"]
+            self._signatures["serving_default"]
         except Exception as error:
             raise Stop(f"{path} is no valid SavedModel ({error}). Export it again.") from error
-        self._tf = tf
+        self._tf, self.explains = tf, "explain_grad_cam" in self._signatures
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities (N, C) of uint8 images (N, H, W, 3)."""
+        """Return probabilities (N, C) of uint8 images (N, H, W, 3)."""
         outputs = self._signatures["serving_default"](images=self._tf.constant(images))
         return outputs["probabilities"].numpy()
 
@@ -450,14 +450,14 @@ class LiteRT:
             self._run = self._interpreter.get_signature_runner()
             known = {**self._run.get_input_details(), **self._run.get_output_details()}
             found = {name: tuple(map(int, known[name]["shape"])) for name in shapes}
-            known["maps"]
+            self.explains = "maps" in known
         except (ValueError, RuntimeError, KeyError) as error:
             raise Stop(f"{path} is no valid .tflite file ({error}). Export it again.") from error
         if found != shapes:
             raise Stop(f"{path} and {path.with_suffix('.json')} do not belong together: {found}.")
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities (1, C) of one uint8 image (1, H, W, 3)."""
+        """Return probabilities (1, C) of one uint8 image (1, H, W, 3)."""
         return self._run(image=images.astype(np.float32))["probabilities"]
 
     def explained(self, images: np.ndarray) -> tuple[np.ndarray, MapReader]:
@@ -583,7 +583,7 @@ def predict(
         artifact: From ``load``.
         files: Images.
         explain: Folder for Grad-CAM overlays, or None.
-        target: Code of the diagnosis to explain; default the most probable one.
+        target: Code of the class to explain; default the most probable one.
         level: Of the prediction sets, 0..1; default the stored one.
     """
     facts = artifact.facts
@@ -681,7 +681,10 @@ def rule_of(facts: dict) -> dict:
 def balanced(probabilities: np.ndarray, facts: dict) -> np.ndarray:
     """Return the class positions that the balanced rule chooses, int32 (N,)."""
     rule = rule_of(facts)
-    adjusted = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
+    shares = np.clip(probabilities.astype(np.float64), 1e-30, 1.0)
+    adjusted = np.log(shares)
+    if facts.get("link") == "sigmoid":
+        adjusted -= np.log(np.maximum(1.0 - shares, 1e-30))
     if rule["tau"]:
         adjusted -= rule["tau"] * np.asarray(rule["log_prior"])
     return adjusted.argmax(axis=1).astype(np.int32)
@@ -695,7 +698,7 @@ def thresholds(facts: dict, level: float | None) -> np.ndarray | None:
 
     Args:
         facts: Metadata of the artifact.
-        level: Share of images whose set is to hold the diagnosis, 0..1; default the stored one.
+        level: Share of images whose set is to hold the true class, 0..1; default the stored one.
     """
     sets = facts.get("prediction_sets")
     if sets is None:
@@ -711,7 +714,7 @@ def thresholds(facts: dict, level: float | None) -> np.ndarray | None:
 
 
 def describe(probabilities: np.ndarray, facts: dict, level: float | None = None) -> dict:
-    """Return the answer about one image: most probable diagnosis, prediction set, flags."""
+    """Return the answer about one image: most probable class, prediction set, flags."""
     codes = [entry["code"] for entry in facts["classes"]]
     first, limits = int(probabilities.argmax()), thresholds(facts, level)
     flags = {}
@@ -737,7 +740,7 @@ def describe(probabilities: np.ndarray, facts: dict, level: float | None = None)
 
 
 def overlay(image: np.ndarray, values: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Lay an attribution map over an image: brighter means more evidence for the diagnosis.
+    """Lay an attribution map over an image: brighter means more evidence for the class.
 
     Args:
         image: uint8 RGB (H, W, 3).
@@ -776,9 +779,11 @@ def line(record: dict, facts: dict, first_balanced: bool = False) -> str:
     names = {entry["code"]: entry["name"] for entry in facts["classes"]}
 
     def said(code: str) -> str:
-        return f"{names[code]} ({code}), {percent(record['probabilities'][code])}"
+        name = code if names[code] == code else f"{names[code]} ({code})"
+        return f"{name}, {percent(record['probabilities'][code])}"
 
-    text = f"Most probable: {said(record['predicted'])}."
+    note = "" if facts.get("calibrated", True) else " (not calibrated)"
+    text = f"Most probable: {said(record['predicted'])}{note}."
     if first_balanced:
         text = f"Balanced rule: {said(record['balanced_rule'])}. {text}"
     if record["prediction_set"] is not None:
@@ -795,7 +800,11 @@ def line(record: dict, facts: dict, first_balanced: bool = False) -> str:
 def percent(share: float) -> str:
     """Write a share for people."""
     rounded = f"{100 * share:.0f}"
-    return "under 1 %" if share > 0 and rounded == "0" else f"{rounded} %"
+    if rounded == "0" and share > 0:
+        rounded = "under 1"
+    elif rounded == "100" and share < 1:
+        rounded = "over 99"
+    return f"{rounded} %"
 
 
 def csv_row(record: dict, facts: dict) -> dict:
@@ -807,6 +816,7 @@ def csv_row(record: dict, facts: dict) -> dict:
         row[f"probability_{entry['code']}"] = record.get("probabilities", {}).get(entry["code"], "")
     for name in facts["operating_points"]:
         row[f"flag_{name}"] = record.get("flags", {}).get(name, "")
+    row["calibrated"] = facts.get("calibrated", True)
     return row
 
 
@@ -835,6 +845,7 @@ def write_tables(options: argparse.Namespace, records: list[dict], facts: dict) 
         about = {
             key: facts.get(key) for key in ("artifact", "model", "dermlens_version", "license")
         }
+        about["calibrated"] = facts.get("calibrated", True)
         content = {**about, "note": NOTE, "images": records}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         complete = write(Path(options.json), text)
@@ -858,18 +869,18 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the results as a table")
     parser.add_argument("--explain", metavar="DIR", help="write Grad-CAM overlays")
-    parser.add_argument("--target", metavar="CODE", help="explain this diagnosis, such as mel")
+    parser.add_argument("--target", metavar="CODE", help="explain this class, such as mel")
     parser.add_argument(
         "--level",
         type=float,
         metavar="SHARE",
-        help="share of images whose prediction set is to hold the diagnosis, 0..1",
+        help="share of images whose prediction set is to hold the true class, 0..1",
     )
     parser.add_argument(
         "--decision",
         choices=("most_probable", "balanced"),
         default="most_probable",
-        help="what is said first: the most probable diagnosis, or the balanced rule",
+        help="what is said first: the most probable class, or the balanced rule",
     )
     return parser.parse_args(given)
 
@@ -895,9 +906,11 @@ def main(given: list[str] | None = None) -> int:
         artifact = load(Path(options.artifact))
         codes = [entry["code"] for entry in artifact.facts["classes"]]
         if options.target is not None and options.target not in codes:
-            raise Stop(f"Unknown diagnosis {options.target!r}. Use one of: {', '.join(codes)}.")
+            raise Stop(f"Unknown class {options.target!r}. Use one of: {', '.join(codes)}.")
         check_level(options.level, artifact.facts)
         explain = Path(options.explain) if options.explain else None
+        if explain is not None and not artifact.explains:
+            raise Stop("This export has no Grad-CAM, so --explain cannot be given.")
         if explain is not None:
             explain.mkdir(parents=True, exist_ok=True)
         if model := artifact.facts.get("model"):
@@ -913,6 +926,8 @@ def main(given: list[str] | None = None) -> int:
         return 2
     if artifact.facts.get("synthetic"):
         print("This model was trained on drawn images only; real images mean nothing to it.")
+    if not artifact.facts.get("calibrated", True):
+        print("Probabilities are not calibrated: they are the model's own, and may be far off.")
     if artifact.facts.get("prediction_sets") is None:
         print("This export carries no prediction sets: what cannot be excluded is not known.")
     print(NOTE)

@@ -239,7 +239,7 @@ def test_exported_graphs(case: Case, artifacts: Path) -> None:
     asked = np.full(len(NAMES), -1, np.int32)
     drawn = signatures["explain_grad_cam"](images=images, targets=asked)
     assert drawn["target"].numpy().tolist() == case.logits.argmax(axis=1).tolist()
-    maps = GradCAM(case.bundle.model).attribute(images).maps
+    maps = GradCAM(case.bundle).attribute(images).maps
     np.testing.assert_allclose(drawn["maps"], maps, atol=1e-4)
     run = Interpreter(str(artifacts / "model.tflite")).get_signature_runner()
     for position, name in enumerate(NAMES):

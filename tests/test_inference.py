@@ -31,7 +31,7 @@ def bundle() -> Bundle:
 def artifacts(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
     images = ExportImages([np.asarray(picture(0))], None, [], "one")
-    export(bundle, out, ["saved_model", "float32"], images, costs=False)
+    export(bundle, out, ["saved_model", "float32"], images)
     return out
 
 
@@ -166,7 +166,7 @@ def test_nothing_to_do_ends_with_2_and_a_sentence(
         ([str(tmp_path / "broken.tflite"), image], "no valid .tflite file"),
         ([str(tmp_path / "lonely.tflite"), image], "lonely.json is missing"),
         ([model, str(tmp_path / "missing.png")], "No image found"),
-        ([model, image, "--target", "moles"], "Unknown diagnosis 'moles'"),
+        ([model, image, "--target", "moles"], "Unknown class 'moles'"),
     ):
         assert inference.main(given) == 2
         error = capsys.readouterr().err

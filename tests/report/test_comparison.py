@@ -94,7 +94,7 @@ def test_reading_is_the_bundles(comparer: Comparer, complete: Comparison) -> Non
 def test_every_method_gives_what_it_gives_alone(comparer: Comparer, complete: Comparison) -> None:
     assert tuple(complete.combined) == SIX
     for name in ("grad_cam", "grad_cam_plus_plus", "integrated_gradients", "occlusion"):
-        alone = create(name, comparer.bundle.model).attribute(
+        alone = create(name, comparer.bundle).attribute(
             IMAGE[None], complete.reading.target, seed=2
         )
         assert complete.combined[name].maps == pytest.approx(alone.maps, rel=1e-3, abs=1e-4)
@@ -165,7 +165,7 @@ def test_facts_are_the_numbers_of_the_maps(complete: Comparison) -> None:
     assert facts.lesion_area == pytest.approx(MASK.mean())
     assert sum(facts.zones.values()) == pytest.approx(1.0)
     assert set(facts.against) == {"integrated_gradients", "occlusion", "lime", "gp_shap"}
-    assert facts.r2 == pytest.approx(complete.combined["lime"].r2[0])
+    assert facts.r2 == pytest.approx(complete.combined["lime"].facts()["r2"])
     shares = complete.reading.probabilities
     second = complete.reading.others[0]
     assert facts.odds == pytest.approx(shares[complete.reading.target] / shares[second])
@@ -333,8 +333,8 @@ def test_one_method_is_enough_and_none_is_not() -> None:
 
 
 def attribution(values: np.ndarray, name: str) -> Attribution:
-    none = np.zeros(1)
-    return Attribution(values[None], name, none, none, "logit", True, Cost())
+    known = {"targets": np.zeros(1), "values": np.zeros(1), "output": "logit", "signed": True}
+    return Attribution(maps=values[None], method=name, **known)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from dermlens.errors import DataError, UsageError
 from dermlens.explain.base import Attribution, Cost
 from dermlens.explain.output import Contrast, Probability
 from dermlens.explain.registry import METHODS, create
-from dermlens.explain.score import Contrast, Probability
 from dermlens.labels import HAM10000
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle
@@ -74,7 +73,7 @@ def explained(bundle: Bundle, path: Path, name: str, **options: object) -> Attri
     image = load_image(path, bundle.input_size)
     decision = int(bundle.logits(image[None])[0].argmax())
     arguments = {"targets": decision, "seed": 3, "batch_size": 4} | options
-    return create(name, bundle.model).attribute(image[None], **arguments)
+    return create(name, bundle).attribute(image[None], **arguments)
 
 
 def test_one_complete_folder_per_image(written: list[Path]) -> None:
@@ -141,7 +140,7 @@ def test_description_holds_the_answer_and_the_costs(
         assert facts["forward_passes"] == expected.cost.forward > 0
         assert facts["backward_passes"] == expected.cost.backward
         assert facts["seconds"] >= 0
-    gap = explained(bundle, files[0], "integrated_gradients").convergence_delta[0]
+    gap = explained(bundle, files[0], "integrated_gradients").facts()["convergence_delta"]
     assert stored["methods"]["integrated_gradients"]["convergence_delta"] == pytest.approx(gap)
 
 
@@ -269,7 +268,7 @@ def test_failed_drawing_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_description_picks_the_image_and_leaves_large_details_out() -> None:
+def test_description_says_what_the_method_asks_of_the_image_at_a_position() -> None:
     result = Attribution(
         maps=np.zeros((2, 3, 4), np.float32),
         method="lime",
@@ -278,15 +277,8 @@ def test_description_picks_the_image_and_leaves_large_details_out() -> None:
         output="logit",
         signed=True,
         cost=Cost(10, 0, 1.23456),
-        details={
-            "r2": np.array([0.8, 0.9]),
-            "fill": "blur",
-            "superpixels": np.zeros((2, 3, 4), int),
-            "network": object(),
-        },
     )
     facts = describe(result, 1)
-    assert facts["r2"] == 0.9 and facts["fill"] == "blur" and facts["output_value"] == -1.5
+    assert facts["question"] == METHODS["lime"].question and facts["output_value"] == -1.5
     assert facts["seconds"] == 1.235 and facts["forward_passes"] == 10
-    assert facts["family"] == "perturbation"
-    assert "superpixels" not in facts and "network" not in facts
+    assert facts["family"] == "perturbation" and "maps" not in facts

@@ -9,7 +9,9 @@ from dermlens.report import trust
 from dermlens.report.facts import NO_BREAK, ContrastFacts, Facts, class_name, percent
 from dermlens.report.summary import summarize
 
-CONTRAST = ContrastFacts("nv", {"gp_shap": 0.2, "lime": 0.4}, {"gp_shap": 0.5, "lime": 0.7}, "border")
+CONTRAST = ContrastFacts(
+    "nv", {"gp_shap": 0.2, "lime": 0.4}, {"gp_shap": 0.5, "lime": 0.7}, "border"
+)
 SOUND = Facts(
     labels=HAM10000,
     target="mel",
@@ -203,7 +205,7 @@ def test_numbers_for_people() -> None:
     assert percent(0.005) == f"under 1{NO_BREAK}%" and percent(0.0) == f"0{NO_BREAK}%"
     assert percent(0.9951) == f"over 99{NO_BREAK}%" and percent(1.0) == f"100{NO_BREAK}%"
     assert class_name(HAM10000, "akiec").startswith("actinic")
-    gap = replace(SOUND, completeness_gap=5e4)
+    gap = replace(SOUND, convergence_delta=5e4)
     assert "misses more than 100 %" in summarize(gap).doubts[0].text
 
 
@@ -226,12 +228,12 @@ def test_classes_that_are_no_diagnoses_are_not_called_so() -> None:
     assert said["diagnosis"] == (
         "Most probable: cat, 62 % (not calibrated). It is contrasted with dog, 30 %."
     )
-    assert "in the core of the outlined object (15 % of the image)" in said["place"]
+    assert "in the core of the object (15 % of the image)" in said["place"]
     assert "20 % on the background" in said["place"]
     bad = replace(
         ANIMALS, target="dog", inside={"lime": 0.1}, ring={"lime": 0.9}, r2=0.1, synthetic=True
     )
     everything = " ".join([*sentences(bad).values(), *(d.text for d in summarize(bad).doubts)])
-    assert "The outlined object counts no more than the background" in everything
+    assert "The object counts no more than the background" in everything
     for word in ("diagnos", "lesion", "skin", "malignan", "melanom", "ruler", "gel"):
         assert word not in everything

@@ -1,7 +1,9 @@
 """What the web interface does and shows, and the page behind a real server."""
 
 import asyncio
+import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,6 @@ from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
 from dermlens.explain.target import PREDICTED
 from dermlens.labels import HAM10000
-from dermlens.model.bundle import Bundle
 from dermlens.model.outlier import OutlierDetector
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report import layers as app_layers
@@ -75,7 +76,7 @@ def test_analysis_is_what_the_bundle_says(
         name: bool(point.score(probabilities, HAM10000.codes)[0] >= point.threshold)
         for name, point in calibration.operating_points.items()
     }
-    expected = GradCAM(bundle.model).attribute(image[None], "all").maps[0]
+    expected = GradCAM(bundle).attribute(image[None], "all").maps[0]
     np.testing.assert_allclose(analysis.maps, expected, atol=1e-4)
     assert analysis.remarks == ()
     assert analysis.display.shape == (53, 80, 3)
@@ -133,7 +134,7 @@ def test_images_unlike_the_training_images_make_the_model_abstain(large: Path) -
     assert "2 % of ordinary ones" in app_page_about.about(actions.bundle).replace("\xa0", " ")
     answered = with_detector(1e6).analyze(large)
     assert not answered.abstains and answered.outlier_score == pytest.approx(found.outlier_score)
-    expected = GradCAM(actions.bundle.model)
+    expected = GradCAM(actions.bundle)
     features = expected.features.run(found.image[None].astype(np.float32))[0].numpy().mean((1, 2))
     score = actions.bundle.outlier.scores(features)[0]
     assert found.outlier_score == pytest.approx(score, rel=1e-4)
@@ -150,7 +151,7 @@ def test_probabilities_map_and_outlier_score_cost_one_pass(
     found = actions.analyze(large)
     app_page.verdict(actions.bundle, found)
     for target in range(7):
-        app_page.grad_cam(actions.bundle, found, target)
+        app_page.grad_cam(actions, found, target)
     assert len(passes) == 1 and passes[0].shape == (1, *SIZE, 3)
 
 
@@ -166,20 +167,20 @@ def test_methods_are_explained_one_after_the_other(
         (names, None),
     ]
     last, bundle = states[-1], explaining.bundle
-    expected = GradCAM(bundle.model).attribute(load_image(photo, SIZE)[None], "mel")
+    expected = GradCAM(bundle).attribute(load_image(photo, SIZE)[None], "mel")
     np.testing.assert_allclose(last.results["grad_cam"].maps, expected.maps, atol=1e-5)
     assert last.target == 4 and states[0].agreement == {} and states[1].agreement == {}
     maps = smoothed(np.stack([result.maps[0] for result in last.results.values()]))
     both = spearman(maps[:1], maps[1:])[0]
     assert last.agreement == {name: pytest.approx(both) for name in names}
-    text = text_of(app_page_results.cards(bundle, analysis, last))
-    assert "Melanoma" in text and "completeness gap" in text
+    text = text_of(app_page_results.cards("Melanoma", analysis, last))
+    assert "Melanoma" in text and "convergence delta" in text
     assert f"agreement with others {both:.2f}" in text
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
-    running = text_of(app_page_results.cards(bundle, analysis, states[1]))
+    running = text_of(app_page_results.cards("Melanoma", analysis, states[1]))
     assert "2 of 2: Integrated Gradients" in running and "about 22 forward, 64 backward" in running
-    stopped = text_of(app_page_results.cards(bundle, analysis, states[1], stopped=True))
+    stopped = text_of(app_page_results.cards("Melanoma", analysis, states[1], stopped=True))
     assert stopped.startswith("Stopped after 1 of 2 methods.")
     facts = explaining.facts(last)
     assert facts["target"] == "mel" and list(facts["methods"]) == names
@@ -216,7 +217,7 @@ def test_color_maps_and_contours_change_nothing_but_colors(
 ) -> None:
     *_, last = explaining.explain(analysis, ["grad_cam", "integrated_gradients"], "mel")
     first, other = (
-        app_page_results.cards(explaining.bundle, analysis, last, color_map)
+        app_page_results.cards("Melanoma", analysis, last, color_map)
         for color_map in ("inferno", "viridis")
     )
     assert text_of(first) == text_of(other) and first != other
@@ -248,15 +249,12 @@ def test_every_registered_method_can_be_chosen(explaining: Explaining) -> None:
 def with_probabilities(analysis: Analysis, predicted: int, melanoma: float) -> Analysis:
     probabilities = np.full(7, (1 - melanoma) / 6)
     probabilities[4] = melanoma
-    return Analysis(
-        analysis.image,
-        analysis.display,
-        analysis.logits,
-        probabilities,
-        predicted,
-        (predicted, 4) if predicted != 4 else (4,),
-        {"malignant": False, "melanoma": melanoma >= 0.1},
-        analysis.maps,
+    return replace(
+        analysis,
+        probabilities=probabilities,
+        predicted=predicted,
+        prediction_set=(predicted, 4) if predicted != 4 else (4,),
+        flags={"malignant": False, "melanoma": melanoma >= 0.1},
     )
 
 
@@ -279,18 +277,17 @@ def test_verdict_names_all_diagnoses_and_does_not_play_melanoma_down(
 
 def test_page_says_what_it_is(actions: Actions, analysis: Analysis) -> None:
     bundle = actions.bundle
-    assert NOTE in text_of(app_page.BANNER)
+    assert NOTE in text_of(app_page.banner(bundle))
     assert "drawn images only" in text_of(app_page.header(bundle))
-    real = Bundle(
-        bundle.path, bundle.architecture, bundle.calibration, {"data": {"name": "HAM10000"}}, None
-    )
+    real = copy.copy(bundle)
+    real.synthetic = False
     assert "drawn" not in text_of(app_page.header(real))
     about = app_page_about.about(bundle)
     assert NOTE in about and "MIT" in about and "| melanoma | mel | 0.1 | 90" in about
     assert "### Intended use" in about and "### Limits" in about and __version__ in about
     empty = Analysis(**{**vars(analysis), "maps": np.zeros_like(analysis.maps)})
-    assert "the map is empty" in text_of(app_page.grad_cam(bundle, empty, 4))
-    assert "Melanoma" in text_of(app_page.grad_cam(bundle, analysis, 4))
+    assert "the map is empty" in text_of(app_page.grad_cam(actions, empty, 4))
+    assert "Melanoma" in text_of(app_page.grad_cam(actions, analysis, 4))
 
 
 def test_errors_become_sentences(capsys: pytest.CaptureFixture[str]) -> None:

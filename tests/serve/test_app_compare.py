@@ -13,6 +13,7 @@ from PIL import Image
 from dermlens.errors import UsageError
 from dermlens.explain.target import PREDICTED, RUNNER_UP
 from dermlens.report.comparer import Comparer
+from dermlens.report.comparison_view import matrix_table
 from dermlens.serve import app_batch, app_page_results, app_style
 from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_desk import Desk
@@ -82,7 +83,7 @@ def test_warnings_stand_before_the_sentences(analysis: Analysis, states: list[Pr
 
 def test_matrix_cells_are_readable_on_their_color() -> None:
     for value in np.linspace(-1, 1, 21):
-        html = app_page_results.matrix_table(np.full((1, 1), value), ["A"], signed=True)
+        html = matrix_table(np.full((1, 1), value), ["A"], signed=True)
         ground, ink = html.split("background:rgb(")[1].split(")")[0], html.split(";color:")[1][:7]
         levels = [int(part) for part in ground.split(",")]
         text = (255, 255, 255) if ink.startswith("#fff") else (0, 0, 0)
@@ -170,7 +171,7 @@ def test_batch_table_and_csv(actions: Actions, lesion: Path, tmp_path: Path) -> 
     states = list(app_batch.analyze_many(actions, files))
     assert [len(rows) for rows in states] == [1, 2, 3]
     table = app_batch.shown_table(actions, states[-1])
-    assert tuple(table.columns) == app_batch.COLUMNS
+    assert list(table.columns) == list(app_batch.columns(actions.bundle))
     assert list(table.Verdict) == ["answers", "abstains", "not read"]
     assert list(table.File) == ["lesion.png", "=1+1.png", "broken.png"]
     assert "No lesion stands out" in table.Reason[1] and "cannot be decoded" in table.Reason[2]

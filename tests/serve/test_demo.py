@@ -211,7 +211,7 @@ def test_explained_images_stand_beside_their_structures(
         lesion = load_mask(data / "masks" / f"{image_id}_segmentation.png", (32, 40))
         assert np.array_equal(drawn["lesions"][k], lesion)
     for name in ("grad_cam", "grad_cam_plus_plus"):
-        expected = create(name, bundle.model).attribute(np.stack(drawn["images"]), codes)
+        expected = create(name, bundle).attribute(np.stack(drawn["images"]), codes)
         assert np.allclose(drawn["maps"][name], expected.maps, atol=1e-6)
     assert "the lesion is outlined in cyan" in page.html()
 

@@ -133,7 +133,7 @@ def test_explanations_are_those_of_the_package(
     asked = np.array([-1, 4, 0, -1], np.int32)
     goals = np.where(asked < 0, predicted, asked)
     out = explain(images=fitted, targets=asked)
-    expected = GradCAM(bundle.model).attribute(fitted, goals.tolist())
+    expected = GradCAM(bundle).attribute(fitted, goals.tolist())
     assert out["target"].numpy().tolist() == goals.tolist()
     assert out["target_code"].numpy()[1] == b"mel"
     assert expected.maps.max() > 0
@@ -173,7 +173,7 @@ def test_tflite_gives_probabilities_and_the_maps_of_all_classes(
 
     interpreter = Interpreter(model_path=str(exported / "model.tflite"))
     run = interpreter.get_signature_runner()
-    expected = GradCAM(bundle.model).attribute(fitted, "all").maps
+    expected = GradCAM(bundle).attribute(fitted, "all").maps
     probabilities = bundle.calibration.probabilities(bundle.logits(fitted))
     for position, image in enumerate(fitted):
         out = run(image=image[None].astype(np.float32))
@@ -241,7 +241,7 @@ def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
     asked = np.array([-1, 4, 0, -1], np.int32)
     goals = np.where(asked < 0, predicted, asked)
     out = loaded.signatures["explain_integrated_gradients"](images=fitted, targets=asked)
-    expected = IntegratedGradients(bundle.model, tolerance=None).attribute(fitted, goals.tolist())
+    expected = IntegratedGradients(bundle, tolerance=None).attribute(fitted, goals.tolist())
     np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
     np.testing.assert_allclose(out["output"], expected.values, atol=1e-4)
     details = expected.details
@@ -257,13 +257,13 @@ def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
 
 
 @pytest.mark.parametrize("dark", [0.0, 0.4, 0.95, 1.0])
-def test_skin_color_in_graph_is_that_of_the_package(dark: float) -> None:
-    from dermlens.serve.export_graph import skin_color_in_graph
+def test_border_color_in_graph_is_that_of_the_package(dark: float) -> None:
+    from dermlens.serve.export_graph import border_color_in_graph
 
     generator = np.random.default_rng(0)
     image = generator.integers(50, 256, (*SIZE, 3)).astype(np.float32)
     image[generator.random(SIZE) < dark] *= 0.1
-    np.testing.assert_array_equal(skin_color_in_graph(image, SIZE), border_color(image))
+    np.testing.assert_array_equal(border_color_in_graph(image, SIZE), border_color(image))
 
 
 def test_whole_numbers_need_images_to_set_their_ranges(bundle: Bundle, tmp_path: Path) -> None:

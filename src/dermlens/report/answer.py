@@ -1,17 +1,70 @@
-"""What a model says about an image, in words: the same on every surface.
+"""What a model says about an image, in numbers and in words: the same on every surface.
 
 Three parts: the most probable class, the classes that cannot be excluded, the flags.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from dermlens.labels import MALIGNANT, LabelSet
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.report.facts import NOT_CALIBRATED, class_name, percent
 
 NO_SETS = (
     "this bundle carries no prediction sets, so what cannot be excluded is not known. "
     "'dermlens pack BUNDLE DATA' fits them."
 )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about one image.
+
+    Attributes:
+        logits: float32 (C,).
+        probabilities: float64 (C,).
+        predicted: Position of the most probable class.
+        prediction_set: Class positions that cannot be excluded, most probable first; None where
+            the model carries no prediction sets.
+        flags: Whether each operating point is reached, by its name.
+        calibrated: Whether the probabilities were calibrated.
+    """
+
+    logits: np.ndarray
+    probabilities: np.ndarray
+    predicted: int
+    prediction_set: tuple[int, ...] | None
+    flags: Mapping[str, bool]
+    calibrated: bool
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return everything by class codes, as JSON types."""
+        inside = self.prediction_set
+        return {
+            "predicted": classes[self.predicted],
+            "prediction_set": None if inside is None else [classes[k] for k in inside],
+            "flags": dict(self.flags),
+            "calibrated": self.calibrated,
+            "probabilities": dict(zip(classes, map(float, self.probabilities), strict=True)),
+            "logits": dict(zip(classes, map(float, self.logits), strict=True)),
+        }
+
+
+def answer_of(classifier: ImageClassifier, logits: np.ndarray) -> Answer:
+    """Return what logits (C,) of one image say."""
+    calibration = classifier.calibration
+    probabilities = calibration.probabilities(logits[None])
+    return Answer(
+        logits,
+        probabilities[0],
+        int(logits.argmax()),
+        calibration.set_of(probabilities[0]),
+        {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()},
+        classifier.calibrated,
+    )
 
 
 def answer_text(

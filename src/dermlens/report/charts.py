@@ -41,28 +41,16 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> "Fi
         for column, color, label in lines:
             right.plot(epochs, history[column], color=color, label=label)
         fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
-        kept = fine[history.epoch.to_numpy()[fine] == best_epoch]
-        if len(kept):
-            place = (epochs[kept[0]], history.validation_balanced_accuracy.to_numpy()[kept[0]])
+        for kept in fine[history.epoch.to_numpy()[fine] == best_epoch][:1]:
+            place = (epochs[kept], history.validation_balanced_accuracy.to_numpy()[kept])
             right.plot(*place, "o", color=ACCENT)
-            right.annotate(
-                f"{place[1]:.3f}",
-                place,
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                color=ACCENT,
-            )
+            shown: Any = {"textcoords": "offset points", "ha": "center", "color": ACCENT}
+            right.annotate(f"{place[1]:.3f}", place, (0, 7), **shown)
         if 0 < len(fine) < len(history):
             for axes in (left, right):
                 axes.axvline(epochs[fine[0]] - 0.5, color=MUTED, linestyle=":")
-                axes.annotate(
-                    "fine-tuning",
-                    (epochs[fine[0]] - 0.4, 1),
-                    xycoords=("data", "axes fraction"),
-                    color=MUTED,
-                    va="top",
-                )
+                where: Any = {"xycoords": ("data", "axes fraction"), "color": MUTED, "va": "top"}
+                axes.annotate("fine-tuning", (epochs[fine[0]] - 0.4, 1), **where)
         right.set(title="Validation", xlabel="epoch", ylabel="share", ylim=(0, 1.02))
         right.legend(loc="lower right")
         for axes in (left, right):
@@ -152,18 +140,10 @@ def _matrix(axes: "Axes", codes: list[str], shade: np.ndarray, text: list[list[s
     axes.set_yticks(places, codes)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(False)
-    for row in places:
-        for column in places:
-            dark = np.nan_to_num(shade[row, column]) > 0.55
-            axes.text(
-                column,
-                row,
-                text[row][column],
-                ha="center",
-                va="center",
-                color="white" if dark else INK,
-                fontsize=9,
-            )
+    for row, column in np.ndindex(shade.shape):
+        color = "white" if np.nan_to_num(shade[row, column]) > 0.55 else INK
+        place: Any = {"ha": "center", "va": "center", "color": color, "fontsize": 9}
+        axes.text(column, row, text[row][column], **place)
 
 
 def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
@@ -185,13 +165,8 @@ def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
             left.plot(false_rate, true_rate, color=color, label=f"{code}  {area:.3f}")
             precision, recall, _ = precision_recall_curve(positive, probabilities[:, k])
             average = metrics.average_precision(probabilities[:, k], positive, one)[0]
-            right.plot(
-                recall,
-                precision,
-                color=color,
-                drawstyle="steps-post",
-                label=f"{code}  {average:.3f}",
-            )
+            label = f"{code}  {average:.3f}"
+            right.plot(recall, precision, color=color, drawstyle="steps-post", label=label)
         left.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
         left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
         right.set(title="Precision-recall", xlabel="recall", ylabel="precision")
@@ -217,11 +192,8 @@ def operating_points(table: pd.DataFrame, points: dict[str, Any]) -> "Figure":
             score = table[[f"probability_{code}" for code in point["codes"]]].sum(axis=1)
             positive = table.dx.isin(point["codes"])
             bins = np.linspace(0, 1, 31)
-            groups = (
-                (score[~positive], MUTED, "others"),
-                (score[positive], WARNING, ", ".join(point["codes"])),
-            )
-            for values, color, label in groups:
+            positives = (score[positive], WARNING, ", ".join(point["codes"]))
+            for values, color, label in ((score[~positive], MUTED, "others"), positives):
                 if len(values):
                     part.hist(values, bins, density=True, color=color, alpha=0.6, label=label)
             part.axvline(point["threshold"], color=INK, linestyle="--")
@@ -253,17 +225,19 @@ def per_class_recall(result: dict[str, Any]) -> "Figure":
         for label, block, shift, color in versions:
             values = np.array([block["per_class"][c]["recall"] for c in codes], float)
             ranges = [block["confidence_intervals"]["per_class"][c]["recall"] for c in codes]
-            low, high = np.array(ranges, float).T
-            error = np.clip(np.stack([values - low, high - values]), 0, None)
             axes.bar(places + shift, values, 0.34, color=color, alpha=0.85, label=label)
-            axes.errorbar(
-                places + shift, values, np.nan_to_num(error), fmt="none", color=INK, capsize=2
-            )
+            _intervals(axes, places + shift, values, ranges)
         names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in codes]
         axes.set_xticks(places, names)
         axes.set(title="Recall per class", ylabel="recall", ylim=(0, 1.08))
         axes.legend(ncols=2, loc="upper right")
         return figure
+
+
+def _intervals(axes: "Axes", places: np.ndarray, values: np.ndarray, ranges: list[Any]) -> None:
+    low, high = np.array(ranges, float).T
+    error = np.nan_to_num(np.clip(np.stack([values - low, high - values]), 0, None))
+    axes.errorbar(places, values, error, fmt="none", color=INK, capsize=2)
 
 
 def subgroups(result: dict[str, Any]) -> "Figure":
@@ -291,4 +265,59 @@ def subgroups(result: dict[str, Any]) -> "Figure":
         axes.set_yticks(places, [label for label, _ in rows], fontsize=8)
         axes.set(title="Subgroups (dotted: all images)", xlim=(0, 1.02), ylim=(-1, len(rows)))
         axes.legend(loc="lower left")
+        return figure
+
+
+def prediction_sets(result: dict[str, Any]) -> "Figure":
+    """Draw the coverage of the sets per class, and coverage and size over the level.
+
+    Args:
+        result: ``metrics.json["prediction_sets"]``.
+    """
+    codes = [code for code, block in result["per_class"].items() if block["n_images"]]
+    blocks = [result["per_class"][code] for code in codes]
+    values = np.array([block["coverage"] for block in blocks], float)
+    with style():
+        figure = new_figure(10.5, 3.8)
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        places = np.arange(len(codes))
+        left.bar(places, values, 0.6, color=ACCENT, alpha=0.85)
+        _intervals(left, places, values, [block["interval"] for block in blocks])
+        left.axhline(result["level"], color=INK, linewidth=1, linestyle="--")
+        names = [f"{c}\nn = {b['n_images']}" for c, b in zip(codes, blocks, strict=True)]
+        left.set_xticks(places, names)
+        left.set(
+            title=f"Share of images whose {100 * result['level']:g} % set holds the true class",
+            ylabel="coverage",
+            ylim=(0, 1.05),
+        )
+        levels = [row["level"] for row in result["levels"]]
+        right.plot(levels, [row["mean_size"] for row in result["levels"]], "o-", color=ACCENT)
+        right.set(title="Classes per set", xlabel="level", ylabel="mean size")
+        right.set_ylim(bottom=0)
+        return figure
+
+
+def balanced_rule(result: dict[str, Any]) -> "Figure":
+    """Draw the balanced accuracy over the strength of the balanced rule, with its interval.
+
+    Args:
+        result: Content of ``metrics.json``.
+    """
+    curve = result["balanced_rule_curve"]
+    taus = [point["tau"] for point in curve]
+    with style():
+        figure = new_figure(6.5, 3.8)
+        axes = figure.subplots()
+        low, high = ([point[end] for point in curve] for end in ("low", "high"))
+        band = "95 % interval over lesions"
+        axes.fill_between(taus, low, high, color=MUTED, alpha=0.25, label=band)
+        axes.plot(taus, [point["balanced_accuracy"] for point in curve], color=ACCENT)
+        axes.axvline(result["tau"], color=INK, linewidth=1, linestyle="--", label="stored rule")
+        axes.set(
+            title="Balanced rule: 0 is the most probable class",
+            xlabel="strength of the prior correction",
+            ylabel="balanced accuracy",
+        )
+        axes.legend(loc="lower right")
         return figure

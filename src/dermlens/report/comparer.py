@@ -16,7 +16,7 @@ from dermlens.errors import ExplanationError, UsageError
 from dermlens.explain.base import Attribution, Cost, Explainer, Network
 from dermlens.explain.contrast import SignedCAM, strongest_other
 from dermlens.explain.layers import find_features
-from dermlens.explain.multiscale import MultiScale, MultiScaleResult
+from dermlens.explain.multiscale import MultiScale
 from dermlens.explain.output import Logit
 from dermlens.explain.perturbation import Scorer
 from dermlens.explain.registry import SIX, create_several, method, parse_methods, shared_bank
@@ -24,6 +24,7 @@ from dermlens.explain.target import check_targets, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
+from dermlens.report.answer import answer_of
 from dermlens.report.comparison import (
     Comparison,
     Discrimination,
@@ -154,14 +155,8 @@ class Comparer:
         """
         done = advance or (lambda name: None)
         known, reading = self._read(image, target, against, lesion)
-        bundle = self.bundle
-        state = Comparison(
-            bundle.labels,
-            reading,
-            model=self._identity,
-            calibrated=bundle.calibrated,
-            missing={"scales": self._missing} if self._missing else {},
-        )
+        missing = {"scales": self._missing} if self._missing else {}
+        state = Comparison(self.bundle.labels, reading, model=self._identity, missing=missing)
         done("reading")
         yield state
         for name in self.methods:
@@ -172,7 +167,13 @@ class Comparer:
         state = replace(state, agreement=compare_methods(state.combined))
         done("agreement")
         yield state
-        state = replace(state, scales=self._at_scales(reading, state.combined, seed))
+        if self._scales is not None:
+            options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
+            known_patches = state.combined.get("occlusion")
+            scales = self._scales.explain(
+                reading.image, reading.target, known=known_patches, **options
+            )
+            state = replace(state, scales=scales)
         done("scales")
         yield state
         state = replace(state, discrimination=self._discriminate(reading, known, seed))
@@ -189,7 +190,7 @@ class Comparer:
         """Return signed CAMs by method and class, where one pass gives all, and the reading."""
         import time
 
-        classes, calibration = self.bundle.classes, self.bundle.calibration
+        classes = self.bundle.classes
         if lesion is not None and np.shape(lesion) != np.shape(image)[:2]:
             raise UsageError(
                 f"An outline of {np.shape(lesion)} does not fit an image of "
@@ -205,29 +206,21 @@ class Comparer:
         else:
             logits = np.asarray(self._network.logits(np.asarray(image[None], np.float32)))[0]
         cost = Cost(1, 0, time.perf_counter() - start)
-        predicted, goal, chosen = resolve_targets(
-            [None, target, against], np.stack([logits] * 3), self.bundle.labels
+        goal, chosen = resolve_targets(
+            [target, against], np.stack([logits] * 2), self.bundle.labels
         ).tolist()
         if target is not None and against is not None and chosen == goal:
             raise UsageError(
                 f"{classes[goal]} cannot be contrasted with itself. Choose another class."
             )
-        probabilities = calibration.probabilities(logits[None])[0]
-        inside = calibration.set_of(probabilities)
-        second = strongest_other(probabilities, goal, inside)
+        answer = answer_of(self.bundle, logits)
+        second = strongest_other(answer.probabilities, goal, answer.prediction_set)
         # What was to be contrasted with may itself be explained; the runner-up is left then.
         more = () if against is None or chosen in (goal, second) else (chosen,)
         return known, Reading(
+            **vars(answer),
             image=np.asarray(image),
             lesion=None if lesion is None else np.asarray(lesion, bool),
-            logits=logits,
-            probabilities=probabilities,
-            predicted=predicted,
-            prediction_set=inside,
-            flags={
-                name: bool(raised[0])
-                for name, raised in calibration.flags(probabilities[None]).items()
-            },
             target=goal,
             others=(second, *more),
             cost=cost,
@@ -247,15 +240,6 @@ class Comparer:
         if name != "grad_cam":
             known[name, reading.target] = result.maps[0]
         return result
-
-    def _at_scales(
-        self, reading: Reading, combined: Mapping[str, Attribution], seed: int
-    ) -> MultiScaleResult | None:
-        if self._scales is None:
-            return None
-        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
-        known = combined.get("occlusion")
-        return self._scales.explain(reading.image, reading.target, known=known, **options)
 
     def _discriminate(
         self, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int

@@ -17,22 +17,17 @@ from dermlens.quality.agreement import (
     mean_agreement,
     smoothed,
 )
+from dermlens.report.answer import Answer
 from dermlens.report.summary import Summary
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Answer):
     """What the model says about an image, and what is explained.
 
     Attributes:
         image: What the model saw, uint8 (H, W, 3).
         lesion: Outline of the lesion, bool (H, W), or None.
-        logits: float32 (C,).
-        probabilities: float64 (C,).
-        predicted: Position of the most probable class.
-        prediction_set: Class positions that cannot be excluded, most probable first; None if the
-            bundle carries no sets.
-        flags: Whether each operating point is reached, by its name.
         target: Class position explained.
         others: Class positions it is contrasted with: the most probable other one of the
             prediction set, or the most probable other one where the set holds no other; then any
@@ -42,11 +37,6 @@ class Reading:
 
     image: np.ndarray
     lesion: np.ndarray | None
-    logits: np.ndarray
-    probabilities: np.ndarray
-    predicted: int
-    prediction_set: tuple[int, ...] | None
-    flags: Mapping[str, bool]
     target: int
     others: tuple[int, ...]
     cost: Cost
@@ -117,7 +107,6 @@ class Comparison:
         discrimination: Target against other classes.
         summary: Sentences and warnings; made last.
         model: Name, backbone and fingerprint of the model (``ImageClassifier.identity``).
-        calibrated: Whether its probabilities were calibrated.
         missing: Why a part cannot be had of this model, by the part's name.
     """
 
@@ -129,7 +118,6 @@ class Comparison:
     discrimination: Discrimination | None = None
     summary: Summary | None = None
     model: Mapping[str, str] = field(default_factory=dict)
-    calibrated: bool = True
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -41,15 +41,7 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
     return Facts(
         labels=comparison.labels,
         target=comparison.target,
-        predicted=classes[reading.predicted],
-        prediction_set=(
-            None
-            if reading.prediction_set is None
-            else tuple(classes[k] for k in reading.prediction_set)
-        ),
-        flags=dict(reading.flags),
         other=classes[other],
-        probabilities=dict(zip(classes, map(float, reading.probabilities), strict=True)),
         odds=float(shown / contrasted),
         agreement=float("nan") if agreement is None else agreement.between_families,
         closest=None if extremes is None else extremes[0],
@@ -59,9 +51,9 @@ def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
         scale_agreement=agreement_of_scales(comparison.scales),
         convergence_delta=_detail(comparison, "integrated_gradients", "convergence_delta"),
         r2=_detail(comparison, "lime", "r2"),
-        calibrated=comparison.calibrated,
         synthetic=synthetic,
         titles={name: method(name).title for name in maps},
+        **{name: value for name, value in reading.to_json(classes).items() if name != "logits"},
         **_places(reading.lesion, maps, {name: -one for name, one in signed.items()}),
     )
 

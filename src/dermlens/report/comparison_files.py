@@ -150,16 +150,9 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "image": name,
         "model": dict(comparison.model),
-        "calibrated": comparison.calibrated,
         "target": comparison.target,
-        "predicted": classes[reading.predicted],
-        "prediction_set": (
-            None if reading.prediction_set is None else [classes[k] for k in reading.prediction_set]
-        ),
-        "flags": dict(reading.flags),
+        **reading.to_json(classes),
         "compared_with": [classes[other] for other in reading.others],
-        "probabilities": dict(zip(classes, reading.probabilities, strict=True)),
-        "logits": dict(zip(classes, reading.logits, strict=True)),
         "outline": None if reading.lesion is None else {"area": float(reading.lesion.mean())},
         "methods": {key: describe(result) for key, result in comparison.combined.items()},
     }

@@ -54,8 +54,8 @@ def comparison_page(comparison: Comparison, name: str) -> str:
 
 
 def _about_the_answer(comparison: Comparison) -> str:
-    text = "Probabilities"
-    text += ", calibrated on validation images" if comparison.calibrated else f", {NOT_CALIBRATED}"
+    fitted = "calibrated on validation images"
+    text = f"Probabilities, {fitted if comparison.reading.calibrated else NOT_CALIBRATED}"
     if comparison.reading.prediction_set is not None:
         text += ", and what cannot be excluded"
     return f"{text}. Model: {model_label(comparison.model)}." if comparison.model else f"{text}."

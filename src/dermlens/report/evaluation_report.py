@@ -10,7 +10,7 @@ from dermlens.files import write_csv, write_json, written_beside
 from dermlens.model.calibration import Calibration
 from dermlens.model.evaluation import RESAMPLES, isic_submission, metrics_from_predictions
 from dermlens.progress import say
-from dermlens.report import charts, set_charts
+from dermlens.report import charts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +37,9 @@ def evaluation_figures(
     if points := result["operating_points"]:
         figures["operating_points"] = lambda: charts.operating_points(table, points)
     if result["balanced_rule_curve"]:
-        figures["balanced_rule"] = lambda: set_charts.balanced_rule(result)
+        figures["balanced_rule"] = lambda: charts.balanced_rule(result)
     if (sets := result["prediction_sets"]) is not None:
-        figures["prediction_sets"] = lambda: set_charts.prediction_sets(sets)
+        figures["prediction_sets"] = lambda: charts.prediction_sets(sets)
     return figures
 
 

@@ -16,6 +16,7 @@ from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import printable, progress
+from dermlens.report.answer import answer_of
 from dermlens.report.comparer import chosen_methods
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.facts import NOT_CALIBRATED
@@ -95,26 +96,11 @@ def explain_files(
                 )
                 advance(1, name)
             folder = Path(out) / path.stem
-            answer = {"image": printable(path.name), "model": identity, **_answer(bundle, logits)}
+            said = answer_of(bundle, logits[0]).to_json(bundle.classes)
+            answer = {"image": printable(path.name), "model": identity, **said}
             _write(folder, answer, bundle.classes[goal], image, results, opacity)
             written.append(folder)
     return written
-
-
-def _answer(bundle: Bundle, logits: np.ndarray) -> dict[str, Any]:
-    """Return what the model says of one image, logits (1, C), as JSON types."""
-    calibration, classes = bundle.calibration, bundle.classes
-    probabilities = calibration.probabilities(logits)
-    inside = calibration.set_of(probabilities[0])
-    return {
-        "predicted": classes[int(probabilities[0].argmax())],
-        "prediction_set": None if inside is None else [classes[k] for k in inside],
-        "flags": {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()},
-        "calibrated": bundle.calibrated,
-        "probabilities": dict(zip(classes, probabilities[0], strict=True)),
-        "logits": dict(zip(classes, logits[0], strict=True)),
-        "input_size": list(bundle.input_size),
-    }
 
 
 def _write(
@@ -140,10 +126,8 @@ def _write(
         figure = attribution_figure(image, panels, opacity=opacity, title=title)
         write_figure(building / "all_methods.png", figure)
         described = {name: describe(result) for name, result in results.items()}
-        write_json(
-            building / "explanation.json",
-            {**answer, "target": code, "methods": described, "note": NOTICE},
-        )
+        facts = {"target": code, "input_size": list(image.shape[:2]), "methods": described}
+        write_json(building / "explanation.json", {**answer, **facts, "note": NOTICE})
 
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:

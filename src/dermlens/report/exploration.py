@@ -58,11 +58,11 @@ class _Report:
         self._out, self.page, self.labels = out, page, labels
         self.colors = labels.colors()
 
-    def figure(self, name: str, figure: "Figure", caption: str, alt: str) -> None:
+    def figure(self, name: str, figure: "Figure", caption: str) -> None:
         content = png_bytes(figure)
         with written_beside(self._out / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(content)
-        self.page.figure(content, caption, alt)
+        self.page.figure(content, caption)
 
     def table(self, name: str, table: pd.DataFrame, caption: str) -> None:
         write_csv(self._out / "tables" / f"{name}.csv", table)
@@ -107,7 +107,6 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
         "class_balance",
         figures.class_balance(balance, report.colors),
         "Images and lesions of each class. A lesion may have several images.",
-        "Bar chart of images and lesions per class.",
     )
     report.table("class_balance", balance, "Images and lesions of each class.")
     per_lesion = statistics_of.images_per_lesion(table)
@@ -120,46 +119,33 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
         "images_per_lesion",
         figures.images_per_lesion(per_lesion),
         "Lesions by the number of their images (logarithmic).",
-        "Bar chart of the number of images per lesion.",
     )
 
 
 def _people(report: _Report, table: pd.DataFrame) -> None:
     report.page.section("Age, sex and place on the body")
     if table.age.notna().any():
-        report.figure(
-            "age",
-            figures.age(table, report.colors),
-            "Age in years, by class: box with median and quartiles, whiskers at 1.5 times the "
-            "quartile range.",
-            "Box plots of age per class.",
-        )
+        drawn = figures.distribution(table, "age", "age (years)", report.colors)
+        report.figure("age", drawn, "Age in years, by class, with median and quartiles.")
         report.table("age", statistics_of.age_summary(table, report.labels), "Age in years.")
-    for column, caption in (("sex", "Sex"), ("localization", "Place on the body")):
-        counts = statistics_of.cross_table(table, column, report.labels)
-        report.figure(
-            column,
-            figures.shares(counts, column),
-            f"{caption}: share of the images of each class, percent.",
-            f"Heat map of {caption.lower()} by class.",
-        )
-        report.table(column, counts, f"{caption}: images.")
+    _shares(report, table, "sex", "Sex")
+    _shares(report, table, "localization", "Place on the body")
+
+
+def _shares(report: _Report, table: pd.DataFrame, column: str, caption: str) -> None:
+    counts, text = statistics_of.cross_table(table, column, report.labels), "share of the images"
+    drawn = figures.shares(counts, column)
+    report.figure(column, drawn, f"{caption}: {text} of each class, percent.")
+    report.table(column, counts, f"{caption}: images.")
 
 
 def _provenance(report: _Report, table: pd.DataFrame) -> None:
     report.page.section(
         "How the labels were made, and what is missing",
-        "Where labels were made in different ways in different classes, a model can pick "
-        "up the way instead of the lesion.",
+        "Where labels were made in different ways in different classes, a model can pick up "
+        "the way instead of the lesion.",
     )
-    counts = statistics_of.cross_table(table, "dx_type", report.labels)
-    report.figure(
-        "dx_type",
-        figures.shares(counts, "dx_type"),
-        "Ground for the label: share of the images of each class, percent.",
-        "Heat map of the ground for the label by class.",
-    )
-    report.table("dx_type", counts, "Ground for the label: images.")
+    _shares(report, table, "dx_type", "Ground for the label")
     missing = statistics_of.missing_values(table, report.labels)
     report.table("missing_values", missing, "Images without a value, in all and by class.")
 
@@ -178,14 +164,12 @@ def _pictures(
         "samples",
         figures.sample_grid(samples, report.colors),
         f"Up to {_SAMPLES_PER_CLASS} lesions of each class, chosen at random.",
-        "Grid of sample images, one row per class.",
     )
     report.figure(
         "mean_images",
         figures.mean_images(statistics, report.colors),
         "Mean image of each class, and how often the lesion covers each pixel. Lesions are "
         "large and centered: a map that always points at the center would already look right.",
-        "Mean image and mean lesion mask of each class.",
     )
 
 
@@ -198,32 +182,20 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
         "color",
         figures.color_histograms(statistics, report.colors),
         "Distribution of red, green and blue over all pixels, by class.",
-        "Line charts of the color distribution per class.",
     )
-    report.figure(
-        "brightness",
-        figures.distribution(
-            statistics.per_image, "brightness", "mean luma (0 to 255)", report.colors
-        ),
-        "Mean brightness of the images.",
-        "Violin plots of brightness per class.",
-    )
+    per_image, share = statistics.per_image, statistics.per_image.lesion_share
+    drawn = figures.distribution(per_image, "brightness", "mean luma (0 to 255)", report.colors)
+    report.figure("brightness", drawn, "Mean brightness of the images.")
     summary = statistics_of.brightness_summary(statistics)
     report.table("brightness", summary, "Mean luma of the images, 0 to 255.")
-    share = statistics.per_image.lesion_share
     if not share.notna().any():
         return
     report.page.paragraph(
         f"The lesion covers {np.nanmedian(share):.0%} of the frame at the median; "
         f"{(share > 0.9).sum():,} lesions fill more than 90 % of it."
     )
-    percent = statistics.per_image.assign(lesion_share=share * 100)
-    report.figure(
-        "lesion_size",
-        figures.distribution(percent, "lesion_share", "percent of the frame", report.colors),
-        "Size of the lesions.",
-        "Violin plots of lesion size per class.",
-    )
-    report.table(
-        "lesion_size", statistics_of.lesion_sizes(statistics), "Share of the frame, 0 to 1."
-    )
+    percent = per_image.assign(lesion_share=share * 100)
+    drawn = figures.distribution(percent, "lesion_share", "percent of the frame", report.colors)
+    report.figure("lesion_size", drawn, "Size of the lesions.")
+    sizes = statistics_of.lesion_sizes(statistics)
+    report.table("lesion_size", sizes, "Share of the frame, 0 to 1.")

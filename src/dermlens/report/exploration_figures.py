@@ -55,26 +55,6 @@ def images_per_lesion(counts: pd.DataFrame) -> "Figure":
         return figure
 
 
-def age(table: pd.DataFrame, colors: Colors) -> "Figure":
-    """Draw the distribution of age by class.
-
-    Args:
-        table: Manifest.
-    """
-    import seaborn
-
-    with style():
-        figure = new_figure(8, 3.6)
-        ax = figure.subplots()
-        seaborn.boxplot(
-            table, x="dx", y="age", hue="dx", order=colors, hue_order=colors, palette=dict(colors),
-            legend=False, width=0.6, fliersize=2.5, linecolor=INK, ax=ax, fill=False,
-        )  # fmt: skip
-        ax.set(xlabel="", ylabel="age (years)", ylim=(-2, 90))
-        _mark_counts(ax, table.dropna(subset=["age"]), colors)
-        return figure
-
-
 def shares(counts: pd.DataFrame, column: str) -> "Figure":
     """Draw a heat map: how the images of each class spread over a column's values.
 
@@ -183,16 +163,11 @@ def distribution(per_image: pd.DataFrame, column: str, label: str, colors: Color
             fill=False, width=0.85,
         )  # fmt: skip
         ax.set(xlabel="", ylabel=label)
-        _mark_counts(ax, known, colors)
+        counts = known.dx.value_counts()
+        labels = [f"{code}\nn = {int(counts.get(code, 0)):,}" for code in colors]
+        ax.set_xticks(range(len(colors)), labels)
+        ax.tick_params(axis="x", length=0)
         return figure
-
-
-def _mark_counts(ax: "Axes", rows: pd.DataFrame, colors: Colors) -> None:
-    """Write the number of images under each class."""
-    counts = rows.dx.value_counts()
-    labels = [f"{code}\nn = {int(counts.get(code, 0)):,}" for code in colors]
-    ax.set_xticks(range(len(colors)), labels)
-    ax.tick_params(axis="x", length=0)
 
 
 def _bare(ax: "Axes") -> None:

@@ -1,6 +1,6 @@
 """The numbers that a summary is made of, and how they are written for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import mean
@@ -28,7 +28,7 @@ class Words:
     one: str = "class"
     several: str = "classes"
     image: str = "image"
-    lesion: str = "outlined object"
+    lesion: str = "object"
     around: str = "background"
 
     @property
@@ -111,7 +111,7 @@ class Facts:
     other: str
     probabilities: Mapping[str, float]
     odds: float
-    prediction_set: tuple[str, ...] | None = None
+    prediction_set: Sequence[str] | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
     inside: Mapping[str, float] = field(default_factory=dict)
     lesion_area: float = float("nan")

@@ -79,8 +79,7 @@ class Page:
         """Add a picture with its caption.
 
         Args:
-            picture: matplotlib figure, the bytes of a PNG file, or an image: uint8, or float
-                from 0 to 1, of shape (H, W) or (H, W, 3).
+            picture: matplotlib figure, the bytes of a PNG file, or an image, uint8 (H, W, 3).
             caption: Text below the picture.
             alt: Text for those who cannot see it; the caption if left out.
 
@@ -160,32 +159,18 @@ def png_bytes(picture: "Figure | bytes | np.ndarray") -> bytes:
             raise UsageError("The bytes given as a picture are not a PNG file. Encode it as PNG.")
         return picture
     buffer = io.BytesIO()
-    if isinstance(picture, np.ndarray):
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
         from PIL import Image
 
-        Image.fromarray(_as_bytes(picture)).save(buffer, format="PNG", optimize=True)
+        Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     elif hasattr(picture, "savefig"):
         picture.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
     else:
         raise UsageError(
             f"A picture cannot be made of {type(picture).__name__}. "
-            "Give a matplotlib figure, PNG bytes or an image array."
+            "Give a matplotlib figure, PNG bytes or an image, uint8."
         )
     return buffer.getvalue()
-
-
-def _as_bytes(image: np.ndarray) -> np.ndarray:
-    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise UsageError(
-            f"An image array must have shape (H, W) or (H, W, 3), not {image.shape}. Reshape it."
-        )
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == bool or np.issubdtype(image.dtype, np.floating):
-        return (np.clip(np.nan_to_num(image), 0, 1) * 255 + 0.5).astype(np.uint8)
-    raise UsageError(
-        f"An image array must be uint8 or float from 0 to 1, not {image.dtype}. Convert it."
-    )
 
 
 def format_cell(value: Any) -> str:

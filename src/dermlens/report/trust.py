@@ -8,7 +8,7 @@ that is not known (NaN) never raises a doubt.
 from dataclasses import dataclass
 from statistics import median
 
-from dermlens.report.facts import ContrastFacts, Facts, of_skin, percent
+from dermlens.report.facts import Facts, of_skin, percent
 
 LOW_AGREEMENT = 0.3
 """Mean rank correlation between families: below, two maps share under a tenth (0.3^2) of what
@@ -57,112 +57,94 @@ class Doubt:
 
 def doubts(facts: Facts) -> tuple[Doubt, ...]:
     """Return the reasons not to trust an explanation, in a fixed order; empty if none."""
+    found: list[Doubt] = []
+
+    def check(crossed: bool, name: str, value: float, threshold: float, text: str) -> None:
+        if crossed:
+            found.append(Doubt(name, text, value, threshold))
+
     target, other, words = facts.named(facts.target), facts.named(facts.other), facts.words
-    predicted = facts.target == facts.predicted
-    gap = facts.convergence_delta
-    missing = percent(gap) if gap <= 1 else "more than 100 %"
-    checks = (
-        (
-            not predicted,
+    if facts.target != facts.predicted:
+        found.append(
             Doubt(
                 "not_the_most_probable",
                 f"The explained {words.one} {target} is not the most probable one, "
                 f"{facts.named(facts.predicted)}: the maps show what would speak for it.",
-            ),
-        ),
-        (
-            # Where the target is not the most probable one, the other is preferred: that is no tie.
-            predicted and facts.odds < NEAR_TIE_ODDS,
-            Doubt(
-                "near_tie",
-                f"Near tie: {target} is only {facts.odds:.2f} times as probable as {other} "
-                f"(threshold {NEAR_TIE_ODDS:g}). Look at the maps of both {words.several}.",
-                facts.odds,
-                NEAR_TIE_ODDS,
-            ),
-        ),
-        (
-            facts.agreement < LOW_AGREEMENT,
-            Doubt(
-                "low_agreement",
-                f"The methods disagree: mean rank correlation {facts.agreement:.2f} between "
-                f"families (threshold {LOW_AGREEMENT:g}). No single map should be shown as the "
-                "reason.",
-                facts.agreement,
-                LOW_AGREEMENT,
-            ),
-        ),
-        (
-            facts.enrichment <= CHANCE_ENRICHMENT,
-            Doubt(
-                "outside_the_lesion",
-                f"The {words.lesion} counts no more than the {words.around}: evidence per pixel "
-                f"inside the outline is {facts.enrichment:.2f} times that of the image (threshold "
-                f"{CHANCE_ENRICHMENT:g}).",
-                facts.enrichment,
-                CHANCE_ENRICHMENT,
-            ),
-        ),
-        (
-            facts.ring_enrichment > RING_ENRICHMENT,
-            Doubt(
-                "border_ring",
-                f"Evidence lies on the image's border{_ON_BORDER * of_skin(facts.labels)}: "
-                f"per pixel {facts.ring_enrichment:.2f} times that of the image (threshold "
-                f"{RING_ENRICHMENT:g}).",
-                facts.ring_enrichment,
-                RING_ENRICHMENT,
-            ),
-        ),
-        (
-            gap > LARGE_COMPLETENESS_GAP,
-            Doubt(
-                "convergence_delta",
-                f"Integrated Gradients misses {missing} of the change of score it should account "
-                f"for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its map is not reliable here.",
-                gap,
-                LARGE_COMPLETENESS_GAP,
-            ),
-        ),
-        (
-            facts.r2 < LOW_R2,
-            Doubt(
-                "low_r2",
-                f"LIME's linear model explains only R² = {facts.r2:.2f} of the score's variation "
-                f"(threshold {LOW_R2:g}). Its map does not describe the model here.",
-                facts.r2,
-                LOW_R2,
-            ),
-        ),
-        *(_not_discriminating(facts, one) for one in facts.contrasts),
-        (
-            facts.scale_agreement < LOW_SCALE_AGREEMENT,
-            Doubt(
-                "scales_differ",
-                f"Scales tell different stories: mean rank correlation {facts.scale_agreement:.2f} "
-                f"between depths, patches and superpixels (threshold {LOW_SCALE_AGREEMENT:g}).",
-                facts.scale_agreement,
-                LOW_SCALE_AGREEMENT,
-            ),
-        ),
-        (
-            facts.synthetic,
-            Doubt(
-                "synthetic_model",
-                "The model was trained on drawn images only. It has never seen a photograph.",
-            ),
-        ),
+            )
+        )
+    else:
+        # Where the target is not the most probable one, the other is preferred: that is no tie.
+        check(
+            facts.odds < NEAR_TIE_ODDS,
+            "near_tie",
+            facts.odds,
+            NEAR_TIE_ODDS,
+            f"Near tie: {target} is only {facts.odds:.2f} times as probable as {other} (threshold "
+            f"{NEAR_TIE_ODDS:g}). Look at the maps of both {words.several}.",
+        )
+    check(
+        facts.agreement < LOW_AGREEMENT,
+        "low_agreement",
+        facts.agreement,
+        LOW_AGREEMENT,
+        f"The methods disagree: mean rank correlation {facts.agreement:.2f} between families "
+        f"(threshold {LOW_AGREEMENT:g}). No single map should be shown as the reason.",
     )
-    return tuple(doubt for crossed, doubt in checks if crossed)
-
-
-def _not_discriminating(facts: Facts, one: ContrastFacts) -> tuple[bool, Doubt]:
-    value = median(one.discrimination.values())
-    return value < LOW_DISCRIMINATION, Doubt(
-        f"low_discrimination_{one.other}",
-        f"The maps for {facts.named(facts.target)} and {facts.named(one.other)} look alike: only "
-        f"{percent(value)} of the evidence lies elsewhere (threshold "
-        f"{percent(LOW_DISCRIMINATION)}). They do not show why one was preferred.",
-        value,
-        LOW_DISCRIMINATION,
+    check(
+        facts.enrichment <= CHANCE_ENRICHMENT,
+        "outside_the_lesion",
+        facts.enrichment,
+        CHANCE_ENRICHMENT,
+        f"The {words.lesion} counts no more than the {words.around}: evidence per pixel inside the "
+        f"outline is {facts.enrichment:.2f} times that of the image (threshold "
+        f"{CHANCE_ENRICHMENT:g}).",
     )
+    check(
+        facts.ring_enrichment > RING_ENRICHMENT,
+        "border_ring",
+        facts.ring_enrichment,
+        RING_ENRICHMENT,
+        f"Evidence lies on the image's border{_ON_BORDER * of_skin(facts.labels)}: per pixel "
+        f"{facts.ring_enrichment:.2f} times that of the image (threshold {RING_ENRICHMENT:g}).",
+    )
+    gap = facts.convergence_delta
+    check(
+        gap > LARGE_COMPLETENESS_GAP,
+        "convergence_delta",
+        gap,
+        LARGE_COMPLETENESS_GAP,
+        f"Integrated Gradients misses {percent(gap) if gap <= 1 else 'more than 100 %'} of the "
+        f"change of score it should account for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its "
+        "map is not reliable here.",
+    )
+    check(
+        facts.r2 < LOW_R2,
+        "low_r2",
+        facts.r2,
+        LOW_R2,
+        f"LIME's linear model explains only R² = {facts.r2:.2f} of the score's variation "
+        f"(threshold {LOW_R2:g}). Its map does not describe the model here.",
+    )
+    for one in facts.contrasts:
+        apart = median(one.discrimination.values())
+        check(
+            apart < LOW_DISCRIMINATION,
+            f"low_discrimination_{one.other}",
+            apart,
+            LOW_DISCRIMINATION,
+            f"The maps for {target} and {facts.named(one.other)} look alike: only "
+            f"{percent(apart)} of the evidence lies elsewhere (threshold "
+            f"{percent(LOW_DISCRIMINATION)}). They do not show why one was preferred.",
+        )
+    check(
+        facts.scale_agreement < LOW_SCALE_AGREEMENT,
+        "scales_differ",
+        facts.scale_agreement,
+        LOW_SCALE_AGREEMENT,
+        f"Scales tell different stories: mean rank correlation {facts.scale_agreement:.2f} between "
+        f"depths, patches and superpixels (threshold {LOW_SCALE_AGREEMENT:g}).",
+    )
+    if facts.synthetic:
+        text = "The model was trained on drawn images only. It has never seen a photograph."
+        found.append(Doubt("synthetic_model", text))
+    return tuple(found)

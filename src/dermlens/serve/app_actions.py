@@ -13,6 +13,7 @@ from dermlens.explain.output import Logit
 from dermlens.explain.target import PREDICTED, resolve_targets
 from dermlens.files import plain
 from dermlens.model.bundle import Bundle
+from dermlens.report.answer import Answer, answer_of
 from dermlens.report.comparer import no_activation_maps
 from dermlens.report.facts import NO_BREAK, of_skin, words
 from dermlens.report.html import NOTICE
@@ -25,18 +26,12 @@ _MOST_MAPS = 32
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Answer):
     """Everything one forward pass says about an image.
 
     Attributes:
         image: What the model saw, uint8 (H, W, 3).
         display: The same part of the photograph at a size for screens, uint8 (h, w, 3).
-        logits: float32 (C,).
-        probabilities: float64 (C,).
-        predicted: Position of the most probable class.
-        prediction_set: Class positions that cannot be excluded, most probable first; None where
-            the bundle carries no sets.
-        flags: Operating points by name: whether the image lies above the threshold.
         maps: Grad-CAM of every class, float32 (C, H, W); (0, H, W) where one pass does not give it.
         usability: What was measured on the photograph; None where it was not.
         outlier_score: Distance from the training images; None where the bundle has no detector.
@@ -46,11 +41,6 @@ class Analysis:
 
     image: np.ndarray
     display: np.ndarray
-    logits: np.ndarray
-    probabilities: np.ndarray
-    predicted: int
-    prediction_set: tuple[int, ...] | None
-    flags: dict[str, bool]
     maps: np.ndarray
     usability: Usability | None = None
     outlier_score: float | None = None
@@ -146,17 +136,10 @@ class Actions:
             image: uint8 (H, W, 3) at the model's input size.
         """
         logits, maps, score = self._pass(image)
-        calibration = self.bundle.calibration
-        probabilities = calibration.probabilities(logits)
-        flags = {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()}
         return Analysis(
+            **vars(answer_of(self.bundle, logits[0])),
             image=image,
             display=image,
-            logits=logits[0],
-            probabilities=probabilities[0],
-            predicted=int(resolve_targets(None, logits, self.bundle.labels)[0]),
-            prediction_set=calibration.set_of(probabilities[0]),
-            flags=flags,
             maps=maps,
             outlier_score=score,
             reasons=self._unlike(score),
@@ -184,18 +167,12 @@ class Actions:
 
     def facts(self, analysis: Analysis) -> dict[str, Any]:
         """Return an analysis as JSON types."""
-        bundle, checked = self.bundle, analysis.usability
-        detector = bundle.outlier
+        bundle, checked, detector = self.bundle, analysis.usability, self.bundle.outlier
         return {
             "abstain": analysis.abstains,
             "reasons": list(analysis.reasons),
-            "predicted": bundle.classes[analysis.predicted],
             "name": bundle.labels.labels[analysis.predicted].name,
-            "prediction_set": set_codes(bundle, analysis),
-            "calibrated": bundle.calibrated,
-            "probabilities": by_class(bundle, analysis.probabilities),
-            "logits": by_class(bundle, analysis.logits),
-            "flags": analysis.flags,
+            **analysis.to_json(bundle.classes),
             "outlier_score": analysis.outlier_score,
             "outlier_threshold": None if detector is None else detector.threshold,
             "usability": None if checked is None else plain(vars(checked)),
@@ -229,18 +206,6 @@ class Actions:
             f"The image has only {picture.width} x {picture.height} pixels; the model looks at "
             f"{width} x {height}. Fine structures are missing.",
         )
-
-
-def set_codes(bundle: Bundle, analysis: Analysis) -> list[str] | None:
-    """Return the codes that cannot be excluded, most probable first; None if not known."""
-    if analysis.prediction_set is None:
-        return None
-    return [bundle.classes[k] for k in analysis.prediction_set]
-
-
-def by_class(bundle: Bundle, values: np.ndarray) -> dict[str, float]:
-    """Return one number per class by its code."""
-    return {code: float(value) for code, value in zip(bundle.classes, values, strict=True)}
 
 
 def _both(name: str, code: str) -> str:

@@ -13,7 +13,7 @@ from dermlens.labels import MALIGNANT
 from dermlens.model.bundle import Bundle
 from dermlens.model.calibration import OperatingPoint
 from dermlens.report.facts import NOT_CALIBRATED, title
-from dermlens.serve.app_actions import Actions, Analysis, by_class, set_codes
+from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_page import raised
 
 MAX_FILES = 100
@@ -117,7 +117,8 @@ def shown_table(actions: Actions, rows: Sequence[Row]) -> pd.DataFrame:
             unknown = [None] * (1 + len(alerts(bundle)))
             shown.append((row.name, "not read", "", "", *unknown, "", "", row.error))
             continue
-        label, shares = bundle.labels.labels[found.predicted], found.probabilities
+        best, shares = found.predicted, found.probabilities
+        label = bundle.labels.labels[best]
         scores = [point.score(shares[None], bundle.classes)[0] for point in alerts(bundle)]
         flags = [raised(bundle, found, point) for point in points.values()]
         shown.append(
@@ -126,8 +127,8 @@ def shown_table(actions: Actions, rows: Sequence[Row]) -> pd.DataFrame:
                 "abstains" if found.abstains else "answers",
                 label.name,
                 label.code,
-                *(round(float(score), 3) for score in (shares[found.predicted], *scores)),
-                ", ".join(c for c in set_codes(bundle, found) or () if c != label.code),
+                *(round(float(score), 3) for score in (shares[best], *scores)),
+                ", ".join(bundle.classes[k] for k in found.prediction_set or () if k != best),
                 ", ".join(flag.lower() for flag in flags if flag),
                 " ".join(found.reasons or found.remarks),
             )
@@ -154,16 +155,14 @@ def as_csv(actions: Actions, rows: Sequence[Row]) -> str:
         found = row.analysis
         line: dict[str, Any] = {"file": _harmless(row.name), "error": row.error}
         if found is not None:
+            facts = actions.facts(found)
             line |= {
-                "predicted": bundle.classes[found.predicted],
-                "prediction_set": " ".join(set_codes(bundle, found) or ()),
-                "abstain": found.abstains,
+                **facts,
+                "prediction_set": " ".join(facts["prediction_set"] or ()),
                 "reasons": " ".join(found.reasons),
-                "outlier_score": found.outlier_score,
-                "calibrated": bundle.calibrated,
                 **{f"flag_{name}": value for name, value in found.flags.items()},
-                **{f"probability_{c}": v for c, v in by_class(bundle, found.probabilities).items()},
-                **{f"logit_{c}": v for c, v in by_class(bundle, found.logits).items()},
+                **{f"probability_{code}": v for code, v in facts["probabilities"].items()},
+                **{f"logit_{code}": v for code, v in facts["logits"].items()},
             }
         lines.append(line)
     wanted = ["file", "predicted", "prediction_set", "abstain", "reasons", "outlier_score"]

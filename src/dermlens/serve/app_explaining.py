@@ -8,7 +8,7 @@ import copy
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -34,35 +34,10 @@ _PARTS = {"scales": 620, "discrimination": 60}
 
 
 @dataclass(frozen=True)
-class Step:
-    """State of a running explanation: what is finished and what comes next.
+class Work:
+    """How far a job is.
 
     Attributes:
-        results: Finished methods by name, in the order asked for.
-        target: Class position explained.
-        running: Name of the method that runs now; None at the end.
-        total: How many methods were asked for.
-        seconds: Expected duration of the running method; NaN if not known.
-        remaining: Expected seconds until all are finished; NaN if not known.
-        agreement: Mean rank correlation of each method's map with the others shown; empty until
-            there are two.
-    """
-
-    results: dict[str, Attribution]
-    target: int
-    running: str | None
-    total: int
-    seconds: float = float("nan")
-    remaining: float = float("nan")
-    agreement: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a running comparison.
-
-    Attributes:
-        comparison: As far as it is ready.
         running: Name of the method or part that runs now; None at the end.
         done: Finished pieces.
         total: All pieces.
@@ -70,12 +45,34 @@ class Progress:
         remaining: Expected seconds until all are finished; NaN if not known.
     """
 
-    comparison: Comparison
     running: str | None
     done: int
     total: int
-    seconds: float = float("nan")
-    remaining: float = float("nan")
+    seconds: float
+    remaining: float
+
+
+@dataclass(frozen=True)
+class Step(Work):
+    """State of a running explanation.
+
+    Attributes:
+        results: Finished methods by name, in the order asked for.
+        target: Class position explained.
+        agreement: Mean rank correlation of each method's map with the others shown; empty until
+            there are two.
+    """
+
+    results: dict[str, Attribution]
+    target: int
+    agreement: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Progress(Work):
+    """State of a running comparison: the comparison as far as it is ready."""
+
+    comparison: Comparison
 
 
 class Explaining:
@@ -102,7 +99,7 @@ class Explaining:
         return Comparer(self.bundle, self.methods, scorers=self._scorers)
 
     def explain(
-        self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED, seed: int = 0
+        self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED
     ) -> Iterator[Step]:
         """Explain an image by several methods, one after the other.
 
@@ -110,7 +107,6 @@ class Explaining:
             analysis: Of the image.
             methods: Names in the registry.
             target: Class to explain, as in ``explain.target``.
-            seed: Sets everything random.
 
         Yields:
             The state before each method and after the last.
@@ -121,17 +117,14 @@ class Explaining:
         names = self._names(methods)
         goal = self.actions.target(analysis, target)
         results: dict[str, Attribution] = {}
-        agreement: dict[str, float] = {}
-        for position, name in enumerate(names):
-            left = sum(self.expected(later) for later in names[position:])
-            yield Step(dict(results), goal, name, len(names), self.expected(name), left, agreement)
+        yield Step(**self._work(names, 0), results={}, target=goal, agreement={})
+        for done, name in enumerate(names, start=1):
             with self._running:
-                explainer = self._comparer.explainers[name]
-                results[name] = self._timed(
-                    name, explainer.attribute, analysis.image[None], goal, seed=seed
-                )
+                attribute = self._comparer.explainers[name].attribute
+                results[name] = self._timed(name, attribute, analysis.image[None], goal)
             agreement = _agreement(results)
-        yield Step(results, goal, None, len(names), agreement=agreement)
+            work = self._work(names, done)
+            yield Step(**work, results=dict(results), target=goal, agreement=agreement)
 
     def compare(
         self,
@@ -139,7 +132,6 @@ class Explaining:
         methods: Sequence[str],
         target: str = PREDICTED,
         against: str = RUNNER_UP,
-        seed: int = 0,
     ) -> Iterator[Progress]:
         """Run the four experiments on an image.
 
@@ -149,7 +141,6 @@ class Explaining:
             target: Class to explain, as in ``explain.target``.
             against: Code of a class to contrast it with beside the most probable other one
                 that cannot be excluded, or ``runner_up`` for that one alone.
-            seed: Sets everything random.
 
         Yields:
             The state after each finished piece; the last one is complete.
@@ -163,21 +154,21 @@ class Explaining:
             comparer = copy.copy(self._comparer)
         comparer.methods = names
         pieces = ("reading", *names, "agreement", "scales", "discrimination")
-        steps = comparer.steps(analysis.image, target=target, against=other, seed=seed)
-        for position, name in enumerate(pieces):
+        steps = comparer.steps(analysis.image, target=target, against=other)
+        for done, name in enumerate(pieces, start=1):
             with self._running:
                 state = self._timed(name, next, steps)
-            later = pieces[position + 1 :]
-            waiting = [self.expected(one) for one in later]
-            running = later[0] if later else None
-            yield Progress(
-                state,
-                running,
-                position + 1,
-                len(pieces),
-                waiting[0] if waiting else float("nan"),
-                sum(waiting),
-            )
+            yield Progress(**self._work(pieces, done), comparison=state)
+
+    def _work(self, pieces: Sequence[str], done: int) -> dict[str, Any]:
+        waiting = [self.expected(name) for name in pieces[done:]]
+        return {
+            "running": pieces[done] if waiting else None,
+            "done": done,
+            "total": len(pieces),
+            "seconds": waiting[0] if waiting else float("nan"),
+            "remaining": sum(waiting),
+        }
 
     def expected(self, name: str) -> float:
         """Return about how many seconds a method or a part will take.

@@ -10,7 +10,7 @@ from dermlens.report.comparison_view import caption, grid, method_cards, parts
 from dermlens.report.figures import UNSIGNED_MAP
 from dermlens.report.layers import Canvas
 from dermlens.serve.app_actions import Analysis
-from dermlens.serve.app_explaining import Progress, Step
+from dermlens.serve.app_explaining import Progress, Step, Work
 
 EMPTY_EXPLANATION = """
 <div class="dl-empty">Choose methods and press <em>Explain</em>. Each map appears as soon as it is
@@ -45,16 +45,14 @@ def cards(
         color_map: For unsigned maps.
         stopped: Nothing runs any more.
     """
-    if stopped and step.running is not None:
-        status = finished(f"Stopped after {len(step.results)} of {step.total} methods.")
-    elif step.running is None:
-        status = finished(f"Explained: {name}, by {step.total} of {step.total} methods.")
-    else:
-        done, entry = len(step.results), method(step.running)
-        text = f"{done + 1} of {step.total}: {entry.title} for {name}; passes: {entry.cost}."
-        status = busy(text, done, step.total, step.seconds, step.remaining)
+    running = ""
+    if step.running is not None:
+        entry = method(step.running)
+        running = f"{entry.title} for {name}; passes: {entry.cost}."
+    complete = f"Explained: {name}, by {step.total} of {step.total} methods."
     canvas = Canvas(analysis.display, color_map)
-    return status + grid(method_cards(canvas, step.results, name, step.agreement))
+    drawn = grid(method_cards(canvas, step.results, name, step.agreement))
+    return _status(step, running, complete, "methods", stopped) + drawn
 
 
 def comparison(
@@ -72,21 +70,24 @@ def comparison(
         color_map: For unsigned maps.
         stopped: Nothing runs any more.
     """
-    if progress.running is None:
-        status = finished("Complete. The report and the raw maps can be downloaded below.")
-    elif stopped:
-        status = finished(f"Stopped after {progress.done} of {progress.total} parts.")
-    else:
-        running = progress.running
-        name = METHODS[running].title if running in METHODS else _PARTS[running]
-        text = f"{progress.done + 1} of {progress.total}: {name}."
-        status = busy(text, progress.done, progress.total, progress.seconds, progress.remaining)
+    name = progress.running or ""
+    running = f"{METHODS[name].title if name in METHODS else _PARTS.get(name)}."
+    complete = "Complete. The report and the raw maps can be downloaded below."
     drawn = (
         f'<section class="dl-part"><h3>{escape(part.title)}</h3>{caption(part.text)}'
         f"{part.content}</section>"
         for part in parts(Canvas(display, color_map), progress.comparison)
     )
-    return status + "".join(drawn)
+    return _status(progress, running, complete, "parts", stopped) + "".join(drawn)
+
+
+def _status(work: Work, running: str, complete: str, unit: str, stopped: bool) -> str:
+    if work.running is None:
+        return finished(complete)
+    if stopped:
+        return finished(f"Stopped after {work.done} of {work.total} {unit}.")
+    text = f"{work.done + 1} of {work.total}: {running}"
+    return busy(text, work.done, work.total, work.seconds, work.remaining)
 
 
 def finished(text: str) -> str:

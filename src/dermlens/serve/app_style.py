@@ -118,43 +118,28 @@ def theme() -> Any:
 
     # Gradio's own colors are too pale for text: these reach a contrast of 4.5 on both grounds.
     petrol = gr.themes.Color(
-        c50="#eef6f9",
-        c100="#d6e9f0",
-        c200="#b0d4e1",
-        c300="#83bad0",
-        c400="#5fb0cf",
-        c500="#28708c",
-        c600="#1f6a86",
-        c700="#185669",
-        c800="#134555",
-        c900="#0f3745",
-        c950="#0a2530",
+        *("#eef6f9", "#d6e9f0", "#b0d4e1", "#83bad0", "#5fb0cf", "#28708c"),
+        *("#1f6a86", "#185669", "#134555", "#0f3745", "#0a2530"),
     )
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    quiet, quiet_dark = "#52606d", "#b4bfca"
+    colors = {
+        "button_primary_background_fill": ("#1f6a86", "#1f6a86"),
+        "button_primary_background_fill_hover": ("#185669", "#2a7f9f"),
+        "button_primary_text_color": ("#ffffff", "#ffffff"),
+        "block_title_text_color": ("#3b4754", "#d5dde5"),
+        "slider_color": ("#28708c", "#5fb0cf"),
+        "input_placeholder_color": ("#52606d", "#b4bfca"),
+        **dict.fromkeys(
+            ("body_text_color_subdued", "block_info_text_color", "block_label_text_color"),
+            ("#52606d", "#b4bfca"),
+        ),
+    }
     return gr.themes.Default(
         primary_hue=petrol,
         secondary_hue=petrol,
         neutral_hue="slate",
-        font=fonts,
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     ).set(
-        button_primary_background_fill="#1f6a86",
-        button_primary_background_fill_hover="#185669",
-        button_primary_background_fill_dark="#1f6a86",
-        button_primary_background_fill_hover_dark="#2a7f9f",
-        button_primary_text_color="#ffffff",
-        button_primary_text_color_dark="#ffffff",
-        body_text_color_subdued=quiet,
-        body_text_color_subdued_dark=quiet_dark,
-        block_info_text_color=quiet,
-        block_info_text_color_dark=quiet_dark,
-        block_label_text_color=quiet,
-        block_label_text_color_dark=quiet_dark,
-        block_title_text_color="#3b4754",
-        block_title_text_color_dark="#d5dde5",
-        input_placeholder_color=quiet,
-        input_placeholder_color_dark=quiet_dark,
-        slider_color="#28708c",
-        slider_color_dark="#5fb0cf",
+        **{name: light for name, (light, _) in colors.items()},
+        **{f"{name}_dark": dark for name, (_, dark) in colors.items()},
     )

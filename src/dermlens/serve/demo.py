@@ -1,9 +1,7 @@
 """The whole way on the embedded data set: draw, split, train, evaluate, explain, report."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,14 +17,11 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.configuration import preset
 from dermlens.model.training import train
 from dermlens.progress import duration, say
-from dermlens.report import charts
 from dermlens.report.evaluation_report import summary_line, write_evaluation
 from dermlens.report.figures import attribution_grid
 from dermlens.report.html import Page
 from dermlens.report.training_report import write_training_figures
 from dermlens.serve.prediction import predict_split
-
-Result = TypeVar("Result")
 
 GOOD_BALANCED_ACCURACY = 0.80
 GOOD_MARGIN = 0.15
@@ -53,16 +48,18 @@ def run_demo(
     started = time.monotonic()
     configuration = preset("demo", seed=seed, **({} if epochs is None else {"epochs": epochs}))
     data = out / "data"
-    _step("1/5 Drawing the embedded data set", lambda: _draw(data, images, seed))
-    baseline = _step("2/5 Color-histogram baseline", lambda: color_histogram_baseline(data))
+    say("1/5 Drawing the embedded data set")
+    _draw(data, images, seed)
+    say("2/5 Color-histogram baseline")
+    baseline = color_histogram_baseline(data)
+    say("3/5 Training ResNet50 from scratch")
     resume = (out / "run" / "configuration.json").is_file()
-    bundle = _step(
-        "3/5 Training ResNet50 from scratch",
-        lambda: train(data, out / "run", configuration, resume=resume),
-    )
+    bundle = train(data, out / "run", configuration, resume=resume)
     write_training_figures(out / "run", data)
-    result = _step("4/5 Evaluating", lambda: _evaluate(bundle, data, out / "evaluation", seed))
-    page = _step("5/5 Explaining and reporting", lambda: _report(out, bundle, baseline))
+    say("4/5 Evaluating")
+    result = _evaluate(bundle, data, out / "evaluation", seed)
+    say("5/5 Explaining and reporting")
+    page = _report(out, bundle, baseline)
     score = result["balanced_accuracy"]
     good = score >= GOOD_BALANCED_ACCURACY and score >= baseline + GOOD_MARGIN
     summary = {
@@ -82,11 +79,6 @@ def run_demo(
             "Train longer with --epochs."
         )
     return page, good
-
-
-def _step(title: str, work: Callable[[], Result]) -> Result:
-    say(title)
-    return work()
 
 
 def _draw(data: Path, images: int, seed: int) -> None:
@@ -112,23 +104,29 @@ def _report(out: Path, bundle: Bundle, baseline: float) -> Path:
     )
     _data_section(page, data)
     page.section("Training", f"{bundle.history.seconds.sum():.0f} seconds of training.")
-    curves = charts.training_curves(bundle.history, bundle.best_epoch)
-    page.figure(curves, "Loss and validation scores by epoch.")
-    page.figure((out / "run" / "augmentation.png").read_bytes(), "What training images look like.")
+    for name, caption in (
+        ("training_curves", "Loss and validation scores by epoch."),
+        ("augmentation", "What training images look like."),
+    ):
+        page.figure((out / "run" / f"{name}.png").read_bytes(), caption)
     page.section(
         "How good is it?",
         f"{summary_line(result)}. A color histogram with logistic regression reaches a balanced "
         f"accuracy of {baseline:.3f}: the classes cannot be told by color alone. Intervals are "
         "95 %, by bootstrap over lesions.",
     )
-    page.table(_metrics_table(result), "Figures per diagnosis on the test split.")
-    page.figure(charts.confusion_matrix(predictions), "Confusion matrix, most probable class.")
-    page.figure(charts.roc_and_pr_curves(predictions), "One class against the rest.")
-    page.figure(charts.reliability_diagram(predictions), "Is the confidence honest?")
-    page.figure(
-        charts.operating_points(predictions, result["operating_points"]),
-        "Thresholds chosen on validation, figures on test.",
-    )
+    rows = [
+        {"diagnosis": f"{one.code}: {one.name}", **result["per_class"][one.code]}
+        for one in HAM10000.labels
+    ]
+    page.table(pd.DataFrame(rows), "Figures per diagnosis on the test split.")
+    for name, caption in (
+        ("confusion_matrix", "Confusion matrix, most probable class."),
+        ("roc_and_pr_curves", "One class against the rest."),
+        ("reliability_diagram", "Is the confidence honest?"),
+        ("operating_points", "Thresholds chosen on validation, figures on test."),
+    ):
+        page.figure((evaluation / f"{name}.png").read_bytes(), caption)
     _explanations(page, bundle, data, predictions)
     return page.write(out / "report.html")
 
@@ -147,14 +145,6 @@ def _data_section(page: Page, data: Path) -> None:
         "images on lesions seen in training.",
     )
     page.table(counts.reset_index(), "Images per diagnosis and split.")
-
-
-def _metrics_table(result: dict[str, Any]) -> pd.DataFrame:
-    rows = [
-        {"diagnosis": f"{code}: {HAM10000.of(code).name}", **result["per_class"][code]}
-        for code in HAM10000.codes
-    ]
-    return pd.DataFrame(rows)
 
 
 def _explanations(page: Page, bundle: Bundle, data: Path, predictions: pd.DataFrame) -> None:

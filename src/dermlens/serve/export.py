@@ -48,13 +48,7 @@ _FILES = {
     "dynamic": "model_dynamic.tflite",
     "int8": "model_int8.tflite",
 }
-_BYTES_PER_PARAMETER = {
-    "saved_model": 4.2,
-    "float32": 4.1,
-    "float16": 2.1,
-    "dynamic": 1.1,
-    "int8": 1.1,
-}
+_BYTES_PER_PARAMETER = dict(zip(FORMATS, (4.2, 4.1, 2.1, 1.1, 1.1), strict=True))
 _SAVED_MODEL = Kind(
     "a SavedModel of dermlens",
     "saved_model.pb",
@@ -130,18 +124,8 @@ def write_metadata(path: Path, facts: dict[str, Any], artifact: Path, name: str 
 def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parity:
     """Write a SavedModel that predicts and explains, atomically.
 
-    Signatures (all take batches and scale images themselves):
-
-    * ``serving_default`` (``images`` uint8 (N, any, any, 3)), ``serving_float`` (the same in
-      float32, 0..255) and ``serving_bytes`` (``content``: JPEG or PNG files, upright) give
-      ``logits`` and ``probabilities`` (N, C), ``classes``, the most probable class as
-      ``class_index``, ``class_code`` and ``class_name``, ``prediction_set`` bool (N, C) where the
-      bundle carries sets, and ``flag_<operating point>``.
-    * ``explain_grad_cam`` and ``explain_grad_cam_bytes`` also take ``targets`` int32 (N,), -1
-      for the most probable class, and give ``maps`` (N, H, W) at the model's input size, ``output``
-      (the logit), ``target`` and ``target_code``.
-    * ``explain_integrated_gradients`` and ``explain_integrated_gradients_bytes`` take the same and
-      give ``baseline_output`` and ``convergence_delta`` too.
+    Its signatures, which take batches and scale images themselves, are listed in
+    ``docs/deployment.md``.
 
     Args:
         bundle: Trained model.
@@ -207,24 +191,20 @@ def export_tflite(
 
 
 def _converted(bundle: Bundle, kind: str, representative: Sequence[np.ndarray]) -> bytes:
+    from PIL import Image
+
+    from dermlens.data.images import fit_image
     from dermlens.serve.export_graph import frozen_mobile_function, mobile_outputs
 
+    ranging = representative if kind == "int8" else ()
     return to_litert(
         frozen_mobile_function(bundle),
         mobile_outputs(bundle),
         kind,
-        _fitted(bundle, representative) if kind == "int8" else (),
+        [fit_image(Image.fromarray(image), bundle.input_size) for image in ranging],
         name=bundle.architecture.backbone,
         instead="Use --formats saved_model.",
     )
-
-
-def _fitted(bundle: Bundle, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    from PIL import Image
-
-    from dermlens.data.images import fit_image
-
-    return [fit_image(Image.fromarray(image), bundle.input_size) for image in images]
 
 
 def parse_formats(names: Sequence[str]) -> list[str]:

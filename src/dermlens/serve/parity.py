@@ -16,10 +16,12 @@ from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.target import resolve_targets
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
-from dermlens.serve.scorer_agreement import map_correlation
+from dermlens.quality.scorer_agreement import map_correlation
+from dermlens.report.comparer import no_activation_maps
 
 DRAWN_IMAGES = 35
 _DRAWN_SIZE = (300, 400)
+_MAP_FIGURES = ("mean_map_correlation", "min_map_correlation", "max_map_difference")
 _INTEGRATED = 8
 """Images whose Integrated Gradients are compared: each takes 18 forward passes."""
 
@@ -30,13 +32,13 @@ class Outputs:
 
     Attributes:
         probabilities: float (N, C).
-        maps: Grad-CAM of one class each, float (N, H, W).
+        maps: Grad-CAM of one class each, float (N, H, W); None where the artifact has none.
         prediction_sets: bool (N, C); None if the bundle carries no sets.
         flags: bool (N,), by operating point.
     """
 
     probabilities: np.ndarray
-    maps: np.ndarray
+    maps: np.ndarray | None
     prediction_sets: np.ndarray | None
     flags: dict[str, np.ndarray]
 
@@ -88,7 +90,8 @@ class Parity:
         same_flags: Share of images with the same flags.
         balanced_accuracy: By the balanced rule; None without known classes.
         balanced_accuracy_change: That minus the Keras model's.
-        mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image.
+        mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image; None where
+            the model has none.
         min_map_correlation: Smallest.
         max_map_difference: Largest, relative to the map's largest value.
         max_probability_difference_own_fit: As the first, where the artifact scales the original
@@ -106,9 +109,9 @@ class Parity:
     same_flags: float
     balanced_accuracy: float | None
     balanced_accuracy_change: float | None
-    mean_map_correlation: float
-    min_map_correlation: float
-    max_map_difference: float
+    mean_map_correlation: float | None
+    min_map_correlation: float | None
+    max_map_difference: float | None
     max_probability_difference_own_fit: float | None
     min_integrated_gradients_correlation: float | None
     bytes: int
@@ -140,26 +143,16 @@ class Reference:
         size = bundle.input_size
         self.fitted = np.stack([fit_image(Image.fromarray(o), size) for o in originals])
 
-    @cached_property
-    def logits(self) -> np.ndarray:
-        """float32 (N, C)."""
-        return self.bundle.logits(self.fitted, batch_size=8)
+        self.logits = bundle.logits(self.fitted, batch_size=8)
+        self.probabilities = bundle.probabilities(self.logits)
+        self.predicted = resolve_targets(None, self.logits, bundle.labels)
 
     @cached_property
-    def probabilities(self) -> np.ndarray:
-        """float64 (N, C)."""
-        return self.bundle.calibration.probabilities(self.logits)
-
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        """Most probable classes, int32 (N,)."""
-        return resolve_targets(None, self.logits, self.bundle.labels)
-
-    @cached_property
-    def maps(self) -> np.ndarray:
-        """Grad-CAM of the most probable classes, float32 (N, H, W)."""
-        explainer = GradCAM(self.bundle)
-        return explainer.attribute(self.fitted, self.predicted, batch_size=8).maps
+    def maps(self) -> np.ndarray | None:
+        """Grad-CAM of the most probable classes, float32 (N, H, W); None where there is none."""
+        if no_activation_maps(self.bundle):
+            return None
+        return GradCAM(self.bundle).attribute(self.fitted, self.predicted, batch_size=8).maps
 
     @cached_property
     def integrated(self) -> np.ndarray:
@@ -175,9 +168,8 @@ class Reference:
 
         calibration = self.bundle.calibration
         shares = np.clip(probabilities, 1e-30, 1.0)
-        scaled = (
-            np.log(shares) if self.bundle.link == "softmax" else logit(shares.clip(0, 1 - 1e-15))
-        )
+        softmax = self.bundle.link == "softmax"
+        scaled = np.log(shares) if softmax else logit(shares.clip(0, 1 - 1e-15))
         right = calibration.balanced(scaled * calibration.temperature) == self.labels
         return float(np.mean([right[self.labels == c].mean() for c in np.unique(self.labels)]))
 
@@ -204,15 +196,20 @@ def measure(
             tolerance.
     """
     outputs = run(reference.fitted, reference.predicted)
-    found, maps = outputs.probabilities, outputs.maps
-    if not (np.isfinite(found).all() and np.isfinite(maps).all()):
+    found, maps, exact = outputs.probabilities, outputs.maps, reference.maps
+    if not (np.isfinite(found).all() and (maps is None or np.isfinite(maps).all())):
         raise ModelError(
             f"The exported {path.name} gives values that are not finite, so it was not kept. "
             "Check that the bundle itself predicts (dermlens predict)."
         )
     difference = np.abs(found - reference.probabilities)
-    correlations = list(map(correlation, reference.maps, maps))
-    largest = np.maximum(reference.maps.max(axis=(1, 2)), 1e-6)
+    drawn: dict[str, Any] = dict.fromkeys(_MAP_FIGURES)
+    if maps is not None and exact is not None:
+        correlations = list(map(correlation, exact, maps))
+        largest = np.maximum(exact.max(axis=(1, 2)), 1e-6)
+        apart = float((np.abs(exact - maps).max(axis=(1, 2)) / largest).max())
+        figures = (float(np.mean(correlations)), min(correlations), apart)
+        drawn = dict(zip(_MAP_FIGURES, figures, strict=True))
     accuracy = reference.balanced_accuracy(found)
     known = reference.balanced_accuracy(reference.probabilities)
     parity = Parity(
@@ -223,9 +220,7 @@ def measure(
         **_same_answers(reference, outputs),
         balanced_accuracy=accuracy,
         balanced_accuracy_change=None if accuracy is None or known is None else accuracy - known,
-        mean_map_correlation=float(np.mean(correlations)),
-        min_map_correlation=min(correlations),
-        max_map_difference=float((np.abs(reference.maps - maps).max(axis=(1, 2)) / largest).max()),
+        **drawn,
         max_probability_difference_own_fit=_own_fit(reference, run, kind),
         min_integrated_gradients_correlation=_integrated(reference, integrate),
         bytes=size_on_disk(path),
@@ -286,7 +281,10 @@ def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
             loss > allowed.balanced_accuracy,
             f"balanced accuracy by {-loss:.3f}, allowed -{allowed.balanced_accuracy:g}",
         ),
-        (maps < least, f"map correlation {maps:.4f}, at least {least}"),
+        (
+            maps is not None and maps < least,
+            f"map correlation {maps or 0:.4f}, at least {least}",
+        ),
         (
             gradients is not None and gradients < least,
             f"correlation of Integrated Gradients {gradients or 0:.4f}, at least {least}",
@@ -341,8 +339,9 @@ def saved_model_runner(path: Path) -> tuple[Runner, Callable[[np.ndarray, np.nda
         parts = []
         for start in range(0, len(images), 16):
             part, goals = images[start : start + 16], tf.constant(targets[start : start + 16])
-            maps = call("explain_grad_cam", part, targets=goals)["maps"]
-            parts.append({**call("serving_default", part), "maps": maps})
+            parts.append(dict(call("serving_default", part)))
+            if "explain_grad_cam" in signatures:
+                parts[-1]["maps"] = call("explain_grad_cam", part, targets=goals)["maps"]
         return _joined([{k: v.numpy() for k, v in part.items()} for part in parts])
 
     def integrate(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -362,8 +361,8 @@ def tflite_runner(path: Path) -> Runner:
         parts = []
         for image, goal in zip(images, targets, strict=True):
             out = runner(image=image[None].astype(np.float32))
-            copied = {k: v.copy() for k, v in out.items() if k != "maps"}
-            parts.append({**copied, "maps": out["maps"][:, goal].copy()})
+            part = {k: (v[:, goal] if k == "maps" else v).copy() for k, v in out.items()}
+            parts.append(part)
         return _joined(parts)
 
     return run
@@ -372,13 +371,6 @@ def tflite_runner(path: Path) -> Runner:
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> Outputs:
     """Put the named outputs of several batches together."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Outputs(
-        whole["probabilities"],
-        whole["maps"],
-        whole.get("prediction_set"),
-        {
-            k.removeprefix("flag_"): v.astype(bool)
-            for k, v in whole.items()
-            if k.startswith("flag_")
-        },
-    )
+    flags = {k[len("flag_") :]: v.astype(bool) for k, v in whole.items() if k.startswith("flag_")}
+    sets, maps = whole.get("prediction_set"), whole.get("maps")
+    return Outputs(whole["probabilities"], maps, sets, flags)

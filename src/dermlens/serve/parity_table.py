@@ -40,8 +40,9 @@ def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
         "same prediction set": _share(found["same_prediction_sets"]),
         "same flags": _share(found["same_flags"]),
         "balanced accuracy": "–" if change is None else f"{change:+.4f}",
-        "Grad-CAM correlation, mean (least)": f"{found['mean_map_correlation']:.6f} "
-        f"({found['min_map_correlation']:.4f})",
+        "Grad-CAM correlation, mean (least)": "–"
+        if found["mean_map_correlation"] is None
+        else f"{found['mean_map_correlation']:.6f} ({found['min_map_correlation']:.4f})",
     }
 
 

@@ -71,8 +71,9 @@ def predict_external(
     if len(here) < len(known):
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
-    found = _predicted(bundle, [files[i] for i in here.image_id], views, batch_size)
-    return _table(bundle, here, *found)
+    chosen = [files[i] for i in here.image_id]
+    logits, scores, _ = _predicted(bundle, chosen, views, batch_size, damaged=False)
+    return _table(bundle, here, logits, scores)
 
 
 def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
@@ -91,19 +92,31 @@ def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
 
 
 def _predicted(
-    bundle: ImageClassifier, files: Sequence[Path], views: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    logits, scores = [], []
+    bundle: ImageClassifier, files: Sequence[Path], views: int, batch_size: int, *, damaged: bool
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Return logits, outlier scores, and what is wrong with each file, if any may be damaged."""
+    logits, errors = np.zeros((len(files), len(bundle.classes))), [""] * len(files)
+    scores = None if bundle.outlier is None else np.zeros(len(files))
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
-            chunk = [load_image(path, bundle.input_size) for path in files[start : start + _CHUNK]]
-            found = bundle.logits_and_outlier_scores(
-                np.stack(chunk), views=views, batch_size=batch_size, advance=advance
-            )
-            logits.append(found[0])
-            scores.append(found[1])
-    known = [part for part in scores if part is not None]
-    return np.concatenate(logits), np.concatenate(known) if known else None
+            images: dict[int, np.ndarray] = {}
+            part = range(start, min(start + _CHUNK, len(files)))
+            for k in part:
+                try:
+                    images[k] = load_image(files[k], bundle.input_size)
+                except DataError as error:
+                    if not damaged:
+                        raise
+                    errors[k] = printable(str(error))
+            if images:
+                found, distances = bundle.logits_and_outlier_scores(
+                    np.stack(list(images.values())), views=views, batch_size=batch_size
+                )
+                logits[list(images)] = found
+                if scores is not None:
+                    scores[list(images)] = distances
+            advance(len(part))
+    return logits, scores, errors
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -164,48 +177,20 @@ def predict_files(
         check_level(level)
         if bundle.calibration.prediction_sets is None:
             raise UsageError(f"A level cannot be chosen: {NO_SETS}")
-    parts = []
-    with progress("Predicting", len(files)) as advance:
-        for start in range(0, len(files), _CHUNK):
-            chunk = files[start : start + _CHUNK]
-            parts.append(_predict_chunk(bundle, chunk, views, batch_size, level))
-            advance(len(parts[-1]))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _predict_chunk(
-    bundle: ImageClassifier, files: Sequence[Path], views: int, batch_size: int, level: float | None
-) -> pd.DataFrame:
-    images, errors = [], []
-    for path in files:
-        try:
-            images.append(load_image(path, bundle.input_size))
-            errors.append("")
-        except DataError as error:
-            errors.append(str(error))
-    names = {"path": map(str, files), "image_id": (path.stem for path in files)}
-    rows = pd.DataFrame({key: list(map(printable, values)) for key, values in names.items()})
-    rows["error"] = list(map(printable, errors))
-    good = np.array([error == "" for error in errors])
-    logits = np.zeros((len(files), len(bundle.classes)))
-    scores = None if bundle.outlier is None else np.zeros(len(files))
-    if images:
-        found, distances = bundle.logits_and_outlier_scores(
-            np.stack(images), views=views, batch_size=batch_size
-        )
-        logits[good] = found
-        if scores is not None and distances is not None:
-            scores[good] = distances
+    logits, scores, errors = _predicted(bundle, files, views, batch_size, damaged=True)
+    names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
+    rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
     table = _table(bundle, rows, logits, scores, level)
     table = table.drop(columns=["lesion_id", "dx", "dx_type", "age", "sex", "localization"])
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, flagged in bundle.calibration.flags(probabilities).items():
         table[f"flag_{name}"] = flagged
-    if not good.all():
+    bad = np.array(errors) != ""
+    if bad.any():
         filled = [c for c in table.columns if c != "image_id"]
         table[filled] = table[filled].astype(object)
-        table.loc[~good, filled] = None
-    return pd.concat([rows[["path"]], table, rows[["error"]]], axis=1)
+        table.loc[bad, filled] = None
+    return pd.concat([names, table, pd.DataFrame({"error": errors})], axis=1)
 
 
 def describe_predictions(
