@@ -16,8 +16,8 @@ from dermlens.cli import main
 from dermlens.data.images import load_image
 from dermlens.data.splits import split_data_set
 from dermlens.data.synthetic import make_synthetic
-from dermlens.labels import LabelSet, label_set
-from dermlens.model.bundle import SHIPPED, Bundle, load_bundle
+from dermlens.labels import label_set
+from dermlens.model.bundle import SHIPPED, load_bundle
 
 SIZE = (64, 64)
 

@@ -84,7 +84,8 @@ def test_01_the_score_is_not_ignored(
 ) -> None:
     explainer = quick(name, model, **options)
     default, logit, probability = (
-        explainer.attribute(images, 4, output=output).maps for output in (None, Logit(), Probability())
+        explainer.attribute(images, 4, output=output).maps
+        for output in (None, Logit(), Probability())
     )
     assert unlike(logit, probability) > 1e-2
     np.testing.assert_array_equal(default, logit, "what is explained by default is the logit")

@@ -18,6 +18,7 @@ from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.int8_copy import find_int8_copy, int8_copy
+from dermlens.model.scorers import choose_scorers
 from dermlens.quality.agreement import pearson
 from dermlens.report.explanation import describe, explain_files
 from dermlens.serve import scorer_agreement

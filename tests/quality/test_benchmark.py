@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.base import Cost, Explainer
-from dermlens.explain.segment_bank import SegmentBank
+from dermlens.explain.base import Explainer
+from dermlens.explain.superpixel_bank import SuperpixelBank
 from dermlens.files import read_json
 from dermlens.labels import HAM10000, label_set
 from dermlens.lesion.benchmark import LesionMeasures, select_pairs
@@ -206,11 +206,11 @@ def test_pieces_in_reverse_order_end_with_the_identical_tables(
 
 
 def test_a_bank_with_fewer_masks_than_asked_for_serves_every_order() -> None:
-    bank = SegmentBank(planted_bundle(), segments=2, samples=40)
-    known = bank.evaluations(np.zeros((*SIZE, 3), np.float32), 0)
-    masked = bank.masked_model(8, Cost())
-    few = known.up_to(4, masked)
-    np.testing.assert_array_equal(known.up_to(40, masked)[:4], few)
+    bank = SuperpixelBank(planted_bundle(), superpixels=2, n_samples=40)
+    image = np.zeros((*SIZE, 3), np.float32)
+    known = bank.evaluations(image, 0, 8)
+    assert len(known.logits) == len(known.coalitions.masks) == 4
+    assert bank.evaluations(image, 0, 8) is known
 
 
 def test_any_classifier_without_masks_and_lesions_of_its_own_classes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.fills import fill_image
+from dermlens.explain.baselines import baseline_image
 from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.subsets import (
     Reactions,
@@ -23,7 +23,7 @@ def linear() -> tuple[Evaluations, np.ndarray, np.ndarray]:
     """A linear model, an image, and each pixel's exact contribution to logit 1, (H, W)."""
     weights = np.random.default_rng(0).normal(size=(*SIZE, 3, 2)) / 100
     image = smooth_images(1, SIZE, seed=1)[0].astype(np.float32)
-    contribution = ((image - fill_image(image, "mean_skin")) * weights[..., 1]).sum(axis=-1)
+    contribution = ((image - baseline_image(image, "border")) * weights[..., 1]).sum(axis=-1)
     return Evaluations(linear_network(weights), batch_size=16), image, contribution
 
 
@@ -51,7 +51,7 @@ def test_perfect_inverted_and_constant_maps_on_a_linear_model() -> None:
 def test_drops_are_those_of_images_with_the_part_covered() -> None:
     subsets, image, _ = linear()
     reactions = subsets.of(image[None], seed=3)[0].reactions
-    model, skin = subsets.classifier.model, fill_image(image, "mean_skin")
+    model, skin = subsets.classifier.model, baseline_image(image, "border")
     whole = np.asarray(model(image[None]))[0]
     for row in (0, 7, 31):
         top, bottom, left, right = reactions.boxes[row]

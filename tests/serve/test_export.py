@@ -244,9 +244,8 @@ def test_integrated_gradients_of_the_saved_model_are_those_of_the_package(
     expected = IntegratedGradients(bundle, tolerance=None).attribute(fitted, goals.tolist())
     np.testing.assert_allclose(out["maps"], expected.maps, atol=1e-4)
     np.testing.assert_allclose(out["output"], expected.values, atol=1e-4)
-    details = expected.details
-    np.testing.assert_allclose(out["baseline_output"], details["baseline_output"], atol=1e-4)
-    np.testing.assert_allclose(out["convergence_delta"], details["convergence_delta"], atol=1e-3)
+    np.testing.assert_allclose(out["baseline_output"], expected.baseline_output, atol=1e-4)
+    np.testing.assert_allclose(out["convergence_delta"], expected.convergence_delta, atol=1e-3)
     assert out["target_code"].numpy()[1] == b"mel"
     stream = io.BytesIO()
     Image.fromarray(fitted[1]).save(stream, "PNG")

@@ -33,7 +33,7 @@ class Words:
 
     @property
     def zones(self) -> dict[str, str]:
-        """Where a zone of ``quality.zones`` lies, by its name."""
+        """Where a zone of ``lesion.zones`` lies, by its name."""
         return {
             "core": f"in the core of the {self.lesion}",
             "border": "along its border",

@@ -16,7 +16,7 @@ from dermlens.explain.integrated_gradients import IntegratedGradients
 from dermlens.explain.target import resolve_targets
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
-from dermlens.quality.scorer_agreement import map_correlation
+from dermlens.quality.agreement import pearson
 from dermlens.report.comparer import no_activation_maps
 
 DRAWN_IMAGES = 35
@@ -317,7 +317,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     if np.allclose(first, second, atol=1e-5):
         return 1.0
     constant = min(np.ptp(first), np.ptp(second)) == 0
-    return 0.0 if constant else round(map_correlation(first, second), 9)
+    return 0.0 if constant else round(float(pearson(first[None], second[None])[0]), 9)
 
 
 def size_on_disk(path: Path) -> int:

@@ -17,11 +17,11 @@ from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
 from dermlens.errors import UsageError
 from dermlens.explain.registry import METHODS, create, create_several
-from dermlens.model.scorers import SUFFICIENT_CORRELATION
 from dermlens.explain.target import resolve_targets
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.model.int8_copy import PARTIAL, int8_copy
+from dermlens.model.scorers import SUFFICIENT_CORRELATION
 from dermlens.progress import progress
 from dermlens.quality.agreement import TOP_SHARE, pearson, top_overlap
 
