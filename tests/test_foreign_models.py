@@ -145,7 +145,7 @@ def test_compare_evaluate_and_benchmark(adopted: Any) -> None:
 def test_exports_answer_as_the_bundle_does(adopted: Any) -> None:
     import tensorflow as tf
 
-    _, bundle, folder, labels, _ = adopted
+    _, bundle, folder, _, _ = adopted
     run("export", bundle.path, "--formats", "saved_model", "--out", folder / "exported")
     module = tf.saved_model.load(str(folder / "exported" / "saved_model"))
     image = load_image(photograph(folder), SIZE)

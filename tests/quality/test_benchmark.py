@@ -296,7 +296,7 @@ def test_the_table_has_every_image_method_and_metric(finished: Path) -> None:
     for row in long[long.metric == "insertion"].itertuples():
         same = table[(table.image_id == row.image_id) & (table.method == row.method)]
         assert same.insertion.item() == row.value
-    names = ["grad_cam", "lime", "shap", "oracle", "uniform", "random", "centered_gaussian"]
+    names = ["grad_cam", "lime", "gp_shap", "oracle", "uniform", "random", "centered_gaussian"]
     names += ["darkness", "untrained_grad_cam"]
     assert table.method.tolist() == names * 5 and table.image_id.nunique() == 5
     assert table.predicted.eq("mel").all() and table.control.sum() == 5 * 5

@@ -125,4 +125,4 @@ def test_names() -> None:
     assert names[-2:] == ["untrained_grad_cam", "untrained_integrated_gradients"]
     assert len(names) == 6 and all(is_control(name) for name in names)
     assert not is_control("grad_cam") and title("untrained_grad_cam") == "Grad-CAM, untrained"
-    assert title("shap") == "Kernel SHAP" and title("oracle") == "oracle"
+    assert title("kernel_shap") == "Kernel SHAP" and title("oracle") == "oracle"
