@@ -91,7 +91,7 @@ def test_what_a_model_cannot_answer() -> None:
 
 
 def test_as_many_names_as_outputs() -> None:
-    with pytest.raises(ModelError, match="4 class names .* were given for a model with 7 outputs"):
+    with pytest.raises(ModelError, match=r"4 class names .* were given for a model with 7 outputs"):
         ImageClassifier(trained_like((24, 36)), CLASSES)
 
 

@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
             "perturbation",
             166,
             0,
-            "How much does the output drop when a patch of the image is covered with the color of the border?",
+            "How much does the output drop when a patch is covered with the color of the border?",
             _class("occlusion", "Occlusion"),
         ),
         Method(
