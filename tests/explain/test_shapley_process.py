@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dermlens.errors import UsageError
 from dermlens.explain import shapley_process
 from dermlens.explain.coalitions import Coalitions, coalitions
 from dermlens.explain.shap import (
     GaussianProcessSHAP,
     KernelSHAP,
     constrained_values,
+    permutation_values,
     shapley_values,
 )
 from dermlens.explain.shapley_process import (
@@ -114,7 +116,7 @@ def test_scale_of_the_deviations_follows_the_scores() -> None:
 
 def test_a_sum_over_pieces_is_solved_exactly_from_few_masks() -> None:
     weights = np.random.default_rng(0).normal(size=30)
-    made = coalitions(30, 64, "even", np.random.default_rng(1))
+    made = coalitions(30, 64, "lime", np.random.default_rng(1))
     fit = process_values(made, (made.masks @ weights + 2.0)[:, None])
     np.testing.assert_allclose(fit.values[0], weights, atol=1e-6)
     assert fit.deviation.max() < 1e-6 and fit.explained[0] > 1 - 1e-9
@@ -226,3 +228,70 @@ def test_as_few_couples_as_pieces_still_give_values_that_add_up() -> None:
         # 21 couples of 20 pieces leave one to judge by, 19 couples none.
         assert np.isnan(fit.explained[0]) == (count == 38)
     assert len(kept) == 21
+
+
+@pytest.mark.parametrize("design", ["even", "both"])
+def test_few_masks_are_the_beginnings_of_permutations(design: str) -> None:
+    made = coalitions(10, 39, design, np.random.default_rng(0))
+    # Two pairs of a permutation and its reverse, nine masks on the way of each, all and none.
+    assert made.orders is not None and made.orders.shape == (4, 10) and len(made.masks) == 38
+    assert (np.sort(made.orders, axis=1) == np.arange(10)).all()
+    np.testing.assert_array_equal(made.orders[1::2], made.orders[::2, ::-1])
+    known = {mask.tobytes() for mask in made.masks}
+    for order in made.orders:
+        for length in range(11):
+            assert np.isin(np.arange(10), order[:length]).tobytes() in known
+    np.testing.assert_array_equal(made.masks[2::2], ~made.masks[3::2])
+    assert (np.bincount(made.masks.sum(axis=1))[1:-1] == 4).all()
+    for count, pieces in ((40, 10), (19, 10)):
+        assert coalitions(pieces, count, design, np.random.default_rng(0)).orders is None
+
+
+def test_permutations_give_what_they_add_on_average_by_hand() -> None:
+    """v = 2 a + 3 b c: in (a, b, c) c gets the 3, in its reverse a gets 2, b the 3, c nothing."""
+    masks = every(3)
+    made = Coalitions(
+        np.concatenate([masks[-1:], masks[:-1]]),
+        np.array([True, False, False, True]),
+        np.array([0.0, 0.5, 0.5, 0.0]),
+        np.zeros(8, int),
+        np.array([[0, 1, 2], [2, 1, 0]]),
+    )
+    worth = (2.0 * made.masks[:, 0] + 3.0 * made.masks[:, 1] * made.masks[:, 2])[:, None]
+    values, half_width = permutation_values(made, worth)
+    np.testing.assert_allclose(values, [[2.0, 1.5, 1.5]])
+    # The standard error of 0 and 3 is 1.5; Student's t of one degree of freedom is 12.7062.
+    np.testing.assert_allclose(half_width, [[0.0, 1.5 * 12.7062, 1.5 * 12.7062]], rtol=1e-5)
+
+
+def test_permutations_are_right_on_average_and_cover() -> None:
+    worth = saturating_game(10, 3)
+    truth = shapley_values(worth[:, None])[0]
+    found, covered = [], []
+    for seed in range(150):
+        made = coalitions(10, 38, "even", np.random.default_rng(seed))
+        values, half = permutation_values(made, worth[code(made.masks)][:, None])
+        assert values.sum() == pytest.approx(worth[-1] - worth[0])
+        found.append(values[0])
+        covered.append(np.abs(values[0] - truth) <= half[0])
+    drawn = np.array(found)
+    spread = drawn.std(axis=0, ddof=1) / np.sqrt(150)
+    assert (np.abs(drawn.mean(axis=0) - truth) <= 4 * spread).all()
+    assert np.mean(covered) > 0.94
+
+
+def test_the_result_says_which_estimator_was_used() -> None:
+    model, image = trained_like((24, 36)), smooth_images(1, (24, 36))
+    labels = grid_cells(24, 36, 12)
+    for kind, count, name in (
+        (GaussianProcessSHAP, 47, "permutations"),
+        (GaussianProcessSHAP, 48, "gaussian_process"),
+        (GaussianProcessSHAP, 4096, "exact"),
+        (KernelSHAP, 47, "least_squares"),
+    ):
+        result = kind(model, superpixels=labels, n_samples=count).attribute(image, 4)
+        assert result.estimator.tolist() == [result.facts()["estimator"]] == [name]
+        assert result.additivity_gap[0] < 1e-5
+        assert np.isnan(result.explained[0]) == (name == "permutations")
+    with pytest.raises(UsageError, match="too few"):
+        GaussianProcessSHAP(model, superpixels=labels, n_samples=23).attribute(image, 4)

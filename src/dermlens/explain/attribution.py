@@ -53,14 +53,10 @@ def counted() -> Iterator[Cost]:
         cost.seconds = time.perf_counter() - start
 
 
-def per_class() -> Any:
-    """A field whose arrays are (N, ...) for one class each, (N, C, ...) for all classes."""
-    return field(metadata={"axis": "class"})
-
-
-def per_image() -> Any:
-    """A field whose arrays are (N, ...), whatever is explained."""
-    return field(metadata={"axis": "image"})
+PER_CLASS = {"axis": "class"}
+"""Metadata of fields whose arrays are (N, ...) for one class each, (N, C, ...) for all classes."""
+PER_IMAGE = {"axis": "image"}
+"""Metadata of fields whose arrays are (N, ...), whatever is explained."""
 
 
 @dataclass(kw_only=True)
@@ -78,10 +74,10 @@ class Attribution:
         cost: What was paid for the whole call.
     """
 
-    maps: np.ndarray = per_class()
+    maps: np.ndarray = field(metadata=PER_CLASS)
     method: str
-    targets: np.ndarray = per_image()
-    values: np.ndarray = per_class()
+    targets: np.ndarray = field(metadata=PER_IMAGE)
+    values: np.ndarray = field(metadata=PER_CLASS)
     output: str
     signed: bool
     cost: Cost = field(default_factory=Cost)
@@ -122,7 +118,7 @@ class Attribution:
             place: On the second axis of ``maps``.
             target: Position of that class, where it is not the place.
         """
-        chosen = {
+        chosen: dict[str, Any] = {
             one.name: getattr(self, one.name)[:, place]
             for one in fields(self)
             if one.metadata.get("axis") == "class"
@@ -136,7 +132,7 @@ Result = TypeVar("Result", bound=Attribution)
 
 def joined(parts: Sequence[Result]) -> Result:
     """Put results for some of the images each together; their last axes may differ in length."""
-    named = {
+    named: dict[str, Any] = {
         one.name: _stacked([getattr(part, one.name) for part in parts])
         for one in fields(parts[0])
         if one.metadata.get("axis")

@@ -3,12 +3,12 @@
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, cast
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.attribution import Attribution, Cost, counted
+from dermlens.explain.attribution import Attribution, Cost, Result, counted
 from dermlens.explain.folding import folded_logits
 from dermlens.explain.output import Output, chosen_output
 from dermlens.explain.stopping import stop_point
@@ -55,7 +55,7 @@ def call(model: Any, images: Any) -> Any:
     return tf.cast(folded_logits(model, tf.cast(images, tf.float32)), tf.float32)
 
 
-class Explainer(ABC):
+class Explainer(ABC, Generic[Result]):
     """Base of every method.
 
     Args:
@@ -69,6 +69,8 @@ class Explainer(ABC):
 
     name: str = ""
     signed: bool = True
+    kind: ClassVar[type[Attribution]] = Attribution
+    """What it returns."""
 
     def __init__(self, model: Any) -> None:
         self.classifier = as_classifier(model)
@@ -85,7 +87,7 @@ class Explainer(ABC):
         batch_size: int = 16,
         seed: int = 0,
         progress: Progress | None = None,
-    ) -> Attribution:
+    ) -> Result:
         """Explain images.
 
         Args:
@@ -138,7 +140,7 @@ class Explainer(ABC):
         batch_size: int,
         seed: int,
         progress: Progress | None,
-    ) -> Attribution:
+    ) -> Result:
         """Explain checked images; the cost is filled in by the caller."""
 
     def result(
@@ -147,11 +149,10 @@ class Explainer(ABC):
         targets: Sequence[np.ndarray],
         values: Sequence[np.ndarray],
         output: Output,
-        kind: type[Attribution] = Attribution,
         **more: Any,
-    ) -> Attribution:
-        """Put batches together in a result of a kind, with the fields that it has more."""
-        return kind(
+    ) -> Result:
+        """Put batches together in a result of ``kind``, with the fields that it has more."""
+        made = self.kind(
             maps=np.concatenate(maps).astype(np.float32, copy=False),
             method=self.name,
             targets=np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
@@ -160,6 +161,7 @@ class Explainer(ABC):
             signed=self.signed,
             **more,
         )
+        return cast(Result, made)
 
 
 def whole_number(value: Any, what: str, least: int = 1) -> int:

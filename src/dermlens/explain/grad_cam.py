@@ -46,7 +46,7 @@ class ActivationAttribution(Attribution):
     layer: str
 
 
-class ClassActivationMap(Explainer):
+class ClassActivationMap(Explainer[ActivationAttribution]):
     """Base of the family: activations times weights from gradients, rectified, drawn in place.
 
     Args:
@@ -63,6 +63,7 @@ class ClassActivationMap(Explainer):
     """
 
     signed = False
+    kind = ActivationAttribution
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class ClassActivationMap(Explainer):
         batch_size: int,
         seed: int,
         progress: Progress | None,
-    ) -> Attribution:
+    ) -> ActivationAttribution:
         every, closed = is_all(targets), self.closed(output)
         sides = self.drawing.weights(images.shape[1:3])[0]
         maps, chosen, values = [], [], []
@@ -133,9 +134,7 @@ class ClassActivationMap(Explainer):
                 values.append(known[np.arange(count), index])
             if progress is not None:
                 progress(count)
-        result = self.result(
-            maps, chosen, values, output, ActivationAttribution, layer=self.features.layer
-        )
+        result = self.result(maps, chosen, values, output, layer=self.features.layer)
         if not every:
             result.maps = result.maps[:, 0]
         return result

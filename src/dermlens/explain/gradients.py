@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.attribution import Attribution, Cost
+from dermlens.explain.attribution import Cost, Result
 from dermlens.explain.base import Explainer, Progress, batches, call, even_batch
 from dermlens.explain.output import Output
 from dermlens.explain.stopping import stop_point
@@ -109,15 +109,13 @@ class GradientEngine:
         return gradients.numpy()[:count], values.numpy()[:count]
 
 
-class GradientExplainer(Explainer):
+class GradientExplainer(Explainer[Result]):
     """Explains image by image with an engine that serves any of them.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         points: Points per image and target at first, to choose an even batch size by.
     """
-
-    kind: type[Attribution] = Attribution
 
     def __init__(self, model: Any, points: int) -> None:
         super().__init__(model)
@@ -159,7 +157,7 @@ class GradientExplainer(Explainer):
         batch_size: int,
         seed: int,
         progress: Progress | None,
-    ) -> Attribution:
+    ) -> Result:
         every, engine = is_all(targets), self._engine(output, batch_size)
         maps, chosen, values = [], [], []
         facts: dict[str, list[np.ndarray]] = {}
@@ -181,7 +179,7 @@ class GradientExplainer(Explainer):
                 if progress is not None:
                     progress(1)
         arrays = {name: np.array(value) for name, value in facts.items()}
-        return self.result(maps, chosen, values, output, self.kind, **arrays)
+        return self.result(maps, chosen, values, output, **arrays)
 
     def _engine(self, output: Output, batch_size: int) -> GradientEngine:
         size = even_batch(self._points, batch_size)

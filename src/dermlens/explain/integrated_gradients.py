@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.attribution import Attribution, per_class
+from dermlens.explain.attribution import PER_CLASS, Attribution
 from dermlens.explain.base import batches, whole_number
 from dermlens.explain.baselines import Baseline, baseline_image, own_baselines
 from dermlens.explain.gradients import GradientEngine, GradientExplainer
@@ -61,12 +61,12 @@ class PathAttribution(Attribution):
             were replaced too.
     """
 
-    convergence_delta: np.ndarray = per_class()
-    baseline_output: np.ndarray = per_class()
-    n_steps: np.ndarray = per_class()
+    convergence_delta: np.ndarray = field(metadata=PER_CLASS)
+    baseline_output: np.ndarray = field(metadata=PER_CLASS)
+    n_steps: np.ndarray = field(metadata=PER_CLASS)
 
 
-class IntegratedGradients(GradientExplainer):
+class IntegratedGradients(GradientExplainer[PathAttribution]):
     """Integrated Gradients from one or several baselines.
 
     Args:

@@ -208,7 +208,10 @@ def _last(steps: list[Step], model: Any) -> int:
 
 def _places(step: Step) -> int:
     """Return how many places the maps of an operation have, 0 for what is no map."""
-    return int(np.prod(step.shape[1:3])) if len(step.shape) == 4 else 0
+    if len(step.shape) != 4:
+        return 0
+    height, width = (1 if side is None else side for side in step.shape[1:3])
+    return height * width
 
 
 def _is_closed(operation: Any) -> bool:

@@ -5,13 +5,13 @@ weighted by a proximity kernel around the whole image, gives each superpixel its
 is sqrt(exp(-d^2 / width^2)) with d the cosine distance between a mask and the full mask.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.attribution import per_class
+from dermlens.explain.attribution import PER_CLASS
 from dermlens.explain.coalitions import Coalitions, binomial_mass
 from dermlens.explain.superpixel_explainer import (
     NORMAL_95,
@@ -42,10 +42,10 @@ class LIMEAttribution(SuperpixelAttribution):
             model explains. A low value means that the weights do not describe the model.
     """
 
-    r2: np.ndarray = per_class()
+    r2: np.ndarray = field(metadata=PER_CLASS)
 
 
-class LIME(SuperpixelExplainer):
+class LIME(SuperpixelExplainer[LIMEAttribution]):
     """LIME on superpixels.
 
     Args:

@@ -4,13 +4,13 @@ effect(patch) = output(image) - output(image with the patch replaced); the value
 mean effect of the patches that cover it, so pixels under many patches do not count more.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.attribution import Attribution, per_class
+from dermlens.explain.attribution import PER_CLASS, Attribution
 from dermlens.explain.base import even_batch, whole_number
 from dermlens.explain.baselines import Baseline, baseline_image, own_baseline
 from dermlens.explain.output import Output
@@ -80,12 +80,12 @@ class OcclusionAttribution(Attribution):
         scorer: Name of what evaluated the covered images.
     """
 
-    effects: np.ndarray = per_class()
+    effects: np.ndarray = field(metadata=PER_CLASS)
     boxes: np.ndarray
     scorer: str
 
 
-class Occlusion(PerturbationExplainer):
+class Occlusion(PerturbationExplainer[OcclusionAttribution]):
     """Occlusion: a patch slides over the image, and the loss of output is noted.
 
     Args:
@@ -109,6 +109,7 @@ class Occlusion(PerturbationExplainer):
     """
 
     name = "occlusion"
+    kind = OcclusionAttribution
 
     def __init__(
         self,
@@ -152,13 +153,11 @@ class Occlusion(PerturbationExplainer):
         goals = choose(logits[:1])
         values = output_values(output, logits)[:, goals].T
         effects = values[:, :1] - values[:, 1:]
-        return OcclusionAttribution(
-            maps=spread_over_boxes(effects, boxes, size)[None],
-            method=self.name,
-            targets=goals,
-            values=values[None, :, 0].astype(np.float32),
-            output=output.name,
-            signed=self.signed,
+        return self.result(
+            [spread_over_boxes(effects, boxes, size)[None]],
+            [goals],
+            [values[None, :, 0]],
+            output,
             effects=effects[None].astype(np.float32),
             boxes=boxes,
             scorer=self.scorer_name,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dermlens.explain.attribution import Attribution, Cost, joined
+from dermlens.explain.attribution import Cost, Result, joined
 from dermlens.explain.base import Explainer, Progress, batches, call
 from dermlens.explain.output import Output
 from dermlens.explain.stopping import stop_point
@@ -112,7 +112,7 @@ Choose = Callable[[np.ndarray], np.ndarray]
 """Given the logits of the unchanged image, (1, C), returns the classes to explain, (T,)."""
 
 
-class PerturbationExplainer(Explainer):
+class PerturbationExplainer(Explainer[Result]):
     """Explains image by image; every evaluation gives the outputs of all classes.
 
     Args:
@@ -147,7 +147,7 @@ class PerturbationExplainer(Explainer):
     @abstractmethod
     def _one(
         self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
-    ) -> Attribution:
+    ) -> Result:
         """Explain one float32 image (H, W, 3) for the T classes chosen.
 
         Returns:
@@ -162,7 +162,7 @@ class PerturbationExplainer(Explainer):
         batch_size: int,
         seed: int,
         progress: Progress | None,
-    ) -> Attribution:
+    ) -> Result:
         if self.scorer is not None:
             self.scorer.check(self.model)
         every = is_all(targets)
@@ -173,7 +173,7 @@ class PerturbationExplainer(Explainer):
                 for part in batches(len(images), batch_size)
             ]
             targets = resolve_targets(targets, np.concatenate(answers), self.classifier.labels)
-        done: list[Attribution] = []
+        done: list[Result] = []
         for position, image in enumerate(images):
 
             def choose(logits: np.ndarray, position: int = position) -> np.ndarray:

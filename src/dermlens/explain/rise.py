@@ -9,13 +9,13 @@ is the standard error of their mean, so how far the map still is from that of en
 without a longer run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.attribution import Attribution, per_class
+from dermlens.explain.attribution import PER_CLASS, Attribution
 from dermlens.explain.base import batches, even_batch, image_generator, whole_number
 from dermlens.explain.baselines import Baseline, baseline_image, own_baseline
 from dermlens.explain.output import Output
@@ -33,12 +33,12 @@ class RISEAttribution(Attribution):
         scorer: Name of what evaluated the masked images.
     """
 
-    expected_error: np.ndarray = per_class()
+    expected_error: np.ndarray = field(metadata=PER_CLASS)
     n_samples: int
     scorer: str
 
 
-class RISE(PerturbationExplainer):
+class RISE(PerturbationExplainer[RISEAttribution]):
     """RISE: random soft masks, weighted by the output of what they leave visible.
 
     Args:
@@ -60,6 +60,7 @@ class RISE(PerturbationExplainer):
     """
 
     name = "rise"
+    kind = RISEAttribution
 
     def __init__(
         self,
@@ -114,13 +115,11 @@ class RISE(PerturbationExplainer):
         # The change of output is summed up, which keeps its digits where outputs are large.
         change = values[1:] - values[0]
         maps, error = _maps_and_error(self._sums(extent, drawn, change, batch), change)
-        return RISEAttribution(
-            maps=maps[None].astype(np.float32),
-            method=self.name,
-            targets=goals,
-            values=values[:1].astype(np.float32),
-            output=output.name,
-            signed=self.signed,
+        return self.result(
+            [maps[None]],
+            [goals],
+            [values[:1]],
+            output,
             expected_error=error[None].astype(np.float32),
             n_samples=self.n_samples,
             scorer=self.scorer_name,

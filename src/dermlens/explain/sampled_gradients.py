@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.explain.attribution import Attribution
 from dermlens.explain.base import batches, image_generator, whole_number
 from dermlens.explain.baselines import Baseline, baseline_image, own_baselines
 from dermlens.explain.gradients import GradientEngine, GradientExplainer
 
 
-class _SampledGradients(GradientExplainer):
+class _SampledGradients(GradientExplainer[Attribution]):
     """Averages something made of gradients at randomly drawn points."""
 
     def __init__(self, model: Any, *, n_samples: int) -> None:

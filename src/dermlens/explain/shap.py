@@ -12,13 +12,13 @@ output(all replaced) is a constraint of the solution, not a hope.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import factorial
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.attribution import per_class, per_image
+from dermlens.explain.attribution import PER_CLASS, PER_IMAGE
 from dermlens.explain.coalitions import Coalitions, shapley_mass
 from dermlens.explain.shapley_process import process_values
 from dermlens.explain.superpixel_explainer import (
@@ -73,13 +73,13 @@ class ShapleyAttribution(SuperpixelAttribution):
             ``"least_squares"``.
     """
 
-    baseline_output: np.ndarray = per_class()
-    additivity_gap: np.ndarray = per_class()
-    explained: np.ndarray = per_class()
-    estimator: np.ndarray = per_image()
+    baseline_output: np.ndarray = field(metadata=PER_CLASS)
+    additivity_gap: np.ndarray = field(metadata=PER_CLASS)
+    explained: np.ndarray = field(metadata=PER_CLASS)
+    estimator: np.ndarray = field(metadata=PER_IMAGE)
 
 
-class ShapleyExplainer(SuperpixelExplainer):
+class ShapleyExplainer(SuperpixelExplainer[ShapleyAttribution]):
     """What the estimators of Shapley values share."""
 
     kind = ShapleyAttribution

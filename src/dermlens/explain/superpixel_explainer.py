@@ -2,11 +2,11 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from dermlens.explain.attribution import Attribution, per_class, per_image
+from dermlens.explain.attribution import PER_CLASS, PER_IMAGE, Attribution
 from dermlens.explain.baselines import Baseline
 from dermlens.explain.coalitions import Coalitions
 from dermlens.explain.output import Output
@@ -37,10 +37,10 @@ class SuperpixelAttribution(Attribution):
         scorer: Name of what evaluated the masked images.
     """
 
-    superpixels: np.ndarray = per_image()
-    weights: np.ndarray = per_class()
-    interval: np.ndarray = per_class()
-    n_samples: np.ndarray = per_image()
+    superpixels: np.ndarray = field(metadata=PER_IMAGE)
+    weights: np.ndarray = field(metadata=PER_CLASS)
+    interval: np.ndarray = field(metadata=PER_CLASS)
+    n_samples: np.ndarray = field(metadata=PER_IMAGE)
     scorer: str
 
     def facts(self, position: int = 0) -> dict[str, Any]:
@@ -59,6 +59,9 @@ class SuperpixelAttribution(Attribution):
         return found
 
 
+Pieces = TypeVar("Pieces", bound=SuperpixelAttribution)
+
+
 @dataclass(frozen=True)
 class Fit:
     """A linear model of the output in the superpixels, for T targets.
@@ -74,7 +77,7 @@ class Fit:
     facts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class SuperpixelExplainer(PerturbationExplainer):
+class SuperpixelExplainer(PerturbationExplainer[Pieces]):
     """Fits the outputs of images with superpixels switched off.
 
     Args:
@@ -88,7 +91,6 @@ class SuperpixelExplainer(PerturbationExplainer):
     """
 
     design = ""
-    kind: type[SuperpixelAttribution]
 
     def __init__(
         self,
@@ -127,18 +129,16 @@ class SuperpixelExplainer(PerturbationExplainer):
 
     def _one(
         self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
-    ) -> SuperpixelAttribution:
+    ) -> Pieces:
         made = self.bank.evaluations(image, seed, batch_size)
         goals = choose(made.logits[:1])
         values = output_values(output, made.logits)[:, goals]
         fit = self._fit(made.coalitions, values)
-        return self.kind(
-            maps=painted(fit.weights, made.labels)[None],
-            method=self.name,
-            targets=goals,
-            values=values[:1].astype(np.float32),
-            output=output.name,
-            signed=self.signed,
+        return self.result(
+            [painted(fit.weights, made.labels)[None]],
+            [goals],
+            [values[:1]],
+            output,
             superpixels=made.labels[None],
             weights=fit.weights[None],
             interval=fit.half_width[None],

@@ -152,8 +152,8 @@ def _position(target: Target, logits: np.ndarray | None, labels: LabelSet) -> in
     if whole and 0 <= int(cast(Any, value)) < len(labels):
         return int(cast(Any, value))
     raise UsageError(
-        f"Unknown target class {target!r}. Use one of: "
-        f"{', '.join((*labels.codes, *RELATIVE))}; or a position from 0 to {len(labels) - 1}."
+        f"Unknown target class {target!r}. Use one of: {', '.join((*labels.codes, *RELATIVE))}; "
+        f"or a position from 0 to {len(labels) - 1}."
     )
 
 
