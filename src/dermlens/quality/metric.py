@@ -191,7 +191,8 @@ def case_of(
         case.groups = list(groups or ())
         if len(case.groups) != len(case.maps):
             raise UsageError(
-                f"{len(case.groups)} groups were given for {len(case.maps)} maps. Give one for each."
+                f"{len(case.groups)} groups were given for {len(case.maps)} maps. Give one for "
+                "each."
             )
     if "images" in wanted:
         model = None if classifier is None else as_classifier(classifier)
