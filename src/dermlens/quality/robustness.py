@@ -118,12 +118,7 @@ def sensitivity(
     return float(changes.max()), float(changes.mean())
 
 
-def equivariance(
-    explain: Explain,
-    image: np.ndarray,
-    target: int,
-    map_: np.ndarray,
-) -> float:
+def equivariance(explain: Explain, image: np.ndarray, target: int, map_: np.ndarray) -> float:
     """Return the mean rank correlation of the moved image's map with the moved map, -1..1.
 
     Args:
