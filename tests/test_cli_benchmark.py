@@ -12,7 +12,8 @@ def test_benchmark_writes_tables_summary_and_page(prepared: Path, tmp_path: Path
     bundle = save_untrained(tmp_path / "bundle")
     few = ["--robustness", 0, "--randomization", 0, "--pairs", 0, "--probes", 1, "--steps", 2]
     command = [
-        "benchmark", bundle, prepared, "--n", 2, "--methods", "grad_cam", "--no-controls", *few
+        "benchmark", bundle, prepared, "--n", 2, "--methods", "grad_cam", "--no-controls", *few,
+        "--n-samples", 20,
     ]  # fmt: skip
     made = dermlens(*command, "--out", tmp_path / "out")
     assert made.code == 0, made.err

@@ -70,17 +70,17 @@ def test_constant_and_empty_maps() -> None:
 
 def test_group_of_rectangles_and_squares() -> None:
     picture = np.arange(12.0).reshape(1, 3, 4)
-    moved = {s.name: s.apply(picture)[0] for s in symmetries(3, 4)}
+    moved = {name: move(picture)[0] for name, move in symmetries(3, 4).items()}
     np.testing.assert_array_equal(moved["mirrored_left_right"], picture[0, :, ::-1])
     np.testing.assert_array_equal(moved["mirrored_up_down"], picture[0, ::-1])
     np.testing.assert_array_equal(moved["half_turn"], picture[0, ::-1, ::-1])
     square = np.random.default_rng(0).random((1, 4, 4))
-    group = [s.apply(square)[0] for s in symmetries(4, 4)] + [square[0]]
-    assert len({m.tobytes() for m in group}) == 8
-    transposed = next(s for s in symmetries(4, 4) if s.name == "transposed").apply(square)[0]
-    other = next(s for s in symmetries(4, 4) if s.name == "anti_transposed").apply(square)[0]
-    ways = {square[0].T.tobytes(), square[0].T[::-1, ::-1].tobytes()}
-    assert {transposed.tobytes(), other.tobytes()} == ways
+    turned = {name: move(square)[0] for name, move in symmetries(4, 4).items()}
+    assert len({m.tobytes() for m in [*turned.values(), square[0]]}) == 8
+    np.testing.assert_array_equal(turned["transposed"], square[0].T)
+    np.testing.assert_array_equal(turned["anti_transposed"], square[0].T[::-1, ::-1])
+    np.testing.assert_array_equal(turned["quarter_turn"], np.rot90(square[0]))
+    np.testing.assert_array_equal(turned["three_quarter_turn"], np.rot90(square[0], 3))
 
 
 @pytest.mark.parametrize("size", [SIZE, (9, 9), (1, 1)])

@@ -205,11 +205,7 @@ def probe(
 
 
 def _moved(
-    explain: Explain,
-    pictures: np.ndarray,
-    target: int,
-    probes: list[Probe],
-    artifacts: list[int],
+    explain: Explain, pictures: np.ndarray, target: int, probes: list[Probe], artifacts: list[int]
 ) -> dict[int, float]:
     """Return how much attribution moved onto each artifact, by position of the probe."""
     chosen = pictures[[0, *(k + 1 for k in artifacts)]]

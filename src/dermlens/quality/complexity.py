@@ -49,6 +49,6 @@ def entropy(maps: np.ndarray) -> np.ndarray:
         >>> entropy(np.array([[[0.0, 3.0]], [[1.0, 1.0]]])).round(4).tolist()
         [0.0, 0.6931]
     """
-    shares = _shares(maps)
-    logs = np.log(np.where(shares > 0, shares, 1.0))
-    return np.maximum(-(shares * logs).sum(axis=1), 0.0)
+    from scipy.special import entr
+
+    return entr(_shares(maps)).sum(axis=1)

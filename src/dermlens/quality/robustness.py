@@ -9,8 +9,7 @@ Kernel SHAP and RISE draw their masks anew for a changed image, so their values 
 sampling adds, which is what a user who explains two nearly equal photographs sees.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,39 +28,30 @@ RADIUS = 5.0
 DRAWS = 4
 
 
-@dataclass(frozen=True)
-class Symmetry:
-    """One symmetry of the rectangle: first turned by quarter turns, then mirrored left to right."""
-
-    name: str
-    quarter_turns: int
-    mirrored: bool
-
-    def apply(self, pictures: np.ndarray) -> np.ndarray:
-        """Move pictures (N, H, W) or (N, H, W, C)."""
-        turned = np.rot90(pictures, self.quarter_turns, axes=(1, 2))
-        return np.ascontiguousarray(turned[:, :, ::-1] if self.mirrored else turned)
+Move = Callable[[np.ndarray], np.ndarray]
+"""Moves pictures (N, H, W) or (N, H, W, C) by one symmetry."""
 
 
-_SYMMETRIES = (
-    Symmetry("mirrored_left_right", 0, True),
-    Symmetry("mirrored_up_down", 2, True),
-    Symmetry("half_turn", 2, False),
-    Symmetry("quarter_turn", 1, False),
-    Symmetry("three_quarter_turn", 3, False),
-    Symmetry("transposed", 1, True),
-    Symmetry("anti_transposed", 3, True),
-)
-
-
-def symmetries(height: int, width: int) -> tuple[Symmetry, ...]:
+def symmetries(height: int, width: int) -> dict[str, Move]:
     """Return the symmetries that keep the size: three for rectangles, seven for squares.
 
     Example:
         >>> len(symmetries(192, 256)), len(symmetries(224, 224))
         (3, 7)
     """
-    return _SYMMETRIES if height == width else _SYMMETRIES[:3]
+    moves: dict[str, Move] = {
+        "mirrored_left_right": lambda p: p[:, :, ::-1],
+        "mirrored_up_down": lambda p: p[:, ::-1],
+        "half_turn": lambda p: p[:, ::-1, ::-1],
+    }
+    if height == width:
+        moves |= {
+            "quarter_turn": lambda p: np.rot90(p, 1, axes=(1, 2)),
+            "three_quarter_turn": lambda p: np.rot90(p, 3, axes=(1, 2)),
+            "transposed": lambda p: p.swapaxes(1, 2),
+            "anti_transposed": lambda p: p.swapaxes(1, 2)[:, ::-1, ::-1],
+        }
+    return moves
 
 
 def two_sided_noise(image: np.ndarray, radius: float, draws: int, seed: int) -> np.ndarray:
@@ -128,13 +118,7 @@ def sensitivity(
     return float(changes.max()), float(changes.mean())
 
 
-def equivariance(
-    explain: Explain,
-    image: np.ndarray,
-    target: int,
-    map_: np.ndarray,
-    group: Sequence[Symmetry] | None = None,
-) -> float:
+def equivariance(explain: Explain, image: np.ndarray, target: int, map_: np.ndarray) -> float:
     """Return the mean rank correlation of the moved image's map with the moved map, -1..1.
 
     Args:
@@ -142,12 +126,11 @@ def equivariance(
         image: float32 RGB 0..255, (H, W, 3).
         target: Class position.
         map_: The image's own map, (H, W).
-        group: Symmetries; default all that keep the image's size.
     """
     image = np.asarray(image, np.float32)
-    moves = symmetries(*image.shape[:2]) if group is None else group
-    moved = np.concatenate([move.apply(image[None]) for move in moves])
-    expected = np.concatenate([move.apply(np.asarray(map_)[None]) for move in moves])
+    moves = symmetries(*image.shape[:2]).values()
+    moved = np.concatenate([move(image[None]) for move in moves])
+    expected = np.concatenate([move(np.asarray(map_)[None]) for move in moves])
     maps = explain(moved, np.full(len(moves), target, np.int32))
     return float(spearman(maps, expected).mean())
 

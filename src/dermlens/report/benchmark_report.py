@@ -192,15 +192,12 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
     ranks = {c: {row["method"]: row["mean_rank"] for row in ranking.get(c, [])} for c in columns}
     names = figures.methods_of(summary)
     order = sorted(names, key=lambda name: ranks["overall"].get(name, np.inf))
-    rows = [
-        {
-            "method": title(name),
-            "control": "yes" if is_control(name) else "",
-            **{column: ranks[column].get(name, np.nan) for column in columns},
-        }
-        for name in order
-    ]
-    return pd.DataFrame(rows)
+    about = {
+        "method": map(title, order),
+        "control": ["yes" if is_control(n) else "" for n in order],
+    }
+    means = {column: [ranks[column].get(name, np.nan) for name in order] for column in columns}
+    return pd.DataFrame({**about, **means})
 
 
 def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
@@ -215,13 +212,9 @@ def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
 
 def interval_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:
     """Return ``mean (low to high)`` of every method, a column for each metric."""
-    rows = []
-    for method in figures.methods_of(summary):
-        row = {"method": title(method)}
-        for name in names:
-            row[metric(name).title] = interval_text(summary["metrics"][name].get(method))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    methods, found = figures.methods_of(summary), summary["metrics"]
+    columns = {metric(n).title: [interval_text(found[n].get(m)) for m in methods] for n in names}
+    return pd.DataFrame({"method": [title(name) for name in methods], **columns})
 
 
 def interval_text(one: dict[str, Any] | None) -> str:
@@ -267,15 +260,8 @@ def comparison_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFr
             if one["better"] is None:
                 continue
             other = one["second"] if one["better"] == one["first"] else one["first"]
-            rows.append(
-                {
-                    "metric": metric(name).title,
-                    "better": title(one["better"]),
-                    "worse": title(other),
-                    "difference": abs(one["difference"]),
-                    "p (Holm)": one["p_holm"],
-                }
-            )
+            labels = (metric(name).title, title(one["better"]), title(other))
+            rows.append((*labels, abs(one["difference"]), one["p_holm"]))
     return pd.DataFrame(rows, columns=["metric", "better", "worse", "difference", "p (Holm)"])
 
 
