@@ -13,7 +13,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explain.base import Attribution, Explainer, Progress, image_generator
-from dermlens.explain.score import Score
+from dermlens.explain.output import Output
 from dermlens.explain.target import Targets, depend_on_answer, is_all
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
 from dermlens.progress import say
