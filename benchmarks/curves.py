@@ -1,9 +1,8 @@
-"""What more passes buy: quality of LIME, Kernel SHAP, RISE, Integrated Gradients and occlusion.
+"""What more passes buy: quality of LIME, Shapley values, RISE and Integrated Gradients.
 
 For every method and budget: Pearson's r and overlap of the strongest fifth with the map of ten
 times the default budget (another seed, so that nothing is shared), and the areas under the deletion
-and insertion curves. The knee is the budget after which more passes buy least. Both estimators of
-Shapley values have the published regression as reference.
+and insertion curves. The knee is the budget after which more passes buy least.
 
 Run ``python benchmarks/curves.py [--bundle BUNDLE] [--data DATA] [--images 10] [--quick]``. With
 ``--scorer int8`` changed images are evaluated by the bundle's int8 copy.
@@ -59,15 +58,12 @@ SWEEPS = (
     Sweep("kernel_shap", "n_samples", (125, 250, 500, 1000, 2000), {"n_samples": 5000}),
     Sweep("rise", "n_samples", (125, 250, 500, 1000, 2000, 4000), {"n_samples": 10000}),
     Sweep("integrated_gradients", "n_steps", (4, 8, 16, 32, 64), {"n_steps": 160}),
-    # A tenth of the stride's area is ten times the patches.
-    Sweep("occlusion", "passes", (24, 32, 40, 48, 64, 80, 96, 128, 166), {"stride": 5}),
 )
 QUICK_SWEEPS = (
     Sweep("lime", "n_samples", (60, 120), {"n_samples": 240}),
     Sweep("gp_shap", "n_samples", (125, 250), {"n_samples": 300}),
     Sweep("rise", "n_samples", (40, 80), {"n_samples": 160}),
     Sweep("integrated_gradients", "n_steps", (2, 4), {"n_steps": 8}),
-    Sweep("occlusion", "passes", (24, 48), {"stride": 16}),
 )
 
 

@@ -260,9 +260,7 @@ def test_08_integrated_gradients_sum_over_channels(model: Any, images: np.ndarra
 
 
 def test_08_a_rough_integral_reports_its_gap(model: Any, images: np.ndarray) -> None:
-    explainer = IntegratedGradients(
-        model, n_steps=2, rule="trapezoid", baseline="black", tolerance=None
-    )
+    explainer = IntegratedGradients(model, n_steps=1, baseline="black", tolerance=None)
     result = explainer.attribute(images, 4)
     change = result.values - result.baseline_output
     missing = np.abs(result.maps.sum(axis=(1, 2)) - change) / np.abs(change)

@@ -277,7 +277,7 @@ def test_permutations_are_right_on_average_and_cover() -> None:
     drawn = np.array(found)
     spread = drawn.std(axis=0, ddof=1) / np.sqrt(150)
     assert (np.abs(drawn.mean(axis=0) - truth) <= 4 * spread).all()
-    assert np.mean(covered) > 0.94
+    assert 0.9 < np.mean(covered) < 0.99
 
 
 def test_the_result_says_which_estimator_was_used() -> None:
