@@ -77,7 +77,6 @@ def overlay(
     *,
     opacity: float = 0.5,
     signed: bool = False,
-    color_map: str | None = None,
 ) -> np.ndarray:
     """Lay a raw attribution map over an image.
 
@@ -86,7 +85,6 @@ def overlay(
         values: Raw map, (H, W).
         opacity: Of the map, 0..1.
         signed: Whether negative values speak against the target.
-        color_map: Name of a matplotlib map to use instead of the default.
 
     Returns:
         uint8 RGB (H, W, 3).
@@ -98,7 +96,7 @@ def overlay(
         raise UsageError(f"A map of {values.shape} does not fit an image of {image.shape[:2]}.")
     if not 0 <= opacity <= 1:
         raise UsageError(f"The opacity {opacity} is outside 0..1.")
-    colors = colorize(normalize(values, signed=signed), signed=signed, color_map=color_map)
+    colors = colorize(normalize(values, signed=signed), signed=signed)
     mixed = (1 - opacity) * image.astype(np.float32) + opacity * colors
     return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
 

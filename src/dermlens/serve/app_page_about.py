@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from dermlens import __version__
 from dermlens.model.bundle import Bundle
+from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
 from dermlens.report.html import NOTICE
 from dermlens.serve.app_batch import MAX_FILES
@@ -181,6 +184,4 @@ def _privacy() -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table(pd.DataFrame(rows, columns=list(head)))
