@@ -31,10 +31,10 @@ from dermlens.explain.base import Explainer
 from dermlens.explain.layers import find_features
 from dermlens.explain.occlusion import Occlusion
 from dermlens.explain.registry import METHODS, SIX, create_several
-from dermlens.model.scorers import choose_scorers
 from dermlens.explain.superpixels import painted
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
+from dermlens.model.scorers import choose_scorers
 from dermlens.quality import metrics
 from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.statistics import cluster_intervals

@@ -18,9 +18,9 @@ import pandas as pd
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.errors import DataError
 from dermlens.explain.base import Explainer
-from dermlens.model.scorers import choose_scorers
 from dermlens.files import read_json
 from dermlens.model.bundle import Bundle, load_bundle
+from dermlens.model.scorers import choose_scorers
 from dermlens.quality.benchmark import run_benchmark
 from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
 from dermlens.quality.controls import ModelFreeMap, title
