@@ -3,7 +3,7 @@
 Methods measure different things in different units, so their maps are compared in what they share:
 
 * **Order** (Spearman, consensus, disagreement): raw values by rank, from what speaks most against
-  the diagnosis to what speaks most for it. A rectified map's zeros are one tie.
+  the class to what speaks most for it. A rectified map's zeros are one tie.
 * **Positive evidence** (SSIM, top-20 % IoU): values above zero. A class activation map knows no
   evidence against, so a signed map's negative values must not count against it.
 

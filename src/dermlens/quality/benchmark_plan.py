@@ -92,7 +92,7 @@ class Item:
         lesion_id: From the manifest; the image's own id where it is missing.
         dx: Diagnosis code.
         image: Path of the photograph.
-        mask: Path of the lesion mask, or None.
+        mask: Path of the mask, or None.
         structure: Path of the mask of the structure that decides the class, or None; drawn
             data sets have it.
     """
