@@ -190,7 +190,7 @@ def test_model_without_feature_maps_is_refused() -> None:
 
     inputs = keras.Input((4, 4, 3))
     dense = keras.Model(inputs, keras.layers.Dense(7)(keras.layers.Flatten()(inputs)))
-    with pytest.raises(ExplanationError, match="no convolutional feature maps"):
+    with pytest.raises(ExplanationError, match="has no feature maps"):
         GradCAM(dense)
 
 

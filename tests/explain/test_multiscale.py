@@ -195,10 +195,10 @@ def test_a_network_without_feature_maps_is_refused() -> None:
     from dermlens.errors import ExplanationError
 
     network = function_network((8, 8), lambda x: x[:, 0, 0, :])
-    with pytest.raises(ExplanationError, match="no convolutional feature maps"):
+    with pytest.raises(ExplanationError, match="has no feature maps"):
         MultiScale(network)
 
 
 def test_result_is_an_attribution_of_one_class_only(model) -> None:
-    result: Attribution = PatchPyramid(model).attribute(IMAGES[:1], "mel")
+    result: Attribution = PatchPyramid(model).attribute(IMAGES[:1], 4)
     assert result.maps.shape == (1, *SIZE) and result.targets.tolist() == [4]

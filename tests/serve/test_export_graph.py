@@ -19,7 +19,11 @@ SIZE = (12, 16)
 def classifier(*head: Any, names: Any = None) -> ImageClassifier:
     import keras
 
-    body = [keras.Input((*SIZE, 3)), keras.layers.Conv2D(4, 3, strides=2, activation="relu")]
+    some = keras.initializers.RandomNormal(stddev=0.5, seed=1)
+    features = keras.layers.Conv2D(
+        4, 3, strides=2, activation="relu", use_bias=False, kernel_initializer=some
+    )
+    body = [keras.Input((*SIZE, 3)), features]
     return ImageClassifier(keras.Sequential([*body, *head]), names, value_range=(0, 1))
 
 
@@ -28,10 +32,17 @@ def test_a_graph_explains_what_the_package_explains(kind: str) -> None:
     """One probability through a sigmoid; a softmax; a head that only gradients can explain."""
     from keras import layers
 
+    def dense(units: int, **options: Any) -> Any:
+        # Mostly for the target, so that no map is empty.
+        import keras
+
+        weights = keras.initializers.RandomUniform(-0.2, 0.6, seed=2)
+        return layers.Dense(units, kernel_initializer=weights, **options)
+
     heads = {
-        "sigmoid": [layers.GlobalAveragePooling2D(), layers.Dense(1, activation="sigmoid")],
-        "softmax": [layers.GlobalAveragePooling2D(), layers.Dense(2), layers.Softmax()],
-        "flattened": [layers.Flatten(), layers.Dense(2)],
+        "sigmoid": [layers.GlobalAveragePooling2D(), dense(1, activation="sigmoid")],
+        "softmax": [layers.GlobalAveragePooling2D(), dense(2), layers.Softmax()],
+        "flattened": [layers.Flatten(), dense(2)],
     }
     model = classifier(*heads[kind], names="binary")
     link = "sigmoid" if kind == "sigmoid" else "softmax"

@@ -1,1 +1,1 @@
-"""Explanations: which pixels speak for and against a diagnosis."""
+"""Explanations: which pixels speak for and against a class."""

@@ -1,8 +1,8 @@
 """Superpixels: the pieces of an image that LIME and Kernel SHAP switch on and off.
 
 SLIC: Achanta et al., "SLIC superpixels compared to state-of-the-art superpixel methods", TPAMI
-2012. Chosen because it cuts smooth skin into pieces of like size, where methods that follow edges
-only (quickshift, Felzenszwalb) return two pieces: skin and lesion.
+2012. Chosen because it cuts smooth areas into pieces of like size, where methods that follow edges
+(quickshift, Felzenszwalb) return them as one piece.
 """
 
 import numpy as np
