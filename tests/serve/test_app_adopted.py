@@ -2,13 +2,15 @@
 
 import csv
 import io
-import re
+import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dermlens.data.images import load_image
 from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
 from dermlens.explain.target import PREDICTED, RUNNER_UP
@@ -19,8 +21,10 @@ from dermlens.serve import app_batch, app_page, app_page_about, app_page_results
 from dermlens.serve.app import build_app
 from dermlens.serve.app_actions import Actions
 from dermlens.serve.app_desk import Desk
+from dermlens.serve.export import ExportImages, export
 from dermlens.serve.prediction import describe_predictions, predict_files
 from serving_support import SIZE, adopted_bundle, picture, text_of
+from test_inference import inference  # noqa: F401
 
 SKIN_WORDS = ("diagnos", "dermato", "lesion", "skin", "malignan", "melanom", "doctor", "mole")
 EIGHT = label_set("isic2019")
@@ -144,17 +148,40 @@ def test_predictions_on_the_command_line(two: Bundle, photo: Path) -> None:
     assert list(table.calibrated) == [False] and "p_malignant" not in table
     (line, sets, note) = describe_predictions(table, two)
     name = two.classes[int(table["probability_golden retriever"].iloc[0] > 0.5)]
-    assert re.match(
-        rf"{re.escape(str(photo))}: Most probable: {name}, .* \(not calibrated\)\.", line
-    )
+    assert line.startswith(f"{photo}: Most probable: {name}, ")
+    assert line.endswith(" (not calibrated).")
     assert "prediction sets" in sets and "medical device" in note
 
 
 def test_explanations_on_disk(two: Bundle, photo: Path, tmp_path: Path) -> None:
-    import json
-
     (folder,) = explain_files(two, [photo], tmp_path, methods="grad_cam", target="cat")
     stored = json.loads((folder / "explanation.json").read_text())
     assert stored["calibrated"] is False and stored["target"] == "cat"
     assert set(stored["probabilities"]) == set(two.classes)
     assert Image.open(folder / "grad_cam.png").size == (SIZE[1], SIZE[0])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_exports_and_the_standalone_program(
+    activation: str,
+    inference: ModuleType,  # noqa: F811
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = adopted_bundle(activation=activation)
+    original = np.asarray(picture(1, 60, 80))
+    export(bundle, tmp_path, ["saved_model"], ExportImages([original], None, [], "one"))
+    facts = json.loads((tmp_path / "saved_model" / "metadata.json").read_text())
+    assert facts["link"] == activation and facts["calibrated"] is False
+    assert [entry["name"] for entry in facts["classes"]] == list(bundle.classes)
+    given = [str(tmp_path / "saved_model"), str(photo), "--json", str(tmp_path / "out.json")]
+    assert inference.main([*given, "--explain", str(tmp_path / "maps")]) == 0
+    said = capsys.readouterr().out
+    assert " (not calibrated)." in said and "Probabilities are not calibrated" in said
+    found = json.loads((tmp_path / "out.json").read_text())
+    expected = bundle.probabilities(bundle.logits(load_image(photo, SIZE)[None]))[0]
+    assert found["calibrated"] is False
+    shares = found["images"][0]["probabilities"]
+    assert list(shares) == list(bundle.classes)
+    np.testing.assert_allclose(list(shares.values()), expected, atol=1e-4)
