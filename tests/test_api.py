@@ -94,7 +94,7 @@ def test_comparing_evaluating_and_measuring(classifier: Any, tmp_path: Path) -> 
     assert found.metrics["n_images"] == len(found.predictions) == 24
     shares = found.predictions[["probability_benign", "probability_malignant"]].to_numpy()
     assert np.allclose(shares.sum(axis=1), 1)
-    plan: dict[str, Any] = {"robustness": 0, "randomization": 0, "pairs": 0, "probes": 0}
+    plan: dict[str, Any] = {"robustness": 0, "randomization": 0}
     plan |= {"steps": 3, "squares": 4, "sets": 4, "split": "all", "methods": ("grad_cam",)}
     summary = dl.benchmark(classifier, tmp_path / "data", tmp_path / "benchmark", n=4, **plan)
     assert summary["n_images"] == 4

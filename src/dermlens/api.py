@@ -190,23 +190,36 @@ def evaluate(
     return Evaluation({**metrics, "model": classifier.identity}, table)
 
 
-def benchmark(model: Any, data: str | Path, out: str | Path, **plan: Any) -> dict[str, Any]:
+def benchmark(
+    model: Any, data: str | Path, out: str | Path, *, pairs: int = 0, probes: int = 0, **plan: Any
+) -> dict[str, Any]:
     """Measure explanation methods and controls on a data set; resumes what is there.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that it takes without more.
         data: Prepared and split data set.
         out: Folder to write tables into.
+        pairs: Lesions photographed twice, for consistency.
+        probes: Images for the shortcut probe.
         **plan: Fields of ``BenchmarkPlan``: ``methods``, ``n``, ``split``, ``seed``, ….
 
     Returns:
         The content of ``summary.json``.
     """
+    from dermlens.data.manifest import data_labels
     from dermlens.files import read_json
+    from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
 
-    paths = run_benchmark(as_classifier(model), Path(data), Path(out), BenchmarkPlan(**plan))
+    paths = run_benchmark(
+        as_classifier(model),
+        Path(data),
+        Path(out),
+        BenchmarkPlan(**plan),
+        labels=data_labels(Path(data)),
+        extension=LesionMeasures(pairs, probes),
+    )
     summary: dict[str, Any] = read_json(paths["summary"])
     return summary
 

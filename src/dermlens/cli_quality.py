@@ -52,6 +52,7 @@ def benchmark(
 
     Example: dermlens benchmark runs/first/bundle DATA --n 150 --out benchmark
     """
+    from dermlens.data.manifest import data_labels
     from dermlens.errors import UsageError
     from dermlens.explain.registry import parse_methods
     from dermlens.lesion.benchmark import LesionMeasures
@@ -86,6 +87,7 @@ def benchmark(
         rest[0],
         out,
         plan,
+        labels=data_labels(rest[0]),
         extension=extension,
         scorers=choose_scorers(loaded, plan.methods, scorer, images=plan.n),
         about={"synthetic_model": loaded.synthetic},
