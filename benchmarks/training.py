@@ -43,7 +43,7 @@ from dermlens.model.evaluation import RESAMPLES, metrics_from_predictions
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.head import train_head
 from dermlens.model.history import History
-from dermlens.model.outlier import fit_outlier_detector
+from dermlens.model.out_of_distribution import fit_ood_detector
 from dermlens.model.prediction import Predictor
 from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_data import TrainingData, load_training_data, training_set
@@ -310,8 +310,8 @@ def evaluated_bundle(setting: Setting) -> Bundle:
     )
     channels = int(model.get_layer("pool").output.shape[-1])
     features = generator.random((count, channels), np.float32)
-    outlier = fit_outlier_detector(features, labels, features, classes=classes)
-    return Bundle(setting.folder, architecture, calibration, {"data": {}}, model, outlier)
+    ood_detector = fit_ood_detector(features, labels, features, classes=classes)
+    return Bundle(setting.folder, architecture, calibration, {"data": {}}, model, ood_detector)
 
 
 def evaluation(setting: Setting) -> tuple[dict[str, str], str]:
@@ -328,7 +328,7 @@ def evaluation(setting: Setting) -> tuple[dict[str, str], str]:
 
     def predicted() -> tuple[np.ndarray, np.ndarray | None]:
         with progress("Predicting", len(rows)) as advance:
-            return bundle.logits_and_outlier_scores(images, rows, batch_size=batch, advance=advance)
+            return bundle.logits_and_ood_scores(images, rows, batch_size=batch, advance=advance)
 
     works: list[Callable[[], Any]] = [predicted, lambda: [passing(b).numpy() for b in batches]]
     seconds = alternating(works, setting.budget.repeats)
@@ -347,7 +347,7 @@ def _after_predicting(
     """Say what metrics, tables and figures take."""
     from dermlens.report.evaluation_report import write_evaluation
 
-    threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
+    threshold = np.inf if bundle.ood_detector is None else bundle.ood_detector.threshold
     known, calibration = setting.data.table.iloc[rows], bundle.calibration
     start = time.perf_counter()
     table = predictions_table(known, logits, calibration, scores, threshold)

@@ -276,7 +276,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*LABELLED, "{broken}/foreign.csv"), "holds the diagnosis 'scc'"),
     ((*LABELLED, "{broken}/elsewhere.csv"), "None of the 1 labelled images"),
     ((*EVALUATE, "--split", "nosuch"), "Unknown split 'nosuch'"),
-    ((*EVALUATE, "--views", "3"), "3 views are not possible. Use 1, 4 or 8"),
+    ((*EVALUATE, "--tta-views", "3"), "3 views are not possible. Use 1, 4 or 8"),
     ((*EVALUATE, "--batch-size", "0"), "The batch size must be at least 1, not 0"),
     ((*EVALUATE, "--seed", "-1"), "no negative seed"),
     ((*EVALUATE, "--resamples", "0"), "at least 1 resample"),

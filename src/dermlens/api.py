@@ -160,7 +160,7 @@ def evaluate(
     data: str | Path,
     *,
     split: str = "test",
-    views: int = 1,
+    tta_views: int = 1,
     resamples: int = 2000,
     batch_size: int = 32,
     seed: int = 0,
@@ -171,7 +171,7 @@ def evaluate(
         model: ``ImageClassifier``, or a Keras model that it takes without more.
         data: Folder of the data set; its classes must be among the model's.
         split: ``train``, ``validation``, ``test`` or ``all``.
-        views: Test-time views: 1, 4 or 8.
+        tta_views: Test-time tta_views: 1, 4 or 8.
         resamples: Bootstrap resamples over lesions.
         batch_size: Images per pass.
         seed: Of the bootstrap.
@@ -183,7 +183,7 @@ def evaluate(
     from dermlens.serve.prediction import predict_split
 
     classifier = as_classifier(model)
-    table = predict_split(classifier, Path(data), split, views=views, batch_size=batch_size)
+    table = predict_split(classifier, Path(data), split, tta_views=tta_views, batch_size=batch_size)
     metrics = metrics_from_predictions(
         table, classifier.calibration, resamples=resamples, seed=seed
     )

@@ -193,7 +193,7 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="With --images: ISIC one-hot columns, or image_id,dx.")
     ] = None,
-    views: Annotated[int, typer.Option(help="Test-time views: 1, 4 or 8.")] = 1,
+    tta_views: Annotated[int, typer.Option(help="Test-time tta_views: 1, 4 or 8.")] = 1,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples over lesions.")] = 2000,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
@@ -216,10 +216,10 @@ def evaluate(
     claim(out, reading=data)
     loaded = load_named(bundle)
     if data is not None:
-        table = predict_split(loaded, data, split, views=views, batch_size=batch_size)
+        table = predict_split(loaded, data, split, tta_views=tta_views, batch_size=batch_size)
     else:
         assert images is not None and labels is not None
-        table = predict_external(loaded, images, labels, views=views, batch_size=batch_size)
+        table = predict_external(loaded, images, labels, tta_views=tta_views, batch_size=batch_size)
     written = write_evaluation(
         table, loaded.calibration, out, resamples=resamples, seed=seed, model=loaded.identity
     )
@@ -231,7 +231,7 @@ def evaluate(
 def predict(
     paths: BundleAndImages,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("predictions.csv"),
-    views: Annotated[int, typer.Option(help="Test-time views: 1, 4 or 8.")] = 1,
+    tta_views: Annotated[int, typer.Option(help="Test-time tta_views: 1, 4 or 8.")] = 1,
     level: Annotated[
         float | None,
         typer.Option(help="Share of images whose prediction set is to hold the diagnosis, 0..1."),
@@ -253,7 +253,7 @@ def predict(
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
     loaded = load_named(bundle)
-    table = predict_files(loaded, files, views=views, batch_size=batch_size, level=level)
+    table = predict_files(loaded, files, tta_views=tta_views, batch_size=batch_size, level=level)
     for line in describe_predictions(table, loaded, balanced=decision is Decision.BALANCED):
         say(line)
     say(f"Wrote {write_csv(out, table)}")

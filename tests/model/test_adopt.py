@@ -47,7 +47,7 @@ def test_an_adopted_model_answers_as_it_did(tmp_path: Path) -> None:
     for one in (bundle, again):
         assert np.allclose(one.probabilities(one.logits(IMAGES)), expected, atol=1e-6)
         assert one.adopted and not one.calibrated and one.classes == ("benign", "malignant")
-        assert one.outlier is None and one.history.empty and one.malignant == (1,)
+        assert one.ood_detector is None and one.history.empty and one.malignant == (1,)
     assert again.identity["fingerprint"] == bundle.identity["fingerprint"]
     assert (tmp_path / "b" / "model.keras").read_bytes() == (tmp_path / "m.keras").read_bytes()
 

@@ -67,12 +67,12 @@ def finished(prepared, tmp_path_factory):
 
 def test_a_finished_bundle_knows_odd_images(finished) -> None:
     bundle = load_bundle(finished[0])
-    assert bundle.outlier is not None
+    assert bundle.ood_detector is not None
     odd = np.random.default_rng(0).integers(0, 256, (6, 32, 40, 3), dtype=np.uint8)
-    logits, scores = bundle.logits_and_outlier_scores(odd, batch_size=4)
+    logits, scores = bundle.logits_and_ood_scores(odd, batch_size=4)
     np.testing.assert_allclose(logits, bundle.logits(odd), atol=1e-5)
-    assert (scores > bundle.outlier.threshold).all()
-    _, turned = bundle.logits_and_outlier_scores(odd, views=8, batch_size=4)
+    assert (scores > bundle.ood_detector.threshold).all()
+    _, turned = bundle.logits_and_ood_scores(odd, tta_views=8, batch_size=4)
     assert turned.shape == (6,) and not np.allclose(turned, scores)
 
 
@@ -89,7 +89,7 @@ def test_packing_halves_the_weights_and_calibrates_what_is_stored(finished, tmp_
     assert again.calibration == packed.calibration
     assert again.best_epoch == whole.best_epoch and again.history.equals(whole.history)
     table = predict_split(again, finished[1], "validation")
-    assert table.abstain.mean() == pytest.approx(again.outlier.false_rejects)
+    assert table.abstain.mean() == pytest.approx(again.ood_detector.false_rejects)
 
 
 def test_packing_averages_two_runs_of_one_network(finished, tmp_path) -> None:

@@ -17,7 +17,7 @@ from dermlens.model import weights
 from dermlens.model.bundle import SHIPPED, load_bundle
 from dermlens.model.bundle_description import checksum, write_description
 from dermlens.model.calibration import Calibration
-from dermlens.model.outlier import fit_outlier_detector
+from dermlens.model.out_of_distribution import fit_ood_detector
 from serving_support import save_untrained, untrained_bundle
 
 Facts = dict[str, Any]
@@ -273,10 +273,10 @@ def checked_before_reading(copy: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture
 def detecting(bundle: Path) -> Path:
-    """A bundle with an outlier detector."""
+    """A bundle with an out-of-distribution detector."""
     generator = np.random.default_rng(0)
     features = generator.normal(size=(90, 8))
-    detector = fit_outlier_detector(features[:60], np.zeros(60, int), features[60:], classes=1)
+    detector = fit_ood_detector(features[:60], np.zeros(60, int), features[60:], classes=1)
     np.savez(bundle / "outlier.npz", **detector.arrays())
     rewritten(bundle, put(detector.to_json(), "outlier"), sealed=True)
     resealed(bundle)
@@ -289,7 +289,7 @@ def resealed(bundle: Path) -> None:
 
 
 def test_outlier_arrays_are_checked(detecting: Path) -> None:
-    assert load_bundle(detecting).outlier is not None
+    assert load_bundle(detecting).ood_detector is not None
     with np.load(detecting / "outlier.npz") as stored:
         arrays = dict(stored)
     for name, value, words in (

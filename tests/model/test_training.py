@@ -357,16 +357,16 @@ def test_predictions_do_not_depend_on_the_batch(trained):
 def test_views_average_the_dihedral_group(trained):
     bundle, _ = trained
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
-    eight = bundle.logits(images, views=8)
+    eight = bundle.logits(images, tta_views=8)
     turned = bundle._transposed()
     plain = [images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1]]
     straight = [bundle.model(np.float32(v)).numpy() for v in plain]
     sideways = [turned(np.float32(v.transpose(0, 2, 1, 3))).numpy() for v in plain]
     assert np.allclose(eight, np.mean(straight + sideways, axis=0), atol=1e-5)
-    assert np.allclose(bundle.logits(images, views=4), np.mean(straight, axis=0), atol=1e-5)
-    assert np.allclose(bundle.logits(images[:, ::-1], views=8), eight, atol=1e-5)
+    assert np.allclose(bundle.logits(images, tta_views=4), np.mean(straight, axis=0), atol=1e-5)
+    assert np.allclose(bundle.logits(images[:, ::-1], tta_views=8), eight, atol=1e-5)
     with pytest.raises(ModelError, match="Use 1, 4 or 8"):
-        bundle.logits(images, views=3)
+        bundle.logits(images, tta_views=3)
 
 
 def test_presets_are_complete():

@@ -17,7 +17,7 @@ from dermlens.explain.grad_cam import GradCAM
 from dermlens.explain.registry import METHODS
 from dermlens.explain.target import PREDICTED
 from dermlens.labels import HAM10000
-from dermlens.model.outlier import OutlierDetector
+from dermlens.model.out_of_distribution import OODDetector
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report import layers as app_layers
 from dermlens.serve import app_page, app_page_about, app_page_results
@@ -109,13 +109,13 @@ def test_photographs_that_show_nothing_make_the_model_abstain(
     assert facts["abstain"] is True and facts["reasons"] == list(found.reasons)
     assert facts["usability"]["shorter_side"] == 300
     assert facts["usability"]["problems"] == list(found.reasons)
-    assert facts["outlier_score"] is None and facts["outlier_threshold"] is None
+    assert facts["ood_score"] is None and facts["ood_threshold"] is None
 
 
 def with_detector(threshold: float) -> Actions:
     bundle = untrained_bundle()
     basis = np.eye(8, 2, dtype=np.float32)
-    bundle.outlier = OutlierDetector(
+    bundle.ood_detector = OODDetector(
         np.zeros((7, 8), np.float32), basis, np.ones(2, np.float32), 1.0, threshold, 0.02, 900
     )
     return Actions(bundle)
@@ -127,20 +127,18 @@ def test_images_unlike_the_training_images_make_the_model_abstain(large: Path) -
     assert len(found.reasons) == 1 and found.reasons[0].startswith("Unlike the training images")
     assert "98 % of ordinary images" in found.reasons[0].replace("\N{NO-BREAK SPACE}", " ")
     facts = actions.facts(found)
-    assert facts["abstain"] is True and facts["outlier_threshold"] == 1e-6
-    assert (
-        facts["outlier_score"] == pytest.approx(found.outlier_score) and facts["outlier_score"] > 0
-    )
+    assert facts["abstain"] is True and facts["ood_threshold"] == 1e-6
+    assert facts["ood_score"] == pytest.approx(found.ood_score) and facts["ood_score"] > 0
     assert "2 % of ordinary ones" in app_page_about.about(actions.bundle).replace("\xa0", " ")
     answered = with_detector(1e6).analyze(large)
-    assert not answered.abstains and answered.outlier_score == pytest.approx(found.outlier_score)
+    assert not answered.abstains and answered.ood_score == pytest.approx(found.ood_score)
     expected = GradCAM(actions.bundle)
     features = expected.features.run(found.image[None].astype(np.float32))[0].numpy().mean((1, 2))
-    score = actions.bundle.outlier.scores(features)[0]
-    assert found.outlier_score == pytest.approx(score, rel=1e-4)
+    score = actions.bundle.ood_detector.scores(features)[0]
+    assert found.ood_score == pytest.approx(score, rel=1e-4)
 
 
-def test_probabilities_map_and_outlier_score_cost_one_pass(
+def test_probabilities_map_and_ood_score_cost_one_pass(
     actions: Actions, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = []

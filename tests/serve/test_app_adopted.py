@@ -52,7 +52,7 @@ def test_verdict_of_two_classes(two: Bundle, desk: Desk, photo: Path) -> None:
     image = found.image[None]
     expected = two.probabilities(two.logits(image))[0]
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
-    assert found.usability is None and found.reasons == () and found.outlier_score is None
+    assert found.usability is None and found.reasons == () and found.ood_score is None
     text = text_of(app_page.verdict(two, found))
     name = two.classes[expected.argmax()]
     assert text.startswith(f"Most probable: {name}, ") and "(not calibrated)" in text

@@ -128,7 +128,7 @@ def test_split_rows_and_logits(bundle: Bundle, prepared: Path, split: str) -> No
 
 
 def test_views_are_averaged(bundle: Bundle, prepared: Path) -> None:
-    table = predict_split(bundle, prepared, "test", views=4)
+    table = predict_split(bundle, prepared, "test", tta_views=4)
     manifest = read_manifest(prepared)
     paths = manifest.path[manifest.split == "test"]
     images = np.stack([load_image(prepared / path, SIZE) for path in paths])

@@ -7,7 +7,7 @@
                           one over all of this
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
     BUNDLE/model.keras    instead of weights.h5, the file of an adopted model
-    BUNDLE/outlier.npz    directions and means of the outlier detector
+    BUNDLE/outlier.npz    directions and means of the out-of-distribution detector
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, split (before packing also lesion_id, dx)
     BUNDLE/.dermlens      marks a folder that may be replaced by a newer bundle
@@ -48,7 +48,7 @@ from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.foreign import ADOPTED_SETTINGS, load_keras_model
 from dermlens.model.image_classifier import ImageClassifier
-from dermlens.model.outlier import OutlierDetector, read_arrays
+from dermlens.model.out_of_distribution import OODDetector, read_arrays
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name, set_weights
 
@@ -90,7 +90,8 @@ class Bundle(ImageClassifier):
         calibration: Temperature, prediction sets, operating points and balanced rule.
         facts: The whole content of ``bundle.json``.
         model: Keras model; built from ``architecture``, or the one that was adopted.
-        outlier: Tells images apart that are unlike the training images; None where there is none.
+        ood_detector: Tells images apart that are unlike the training images; None where there is
+            none.
         labels: The classes; default those of HAM10000 with the codes of the architecture.
         **settings: ``value_range``, ``preprocessing`` and ``output`` of an adopted model.
     """
@@ -102,7 +103,7 @@ class Bundle(ImageClassifier):
         calibration: Calibration,
         facts: dict[str, Any],
         model: Any,
-        outlier: OutlierDetector | None = None,
+        ood_detector: OODDetector | None = None,
         *,
         labels: LabelSet | None = None,
         **settings: Any,
@@ -116,7 +117,7 @@ class Bundle(ImageClassifier):
             **settings,
         )
         self.path, self.architecture, self.facts = Path(path), architecture, facts
-        self.outlier = outlier
+        self.ood_detector = ood_detector
         self.synthetic = bool(facts["data"].get("synthetic", False))
 
     @property
@@ -163,19 +164,19 @@ class Bundle(ImageClassifier):
         set_weights(turned, self.model.get_weights())
         return turned
 
-    def logits_and_outlier_scores(
+    def logits_and_ood_scores(
         self,
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        views: int = 1,
+        tta_views: int = 1,
         batch_size: int = 32,
         advance: Callable[..., None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return logits and outlier scores from the same forward passes; see the base class."""
-        if self.outlier is None:
-            return super().logits_and_outlier_scores(
-                images, rows, views=views, batch_size=batch_size, advance=advance
+        """Return logits and out-of-distribution scores; see the base class."""
+        if self.ood_detector is None:
+            return super().logits_and_ood_scores(
+                images, rows, tta_views=tta_views, batch_size=batch_size, advance=advance
             )
         if batch_size not in self._joint:
             self._joint[batch_size] = Predictor(
@@ -183,9 +184,9 @@ class Bundle(ImageClassifier):
                 transposed=lambda: with_features(self._transposed()),
                 batch_size=batch_size,
             )
-        joined = self._joint[batch_size].logits(images, rows, views=views, advance=advance)
+        joined = self._joint[batch_size].logits(images, rows, tta_views=tta_views, advance=advance)
         logits, features = split_features(joined, len(self.classes))
-        return logits, self.outlier.scores(features)
+        return logits, self.ood_detector.scores(features)
 
     @cached_property
     def _joint(self) -> dict[int, Predictor]:
@@ -203,7 +204,7 @@ def save_bundle(
     history: pd.DataFrame,
     split: pd.DataFrame,
     labels: LabelSet | None = None,
-    outlier: OutlierDetector | None = None,
+    ood_detector: OODDetector | None = None,
     dtype: str = "float32",
 ) -> Bundle:
     """Write a bundle atomically and return it.
@@ -219,7 +220,7 @@ def save_bundle(
         split: Columns image_id and split, and any others.
         labels: The classes, in the order of the logits; default those of HAM10000 with the codes of
             the architecture.
-        outlier: Fitted on training features, its threshold on validation.
+        ood_detector: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
 
     Raises:
@@ -232,8 +233,8 @@ def save_bundle(
         write_csv(folder / "history.csv", history)
         write_csv(folder / "split.csv", split)
         names = ["weights.h5", "history.csv", "split.csv"]
-        if outlier is not None:
-            arrays: dict[str, Any] = {k: v.astype(dtype) for k, v in outlier.arrays().items()}
+        if ood_detector is not None:
+            arrays: dict[str, Any] = {k: v.astype(dtype) for k, v in ood_detector.arrays().items()}
             np.savez(folder / "outlier.npz", **arrays)
             names.append("outlier.npz")
         facts = {
@@ -246,11 +247,11 @@ def save_bundle(
             "data": data,
             "license": license_note,
             "storage": dtype,
-            "outlier": None if outlier is None else outlier.to_json(),
+            "outlier": None if ood_detector is None else ood_detector.to_json(),
             "sha256": {name: sha256_of_file(folder / name) for name in names},
         }
         stored = write_description(folder / "bundle.json", facts)
-    return Bundle(Path(path), architecture, calibration, stored, model, outlier, labels=labels)
+    return Bundle(Path(path), architecture, calibration, stored, model, ood_detector, labels=labels)
 
 
 def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:
@@ -272,7 +273,7 @@ def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:
     calibration = Calibration.from_json(facts["calibration"])
     if calibration.classes != architecture.classes:
         raise impossible(path, "its calibration is of other classes than its network")
-    outlier, labels = _load_outlier(path, facts), stored_labels(path, facts)
+    ood_detector, labels = _load_ood_detector(path, facts), stored_labels(path, facts)
     settings: dict[str, Any] = {}
     if "adopted" in facts:
         model = load_keras_model(path / "model.keras", custom, needed=facts["adopted"]["custom"])
@@ -281,10 +282,12 @@ def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:
         model = build_classifier(architecture)
         load_all_by_name(model, path / "weights.h5")
     model.trainable = False
-    return Bundle(path, architecture, calibration, facts, model, outlier, labels=labels, **settings)
+    return Bundle(
+        path, architecture, calibration, facts, model, ood_detector, labels=labels, **settings
+    )
 
 
-def _load_outlier(path: Path, facts: dict[str, Any]) -> OutlierDetector | None:
+def _load_ood_detector(path: Path, facts: dict[str, Any]) -> OODDetector | None:
     if facts.get("outlier") is None:
         return None
-    return OutlierDetector.from_stored(facts["outlier"], read_arrays(path / "outlier.npz"))
+    return OODDetector.from_stored(facts["outlier"], read_arrays(path / "outlier.npz"))

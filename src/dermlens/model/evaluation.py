@@ -222,7 +222,7 @@ def _uncalibrated(
 def _abstention(
     table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
 ) -> dict[str, Any]:
-    """How many images the outlier detector turns away, and how good the rest is."""
+    """How many images the out-of-distribution detector turns away, and how good the rest is."""
     away = table.abstain.to_numpy(bool)
     kept = {name: values[~away] for name, values in data.items()}
     accuracy = float("nan")

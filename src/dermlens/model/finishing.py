@@ -11,7 +11,7 @@ from dermlens.folders import require_replaceable
 from dermlens.model.bundle import KIND, Bundle, load_bundle, save_bundle
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.classifier import Architecture
-from dermlens.model.outlier import OutlierDetector, fit_outlier_detector, with_threshold
+from dermlens.model.out_of_distribution import OODDetector, fit_ood_detector, with_threshold
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.training_data import TrainingData, load_training_data, require_same_data
 from dermlens.model.weights import rounded, set_weights
@@ -26,8 +26,9 @@ def fit_on_data(
     seed: int,
     batch_size: int = 32,
     dtype: str = "float32",
-) -> tuple[Calibration, OutlierDetector]:
-    """Fit temperature, prediction sets, balanced rule and thresholds, and the outlier detector.
+) -> tuple[Calibration, OODDetector]:
+    """Fit temperature, prediction sets, balanced rule and thresholds, and the out-of-distribution
+    detector.
 
     Args:
         model: float32 classifier with its final weights.
@@ -53,7 +54,7 @@ def fit_on_data(
         seed=seed,
         classes=data.classes,
     )
-    detector = fit_outlier_detector(
+    detector = fit_ood_detector(
         features[known],
         data.labels[data.rows["train"]],
         features[held],
@@ -101,7 +102,7 @@ def pack(
         training["averaged_with"] = _average(bundle, Path(average_with), training_data)
     set_weights(bundle.model, rounded(bundle.model.get_weights(), dtype))
     seed = int(training.get("seed", 0))
-    calibration, outlier = fit_on_data(
+    calibration, ood_detector = fit_on_data(
         bundle.model, bundle.architecture, training_data, seed=seed, dtype=dtype
     )
     return save_bundle(
@@ -115,7 +116,7 @@ def pack(
         # Ids alone: the data set's metadata is not ours to hand out.
         split=training_data.table.loc[:, ["image_id", "split"]],
         labels=bundle.labels,
-        outlier=outlier,
+        ood_detector=ood_detector,
         dtype=dtype,
     )
 

@@ -15,7 +15,7 @@ from dermlens.model.standard_network import PHOTOGRAPH, standard_network
 if TYPE_CHECKING:
     import keras
 
-    from dermlens.model.outlier import OutlierDetector
+    from dermlens.model.out_of_distribution import OODDetector
 
 
 class ImageClassifier:
@@ -42,7 +42,7 @@ class ImageClassifier:
         ModelError: If the model is no image classifier, or a setting does not fit it.
 
     Attributes:
-        outlier: Tells images apart that are unlike the training images; None for most models.
+        ood_detector: Tells images apart that are unlike the training images; None for most models.
         synthetic: True if the model was trained on drawn images only.
         model: The network in its standard form: photographs RGB 0..255, float32, to logits.
         labels: The classes.
@@ -80,7 +80,7 @@ class ImageClassifier:
         self.note = standard.note
         self.value_range = (float(value_range[0]), float(value_range[1]))
         self.labels = _labels(class_names, int(self.model.output_shape[-1]))
-        self.outlier: OutlierDetector | None = None
+        self.ood_detector: OODDetector | None = None
         self.synthetic = False
         self.calibration = calibration or Calibration(
             classes=self.labels.codes, link=standard.link, fitted=False
@@ -171,21 +171,21 @@ class ImageClassifier:
         """Return what gives the logits of many photographs, with test-time augmentation."""
         return Predictor(self.model, batch_size=batch_size)
 
-    def logits_and_outlier_scores(
+    def logits_and_ood_scores(
         self,
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        views: int = 1,
+        tta_views: int = 1,
         batch_size: int = 32,
         advance: Callable[..., None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return logits and, where the classifier has a detector, outlier scores.
+        """Return logits and, where the classifier has a detector, out-of-distribution scores.
 
         Args:
             images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
             rows: int (N,): which images, in which order; default all.
-            views: Test-time views; see ``Predictor``.
+            tta_views: Views of test-time augmentation; see ``Predictor``.
             batch_size: Images per pass.
             advance: Called with the number of images done.
 
@@ -193,11 +193,11 @@ class ImageClassifier:
             float32 (N, C), and float64 (N,) or None.
         """
         predictor = self.predictor(batch_size)
-        return predictor.logits(images, rows, views=views, advance=advance), None
+        return predictor.logits(images, rows, tta_views=tta_views, advance=advance), None
 
-    def logits(self, images: np.ndarray, *, views: int = 1, batch_size: int = 32) -> np.ndarray:
+    def logits(self, images: np.ndarray, *, tta_views: int = 1, batch_size: int = 32) -> np.ndarray:
         """Return logits, float32 (N, C), of images as ``photographs`` takes them."""
-        return self.predictor(batch_size).logits(self.photographs(images), views=views)
+        return self.predictor(batch_size).logits(self.photographs(images), tta_views=tta_views)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return probabilities, float64 (N, C), of logits (N, C), calibrated if fitted."""

@@ -63,7 +63,7 @@ class Predictor:
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        views: int = 1,
+        tta_views: int = 1,
         advance: Callable[..., None] | None = None,
     ) -> np.ndarray:
         """Return the logits of images, averaged over views.
@@ -71,42 +71,42 @@ class Predictor:
         Args:
             images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
             rows: int (N,): which images, in which order; default all.
-            views: 1, 4 (identity, both mirrors, half turn) or 8 (and their transposes).
+            tta_views: 1, 4 (identity, both mirrors, half turn) or 8 (and their transposes).
             advance: Called with the number of images done.
 
         Returns:
             float32 (N, C).
 
         Raises:
-            ModelError: If ``views`` is none of 1, 4, 8 or the model cannot take turned images.
+            ModelError: If ``tta_views`` is none of 1, 4, 8 or the model cannot take turned images.
         """
-        if views not in VIEWS:
-            raise ModelError(f"{views} views are not possible. Use 1, 4 or 8.")
+        if tta_views not in VIEWS:
+            raise ModelError(f"{tta_views} views are not possible. Use 1, 4 or 8.")
         rows = np.arange(len(images)) if rows is None else np.asarray(rows)
         results = []
         for start in range(0, len(rows), self._batch_size):
             chosen = rows[start : start + self._batch_size]
             batch = np.asarray(images[chosen])
-            results.append(self._views(_padded(batch, self._batch_size), views)[: len(batch)])
+            results.append(self._views(_padded(batch, self._batch_size), tta_views)[: len(batch)])
             if advance is not None:
                 advance(len(batch))
         if not results:
             return np.zeros((0, self._model.output_shape[-1]), np.float32)
         return np.concatenate(results)
 
-    def _views(self, batch: np.ndarray, views: int) -> np.ndarray:
+    def _views(self, batch: np.ndarray, tta_views: int) -> np.ndarray:
         total = self._function(False)(batch).numpy()
-        for turned, mirror_y, mirror_x in _dihedral(views)[1:]:
+        for turned, mirror_y, mirror_x in _dihedral(tta_views)[1:]:
             view = batch.transpose(0, 2, 1, 3) if turned else batch
             view = view[:, :: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
             total = total + self._function(turned)(np.ascontiguousarray(view)).numpy()
-        return total / np.float32(views)
+        return total / np.float32(tta_views)
 
 
-def _dihedral(views: int) -> list[tuple[bool, bool, bool]]:
+def _dihedral(tta_views: int) -> list[tuple[bool, bool, bool]]:
     mirrors = [(y, x) for y in (False, True) for x in (False, True)]
-    turns = {1: [False], 4: [False], 8: [False, True]}[views]
-    return [(turned, y, x) for turned in turns for y, x in mirrors][:views]
+    turns = {1: [False], 4: [False], 8: [False, True]}[tta_views]
+    return [(turned, y, x) for turned in turns for y, x in mirrors][:tta_views]
 
 
 def _padded(batch: np.ndarray, size: int) -> np.ndarray:

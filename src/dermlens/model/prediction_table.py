@@ -17,8 +17,8 @@ def predictions_table(
     rows: pd.DataFrame,
     logits: np.ndarray,
     calibration: Calibration,
-    outlier_scores: np.ndarray | None = None,
-    outlier_threshold: float = np.inf,
+    ood_scores: np.ndarray | None = None,
+    ood_threshold: float = np.inf,
     level: float | None = None,
 ) -> pd.DataFrame:
     """Put predictions beside what is known about the images.
@@ -27,8 +27,8 @@ def predictions_table(
         rows: Manifest rows, or any table with at least image_id; (N).
         logits: (N, C).
         calibration: Of the bundle.
-        outlier_scores: Of the bundle's outlier detector, (N,), or None.
-        outlier_threshold: Of the detector.
+        ood_scores: Of the bundle's out-of-distribution detector, (N,), or None.
+        ood_threshold: Of the detector.
         level: Of the prediction sets, 0..1; default the stored one.
 
     Returns:
@@ -37,7 +37,7 @@ def predictions_table(
         point is declared), ``predicted`` (the most probable class),
         ``prediction_set`` (codes that cannot be excluded, most probable first; missing if the
         bundle carries no sets), ``balanced_rule`` (the class that rule chooses) and, with a
-        detector, ``outlier_score`` and ``abstain`` (the image is unlike the training images). A
+        detector, ``ood_score`` and ``abstain`` (the image is unlike the training images). A
         missing lesion_id becomes the image_id.
     """
     table = pd.DataFrame({name: rows.get(name) for name in _DESCRIPTION}, index=rows.index)
@@ -53,9 +53,9 @@ def predictions_table(
     added["predicted"] = codes[logits.argmax(axis=1)]
     added["prediction_set"] = set_codes(calibration, probabilities, level)
     added["balanced_rule"] = codes[calibration.balanced(logits)]
-    if outlier_scores is not None:
-        added["outlier_score"] = outlier_scores
-        added["abstain"] = outlier_scores > outlier_threshold
+    if ood_scores is not None:
+        added["ood_score"] = ood_scores
+        added["abstain"] = ood_scores > ood_threshold
     return pd.concat([table, pd.DataFrame(added, index=rows.index)], axis=1).reset_index(drop=True)
 
 
@@ -89,7 +89,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is missing. Run 'dermlens evaluate' first.")
     table = pd.read_csv(path, dtype=object)
     numbers = [str(c) for c in table.columns]
-    plain = ("age", "outlier_score")
+    plain = ("age", "ood_score")
     numbers = [c for c in numbers if c.startswith(("logit_", "probability_", "p_")) or c in plain]
     for column in numbers:
         # Python's float reads exactly what was written; pandas' default parser need not.

@@ -176,7 +176,7 @@ def _finish(
     architecture = configuration.architecture
     model = build_classifier(architecture, seed=configuration.seed)
     set_weights(model, finetuning.best_weights())
-    calibration, outlier = fit_on_data(
+    calibration, ood_detector = fit_on_data(
         model, architecture, data, seed=configuration.seed, batch_size=configuration.batch_size
     )
     bundle = save_bundle(
@@ -195,7 +195,7 @@ def _finish(
         history=history.table(),
         split=data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
         labels=data.classes,
-        outlier=outlier,
+        ood_detector=ood_detector,
     )
     write_csv(out / "split.csv", data.table.loc[:, ["image_id", "split"]])
     _remove_checkpoint(out / "checkpoint")

@@ -34,7 +34,7 @@ class Analysis(Answer):
         display: The same part of the photograph at a size for screens, uint8 (h, w, 3).
         maps: Grad-CAM of every class, float32 (C, H, W); (0, H, W) where one pass does not give it.
         usability: What was measured on the photograph; None where it was not.
-        outlier_score: Distance from the training images; None where the bundle has no detector.
+        ood_score: Distance from the training images; None where the bundle has no detector.
         reasons: Sentences on why the model abstains; empty if it answers.
         remarks: Sentences on what makes the image doubtful.
     """
@@ -43,7 +43,7 @@ class Analysis(Answer):
     display: np.ndarray
     maps: np.ndarray
     usability: Usability | None = None
-    outlier_score: float | None = None
+    ood_score: float | None = None
     reasons: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -98,8 +98,8 @@ class Actions:
         self.pass_seconds = time.perf_counter() - start
 
     def _pass(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float | None]:
-        """Return logits (1, C), the maps that come with them, and the outlier score."""
-        detector, scores = self.bundle.outlier, None
+        """Return logits (1, C), the maps that come with them, and the out-of-distribution score."""
+        detector, scores = self.bundle.ood_detector, None
         maps = np.zeros((0, *self.bundle.input_size), np.float32)
         if self._forward is not None:
             logits, drawn, features = (tensor.numpy() for tensor in self._forward(image[None]))
@@ -107,7 +107,7 @@ class Actions:
         elif detector is None:
             logits = self._predictor.logits(image[None])
         else:
-            logits, scores = self.bundle.logits_and_outlier_scores(image[None], batch_size=1)
+            logits, scores = self.bundle.logits_and_ood_scores(image[None], batch_size=1)
         return logits, maps, None if scores is None else float(scores[0])
 
     def analyze(self, path: Path) -> Analysis:
@@ -141,7 +141,7 @@ class Actions:
             image=image,
             display=image,
             maps=maps,
-            outlier_score=score,
+            ood_score=score,
             reasons=self._unlike(score),
         )
 
@@ -167,14 +167,14 @@ class Actions:
 
     def facts(self, analysis: Analysis) -> dict[str, Any]:
         """Return an analysis as JSON types."""
-        bundle, checked, detector = self.bundle, analysis.usability, self.bundle.outlier
+        bundle, checked, detector = self.bundle, analysis.usability, self.bundle.ood_detector
         return {
             "abstain": analysis.abstains,
             "reasons": list(analysis.reasons),
             "name": bundle.labels.labels[analysis.predicted].name,
             **analysis.to_json(bundle.classes),
-            "outlier_score": analysis.outlier_score,
-            "outlier_threshold": None if detector is None else detector.threshold,
+            "ood_score": analysis.ood_score,
+            "ood_threshold": None if detector is None else detector.threshold,
             "usability": None if checked is None else plain(vars(checked)),
             "remarks": list(analysis.remarks),
             "synthetic_model": bundle.synthetic,
@@ -182,7 +182,7 @@ class Actions:
         }
 
     def _unlike(self, score: float | None) -> tuple[str, ...]:
-        detector = self.bundle.outlier
+        detector = self.bundle.ood_detector
         if detector is None or score is None or not score > detector.threshold:
             return ()
         ordinary = 100 * (1 - detector.false_rejects)

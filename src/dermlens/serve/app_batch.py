@@ -165,7 +165,7 @@ def as_csv(actions: Actions, rows: Sequence[Row]) -> str:
                 **{f"logit_{code}": v for code, v in facts["logits"].items()},
             }
         lines.append(line)
-    wanted = ["file", "predicted", "prediction_set", "abstain", "reasons", "outlier_score"]
+    wanted = ["file", "predicted", "prediction_set", "abstain", "reasons", "ood_score"]
     wanted += ["calibrated", *(f"flag_{name}" for name in bundle.calibration.operating_points)]
     wanted += [f"{kind}_{code}" for kind in ("probability", "logit") for code in bundle.classes]
     table = pd.DataFrame(lines).reindex(columns=[*wanted, "error"])

@@ -141,7 +141,7 @@ def _points(bundle: Bundle) -> str:
 
 
 def _abstention(bundle: Bundle) -> str:
-    detector, photograph = bundle.outlier, ""
+    detector, photograph = bundle.ood_detector, ""
     if of_skin(bundle.labels):
         photograph = (
             "The photograph is judged first: too small, too dark or bright, blurred, or nothing "

@@ -151,7 +151,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         api_description=(
             "Analyze one image in one forward pass. Returns the verdict and the Grad-CAM as HTML, "
             "and as data: abstain and reasons, most probable class, prediction set, "
-            "probabilities, calibrated or not, logits, flags, outlier score, usability."
+            "probabilities, calibrated or not, logits, flags, out-of-distribution score, usability."
         ),
         show_progress="minimal",
         show_progress_on=answer,

@@ -24,7 +24,7 @@ _CHUNK = 256
 
 
 def predict_split(
-    bundle: ImageClassifier, data: Path, split: str, *, views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier, data: Path, split: str, *, tta_views: int = 1, batch_size: int = 32
 ) -> pd.DataFrame:
     """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
 
@@ -36,8 +36,8 @@ def predict_split(
     rows = np.flatnonzero(table.image_id.isin(chosen.image_id))
     images = cached_images(data, table, bundle.input_size)
     with progress("Predicting", len(rows)) as advance:
-        found = bundle.logits_and_outlier_scores(
-            images, rows, views=views, batch_size=batch_size, advance=advance
+        found = bundle.logits_and_ood_scores(
+            images, rows, tta_views=tta_views, batch_size=batch_size, advance=advance
         )
     return _table(bundle, table.iloc[rows], *found)
 
@@ -49,13 +49,13 @@ def _table(
     scores: np.ndarray | None,
     level: float | None = None,
 ) -> pd.DataFrame:
-    threshold = np.inf if bundle.outlier is None else bundle.outlier.threshold
+    threshold = np.inf if bundle.ood_detector is None else bundle.ood_detector.threshold
     table = predictions_table(rows, logits, bundle.calibration, scores, threshold, level)
     return table.assign(calibrated=bundle.calibrated, model=bundle.label)
 
 
 def predict_external(
-    bundle: ImageClassifier, images: Path, labels: Path, *, views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier, images: Path, labels: Path, *, tta_views: int = 1, batch_size: int = 32
 ) -> pd.DataFrame:
     """Predict a labelled folder; rows without an image are reported and left out.
 
@@ -72,7 +72,7 @@ def predict_external(
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
     chosen = [files[i] for i in here.image_id]
-    logits, scores, _ = _predicted(bundle, chosen, views, batch_size, damaged=False)
+    logits, scores, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
     return _table(bundle, here, logits, scores)
 
 
@@ -92,11 +92,16 @@ def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
 
 
 def _predicted(
-    bundle: ImageClassifier, files: Sequence[Path], views: int, batch_size: int, *, damaged: bool
+    bundle: ImageClassifier,
+    files: Sequence[Path],
+    tta_views: int,
+    batch_size: int,
+    *,
+    damaged: bool,
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Return logits, outlier scores, and what is wrong with each file, if any may be damaged."""
+    """Return logits, out-of-distribution scores, and what is wrong with each damaged file."""
     logits, errors = np.zeros((len(files), len(bundle.classes))), [""] * len(files)
-    scores = None if bundle.outlier is None else np.zeros(len(files))
+    scores = None if bundle.ood_detector is None else np.zeros(len(files))
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
             images: dict[int, np.ndarray] = {}
@@ -109,8 +114,8 @@ def _predicted(
                         raise
                     errors[k] = printable(str(error))
             if images:
-                found, distances = bundle.logits_and_outlier_scores(
-                    np.stack(list(images.values())), views=views, batch_size=batch_size
+                found, distances = bundle.logits_and_ood_scores(
+                    np.stack(list(images.values())), tta_views=tta_views, batch_size=batch_size
                 )
                 logits[list(images)] = found
                 if scores is not None:
@@ -153,7 +158,7 @@ def predict_files(
     bundle: ImageClassifier,
     files: Sequence[Path],
     *,
-    views: int = 1,
+    tta_views: int = 1,
     batch_size: int = 32,
     level: float | None = None,
 ) -> pd.DataFrame:
@@ -162,7 +167,7 @@ def predict_files(
     Args:
         bundle: Trained model.
         files: Images.
-        views: Test-time views: 1, 4 or 8.
+        tta_views: Test-time tta_views: 1, 4 or 8.
         batch_size: Images per pass.
         level: Of the prediction sets, 0..1; default the stored one.
 
@@ -177,7 +182,7 @@ def predict_files(
         check_level(level)
         if bundle.calibration.prediction_sets is None:
             raise UsageError(f"A level cannot be chosen: {NO_SETS}")
-    logits, scores, errors = _predicted(bundle, files, views, batch_size, damaged=True)
+    logits, scores, errors = _predicted(bundle, files, tta_views, batch_size, damaged=True)
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
     rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
     table = _table(bundle, rows, logits, scores, level)

@@ -30,7 +30,7 @@ _ARRAYS = ("means", "basis", "variances")
 
 
 @dataclass(frozen=True)
-class OutlierDetector:
+class OODDetector:
     """Tells images apart that are unlike all training images.
 
     Attributes:
@@ -75,7 +75,7 @@ class OutlierDetector:
         """Return what is stored as arrays."""
         return {name: getattr(self, name) for name in _ARRAYS}
 
-    def stored_as(self, dtype: str) -> "OutlierDetector":
+    def stored_as(self, dtype: str) -> "OODDetector":
         """Return the detector as it comes back from arrays stored in a number type."""
         means, basis, variances = (
             array.astype(dtype).astype(np.float32) for array in self.arrays().values()
@@ -93,7 +93,7 @@ class OutlierDetector:
         }
 
     @classmethod
-    def from_stored(cls, facts: dict[str, Any], arrays: Any) -> "OutlierDetector":
+    def from_stored(cls, facts: dict[str, Any], arrays: Any) -> "OODDetector":
         """Build from what ``to_json`` and ``arrays`` returned.
 
         Raises:
@@ -109,7 +109,7 @@ class OutlierDetector:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
-                f"The outlier detector stored in the bundle is incomplete ({error}). "
+                f"The out-of-distribution detector stored in the bundle is incomplete ({error}). "
                 "Save the bundle again with 'dermlens pack'."
             ) from error
         detector.check()
@@ -131,8 +131,8 @@ class OutlierDetector:
             or self.rest <= 0
         ):
             raise ModelError(
-                "The outlier detector stored in the bundle cannot be used: its arrays do not "
-                "belong together or hold impossible values. Copy the bundle again."
+                "The out-of-distribution detector stored in the bundle cannot be used: its "
+                "arrays do not belong together or hold impossible values. Copy the bundle again."
             )
 
 
@@ -147,8 +147,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: _read_array(archive, f"{name}.npy") for name in _ARRAYS}
     except (zipfile.BadZipFile, zlib.error, OSError, KeyError, ValueError, EOFError) as error:
         raise ModelError(
-            f"{path} cannot be read as the arrays of an outlier detector ({error}). Copy the "
-            "bundle again."
+            f"{path} cannot be read as the arrays of an out-of-distribution detector "
+            f"({error}). Copy the bundle again."
         ) from error
 
 
@@ -167,7 +167,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.lib.format.read_array(content, allow_pickle=False)
 
 
-def fit_outlier_detector(
+def fit_ood_detector(
     features: np.ndarray,
     labels: np.ndarray,
     validation: np.ndarray,
@@ -175,7 +175,7 @@ def fit_outlier_detector(
     classes: int,
     false_rejects: float = FALSE_REJECTS,
     directions: int = DIRECTIONS,
-) -> OutlierDetector:
+) -> OODDetector:
     """Fit the distance on training features and its threshold on validation features.
 
     Args:
@@ -192,7 +192,7 @@ def fit_outlier_detector(
     Example:
         >>> generator = np.random.default_rng(0)
         >>> ordinary = generator.normal(size=(500, 8))
-        >>> detector = fit_outlier_detector(
+        >>> detector = fit_ood_detector(
         ...     ordinary[:400], np.zeros(400, int), ordinary[400:], classes=1, false_rejects=0.05
         ... )
         >>> detector.rejected(np.full((1, 8), 9.0)).tolist(), detector.false_rejects
@@ -203,8 +203,8 @@ def fit_outlier_detector(
     features = np.asarray(features, np.float64)
     if len(features) < 2 or len(validation) == 0 or not np.isfinite(features).all():
         raise ModelError(
-            "The outlier detector needs training and validation images with finite features. "
-            "Lower the learning rate if training diverged."
+            "The out-of-distribution detector needs training and validation images with finite "
+            "features. Lower the learning rate if training diverged."
         )
     present = [c for c in range(classes) if (labels == c).any()]
     means = np.stack([features[labels == c].mean(axis=0) for c in present])
@@ -214,7 +214,7 @@ def fit_outlier_detector(
     # A feature that never varies would make any change of it infinitely far.
     values = np.maximum(values[::-1], 1e-6 * max(float(values.max()), 1e-12))
     kept = min(directions, len(values) - 1)
-    detector = OutlierDetector(
+    detector = OODDetector(
         means=means.astype(np.float32),
         basis=vectors[:, ::-1][:, :kept].astype(np.float32),
         variances=values[:kept].astype(np.float32),
@@ -227,8 +227,8 @@ def fit_outlier_detector(
 
 
 def with_threshold(
-    detector: OutlierDetector, validation: np.ndarray, false_rejects: float = FALSE_REJECTS
-) -> OutlierDetector:
+    detector: OODDetector, validation: np.ndarray, false_rejects: float = FALSE_REJECTS
+) -> OODDetector:
     """Return the detector with the threshold that turns away a share of validation images."""
     scores = np.sort(detector.scores(validation))
     allowed = int(np.floor(false_rejects * len(scores) + 1e-9))

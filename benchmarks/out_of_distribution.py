@@ -1,8 +1,9 @@
 """How often does a bundle turn away images that it should not judge, and images that it should?
 
-    python benchmarks/outliers.py DATA [--bundle BUNDLE] [--images 200]
+    python benchmarks/out_of_distribution.py DATA [--bundle BUNDLE] [--images 200]
 
-Two independent checks are measured: the outlier score of the bundle (in feature space) and the
+Two independent checks are measured: the out-of-distribution score of the bundle (in feature space)
+and the
 checks of the photograph alone (too small, dark, blurred, no lesion). Ordinary images are the test
 split of DATA; the others are made from them, drawn, or come with scikit-learn and scikit-image.
 """
@@ -85,14 +86,14 @@ def groups(data: Path, count: int) -> dict[str, list[Image.Image]]:
 def shares(bundle: Bundle, pictures: list[Image.Image]) -> dict[str, float]:
     """Return the share of pictures that each check turns away."""
     images = np.stack([fit_image(picture, bundle.input_size) for picture in pictures])
-    _, scores = bundle.logits_and_outlier_scores(images)
-    assert scores is not None and bundle.outlier is not None
-    unlike = scores > bundle.outlier.threshold
+    _, scores = bundle.logits_and_ood_scores(images)
+    assert scores is not None and bundle.ood_detector is not None
+    unlike = scores > bundle.ood_detector.threshold
     unusable = np.array([bool(usability(picture).problems) for picture in pictures])
     return {
         "images": len(pictures),
-        "median outlier score": float(np.median(scores)),
-        "outlier score": float(unlike.mean()),
+        "median out-of-distribution score": float(np.median(scores)),
+        "out-of-distribution score": float(unlike.mean()),
         "photograph": float(unusable.mean()),
         "either": float((unlike | unusable).mean()),
     }

@@ -1,11 +1,11 @@
-"""The outlier detector against the Mahalanobis distance worked out directly."""
+"""The out-of-distribution detector against the Mahalanobis distance worked out directly."""
 
 import numpy as np
 import pytest
 from sklearn.covariance import ledoit_wolf
 
 from dermlens.errors import ModelError
-from dermlens.model.outlier import OutlierDetector, fit_outlier_detector, with_threshold
+from dermlens.model.out_of_distribution import OODDetector, fit_ood_detector, with_threshold
 
 
 def clusters(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +19,7 @@ def clusters(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
 
 def test_with_all_directions_it_is_the_mahalanobis_distance_to_the_nearest_class() -> None:
     features, labels = clusters()
-    detector = fit_outlier_detector(features, labels, features, classes=2, directions=6)
+    detector = fit_ood_detector(features, labels, features, classes=2, directions=6)
     means = np.stack([features[labels == c].mean(0) for c in (0, 1)])
     inverse = np.linalg.inv(ledoit_wolf(features - means[labels], assume_centered=True)[0])
     # One direction fewer than features keeps its own variance: the last one is "the rest".
@@ -31,7 +31,7 @@ def test_with_all_directions_it_is_the_mahalanobis_distance_to_the_nearest_class
 
 
 def test_scores_by_hand() -> None:
-    detector = OutlierDetector(
+    detector = OODDetector(
         means=np.array([[0.0, 0.0], [10.0, 0.0]], np.float32),
         basis=np.array([[1.0], [0.0]], np.float32),
         variances=np.array([4.0], np.float32),
@@ -48,7 +48,7 @@ def test_scores_by_hand() -> None:
 
 def test_threshold_turns_away_the_asked_share_of_validation() -> None:
     features, labels = clusters()
-    detector = fit_outlier_detector(
+    detector = fit_ood_detector(
         features[:200], labels[:200], features[200:], classes=2, false_rejects=0.03
     )
     assert detector.false_rejects == pytest.approx(0.03)
@@ -59,7 +59,7 @@ def test_threshold_turns_away_the_asked_share_of_validation() -> None:
 
 def test_what_lies_between_the_classes_is_unlike_both() -> None:
     features, labels = clusters()
-    detector = fit_outlier_detector(features, labels, features, classes=2)
+    detector = fit_ood_detector(features, labels, features, classes=2)
     assert detector.rejected(np.zeros((1, 6))).all()
     assert not detector.rejected(detector.means).any()
 
@@ -67,23 +67,23 @@ def test_what_lies_between_the_classes_is_unlike_both() -> None:
 def test_a_class_without_images_and_a_constant_feature_are_no_problem() -> None:
     features, labels = clusters()
     features = np.column_stack([features, np.full(len(features), 3.0)])
-    detector = fit_outlier_detector(features, labels * 2, features, classes=3)
+    detector = fit_ood_detector(features, labels * 2, features, classes=3)
     assert detector.means.shape == (2, 7) and np.isfinite(detector.scores(features)).all()
 
 
 def test_it_survives_storage_and_says_what_is_missing(tmp_path) -> None:
     features, labels = clusters()
-    detector = fit_outlier_detector(features, labels, features, classes=2)
+    detector = fit_ood_detector(features, labels, features, classes=2)
     np.savez(tmp_path / "outlier.npz", **detector.arrays())
     with np.load(tmp_path / "outlier.npz") as arrays:
-        again = OutlierDetector.from_stored(detector.to_json(), arrays)
+        again = OODDetector.from_stored(detector.to_json(), arrays)
     np.testing.assert_array_equal(again.scores(features), detector.scores(features))
     with pytest.raises(ModelError, match="Save the bundle again"):
-        OutlierDetector.from_stored({}, detector.arrays())
+        OODDetector.from_stored({}, detector.arrays())
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
     features, labels = clusters()
     features[0, 0] = np.nan
     with pytest.raises(ModelError, match="finite features"):
-        fit_outlier_detector(features, labels, features, classes=2)
+        fit_ood_detector(features, labels, features, classes=2)
