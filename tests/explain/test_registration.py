@@ -12,6 +12,7 @@ from dermlens.explain.layers import find_features
 from dermlens.explain.receptive_field import CellAxis, cell_grid, tiles
 from dermlens.explain.registration import Drawing, interpolation, registered
 from dermlens.explain.stages import StageCAM
+from dermlens.model.image_classifier import ImageClassifier
 
 SIZE = (64, 80)
 
@@ -221,8 +222,7 @@ def test_real_backbones(backbone: str, first: float) -> None:
     """With evened weights a bright patch is found where it is; equal tiles miss it."""
     import tensorflow as tf
 
-    from dermlens.model.image_classifier import ImageClassifier
-from dermlens.model.classifier import Architecture, build_classifier
+    from dermlens.model.classifier import Architecture, build_classifier
 
     size = (160, 192)
     model = evened(build_classifier(Architecture(backbone, size, classes=("a", "b"))))
