@@ -18,7 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gradient_shap": {"n_samples": 5},
     "occlusion": {"patch_size": 9, "stride": 6},
     "lime": {"superpixels": 12, "n_samples": 40},
-    "gp_shap": {"superpixels": 12, "n_samples": 40},
+    "gp_shap": {"superpixels": 12, "n_samples": 60},
     "kernel_shap": {"superpixels": 12, "n_samples": 40},
     "rise": {"n_samples": 23, "cells": 3},
 }
@@ -59,7 +59,7 @@ def expected_passes(name: str, explainer: Any, count: int, size: tuple[int, int]
         return count * (len(explainer.boxes(size)) + 1), 0
     if name == "rise":
         return count * (explainer.n_samples + 1), 0
-    return count * 40, 0
+    return count * explainer.bank.n_samples, 0
 
 
 def largest(maps: np.ndarray) -> float:

@@ -52,7 +52,7 @@ def test_no_normalization_is_left_after_a_convolution() -> None:
     # Two convolutions, each followed by its normalization, and nothing computed twice.
     assert [operation.type for operation in found].count("Conv2D") == 2
     # Products on maps: the rescaling of pixels alone; the others scale vectors and kernels.
-    shapes = [operation.values[0].shape for operation in found if operation.type == "Mul"]
+    shapes = [operation.outputs[0].shape for operation in found if operation.type == "Mul"]
     assert [tuple(shape) for shape in shapes if shape.rank == 4 and shape[0] is None] == [
         (None, *SIZE, 3)
     ]

@@ -12,6 +12,7 @@ from dermlens.explain.layers import find_features
 from dermlens.explain.receptive_field import CellAxis, cell_grid, tiles
 from dermlens.explain.registration import Drawing, interpolation, registered
 from dermlens.explain.stages import StageCAM
+from dermlens.model.image_classifier import ImageClassifier
 
 SIZE = (64, 80)
 
@@ -186,7 +187,8 @@ def bright(model: Any, place: tuple[int, int], registration: Any) -> np.ndarray:
     """The Grad-CAM of an image that is dark but for one pixel, (H, W)."""
     image = np.zeros((1, *model.input_shape[1:]), np.float32)
     image[0, place[0], place[1]] = 255.0
-    return GradCAM(model, registration=registration).attribute(image, 0).maps[0]
+    # The second of two classes: what one output speaks for.
+    return GradCAM(model, registration=registration).attribute(image, 1).maps[0]
 
 
 def peak(values: np.ndarray) -> np.ndarray:
@@ -308,12 +310,11 @@ def test_any_size_of_image() -> None:
     value = conv(2)(inputs)
     pooled = keras.layers.GlobalAveragePooling2D()(value)
     model = evened(keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(pooled)))
-    explainer = GradCAM(model)
     for size, first in (((32, 40), 1.0), ((33, 41), 0.0)):
-        maps = explainer.attribute(np.ones((1, *size, 3), np.float32), 0).maps
+        explainer = GradCAM(ImageClassifier(model, input_size=size))
+        maps = explainer.attribute(np.ones((1, *size, 3), np.float32), 1).maps
         assert maps.shape == (1, *size)
         assert explainer.drawing.grids(size)[0].rows.first == first
-    assert explainer.traces == 1
 
 
 def test_depths_are_registered_too() -> None:
@@ -322,6 +323,6 @@ def test_depths_are_registered_too() -> None:
     image = np.zeros((1, *SIZE, 3), np.float32)
     image[0, 32, 40] = 255.0
     cam = StageCAM(model)
-    for stage, drawn in zip(cam.stages, cam.maps(image, np.array([0])), strict=True):
+    for stage, drawn in zip(cam.stages, cam.maps(image, np.array([1])), strict=True):
         spacing = SIZE[0] / stage.size[0]
         assert np.abs(peak(drawn[0]) - (32, 40)).max() <= max(spacing / 4, 1.0), stage

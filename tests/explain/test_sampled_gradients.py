@@ -46,7 +46,7 @@ def test_gradient_shap_sums_to_the_change_of_score_on_average() -> None:
 
 def test_bad_settings_are_refused() -> None:
     model = linear_network(np.zeros((2, 2, 3, 2)))
-    with pytest.raises(UsageError, match="At least one sample"):
+    with pytest.raises(UsageError, match="number of samples"):
         SmoothGrad(model, n_samples=0)
-    with pytest.raises(UsageError, match="at least one baseline"):
+    with pytest.raises(UsageError, match="At least one baseline"):
         GradientSHAP(model, baseline=[])
