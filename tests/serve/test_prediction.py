@@ -185,6 +185,7 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
             "predicted",
             "prediction_set",
             "balanced_rule",
+            "calibrated",
             "model",
             "flag_malignant",
             "flag_melanoma",

@@ -156,7 +156,7 @@ def _summary(state: Comparison) -> Part:
     listed = f"<ul>{doubts}</ul>" if doubts else ""
     sentences = "".join(f"<p>{escape(text)}</p>" for text in state.summary.sentences.values())
     lesion = words(state.labels).lesion
-    tested = " and were not validated on patients" if state.labels.flags else ""
+    tested = ", and were not validated on patients" if state.labels.flags else ""
     return Part(
         "Summary",
         "",

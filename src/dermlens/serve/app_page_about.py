@@ -26,10 +26,13 @@ _FIGURES = {
 _LIMITS = """### Limits
 * {count} {several} only. Anything else still gets one of them, unless the model abstains; and it
   cannot notice everything it has never seen.{skin}
-* Probabilities hold for images like those it was {fitted} on. Elsewhere they can be wrong without
-  any sign of it.
+* {probabilities}
 * A heat map shows where evidence was found. It is no proof that the evidence is {sound}. Methods
   disagree; look at several."""
+_CALIBRATED = """Probabilities hold for images like those they were calibrated on. Elsewhere they
+  can be wrong without any sign of it."""
+_UNCALIBRATED = f"""Probabilities are {NOT_CALIBRATED}: they are the model's own, and how often it
+  is right at one of them is not known."""
 _LIMITS_OF_SKIN = """
 * Skin tones, cameras and ages that were rare in training are judged worse; dark skin is rare in
   the public collections."""
@@ -42,7 +45,7 @@ def about(bundle: Bundle) -> str:
         count=count,
         several=called.several,
         skin=_LIMITS_OF_SKIN if skin else "",
-        fitted="calibrated" if bundle.calibrated else "trained",
+        probabilities=_CALIBRATED if bundle.calibrated else _UNCALIBRATED,
         sound="medical: hair, rulers and ink can matter to a network" if skin else "sound",
     )
     network = "Keras model" if bundle.adopted else bundle.architecture.backbone
