@@ -18,7 +18,7 @@ from bench_tools import arguments, given_images, machine, markdown, model_and_sc
 
 from dermlens.cli_options import parse_size
 from dermlens.errors import UsageError
-from dermlens.explain.registry import METHODS, create
+from dermlens.explainers.registry import METHODS, create
 from dermlens.quality import metrics
 from dermlens.quality.agreement import TOP_SHARE, pearson, top_overlap
 from dermlens.quality.evaluations import Evaluations

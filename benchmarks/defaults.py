@@ -27,11 +27,11 @@ from peers import xplique_attributions
 from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
 from dermlens.errors import UsageError
-from dermlens.explain.base import Explainer
-from dermlens.explain.layers import find_features
-from dermlens.explain.occlusion import Occlusion
-from dermlens.explain.registry import METHODS, SIX, create_several
-from dermlens.explain.superpixels import painted
+from dermlens.explainers.base import Explainer
+from dermlens.explainers.layers import find_features
+from dermlens.explainers.occlusion import Occlusion
+from dermlens.explainers.registry import METHODS, SIX, create_several
+from dermlens.explainers.superpixels import painted
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
 from dermlens.model.scorers import choose_scorers

@@ -15,7 +15,7 @@ import pandas as pd
 from bench_tools import PAGE, machine, markdown, write_section
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.registry import METHODS, create
+from dermlens.explainers.registry import METHODS, create
 from dermlens.model.classifier import Architecture, build_classifier
 
 

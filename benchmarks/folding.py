@@ -21,7 +21,7 @@ from bench_tools import (
 )
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.folding import folded_logits
+from dermlens.explainers.folding import folded_logits
 
 BATCHES = (1, 8, 16, 32)
 

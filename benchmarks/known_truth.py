@@ -17,7 +17,7 @@ import pandas as pd
 
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.errors import DataError
-from dermlens.explain.base import Explainer
+from dermlens.explainers.base import Explainer
 from dermlens.files import read_json
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.scorers import choose_scorers

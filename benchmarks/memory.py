@@ -21,7 +21,7 @@ import pandas as pd
 from bench_tools import PAGE, machine, markdown, write_section
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.registry import METHODS
+from dermlens.explainers.registry import METHODS
 
 BATCHES = (8, 32)
 NOTHING = "nothing: TensorFlow and the network"
@@ -36,7 +36,7 @@ def peak_of(name: str, size: tuple[int, int], batch: int) -> float:
     """Explain some images in this process and return its peak memory in GiB."""
     import resource
 
-    from dermlens.explain.registry import create
+    from dermlens.explainers.registry import create
     from dermlens.model.classifier import Architecture, build_classifier
 
     model = build_classifier(Architecture("resnet50", size))

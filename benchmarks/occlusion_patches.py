@@ -16,7 +16,7 @@ from bench_tools import PAGE, machine, markdown, write_section
 from defaults import LOCALIZATION, judged
 
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
-from dermlens.explain.occlusion import Occlusion
+from dermlens.explainers.occlusion import Occlusion
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.quality.evaluations import Evaluations

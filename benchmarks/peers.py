@@ -32,10 +32,10 @@ from bench_tools import (
 )
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.baselines import baseline_image
-from dermlens.explain.layers import find_features
-from dermlens.explain.registry import METHODS, create
-from dermlens.explain.superpixels import painted, superpixels
+from dermlens.explainers.baselines import baseline_image
+from dermlens.explainers.layers import find_features
+from dermlens.explainers.registry import METHODS, create
+from dermlens.explainers.superpixels import painted, superpixels
 
 TARGET = 4
 Maps = Callable[[int], np.ndarray]
@@ -245,7 +245,7 @@ def loop_contests(ring: Ring) -> Iterator[Contest]:
     """Occlusion and Integrated Gradients against loops as one writes them by hand."""
     import tensorflow as tf
 
-    from dermlens.explain.occlusion import Occlusion, spread_over_boxes
+    from dermlens.explainers.occlusion import Occlusion, spread_over_boxes
 
     size = (ring.image.shape[0], ring.image.shape[1])
     boxes = Occlusion(ring.model).boxes(size)

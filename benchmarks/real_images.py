@@ -15,10 +15,10 @@ import pandas as pd
 
 from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import read_manifest, select_split
-from dermlens.explain.grad_cam import GradCAM, GradCAMPlusPlus
-from dermlens.explain.integrated_gradients import IntegratedGradients
-from dermlens.explain.registry import METHODS, create_several
-from dermlens.explain.shap import GaussianProcessSHAP
+from dermlens.explainers.grad_cam import GradCAM, GradCAMPlusPlus
+from dermlens.explainers.integrated_gradients import IntegratedGradients
+from dermlens.explainers.registry import METHODS, create_several
+from dermlens.explainers.shap import GaussianProcessSHAP
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
 from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.evaluation_report import write_figure

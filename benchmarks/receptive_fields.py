@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.layers import recorded_steps
-from dermlens.explain.occlusion import patch_starts
+from dermlens.explainers.layers import recorded_steps
+from dermlens.explainers.occlusion import patch_starts
 from dermlens.model.classifier import Architecture, build_classifier
 
 Interval = tuple[int, int]

@@ -18,9 +18,9 @@ import pandas as pd
 from dermlens.data.cache import cached_images
 from dermlens.data.images import load_mask
 from dermlens.data.manifest import read_manifest
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.layers import find_features
-from dermlens.explain.registration import Drawing
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.layers import find_features
+from dermlens.explainers.registration import Drawing
 from dermlens.model.bundle import find_bundle, load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.progress import progress

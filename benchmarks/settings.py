@@ -132,7 +132,7 @@ def prepared(variant: Variant, given: argparse.Namespace) -> tuple[Any, Callable
     """Return pixels, float32 (n, H, W, 3), and a variant's pass, TensorFlow set up for it."""
     import tensorflow as tf
 
-    from dermlens.explain.base import call
+    from dermlens.explainers.base import call
 
     # Before anything runs: threads cannot be changed afterwards.
     if variant.intra:

@@ -15,14 +15,14 @@ import pandas as pd
 from bench_tools import arguments, given_images, machine, markdown, model_and_scorer, publish
 
 from dermlens.cli_options import parse_size
-from dermlens.explain.base import Cost
-from dermlens.explain.baselines import baseline_image
-from dermlens.explain.coalitions import Coalitions, coalitions
-from dermlens.explain.perturbation import MaskedModel
-from dermlens.explain.shap import constrained_values
-from dermlens.explain.shapley_process import process_values
-from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS, superpixel_masks
-from dermlens.explain.superpixels import superpixels
+from dermlens.explainers.base import Cost
+from dermlens.explainers.baselines import baseline_image
+from dermlens.explainers.coalitions import Coalitions, coalitions
+from dermlens.explainers.perturbation import MaskedModel
+from dermlens.explainers.shap import constrained_values
+from dermlens.explainers.shapley_process import process_values
+from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS, superpixel_masks
+from dermlens.explainers.superpixels import superpixels
 
 BUDGETS = (125, 250, 500, 1000)
 REFERENCES = {"regression": ("shap", 6000), "process": ("even", 3000)}

@@ -16,7 +16,7 @@ import pytest
 
 from cli_support import dermlens
 from dermlens.data.images import load_image
-from dermlens.explain.grad_cam import GradCAM
+from dermlens.explainers.grad_cam import GradCAM
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.report.facts import NO_BREAK, class_name

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dermlens.data.images import IMAGE_SUFFIXES, load_image
-from dermlens.explain.grad_cam import GradCAM
+from dermlens.explainers.grad_cam import GradCAM
 from dermlens.model.bundle import Bundle
 from dermlens.report.figures import overlay
 from dermlens.serve.export import ExportImages, export

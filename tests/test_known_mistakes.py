@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from dermlens.data.images import fit_mask, load_image
-from dermlens.explain.baselines import baseline_image
-from dermlens.explain.grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
-from dermlens.explain.integrated_gradients import IntegratedGradients
-from dermlens.explain.occlusion import Occlusion
-from dermlens.explain.output import Logit, Probability
-from dermlens.explain.registry import METHODS, create
-from dermlens.explain.sampled_gradients import GradientSHAP, SmoothGrad
-from dermlens.explain.shap import GaussianProcessSHAP, KernelSHAP
-from dermlens.explain.stages import StageCAM
-from dermlens.explain.superpixels import superpixels
+from dermlens.explainers.baselines import baseline_image
+from dermlens.explainers.grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
+from dermlens.explainers.integrated_gradients import IntegratedGradients
+from dermlens.explainers.occlusion import Occlusion
+from dermlens.explainers.output import Logit, Probability
+from dermlens.explainers.registry import METHODS, create
+from dermlens.explainers.sampled_gradients import GradientSHAP, SmoothGrad
+from dermlens.explainers.shap import GaussianProcessSHAP, KernelSHAP
+from dermlens.explainers.stages import StageCAM
+from dermlens.explainers.superpixels import superpixels
 from dermlens.quality import metrics
 from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.imputation import impute

@@ -21,14 +21,14 @@ _WHERE = {
     "dermlens.labels": ("HAM10000", "Label", "LabelSet", "label_set"),
     "dermlens.model.image_classifier": ("ImageClassifier",),
     "dermlens.model.foreign": ("adopt",),
-    "dermlens.explain.grad_cam": ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"),
-    "dermlens.explain.integrated_gradients": ("IntegratedGradients",),
-    "dermlens.explain.occlusion": ("Occlusion",),
-    "dermlens.explain.lime": ("LIME",),
-    "dermlens.explain.shap": ("GaussianProcessSHAP", "KernelSHAP"),
-    "dermlens.explain.sampled_gradients": ("GradientSHAP", "SmoothGrad"),
-    "dermlens.explain.rise": ("RISE",),
-    "dermlens.explain.output": ("Contrast", "Logit", "Probability"),
+    "dermlens.explainers.grad_cam": ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"),
+    "dermlens.explainers.integrated_gradients": ("IntegratedGradients",),
+    "dermlens.explainers.occlusion": ("Occlusion",),
+    "dermlens.explainers.lime": ("LIME",),
+    "dermlens.explainers.shap": ("GaussianProcessSHAP", "KernelSHAP"),
+    "dermlens.explainers.sampled_gradients": ("GradientSHAP", "SmoothGrad"),
+    "dermlens.explainers.rise": ("RISE",),
+    "dermlens.explainers.output": ("Contrast", "Logit", "Probability"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [*sorted(_MODULE_OF), "metrics"]
@@ -62,41 +62,41 @@ if TYPE_CHECKING:
     from dermlens.api import (
         load as load,
     )
-    from dermlens.explain.grad_cam import (
+    from dermlens.explainers.grad_cam import (
         GradCAM as GradCAM,
     )
-    from dermlens.explain.grad_cam import (
+    from dermlens.explainers.grad_cam import (
         GradCAMPlusPlus as GradCAMPlusPlus,
     )
-    from dermlens.explain.grad_cam import (
+    from dermlens.explainers.grad_cam import (
         HiResCAM as HiResCAM,
     )
-    from dermlens.explain.grad_cam import (
+    from dermlens.explainers.grad_cam import (
         LayerCAM as LayerCAM,
     )
-    from dermlens.explain.integrated_gradients import IntegratedGradients as IntegratedGradients
-    from dermlens.explain.lime import LIME as LIME
-    from dermlens.explain.occlusion import Occlusion as Occlusion
-    from dermlens.explain.output import (
+    from dermlens.explainers.integrated_gradients import IntegratedGradients as IntegratedGradients
+    from dermlens.explainers.lime import LIME as LIME
+    from dermlens.explainers.occlusion import Occlusion as Occlusion
+    from dermlens.explainers.output import (
         Contrast as Contrast,
     )
-    from dermlens.explain.output import (
+    from dermlens.explainers.output import (
         Logit as Logit,
     )
-    from dermlens.explain.output import (
+    from dermlens.explainers.output import (
         Probability as Probability,
     )
-    from dermlens.explain.rise import RISE as RISE
-    from dermlens.explain.sampled_gradients import (
+    from dermlens.explainers.rise import RISE as RISE
+    from dermlens.explainers.sampled_gradients import (
         GradientSHAP as GradientSHAP,
     )
-    from dermlens.explain.sampled_gradients import (
+    from dermlens.explainers.sampled_gradients import (
         SmoothGrad as SmoothGrad,
     )
-    from dermlens.explain.shap import (
+    from dermlens.explainers.shap import (
         GaussianProcessSHAP as GaussianProcessSHAP,
     )
-    from dermlens.explain.shap import (
+    from dermlens.explainers.shap import (
         KernelSHAP as KernelSHAP,
     )
     from dermlens.labels import (

@@ -13,9 +13,9 @@ from dermlens.labels import LabelSet
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
 
 if TYPE_CHECKING:
-    from dermlens.explain.base import Attribution
-    from dermlens.explain.output import Output
-    from dermlens.explain.target import Targets
+    from dermlens.explainers.base import Attribution
+    from dermlens.explainers.output import Output
+    from dermlens.explainers.target import Targets
     from dermlens.report.comparison import Comparison
 
 Images = np.ndarray | str | Path | Sequence[str | Path]
@@ -93,7 +93,7 @@ def explain(
         >>> explain(load(), image, "mel")["grad_cam"].maps.shape
         (1, 192, 256)
     """
-    from dermlens.explain.registry import create_several, parse_methods
+    from dermlens.explainers.registry import create_several, parse_methods
 
     classifier = as_classifier(model)
     names = parse_methods(methods if isinstance(methods, str) else ",".join(methods))
@@ -132,7 +132,7 @@ def compare(
     Returns:
         Maps, agreement, contrasts and depths; ``report.comparison`` says what each is.
     """
-    from dermlens.explain.registry import parse_methods
+    from dermlens.explainers.registry import parse_methods
     from dermlens.report.comparer import Comparer
 
     classifier = as_classifier(model)

@@ -54,7 +54,7 @@ def benchmark(
     """
     from dermlens.data.manifest import data_labels
     from dermlens.errors import UsageError
-    from dermlens.explain.registry import parse_methods
+    from dermlens.explainers.registry import parse_methods
     from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.model.bundle import bundle_and_rest
     from dermlens.model.scorers import choose_scorers
@@ -121,7 +121,7 @@ def scorer(
     Example: dermlens scorer runs/first/bundle DATA --n 100
     """
     from dermlens.errors import UsageError
-    from dermlens.explain.registry import parse_methods
+    from dermlens.explainers.registry import parse_methods
     from dermlens.model.bundle import bundle_and_rest
     from dermlens.serve.scorer_agreement import (
         agreement_lines,

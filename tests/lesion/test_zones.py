@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.baselines import border_ring
+from dermlens.explainers.baselines import border_ring
 from dermlens.lesion.zones import (
     BORDER,
     CORE,

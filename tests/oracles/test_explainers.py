@@ -8,14 +8,14 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from dermlens.explain import integrated_gradients
-from dermlens.explain.baselines import baseline_image
-from dermlens.explain.grad_cam import GradCAM, LayerCAM
-from dermlens.explain.integrated_gradients import IntegratedGradients
-from dermlens.explain.lime import LIME
-from dermlens.explain.sampled_gradients import SmoothGrad
-from dermlens.explain.shap import GaussianProcessSHAP, shapley_values
-from dermlens.explain.superpixels import grid_cells, superpixels
+from dermlens.explainers import integrated_gradients
+from dermlens.explainers.baselines import baseline_image
+from dermlens.explainers.grad_cam import GradCAM, LayerCAM
+from dermlens.explainers.integrated_gradients import IntegratedGradients
+from dermlens.explainers.lime import LIME
+from dermlens.explainers.sampled_gradients import SmoothGrad
+from dermlens.explainers.shap import GaussianProcessSHAP, shapley_values
+from dermlens.explainers.superpixels import grid_cells, superpixels
 from explain_networks import smooth_images, trained_like
 
 SIZE = (48, 64)

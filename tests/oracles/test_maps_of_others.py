@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dermlens.explain.sampled_gradients import SmoothGrad
+from dermlens.explainers.sampled_gradients import SmoothGrad
 from dermlens.quality import metrics
 from explain_networks import smooth_images, trained_like
 

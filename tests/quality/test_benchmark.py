@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.base import Explainer
-from dermlens.explain.superpixel_bank import SuperpixelBank
+from dermlens.explainers.base import Explainer
+from dermlens.explainers.superpixel_bank import SuperpixelBank
 from dermlens.files import read_json
 from dermlens.labels import HAM10000, label_set
 from dermlens.lesion.benchmark import LesionMeasures, select_pairs

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.registry import METHODS, create
+from dermlens.explainers.registry import METHODS, create
 from dermlens.labels import HAM10000
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.quality.controls import (

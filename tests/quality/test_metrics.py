@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.grad_cam import GradCAM
+from dermlens.explainers.grad_cam import GradCAM
 from dermlens.lesion.consistency import CONSISTENCY
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.quality import localization, metrics

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.sampled_gradients import SmoothGrad
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.sampled_gradients import SmoothGrad
 from dermlens.quality.randomization import randomized, stage_steps, weighted_layers
 from explain_networks import smooth_images, trained_like
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.registry import METHODS, create
+from dermlens.explainers.registry import METHODS, create
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.quality.randomization import (
     MOST_GROUPS,

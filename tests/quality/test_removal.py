@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.baselines import baseline_image
+from dermlens.explainers.baselines import baseline_image
 from dermlens.quality.evaluations import Evaluated, Evaluations
 from dermlens.quality.removal import ROAD_LEVELS, area_under, removal_places
 from explain_networks import function_network, smooth_images, trained_like

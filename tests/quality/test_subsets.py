@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.baselines import baseline_image
+from dermlens.explainers.baselines import baseline_image
 from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.subsets import (
     Reactions,

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.base import Attribution, Cost
-from dermlens.explain.contrast import ClassContrast
-from dermlens.explain.multiscale import MultiScaleResult, ScaleMap
-from dermlens.explain.registry import METHODS, SIX, create
+from dermlens.explainers.base import Attribution, Cost
+from dermlens.explainers.contrast import ClassContrast
+from dermlens.explainers.multiscale import MultiScaleResult, ScaleMap
+from dermlens.explainers.registry import METHODS, SIX, create
 from dermlens.files import read_json
 from dermlens.folders import folder_beside
 from dermlens.model.balanced_rule import BalancedRule
@@ -121,7 +121,7 @@ def test_work_is_shared(complete: Comparison) -> None:
 
 
 def _boxes(complete: Comparison) -> int:
-    from dermlens.explain.multiscale import PatchPyramid
+    from dermlens.explainers.multiscale import PatchPyramid
 
     pyramid = PatchPyramid(untrained_bundle().model, (1 / 3, 1 / 12))
     return len(pyramid.boxes(SIZE))

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dermlens.data.images import load_image
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.base import Attribution, Cost
-from dermlens.explain.output import Contrast, Probability
-from dermlens.explain.registry import METHODS, create
+from dermlens.explainers.base import Attribution, Cost
+from dermlens.explainers.output import Contrast, Probability
+from dermlens.explainers.registry import METHODS, create
 from dermlens.labels import HAM10000
 from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import Bundle, save_bundle

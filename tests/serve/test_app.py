@@ -13,9 +13,9 @@ from PIL import Image
 from dermlens import __version__
 from dermlens.data.images import load_image
 from dermlens.errors import DataError, DermlensError, UsageError
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.registry import METHODS
-from dermlens.explain.target import PREDICTED
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.registry import METHODS
+from dermlens.explainers.target import PREDICTED
 from dermlens.labels import HAM10000
 from dermlens.model.out_of_distribution import OODDetector
 from dermlens.quality.agreement import smoothed, spearman

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dermlens.data.images import load_image
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.registry import METHODS
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.registry import METHODS
+from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.labels import label_set
 from dermlens.model.bundle import Bundle
 from dermlens.report.explanation import explain_files

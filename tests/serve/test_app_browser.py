@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dermlens.explain.registry import METHODS
+from dermlens.explainers.registry import METHODS
 from dermlens.serve.app_explaining import Explaining
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dermlens.errors import UsageError
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.report.comparer import Comparer
 from dermlens.report.comparison_view import matrix_table
 from dermlens.serve import app_batch, app_page_results, app_style

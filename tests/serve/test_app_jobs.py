@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.explain.stopping import stop_point
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explainers.stopping import stop_point
+from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.serve import app_jobs
 from dermlens.serve.app_explaining import Explaining
 from dermlens.serve.app_jobs import FEW_EACH, JOBS_EACH, ONE_EACH, UNREAD, Jobs

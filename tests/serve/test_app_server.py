@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.labels import HAM10000
 from dermlens.serve.app_actions import Actions
 from serving_support import picture, text_of, untrained_bundle

@@ -14,7 +14,7 @@ import pytest
 from dermlens.data.images import load_image, load_mask
 from dermlens.data.manifest import read_manifest
 from dermlens.errors import ModelError, UsageError
-from dermlens.explain.registry import create
+from dermlens.explainers.registry import create
 from dermlens.files import write_json
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import load_bundle

@@ -15,9 +15,9 @@ from PIL import Image
 
 from dermlens.data.images import fit_image, open_rgb
 from dermlens.errors import DataError, ModelError, UsageError
-from dermlens.explain.baselines import border_color
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.integrated_gradients import IntegratedGradients
+from dermlens.explainers.baselines import border_color
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.integrated_gradients import IntegratedGradients
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.serve import export as exporting

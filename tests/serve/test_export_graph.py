@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dermlens.errors import ModelError
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.integrated_gradients import IntegratedGradients
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.integrated_gradients import IntegratedGradients
 from dermlens.model.calibration import Calibration
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.serve.export_graph import ClassifierGraph

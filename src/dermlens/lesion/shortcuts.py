@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import image_generator
-from dermlens.explain.baselines import baseline_image
+from dermlens.explainers.base import image_generator
+from dermlens.explainers.baselines import baseline_image
 from dermlens.quality.imputation import impute
 from dermlens.quality.localization import relevance_mass
 

@@ -8,7 +8,7 @@ and gel lie there. An automated proxy; it was not validated by clinicians.
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.baselines import border_ring
+from dermlens.explainers.baselines import border_ring
 
 ZONES: tuple[str, ...] = ("core", "border", "skin", "ring")
 """Names by label: lesion core, band along its outline, surrounding skin, image border ring."""

@@ -87,7 +87,7 @@ class Int8Copy:
 
 
 class Int8Scorer:
-    """Logits from an int8 copy; see ``explain.perturbation.Scorer``.
+    """Logits from an int8 copy; see ``explainers.perturbation.Scorer``.
 
     Args:
         classifier: The copy.

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dermlens.errors import ModelError, UsageError
-from dermlens.explain.perturbation import FLOAT32, Scorer
-from dermlens.explain.registry import METHODS
+from dermlens.explainers.perturbation import FLOAT32, Scorer
+from dermlens.explainers.registry import METHODS
 from dermlens.model.bundle import Bundle
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import say

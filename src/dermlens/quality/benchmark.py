@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.manifest import read_manifest, select_split
-from dermlens.explain.base import Explainer
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.registry import METHODS
+from dermlens.explainers.base import Explainer
+from dermlens.explainers.perturbation import Scorer
+from dermlens.explainers.registry import METHODS
 from dermlens.files import write_csv, write_json
 from dermlens.labels import LabelSet
 from dermlens.locks import folder_lock

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.base import Explainer
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.registry import (
+from dermlens.explainers.base import Explainer
+from dermlens.explainers.perturbation import Scorer
+from dermlens.explainers.registry import (
     create,
     create_several,
     method,
     shared_bank,
     sharing_methods,
 )
-from dermlens.explain.superpixel_bank import DEFAULT_SUPERPIXELS
-from dermlens.explain.target import PREDICTED, class_position, resolve_targets
+from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS
+from dermlens.explainers.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.image_classifier import as_classifier
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded
 from dermlens.quality.controls import UNTRAINED_PREFIX, control_names, create_controls

@@ -10,9 +10,9 @@ import pandas as pd
 
 from dermlens.data.images import load_image, load_mask
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.registry import SIX, method
-from dermlens.explain.superpixel_bank import DEFAULT_SAMPLES
-from dermlens.explain.target import PREDICTED
+from dermlens.explainers.registry import SIX, method
+from dermlens.explainers.superpixel_bank import DEFAULT_SAMPLES
+from dermlens.explainers.target import PREDICTED
 from dermlens.quality.metric import Metric
 from dermlens.quality.randomization import ORDERS
 from dermlens.quality.removal import STEPS

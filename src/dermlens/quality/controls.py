@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution, Explainer, Progress, image_generator
-from dermlens.explain.output import Output
-from dermlens.explain.target import Targets, depend_on_answer, is_all
+from dermlens.explainers.base import Attribution, Explainer, Progress, image_generator
+from dermlens.explainers.output import Output
+from dermlens.explainers.target import Targets, depend_on_answer, is_all
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
 from dermlens.progress import say
 from dermlens.quality.randomization import randomized, weighted_layers
@@ -137,7 +137,7 @@ def control_names(methods: Sequence[str]) -> list[str]:
         >>> control_names(["grad_cam", "lime"])[-2:]
         ['darkness', 'untrained_grad_cam']
     """
-    from dermlens.explain.registry import method
+    from dermlens.explainers.registry import method
 
     reading = [name for name in methods if method(name).family != "perturbation"]
     return [*CONTROLS, *(UNTRAINED_PREFIX + name for name in reading)]
@@ -150,7 +150,7 @@ def is_control(name: str) -> bool:
 
 def title(name: str) -> str:
     """Return the name for people of a method or control."""
-    from dermlens.explain.registry import METHODS, method
+    from dermlens.explainers.registry import METHODS, method
 
     if name in CONTROLS:
         return CONTROLS[name][0]
@@ -172,7 +172,7 @@ def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[
     Raises:
         UsageError: If a name is unknown.
     """
-    from dermlens.explain.registry import create, method
+    from dermlens.explainers.registry import create, method
 
     for name in names:
         if not is_control(name):

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Cost, Network
-from dermlens.explain.baselines import baseline_image
-from dermlens.explain.gradients import even_batch
-from dermlens.explain.perturbation import MaskedModel
+from dermlens.explainers.base import Cost, Network
+from dermlens.explainers.baselines import baseline_image
+from dermlens.explainers.gradients import even_batch
+from dermlens.explainers.perturbation import MaskedModel
 from dermlens.model.image_classifier import as_classifier
 from dermlens.model.lite import weights_checksum
 from dermlens.quality.removal import ROAD_LEVELS, STEPS, keep_masks

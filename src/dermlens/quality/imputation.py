@@ -9,8 +9,8 @@ linear system (``multigrid.py``). A little noise hides that the result is smooth
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import image_generator
-from dermlens.explain.baselines import border_color
+from dermlens.explainers.base import image_generator
+from dermlens.explainers.baselines import border_color
 from dermlens.quality.multigrid import solve_removed
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Explainer
-from dermlens.explain.target import Targets, depend_on_answer, resolve_targets
+from dermlens.explainers.base import Explainer
+from dermlens.explainers.target import Targets, depend_on_answer, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
 from dermlens.model.lite import weights_checksum
 from dermlens.model.standard_network import PHOTOGRAPH
@@ -122,7 +122,7 @@ class Metric:
                 where the metric asks no model.
             images: (N, H, W, 3) as ``ImageClassifier.photographs`` takes them, or None.
             maps: (N, H, W), finite, made by any tool.
-            targets: Explained classes as in ``explain.target``; None for the most probable.
+            targets: Explained classes as in ``explainers.target``; None for the most probable.
             **options: As ``case_of`` takes them: ``masks``, ``explainer``, ``groups``, ``others``,
                 ``evaluations``, ``seed``, ``batch_size``.
 

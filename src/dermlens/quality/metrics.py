@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.errors import UsageError
-from dermlens.explain.target import Targets
+from dermlens.explainers.target import Targets
 from dermlens.quality import complexity, localization, randomization, removal, robustness, subsets
 from dermlens.quality.metric import Case, Metric, case_of
 

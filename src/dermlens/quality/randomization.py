@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import image_generator
+from dermlens.explainers.base import image_generator
 from dermlens.quality.agreement import spearman, structural_similarity
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import image_generator
+from dermlens.explainers.base import image_generator
 from dermlens.quality.agreement import spearman
 
 if TYPE_CHECKING:

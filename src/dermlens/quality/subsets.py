@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dermlens.explain.base import image_generator
-from dermlens.explain.superpixels import grid_cells
+from dermlens.explainers.base import image_generator
+from dermlens.explainers.superpixels import grid_cells
 
 if TYPE_CHECKING:
     from dermlens.quality.metric import Case

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
-from dermlens.explain.base import Attribution, Cost, Explainer, Network
-from dermlens.explain.contrast import SignedCAM, strongest_other
-from dermlens.explain.layers import find_features
-from dermlens.explain.multiscale import MultiScale
-from dermlens.explain.output import Logit
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.registry import SIX, create_several, method, parse_methods, shared_bank
-from dermlens.explain.target import check_targets, resolve_targets
+from dermlens.explainers.base import Attribution, Cost, Explainer, Network
+from dermlens.explainers.contrast import SignedCAM, strongest_other
+from dermlens.explainers.layers import find_features
+from dermlens.explainers.multiscale import MultiScale
+from dermlens.explainers.output import Logit
+from dermlens.explainers.perturbation import Scorer
+from dermlens.explainers.registry import SIX, create_several, method, parse_methods, shared_bank
+from dermlens.explainers.target import check_targets, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
@@ -137,7 +137,7 @@ class Comparer:
         Args:
             image: uint8 RGB (H, W, 3) at the model's input size.
             target: Class to explain; None for the most probable one, or another target of
-                ``explain.target``.
+                ``explainers.target``.
             against: A class to contrast it with, beside the most probable other one of the
                 prediction set; of no effect where it is the most probable one itself.
             lesion: Outline of the lesion, bool (H, W), or None.

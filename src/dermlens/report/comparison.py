@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dermlens.explain.base import Attribution, Cost
-from dermlens.explain.contrast import ClassContrast, contrast
-from dermlens.explain.multiscale import MultiScaleResult
-from dermlens.explain.registry import method
+from dermlens.explainers.base import Attribution, Cost
+from dermlens.explainers.contrast import ClassContrast, contrast
+from dermlens.explainers.multiscale import MultiScaleResult
+from dermlens.explainers.registry import method
 from dermlens.labels import LabelSet
 from dermlens.quality.agreement import (
     agreement_matrices,

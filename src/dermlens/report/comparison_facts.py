@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explain.baselines import border_ring
-from dermlens.explain.contrast import negative_share
-from dermlens.explain.multiscale import MultiScaleResult
-from dermlens.explain.registry import method
+from dermlens.explainers.baselines import border_ring
+from dermlens.explainers.contrast import negative_share
+from dermlens.explainers.multiscale import MultiScaleResult
+from dermlens.explainers.registry import method
 from dermlens.lesion.zones import RING_SHARE, ZONES, lesion_zones, zone_areas, zone_shares
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import DataError, UsageError
-from dermlens.explain.target import check_targets
+from dermlens.explainers.target import check_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
@@ -49,7 +49,7 @@ def compare_files(
             ``attributions.npz`` (``comparison_maps``), ``comparison.json``.
         methods: Names separated by commas, ``"six"`` or ``"all"``.
         target: Class to explain; None for the most probable one, or another target of
-            ``explain.target``.
+            ``explainers.target``.
         against: A class to contrast it with, beside the most probable other one of the
             prediction set.
         mask: Outline of the lesion or object: an image file, white inside, for a single image; or

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dermlens.explain.registry import METHODS, method
+from dermlens.explainers.registry import METHODS, method
 from dermlens.model.bundle_description import model_label
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_view import parts

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dermlens.explain.base import Attribution
-from dermlens.explain.contrast import ClassContrast
-from dermlens.explain.multiscale import KINDS, MultiScaleResult
-from dermlens.explain.registry import method
+from dermlens.explainers.base import Attribution
+from dermlens.explainers.contrast import ClassContrast
+from dermlens.explainers.multiscale import KINDS, MultiScaleResult
+from dermlens.explainers.registry import method
 from dermlens.report.comparison import Agreement, Comparison, Discrimination, agreement_with_others
 from dermlens.report.facts import class_name, percent, title, words
 from dermlens.report.figures import SIGNED_MAP, colorize

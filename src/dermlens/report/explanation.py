@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution
-from dermlens.explain.output import parse_output
-from dermlens.explain.registry import METHODS, create_several, method
-from dermlens.explain.target import check_targets, resolve_targets
+from dermlens.explainers.base import Attribution
+from dermlens.explainers.output import parse_output
+from dermlens.explainers.registry import METHODS, create_several, method
+from dermlens.explainers.target import check_targets, resolve_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
@@ -56,7 +56,7 @@ def explain_files(
             float32 (H, W)), ``<method>.png``, ``all_methods.png``, ``explanation.json``.
         methods: Names separated by commas, ``"six"`` or ``"all"``.
         target: Class to explain; None for the most probable one, or another target of
-            ``explain.target``.
+            ``explainers.target``.
         output: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
         scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
             it was measured to give the same maps (``model.scorers``).

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dermlens.errors import UsageError
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.registry import METHODS
+from dermlens.explainers.perturbation import Scorer
+from dermlens.explainers.registry import METHODS
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import fit_image
-from dermlens.explain.output import Logit
-from dermlens.explain.target import PREDICTED, resolve_targets
+from dermlens.explainers.output import Logit
+from dermlens.explainers.target import PREDICTED, resolve_targets
 from dermlens.files import plain
 from dermlens.model.bundle import Bundle
 from dermlens.report.answer import Answer, answer_of
@@ -67,7 +67,7 @@ class Actions:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        from dermlens.explain.grad_cam import GradCAM
+        from dermlens.explainers.grad_cam import GradCAM
 
         self.bundle, self.words = bundle, words(bundle.labels)
         self.pass_seconds = float("nan")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermlens.errors import UsageError
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explainers.perturbation import Scorer
+from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.model.bundle import Bundle
 from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_batch import Row, analyze_many

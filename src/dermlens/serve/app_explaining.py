@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.base import Attribution
-from dermlens.explain.perturbation import Scorer
-from dermlens.explain.registry import METHODS, method
-from dermlens.explain.target import PREDICTED, RUNNER_UP
+from dermlens.explainers.base import Attribution
+from dermlens.explainers.perturbation import Scorer
+from dermlens.explainers.registry import METHODS, method
+from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.files import plain
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report.comparer import Comparer, available, no_activation_maps
@@ -106,7 +106,7 @@ class Explaining:
         Args:
             analysis: Of the image.
             methods: Names in the registry.
-            target: Class to explain, as in ``explain.target``.
+            target: Class to explain, as in ``explainers.target``.
 
         Yields:
             The state before each method and after the last.
@@ -138,7 +138,7 @@ class Explaining:
         Args:
             analysis: Of the image.
             methods: Names in the registry.
-            target: Class to explain, as in ``explain.target``.
+            target: Class to explain, as in ``explainers.target``.
             against: Code of a class to contrast it with beside the most probable other one
                 that cannot be excluded, or ``runner_up`` for that one alone.
 

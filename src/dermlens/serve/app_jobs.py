@@ -2,7 +2,8 @@
 
 A job is an event of Gradio's queue whose function yields. It runs in a thread, step by step, while
 the server's loop looks whether somebody still reads its results. If not, or if it is canceled,
-the work ends before its next batch (``explain.stopping``), not at the end of the method that runs.
+the work ends before its next batch (``explainers.stopping``), not at the end of the method that
+runs.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dermlens.errors import UsageError
-from dermlens.explain.stopping import Stopped, stoppable
+from dermlens.explainers.stopping import Stopped, stoppable
 from dermlens.serve.app_errors import sentences
 from dermlens.serve.app_guard import Readers
 from dermlens.serve.app_limits import client_of

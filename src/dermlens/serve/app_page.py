@@ -4,7 +4,7 @@ from html import escape
 
 import numpy as np
 
-from dermlens.explain.registry import method
+from dermlens.explainers.registry import method
 from dermlens.labels import MALIGNANT
 from dermlens.model.bundle import Bundle
 from dermlens.model.calibration import OperatingPoint

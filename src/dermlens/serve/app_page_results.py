@@ -4,7 +4,7 @@ from html import escape
 
 import numpy as np
 
-from dermlens.explain.registry import METHODS, method
+from dermlens.explainers.registry import METHODS, method
 from dermlens.progress import duration
 from dermlens.report.comparison_view import caption, grid, method_cards, parts
 from dermlens.report.figures import UNSIGNED_MAP

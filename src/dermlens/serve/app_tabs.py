@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dermlens.explain.registry import METHODS
-from dermlens.explain.target import PREDICTED
+from dermlens.explainers.registry import METHODS
+from dermlens.explainers.target import PREDICTED
 from dermlens.report.comparison_view import caption
 from dermlens.report.layers import COLOR_MAPS, checked_color_map
 from dermlens.serve.app_desk import Desk, Shown

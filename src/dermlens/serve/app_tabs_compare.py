@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explain.registry import SIX
-from dermlens.explain.target import RUNNER_UP
+from dermlens.explainers.registry import SIX
+from dermlens.explainers.target import RUNNER_UP
 from dermlens.files import plain
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers

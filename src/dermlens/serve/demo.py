@@ -149,7 +149,7 @@ def _data_section(page: Page, data: Path) -> None:
 
 def _explanations(page: Page, bundle: Bundle, data: Path, predictions: pd.DataFrame) -> None:
     """One test image per class with its Grad-CAM maps, beside the structure that was drawn."""
-    from dermlens.explain.registry import create
+    from dermlens.explainers.registry import create
 
     table = select_split(read_manifest(data), "test").set_index("image_id")
     right = predictions[predictions.predicted == predictions.dx]

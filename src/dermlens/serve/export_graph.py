@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import ExplanationError, ModelError
-from dermlens.explain.base import call
-from dermlens.explain.baselines import border_color_in_graph
-from dermlens.explain.grad_cam import GradCAM, most_probable_or
-from dermlens.explain.gradients import gradients_between
-from dermlens.explain.integrated_gradients import LEAST_CHANGE, path_sum, quadrature
-from dermlens.explain.output import Logit, Probability
+from dermlens.explainers.base import call
+from dermlens.explainers.baselines import border_color_in_graph
+from dermlens.explainers.grad_cam import GradCAM, most_probable_or
+from dermlens.explainers.gradients import gradients_between
+from dermlens.explainers.integrated_gradients import LEAST_CHANGE, path_sum, quadrature
+from dermlens.explainers.output import Logit, Probability
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.lite import frozen_function
 

@@ -11,9 +11,9 @@ import numpy as np
 from dermlens.data.images import fit_image
 from dermlens.data.synthetic import draw
 from dermlens.errors import ModelError
-from dermlens.explain.grad_cam import GradCAM
-from dermlens.explain.integrated_gradients import IntegratedGradients
-from dermlens.explain.target import resolve_targets
+from dermlens.explainers.grad_cam import GradCAM
+from dermlens.explainers.integrated_gradients import IntegratedGradients
+from dermlens.explainers.target import resolve_targets
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import pearson

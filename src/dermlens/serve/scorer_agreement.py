@@ -16,8 +16,8 @@ import numpy as np
 from dermlens.data.images import load_image
 from dermlens.data.manifest import read_manifest, sample_in_proportion, select_split
 from dermlens.errors import UsageError
-from dermlens.explain.registry import METHODS, create, create_several
-from dermlens.explain.target import resolve_targets
+from dermlens.explainers.registry import METHODS, create, create_several
+from dermlens.explainers.target import resolve_targets
 from dermlens.files import read_json, write_json
 from dermlens.model.bundle import Bundle
 from dermlens.model.int8_copy import PARTIAL, int8_copy

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.images import fit_image
-from dermlens.explain.baselines import border_color
+from dermlens.explainers.baselines import border_color
 
 SIZE = (192, 256)
 """(height, width) at which images are judged, whatever their own size."""

@@ -1,0 +1,258 @@
+"""Where in the image each cell of a feature map looks: receptive-field centers from the graph.
+
+A cell of a feature map reads a window of the layer before it. Strides, kernels and padding say
+where that window lies, so the center of what cell j sees follows exactly from the operations on
+the way: position = first + spacing * j, along each side, in pixels. Padding more at the end than
+at the start (``same`` on even sizes) or reading every second place (strided 1x1 convolutions, as
+in ResNet) puts these centers up to half a cell away from the middle of equal tiles, which a plain
+resize of the map assumes.
+
+Derivation: Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016,
+arXiv:1603.07285; Araujo, Norris & Sim, "Computing receptive fields of convolutional neural
+networks", Distill 2019, doi:10.23915/distill.00021.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermlens.explainers.layers import Step, apply_operation, recorded_steps, traced_size
+
+_ROWS, _COLUMNS = 1, 2
+
+
+@dataclass(frozen=True)
+class CellAxis:
+    """The cells of a feature map along one side of the image.
+
+    Attributes:
+        first: Center of the receptive field of cell 0, in pixels; pixel i has its center at i.
+        spacing: Pixels from one cell's center to the next.
+        cells: Number of cells.
+        pixels: Length of the image's side.
+    """
+
+    first: float
+    spacing: float
+    cells: int
+    pixels: int
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Center of each cell, float64 (cells,), in pixels; may lie outside the image."""
+        return self.first + self.spacing * np.arange(self.cells)
+
+    def tiles(self) -> "CellAxis":
+        """Return the same cells as equal tiles of the image."""
+        return tiles(self.cells, self.pixels)
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """Where the cells of a feature map look.
+
+    Attributes:
+        rows: Along the height.
+        columns: Along the width.
+        assumed: Names of operations on the way whose geometry is neither known nor could be
+            measured, so that equal tiles were assumed for them; empty for exact grids.
+    """
+
+    rows: CellAxis
+    columns: CellAxis
+    assumed: tuple[str, ...] = ()
+
+
+def tiles(cells: int, pixels: int) -> CellAxis:
+    """Return the centers of ``cells`` equal tiles of a side of ``pixels``.
+
+    Example:
+        >>> tiles(4, 8).centers.tolist()
+        [0.5, 2.5, 4.5, 6.5]
+    """
+    spacing = pixels / cells
+    return CellAxis((spacing - 1) / 2, spacing, cells, pixels)
+
+
+def cell_grid(model: Any, step: int, size: tuple[int, int] | None = None) -> CellGrid:
+    """Return where the cells of the feature maps of an operation look.
+
+    Where branches of different geometry meet, their mean counts.
+
+    Args:
+        model: Keras functional or sequential model.
+        step: Position of the operation in the order in which operations run, as in
+            ``layers.Features.step``.
+        size: (height, width) of the images in pixels; default the model's.
+
+    Raises:
+        ExplanationError: If the model is no functional or sequential Keras model.
+
+    Example:
+        >>> import keras
+        >>> inputs = keras.Input((64, 96, 3))
+        >>> maps = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
+        >>> cell_grid(keras.Model(inputs, maps), 0).rows
+        CellAxis(first=1.0, spacing=2.0, cells=32, pixels=64)
+    """
+    size = size or traced_size(model)
+    return cell_grids(recorded_steps(model, size), [step], size)[0]
+
+
+def cell_grids(
+    steps: Sequence[Step], wanted: Sequence[int], size: tuple[int, int]
+) -> list[CellGrid]:
+    """Return the grids of several operations, see ``cell_grid``, from what ran for that size."""
+    steps = steps[: max(wanted) + 1]
+    side = (1, *size, 0)
+    known: dict[int, CellGrid] = {}
+    rows, columns = (CellAxis(0.0, 1.0, side[a], side[a]) for a in (_ROWS, _COLUMNS))
+    whole = CellGrid(rows, columns)
+    produced = {step.writes for step in steps}
+    grids: list[CellGrid | None] = []
+    for step in steps:
+        sources = [
+            (whole if read not in produced else known.get(read), shape)
+            for read, shape in zip(step.reads, step.read_shapes, strict=True)
+            if len(shape) == 4
+        ]
+        grid = _after(step, sources, (side[_ROWS], side[_COLUMNS]))
+        grids.append(grid)
+        if grid is not None:
+            known[step.writes] = grid
+    found = []
+    for position in wanted:
+        grid = grids[position]
+        assert grid is not None, "feature maps have four dimensions"
+        found.append(grid)
+    return found
+
+
+def _after(
+    step: Step, sources: Sequence[tuple[CellGrid | None, tuple[int, ...]]], size: tuple[int, int]
+) -> CellGrid | None:
+    """Return the grid of an operation's output, None if it has no places."""
+    if len(step.shape) != 4:
+        return None
+    names: dict[str, None] = {}
+    axes = []
+    for axis in (_ROWS, _COLUMNS):
+        axis_found, exact = _axis_after(step, sources, axis, size[axis - 1])
+        axes.append(axis_found)
+        if not exact:
+            names[step.path] = None
+    for grid, _ in sources:
+        if grid is not None:
+            names |= dict.fromkeys(grid.assumed)
+    return CellGrid(axes[0], axes[1], tuple(names))
+
+
+def _axis_after(
+    step: Step,
+    sources: Sequence[tuple[CellGrid | None, tuple[int, ...]]],
+    axis: int,
+    pixels: int,
+) -> tuple[CellAxis, bool]:
+    cells = int(step.shape[axis] or 1)
+    found, exact = [], True
+    for grid, shape in sources:
+        if grid is None:
+            continue
+        before = grid.rows if axis == _ROWS else grid.columns
+        many = len(sources) > 1
+        # A gate of one place per channel, as in squeeze and excitation, has no position.
+        if many and shape[axis] != cells:
+            continue
+        offset, factor, sure = (0.0, 1.0, True) if many else _window(step, axis, shape, cells)
+        exact = exact and sure
+        found.append((before.first + before.spacing * offset, before.spacing * factor))
+    if not found:
+        return tiles(cells, pixels), cells == 1
+    first, spacing = np.mean(found, axis=0)
+    return CellAxis(float(first), float(spacing), cells, pixels), exact
+
+
+def _window(step: Step, axis: int, shape: tuple[int, ...], cells: int) -> tuple[float, float, bool]:
+    """Return where output place j looks in the input: place offset + factor * j, and if sure."""
+    import keras
+
+    layers, operation, side, given = keras.layers, step.operation, axis - 1, shape[axis]
+    window = getattr(operation, "pool_size", None) or getattr(operation, "kernel_size", None)
+    if window is not None and hasattr(operation, "strides"):
+        return _strided(operation, window, side, given, cells)
+    if isinstance(operation, layers.ZeroPadding2D):
+        return -float(operation.padding[side][0]), 1.0, True
+    if isinstance(operation, layers.Cropping2D):
+        return float(operation.cropping[side][0]), 1.0, True
+    if isinstance(operation, layers.UpSampling2D | layers.Resizing):
+        factor = given / cells
+        return (factor - 1) / 2, factor, True
+    if given == cells:
+        return 0.0, 1.0, True
+    if cells == 1:
+        return (given - 1) / 2, float(given), True
+    return _measured(step, axis, shape, cells)
+
+
+def _strided(
+    operation: Any, window: Any, side: int, given: int, cells: int
+) -> tuple[float, float, bool]:
+    """Convolutions and pooling: the middle of the window that place j reads."""
+    import keras
+
+    reach = _pair(window)[side]
+    dilation = _pair(getattr(operation, "dilation_rate", 1))[side]
+    stride = _pair(operation.strides if operation.strides is not None else window)[side]
+    reach = (reach - 1) * dilation + 1
+    transposed = isinstance(operation, keras.layers.Conv2DTranspose)
+    padding = 0
+    if operation.padding == "same":
+        small, large = (given, cells) if transposed else (cells, given)
+        padding = max((small - 1) * stride + reach - large, 0) // 2
+    middle = (reach - 1) / 2 - padding
+    if transposed:
+        return -middle / stride, 1 / stride, True
+    return middle, float(stride), True
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if np.ndim(value) == 0 else (int(value[0]), int(value[1]))
+
+
+def _measured(
+    step: Step, axis: int, shape: tuple[int, ...], cells: int
+) -> tuple[float, float, bool]:
+    """Find where an unknown operation looks from its gradient at two places in the middle."""
+    import tensorflow as tf
+
+    given = shape[axis]
+    even = (given / cells - 1) / 2, given / cells, False
+    # Positive and uneven, so that neither rectification nor equal values hide a place.
+    values = np.random.default_rng(0).uniform(0.5, 1.5, shape).astype(np.float32)
+    places = np.arange(given)
+    centers = []
+    first = max(cells // 2 - 1, 0)
+
+    @tf.function(autograph=False)
+    def gradient(pixels: Any, cell: Any) -> Any:
+        output = apply_operation(step.operation, (pixels, *step.args[1:]), step.kwargs)
+        return tf.gradients(tf.gather(output, cell, axis=axis), pixels)[0]
+
+    for cell in (first, first + 1):
+        try:
+            slopes = gradient(tf.constant(values), tf.constant(cell))
+        except Exception:  # An operation of somebody else's may fail in any way.
+            return even
+        if slopes is None:
+            return even
+        others = tuple(k for k in range(4) if k != axis)
+        weight = np.abs(np.asarray(slopes, np.float64)).sum(axis=others)
+        if not weight.sum() > 0:
+            return even
+        centers.append(float((weight * places).sum() / weight.sum()))
+    factor = centers[1] - centers[0]
+    if not factor > 0:
+        return even
+    return centers[0] - factor * first, factor, True
