@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bench_tools import arguments, machine, markdown, publish
-from explainers import raw_passes
 from peers import xplique_attributions
 
 from dermlens.data.images import load_image, load_mask
@@ -38,6 +37,7 @@ from dermlens.model.scorers import choose_scorers
 from dermlens.quality import metrics
 from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.statistics import cluster_intervals
+from explainers import raw_passes
 
 PEERS = {
     "grad_cam": "tf-keras-vis Gradcam",
