@@ -1,5 +1,6 @@
 """Predictions as a table: what is known of the images, logits, and the answers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def predictions_table(
     ood_scores: np.ndarray | None = None,
     ood_threshold: float = np.inf,
     level: float | None = None,
+    malignant: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Put predictions beside what is known about the images.
 
@@ -30,11 +32,13 @@ def predictions_table(
         ood_scores: Of the bundle's out-of-distribution detector, (N,), or None.
         ood_threshold: Of the detector.
         level: Of the prediction sets, 0..1; default the stored one.
+        malignant: Codes of the classes that are declared malignant; default those of the operating
+            point of that name.
 
     Returns:
         Columns image_id, lesion_id, dx, dx_type, age, sex, localization, then ``logit_<dx>`` and
-        ``probability_<dx>`` per class, ``p_malignant`` (where an operating
-        point is declared), ``predicted`` (the most probable class),
+        ``probability_<dx>`` per class, ``p_malignant`` (where malignancy is
+        declared), ``predicted`` (the most probable class),
         ``prediction_set`` (codes that cannot be excluded, most probable first; missing if the
         bundle carries no sets), ``balanced_rule`` (the class that rule chooses) and, with a
         detector, ``ood_score`` and ``abstain`` (the image is unlike the training images). A
@@ -47,9 +51,10 @@ def predictions_table(
     codes = np.array(calibration.classes, dtype=object)
     added: dict[str, Any] = {f"logit_{code}": logits[:, k] for k, code in enumerate(codes)}
     added |= {f"probability_{code}": probabilities[:, k] for k, code in enumerate(codes)}
-    if MALIGNANT in calibration.operating_points:
-        point = calibration.operating_points[MALIGNANT]
-        added["p_malignant"] = point.score(probabilities, calibration.classes)
+    point = calibration.operating_points.get(MALIGNANT)
+    summed = malignant or (() if point is None else point.codes)
+    if summed:
+        added["p_malignant"] = probabilities[:, np.isin(codes, summed)].sum(axis=1)
     added["predicted"] = codes[logits.argmax(axis=1)]
     added["prediction_set"] = set_codes(calibration, probabilities, level)
     added["balanced_rule"] = codes[calibration.balanced(logits)]

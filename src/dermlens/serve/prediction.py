@@ -50,7 +50,8 @@ def _table(
     level: float | None = None,
 ) -> pd.DataFrame:
     threshold = np.inf if bundle.ood_detector is None else bundle.ood_detector.threshold
-    table = predictions_table(rows, logits, bundle.calibration, scores, threshold, level)
+    malignant, calibration = bundle.labels.malignant, bundle.calibration
+    table = predictions_table(rows, logits, calibration, scores, threshold, level, malignant)
     return table.assign(calibrated=bundle.calibrated, model=bundle.label)
 
 
