@@ -40,15 +40,16 @@ from explain_networks import function_network, linear_network, smooth_images, tr
 
 SIZE = (24, 36)
 QUICK: dict[str, dict[str, Any]] = {
-    "integrated_gradients": {"points": 6, "tolerance": None},
-    "smooth_grad": {"samples": 5},
-    "gradient_shap": {"samples": 5},
-    "occlusion": {"patch": 8, "stride": 6},
+    "integrated_gradients": {"n_steps": 6, "tolerance": None},
+    "smooth_grad": {"n_samples": 5},
+    "gradient_shap": {"n_samples": 5},
+    "occlusion": {"patch_size": 8, "stride": 6},
     "lime": {"superpixels": 12, "n_samples": 60},
     "gp_shap": {"superpixels": 12, "n_samples": 60},
-    "rise": {"samples": 40, "cells": 3},
+    "kernel_shap": {"superpixels": 12, "n_samples": 60},
+    "rise": {"n_samples": 40, "cells": 3},
 }
-RANDOM = ("smooth_grad", "gradient_shap", "lime", "gp_shap", "rise")
+RANDOM = ("smooth_grad", "gradient_shap", "lime", "gp_shap", "kernel_shap", "rise")
 HALVES = ("mixed_float16", "mixed_bfloat16")
 
 
@@ -407,7 +408,7 @@ CORNER[0, :6, 30:] = True
 @pytest.mark.parametrize("name", list(METHODS))
 def test_14_height_and_width_are_not_swapped(name: str, stride: int) -> None:
     small = {
-        "rise": {"samples": 200, "cells": 4},
+        "rise": {"n_samples": 200, "cells": 4},
         "lime": {"superpixels": 12},
         "gp_shap": {"superpixels": 12},
     }

@@ -164,7 +164,7 @@ def test_copy_is_reused_and_made_again_when_weights_change(
 ) -> None:
     first = int8_copy(bundle)
     scorer = first.scorer(bundle.model)
-    explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
+    explainer = Occlusion(bundle, scorer=scorer, **SMALL["occlusion"])
     kernel = bundle.model.get_layer("logits").kernel
     before = kernel.numpy()
     with monkeypatch.context() as patch:
@@ -366,14 +366,14 @@ def test_many_files_are_said_to_be_many(
 
 
 def test_the_page_says_what_was_evaluated(bundle: Bundle, images: np.ndarray) -> None:
-    from dermlens.serve.app_page_cards import _cost
+    from dermlens.report.comparison_view import _cost
 
     for choice, words in (
         ("float32", "of the network, "),
         ("int8", "of the network's int8 copy, "),
     ):
         scorer = choose_scorers(bundle, ["occlusion"], choice).get("occlusion")
-        explainer = Occlusion(bundle.model, scorer=scorer, **SMALL["occlusion"])
+        explainer = Occlusion(bundle, scorer=scorer, **SMALL["occlusion"])
         assert words in _cost(explainer.attribute(images[:1], "mel"))
     both = create_several(
         ["lime", "gp_shap"], bundle, bank=SuperpixelBank(bundle.model, **SMALL["lime"])

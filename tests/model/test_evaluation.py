@@ -84,9 +84,9 @@ def test_file_alone_gives_every_figure_again(written):
     calibration = Calibration.from_json(json.loads((out / "calibration.json").read_text()))
     again = metrics_from_predictions(table, calibration, resamples=200)
     stored = json.loads((out / "metrics.json").read_text())
-    from dermlens.files import _plain
+    from dermlens.files import plain
 
-    assert _plain(again) == stored
+    assert plain(again) == stored
 
 
 def test_names_of_the_contract(written):

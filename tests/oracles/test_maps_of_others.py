@@ -28,7 +28,7 @@ def test_the_example_of_the_page(model: Any, capsys: pytest.CaptureFixture[str])
     masks[:, 6:18, 9:27] = True
     names: dict[str, Any] = {"model": model, "images": images, "masks": masks}
     exec(found[1], names)
-    ours = SmoothGrad(model, samples=1, noise=0.0).attribute(images, 1).maps
+    ours = SmoothGrad(model, n_samples=1, noise=0.0).attribute(images, 1).maps
     expected = metrics.insertion(model, images, ours, 1)
     np.testing.assert_allclose(
         metrics.insertion(model, images, names["maps"], 1), expected, atol=1e-3

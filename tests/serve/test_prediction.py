@@ -120,8 +120,9 @@ def test_split_rows_and_logits(bundle: Bundle, prepared: Path, split: str) -> No
     logits = bundle.logits(images)
     assert np.allclose(table[LOGITS], logits, atol=1e-4)
     assert np.allclose(table[PROBABILITIES], bundle.calibration.probabilities(logits), atol=1e-5)
-    # No operating point was chosen, so nothing is said of malignancy.
-    assert "p_malignant" not in table and not table.calibrated.eq(False).any()
+    malignant = [f"probability_{code}" for code in HAM10000.malignant]
+    assert np.allclose(table.p_malignant, table[malignant].sum(axis=1))
+    assert not table.calibrated.eq(False).any()
     right = np.array(CODES)[bundle.calibration.balanced(table[LOGITS].to_numpy())]
     assert list(table.balanced_rule) == list(right)
     assert list(table.predicted) == [CODES[k] for k in table[LOGITS].to_numpy().argmax(axis=1)]

@@ -261,7 +261,7 @@ class GradCAM(ClassActivationMap):
     Example:
         >>> from dermlens.model.classifier import Architecture, build_classifier
         >>> model = build_classifier(Architecture("mobilenetv3small", (64, 96)))
-        >>> result = GradCAM(model).attribute(np.zeros((2, 64, 96, 3)), targets="mel")
+        >>> result = GradCAM(model).attribute(np.zeros((2, 64, 96, 3)), targets=4)
         >>> result.maps.shape, result.cost.forward, result.cost.backward
         ((2, 64, 96), 2, 0)
     """

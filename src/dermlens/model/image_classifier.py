@@ -53,8 +53,9 @@ class ImageClassifier:
         >>> import keras
         >>> body = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
         >>> layers = [keras.Input((32, 48, 3)), *body, keras.layers.Dense(2, activation="softmax")]
-        >>> classifier = ImageClassifier(keras.Sequential(layers), ["cat", "dog"], value_range=(0,
-        1)) >>> classifier.probabilities(classifier.logits(np.zeros((1, 32, 48, 3)))).shape
+        >>> model = keras.Sequential(layers)
+        >>> classifier = ImageClassifier(model, ["cat", "dog"], value_range=(0, 1))
+        >>> classifier.probabilities(classifier.logits(np.zeros((1, 32, 48, 3)))).shape
         (1, 2)
     """
 

@@ -104,7 +104,7 @@ def model_card(
         storage=facts.get("storage", "float32"),
         license=facts.get("license", "MIT"),
         version=facts["dermlens_version"],
-        ood_detector=facts.get("outlier"),
+        outlier=facts.get("outlier"),
         metrics={"abstention": None, **metrics},
         names={label.code: label.name for label in bundle.labels.labels},
         failures=_failures(read_predictions(Path(evaluation) / "predictions.csv"), metrics),

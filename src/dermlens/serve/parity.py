@@ -225,21 +225,36 @@ def measure(
         min_integrated_gradients_correlation=_integrated(reference, integrate),
         bytes=size_on_disk(path),
     )
-    _refuse_difference(parity, path, TOLERANCES[kind])
+    allowed = TOLERANCES[kind]
+    clear = _same_answers(reference, outputs, margin=allowed.probability)
+    _refuse_difference(parity, clear, path, allowed)
     return parity
 
 
-def _same_answers(reference: Reference, outputs: Outputs) -> dict[str, Any]:
-    """Return the shares of images with the same prediction set and with the same flags."""
+def _same_answers(
+    reference: Reference, outputs: Outputs, margin: float = 0.0
+) -> dict[str, float | None]:
+    """Return the shares of images with the same prediction set and with the same flags.
+
+    Args:
+        reference: What the Keras model answers.
+        outputs: What the artifact answers.
+        margin: Probabilities so near to a threshold or to the largest count as undecided, where
+            either answer is the same.
+    """
     calibration, exact = reference.bundle.calibration, reference.probabilities
-    sets = None
-    if calibration.prediction_sets is not None and outputs.prediction_sets is not None:
-        wanted = calibration.prediction_sets.contain(exact)
-        sets = float((outputs.prediction_sets == wanted).all(axis=1).mean())
+    sets, share = calibration.prediction_sets, None
+    if sets is not None and outputs.prediction_sets is not None:
+        least, most = (sets.contain(exact + sign * margin) for sign in (-1, 1))
+        open_ = (least != most) | (exact > exact.max(axis=1, keepdims=True) - 2 * margin)
+        same_sets = (outputs.prediction_sets == sets.contain(exact)) | (open_ & (margin > 0))
+        share = float(same_sets.all(axis=1).mean())
     same = np.ones(len(exact), bool)
-    for name, flagged in calibration.flags(exact).items():
-        same &= outputs.flags[name] == flagged
-    return {"same_prediction_sets": sets, "same_flags": float(same.mean())}
+    for name, point in calibration.operating_points.items():
+        score = point.score(exact, calibration.classes)
+        open_ = np.abs(score - point.threshold) < margin * len(point.codes)
+        same &= (outputs.flags[name] == (score >= point.threshold)) | open_
+    return {"same_prediction_sets": share, "same_flags": float(same.mean())}
 
 
 def _own_fit(reference: Reference, run: Runner, kind: str) -> float | None:
@@ -262,7 +277,9 @@ def _integrated(
     return min(map(correlation, reference.integrated, found))
 
 
-def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
+def _refuse_difference(
+    parity: Parity, clear: dict[str, float | None], path: Path, allowed: Tolerance
+) -> None:
     loss = -(parity.balanced_accuracy_change or 0.0)
     unknown = parity.balanced_accuracy_change is None
     gradients = parity.min_integrated_gradients_correlation
@@ -290,7 +307,7 @@ def _refuse_difference(parity: Parity, path: Path, allowed: Tolerance) -> None:
             f"correlation of Integrated Gradients {gradients or 0:.4f}, at least {least}",
         ),
     ]
-    same = {"prediction set": parity.same_prediction_sets, "flags": parity.same_flags}
+    same = {"prediction set": clear["same_prediction_sets"], "flags": clear["same_flags"]}
     checks += [
         (
             share is not None and share < allowed.same_answer,
