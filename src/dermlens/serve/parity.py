@@ -231,9 +231,7 @@ def measure(
     return parity
 
 
-def _same_answers(
-    reference: Reference, outputs: Outputs, margin: float = 0.0
-) -> dict[str, float | None]:
+def _same_answers(reference: Reference, outputs: Outputs, margin: float = 0.0) -> dict[str, Any]:
     """Return the shares of images with the same prediction set and with the same flags.
 
     Args:
@@ -278,7 +276,7 @@ def _integrated(
 
 
 def _refuse_difference(
-    parity: Parity, clear: dict[str, float | None], path: Path, allowed: Tolerance
+    parity: Parity, clear: dict[str, Any], path: Path, allowed: Tolerance
 ) -> None:
     loss = -(parity.balanced_accuracy_change or 0.0)
     unknown = parity.balanced_accuracy_change is None
