@@ -111,6 +111,13 @@ def test_the_last_activation_is_left_out_exactly(make: Any) -> None:
     assert np.allclose(shares, answers(model, IMAGES), atol=1e-6)
 
 
+@pytest.mark.parametrize("units", [1, 3])
+def test_a_standard_network_alone_is_known_for_what_it_is(units: int) -> None:
+    classifier = ImageClassifier(network(units, "sigmoid"), value_range=(0, 1))
+    again = as_classifier(classifier.model)
+    assert again.model is classifier.model and again.link == "sigmoid"
+
+
 def test_layers_are_used_and_not_copied() -> None:
     model = functional_softmax()
     classifier = ImageClassifier(model)

@@ -21,6 +21,7 @@ OUTPUTS: tuple[str, ...] = ("auto", "logits", "softmax", "sigmoid")
 PREPROCESSINGS: tuple[str, ...] = ("inside", "caffe", "torch")
 PHOTOGRAPH = (0.0, 255.0)
 _TINY = 1e-30
+_MARK = "dermlens_link"
 _PROBES = 6
 
 
@@ -64,6 +65,8 @@ def standard_network(
     """
     import keras
 
+    if hasattr(model, _MARK):
+        return Standard(model, getattr(model, _MARK))
     if output not in OUTPUTS:
         raise ModelError(f"Unknown output {output!r}. Use one of: {', '.join(OUTPUTS)}.")
     if preprocessing not in PREPROCESSINGS:
@@ -81,6 +84,8 @@ def standard_network(
     _check_logits(raw, kind)
     logits, link = _logits(raw, kind)
     network = keras.Model(photographs, logits, name=f"standard_{getattr(model, 'name', 'model')}")
+    # So that the network alone, handed on without its classifier, is known for what it is.
+    setattr(network, _MARK, link)
     return Standard(network, link, note)
 
 
@@ -417,7 +422,7 @@ def _logits(raw: Any, kind: str) -> tuple[Any, Link]:
     """Return float32 logits and the link, from outputs without (or with) their activation."""
     import keras
 
-    values = keras.ops.cast(raw, "float32")
+    values = raw if raw.dtype == "float32" else keras.ops.cast(raw, "float32")
     single = raw.shape[1] == 1
     if not single:
         return values, "sigmoid" if kind == "sigmoid" else "softmax"
