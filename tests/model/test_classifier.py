@@ -63,8 +63,9 @@ def test_preprocessing_equals_that_of_keras_applications(name, module):
     assert np.allclose(preprocessed(name, images), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", sorted({*BACKBONES} - {"densenet169", "mobilenetv3large"}))
 def test_every_backbone_trains_one_step_and_comes_back_from_a_file(name, tmp_path):
+    """Two that only repeat the blocks of a smaller one are left out: they take seconds each."""
     import tensorflow as tf
 
     model = build_classifier(Architecture(name, (32, 32)))
