@@ -150,6 +150,10 @@ def test_what_a_killed_run_left_goes_and_a_living_runs_folder_stays(tmp_path: Pa
 
 
 SERVE = """
+import signal
+
+# Also where this whole run was started by nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import os, pathlib, time
 from dermlens.serve import app
 app._end_orderly_when_told_to()
