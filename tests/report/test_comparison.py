@@ -242,7 +242,7 @@ def test_page_and_numbers_name_the_model(comparer: Comparer, complete: Compariso
 def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Comparison]) -> None:
     first, some = comparison_page(states[0], "a"), comparison_page(states[2], "a")
     assert "What the model says" in first and 'class="dl-map"' not in first
-    assert some.count('class="dl-map"') == 2 and "Kernel SHAP" not in some
+    assert some.count('class="dl-map"') == 2 and "Shapley values" not in some
 
 
 def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> None:

@@ -160,7 +160,7 @@ def explain_everything(page: Any) -> None:
 def compare_and_download(page: Any, folder: Path) -> None:
     tab(page, "Compare")
     panel = page.get_by_role("tabpanel").filter(visible=True)
-    for title in ("Occlusion", "LIME", "Kernel SHAP"):
+    for title in ("Occlusion", "LIME", "Shapley values (Gaussian process)"):
         panel.get_by_label(title, exact=True).uncheck()
     button(page, "Compare").click()
     wait_for_text(page, "#dl-compared", "Complete.")

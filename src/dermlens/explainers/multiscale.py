@@ -2,7 +2,7 @@
 
 * **Depth**: Layer-CAM at every stage of the network, from fine and local to coarse and decisive.
 * **Patch**: occlusion with large, middle and small patches.
-* **Superpixels**: Kernel SHAP with few, some and many pieces. Its values always sum to the same
+* **Superpixels**: Shapley values of few, some and many pieces, which always sum to the same
   change of output, so granularities can be compared; those of LIME have no common sum.
 
 The fused map is the mean over the three kinds of the mean over their scales, each map first
@@ -131,7 +131,7 @@ class MultiScale:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
         patches: Patch sides as shares of the shorter side, coarse to fine.
         granularities: Numbers of superpixels, coarse to fine.
-        bank: Evaluations to share with LIME or Kernel SHAP; used for the granularity equal to
+        bank: Evaluations to share with LIME or Shapley values; used for the granularity equal to
             its number of superpixels, which then costs nothing more.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Superpixels: the pieces of an image that LIME and Kernel SHAP switch on and off.
+"""Superpixels: the pieces of an image that LIME and Shapley values switch on and off.
 
 SLIC: Achanta et al., "SLIC superpixels compared to state-of-the-art superpixel methods", TPAMI
 2012. Chosen because it cuts smooth areas into pieces of like size, where methods that follow edges

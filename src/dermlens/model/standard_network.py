@@ -56,8 +56,8 @@ def standard_network(
         input_size: (height, width) in pixels; needed where the model takes any size.
         value_range: What black and white are for the model, such as (0, 1) or (-1, 1).
         preprocessing: ``"inside"``: the model does the rest by itself; ``"caffe"`` or ``"torch"``:
-            it wants
-            what ``keras.applications`` calls so (BGR less the mean color; channels standardized).
+            it wants what ``keras.applications`` calls so (BGR less the mean color; channels
+            standardized).
         output: ``"logits"``, ``"softmax"`` or ``"sigmoid"``; ``"auto"`` finds it out.
 
     Raises:

@@ -37,7 +37,8 @@ class BenchmarkPlan:
         target: Class to explain: the most probable one (``"predicted"``), or the ``"truth"``.
         batch_size: Images per pass; bounds memory. It is part of the plan because rounding in
             convolutions may depend on it.
-        n_samples: Masks per image of LIME and Kernel SHAP; a tenth as many superpixels, up to 50.
+        n_samples: Masks per image of LIME and Shapley values; a tenth as many superpixels, at
+            most 50.
         steps: Removal steps of deletion and insertion.
         squares: Covered squares per image, for infidelity.
         sets: Covered sets of cells per image, for MuFidelity.

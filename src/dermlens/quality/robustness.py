@@ -5,7 +5,7 @@
   through explanation invariance and equivariance", NeurIPS 2023, for the dihedral group.
 
 Neither says that a map is right: a map that ignores image and model is perfectly robust. LIME,
-Kernel SHAP and RISE draw their masks anew for a changed image, so their values include what
+the Shapley methods and RISE draw their masks anew for a changed image, so their values include what
 sampling adds, which is what a user who explains two nearly equal photographs sees.
 """
 

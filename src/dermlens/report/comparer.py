@@ -1,7 +1,7 @@
 """The four experiments on one image: side by side, compared, at several scales, by class.
 
 Everything that can be shared is: all classes come from one set of perturbed images, LIME and
-Kernel SHAP from one set of masks, the scales take over what the methods have computed, and every
+Shapley values from one set of masks, the scales take over what the methods have computed, and every
 network function is traced once and serves all images.
 """
 

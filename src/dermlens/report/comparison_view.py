@@ -24,7 +24,7 @@ _MEASURES = {
 _KIND_TITLES = {
     "depth": "Depth of the network (Layer-CAM)",
     "patch": "Size of the covered patch (occlusion)",
-    "superpixels": "Number of pieces (Kernel SHAP)",
+    "superpixels": "Number of pieces (Shapley values)",
 }
 _SIDE_BY_SIDE = (
     "Each method answers its own question, so maps may differ and all be right. Two-sided scales "
@@ -122,7 +122,7 @@ def _cost(result: Attribution) -> str:
     unit = "pass" if forward + backward == 1 else "passes"
     network = "network" if result.facts().get("scorer") != "int8" else "network's int8 copy"
     if forward + backward == 0:
-        # LIME and Kernel SHAP share their masks; so does an image that is explained again.
+        # LIME and Shapley values share their masks; so does an image that is explained again.
         seconds = f"{result.cost.seconds:.1f} s"
         return f"No new pass: what the {network} had answered before served again, {seconds}."
     return f"It took {passes} {unit} of the {network}, {result.cost.seconds:.1f} s."

@@ -108,7 +108,7 @@ def _explainers(
     scorer: Any | None,
     options: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return explainers as the command line builds them, LIME and Kernel SHAP sharing masks."""
+    """Return explainers as the command line builds them, LIME and Shapley values sharing masks."""
     scorers = {} if scorer is None else dict.fromkeys(methods, scorer)
     if not options:
         return dict(create_several(methods, bundle, scorers=scorers))
