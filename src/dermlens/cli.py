@@ -30,6 +30,7 @@ from dermlens.cli_options import (
 from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
 from dermlens.progress import printable, say
+from dermlens.quiet import quiet_tensorflow
 
 _INTERRUPTED = 130
 """What typer exits with after Ctrl+C."""
@@ -43,7 +44,6 @@ app = typer.Typer(
     help="Train, explain and measure a classifier of dermatoscopic images. Research and "
     "education only, not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
@@ -340,6 +340,9 @@ def web(
 
     Example: dermlens app runs/first/bundle --port 7860
     """
+    from dermlens.extras import optional
+
+    optional("gradio")
     from dermlens.model.bundle import find_bundle
     from dermlens.serve.app import launch
     from dermlens.serve.app_access import sign_in
@@ -379,8 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command and options; default those of the process.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     try:
         with held:
             app(args=None if arguments is None else list(arguments), prog_name="dermlens")
