@@ -9,6 +9,9 @@ from dermlens.errors import UsageError
 PACKAGES: dict[str, tuple[str, str]] = {
     "gradio": ("app", "The web page"),
     "ai_edge_litert": ("export", "Running LiteRT files"),
+    "pydicom": ("dicom", "Reading DICOM files"),
+    "highdicom": ("dicom", "Writing DICOM objects"),
+    "pi_heif": ("heic", "Reading HEIC photographs"),
 }
 """By module: the extra of this package that installs it, and what needs it."""
 

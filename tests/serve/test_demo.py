@@ -65,7 +65,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
 def test_every_step_leaves_its_files(done: tuple[Path, bool]) -> None:
     out, _ = done
     assert {path.name for path in out.iterdir()} == {
-        *("data", "run", "evaluation", "report.html", "demo.json")
+        *("data", "run", "evaluation", "explanations.png", "report.html", "demo.json")
     }
     table = read_manifest(out / "data")
     assert len(table) == IMAGES and set(table.split) == {"train", "validation", "test"}

@@ -196,7 +196,7 @@ def _reasons(
     )
     for names, words in ((SIX[:3], "From the network's inside"), (SIX[3:], "From what happens when "
                          "parts are covered")):  # fmt: skip
-        page.figure(_grid(explained, names), f"{words}: {_listed(list(map(title, names)))}.")
+        page.figure(overview(explained, names), f"{words}: {_listed(list(map(title, names)))}.")
     page.section(
         "How good are the reasons?",
         f"Measured on {len(explained.codes)} images, with 95 % intervals. Gray rows are controls "
@@ -318,7 +318,8 @@ def _question(explained: Explained, columns: int = 4) -> "Figure":
         return figure
 
 
-def _grid(explained: Explained, names: Sequence[str]) -> "Figure":
+def overview(explained: Explained, names: Sequence[str] = SIX) -> "Figure":
+    """Draw a row per image: the image, what was drawn into it, and the maps of some methods."""
     maps = {_STRUCTURE: explained.structures.astype(np.float32)}
     short = {name: title(name).split(" (")[0] for name in names}
     maps |= {short[name]: explained.maps[name] for name in names}

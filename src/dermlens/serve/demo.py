@@ -14,8 +14,8 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.configuration import preset
 from dermlens.model.training import train
 from dermlens.progress import duration, say
-from dermlens.report.demo_report import demo_page, explain_one_per_class, quality
-from dermlens.report.evaluation_report import write_evaluation
+from dermlens.report.demo_report import demo_page, explain_one_per_class, overview, quality
+from dermlens.report.evaluation_report import write_evaluation, write_figure
 from dermlens.report.training_report import write_training_figures
 from dermlens.serve.prediction import predict_split
 
@@ -41,8 +41,8 @@ def run_demo(
     A demo that was interrupted goes on where it stopped.
 
     Args:
-        out: Folder to write: ``data/``, ``run/bundle/``, ``evaluation/``, ``report.html``,
-            ``demo.json``.
+        out: Folder to write: ``data/``, ``run/bundle/``, ``evaluation/``,
+            ``explanations.png``, ``report.html``, ``demo.json``.
         images: Drawn images.
         epochs: Fine-tuning epochs; default those of the recipe.
         from_scratch: Train the whole network from its initializer, in place of a new last layer on
@@ -75,7 +75,10 @@ def run_demo(
     predictions = pd.read_csv(out / "evaluation" / "predictions.csv")
     explained = explain_one_per_class(bundle, data, predictions, seed=seed)
     say("6/6 Measuring the explanations and reporting")
-    measured = None if explained is None else quality(bundle, explained, seed=seed)
+    measured = None
+    if explained is not None:
+        measured = quality(bundle, explained, seed=seed)
+        write_figure(out / "explanations.png", overview(explained))
     page = demo_page(out, bundle, explained, measured, baseline).write(out / "report.html")
     good = score >= GOOD_BALANCED_ACCURACY and score >= baseline + GOOD_MARGIN
     seconds = round(time.monotonic() - started, 1)
