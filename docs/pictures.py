@@ -45,11 +45,11 @@ def main() -> None:
     given = parser.parse_args()
     classifier = dl.load(given.bundle)
     images, structures, codes = chosen_images(classifier, given.data)
+    place = codes.index(SHOWN)
     found = {
         name: explainer.attribute(images, codes)
-        for name, explainer in create_several((*SIX, *OTHERS), classifier).items()
+        for name, explainer in create_several(SIX, classifier).items()
     }
-    place = codes.index(SHOWN)
     image, structure = images[place], structures[place]
     first = ("what decides, outlined", outline(image, structure, LESION_COLOR))
     ways = {
@@ -67,9 +67,9 @@ def main() -> None:
         last = (f"the map ({words})", shown)
         save(strip([first, way, last]), given.out / f"method_{name}.png")
     panels = [first]
-    for name in OTHERS:
-        result = found[name]
-        drawn = overlay(image, result.maps[place], opacity=0.6, signed=result.signed)
+    for name, explainer in create_several(OTHERS, classifier).items():
+        result = explainer.attribute(image[None], SHOWN)
+        drawn = overlay(image, result.maps[0], opacity=0.6, signed=result.signed)
         panels.append((METHODS[name].title, drawn))
     save(strip(panels, columns=4), given.out / "method_others.png")
     save(sheet(images, structures, codes, found), given.out / "six_methods.png")

@@ -15,6 +15,7 @@ from docs_commands import command_lines, problem
 from docs_pages import (
     PAGES,
     ROOT,
+    SIZE,
     Block,
     blocks,
     described,
@@ -109,7 +110,7 @@ def test_what_is_wrong_is_found() -> None:
         ["dermlens", "app"],
         ["make", "docs"],
     ]
-    assert described("a.maps  # float32 (1, 192, 256)") == ("float32", (1, 192, 256))
+    assert described("a.maps  # float32 (1, 7, 192, 256)") == ("float32", (1, 7, *SIZE))
 
 
 def test_marked_blocks_say_why(tmp_path: Path) -> None:
