@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, claim, parse_range, parse_size
+from dermlens.cli_options import BatchSize, BundlePath, claim, parse_range, parse_size, say_written
 from dermlens.progress import say
 
 
@@ -89,10 +89,7 @@ def adopt(
 
 
 def export(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
-    ] = None,
+    bundle: BundlePath = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
     formats: Annotated[
         str,
@@ -128,15 +125,11 @@ def export(
     claim(out, reading=data)
     loaded = load_bundle(find_bundle(bundle))
     written = write_artifacts(loaded, out, names, export_images(data, images, limit))
-    for path in written.values():
-        say(f"Wrote {path}")
+    say_written(written.values())
 
 
 def card(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
-    ] = None,
+    bundle: BundlePath = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="Folder of 'dermlens evaluate': writes the model card.")
     ] = None,

@@ -27,13 +27,7 @@ _swept: set[Path] = set()
 
 
 def temporary_beside(path: Path, ending: str = "part", *, suffix: str = "") -> Path:
-    """Return a name in the same folder that no other process or thread uses.
-
-    Args:
-        path: What it will be, or was.
-        ending: ``"part"`` or ``"old"``.
-        suffix: To end with, for writers that look at it.
-    """
+    """Return a name in the same folder that no other process or thread uses."""
     name = f"{_prefix(path)}{HOST}-{os.getpid()}-{next(_numbers)}.{ending}{suffix}"
     _mine.add(name)
     return path.with_name(name)

@@ -77,13 +77,6 @@ def answer_text(
 ) -> str:
     """Return the answer in sentences.
 
-    Args:
-        labels: The classes.
-        probabilities: By code.
-        prediction_set: Codes that cannot be excluded, or None if the bundle carries no sets.
-        flags: Whether each operating point is reached, by its name.
-        calibrated: Whether the probabilities were calibrated.
-
     Example:
         >>> from dermlens.labels import HAM10000
         >>> text = answer_text(HAM10000, {"mel": 0.02, "nv": 0.98}, ["nv"], {"melanoma": False})

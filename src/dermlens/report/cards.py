@@ -212,11 +212,7 @@ def _shares(title: str, values: pd.Series, by_size: bool = True) -> dict[str, An
 
 
 def benchmark_sections(folder: Path) -> tuple[str, str]:
-    """Return the parts on explanations and on shortcuts from a folder of ``dermlens benchmark``.
-
-    Raises:
-        DataError: If the folder holds no summary.
-    """
+    """Return the parts on explanations and on shortcuts from a folder of ``dermlens benchmark``."""
     summary = read_json(Path(folder) / "summary.json")
     names = family_metrics(summary, "localization")
     parts = [

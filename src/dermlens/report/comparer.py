@@ -60,11 +60,7 @@ def available(bundle: ImageClassifier, methods: Sequence[str]) -> list[str]:
 
 
 def chosen_methods(bundle: ImageClassifier, text: str) -> list[str]:
-    """Return the methods that a text names; of ``six`` and ``all`` those that the model allows.
-
-    Raises:
-        UsageError: If a name is unknown or none is given.
-    """
+    """Return the methods that a text names; of ``six`` and ``all`` those that the model allows."""
     names = parse_methods(text)
     kept = available(bundle, names) if text in ("six", "all") else names
     if kept != names:

@@ -142,11 +142,7 @@ class Comparison:
 
 
 def compare_methods(results: Mapping[str, Attribution]) -> Agreement:
-    """Return how far methods agree on one image; maps are brought to a common resolution first.
-
-    Args:
-        results: By method, each of the same single image.
-    """
+    """Return how far methods agree on one image; maps are brought to a common resolution first."""
     maps = smoothed(np.stack([result.maps[0] for result in results.values()]))
     return Agreement(
         tuple(results),
@@ -158,12 +154,7 @@ def compare_methods(results: Mapping[str, Attribution]) -> Agreement:
 
 
 def agreement_with_others(names: Sequence[str], matrix: np.ndarray) -> dict[str, float]:
-    """Return each method's mean rank correlation with the others; empty for fewer than two.
-
-    Args:
-        names: M methods.
-        matrix: Rank correlations, (M, M).
-    """
+    """Return each method's mean rank correlation with the others; empty for fewer than two."""
     if len(names) < 2:
         return {}
     means = (matrix.sum(axis=1) - 1) / (len(matrix) - 1)
@@ -175,11 +166,6 @@ def contrast_by_area(name: str, for_target: np.ndarray, for_other: np.ndarray) -
 
     Gradients of neighboring pixels have opposite signs by noise alone, so both maps are smoothed
     to the common resolution before they are measured. The contrast map itself stays raw.
-
-    Args:
-        name: Method.
-        for_target: float (H, W), linear in the score.
-        for_other: float (H, W), in the same units.
     """
     measured = contrast(name, *smoothed(np.stack([for_target, for_other])))
     return replace(measured, values=(for_target - for_other).astype(np.float32))

@@ -20,12 +20,7 @@ Maps = Mapping[str, np.ndarray]
 
 
 def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:
-    """Return the numbers of a comparison that a summary is made of.
-
-    Args:
-        comparison: With agreement, scales and discrimination, or as far as it is ready.
-        synthetic: True if the model was trained on drawn images only.
-    """
+    """Return the numbers of a comparison that a summary is made of."""
     reading, classes = comparison.reading, comparison.classes
     other = reading.others[0]
     maps = {name: result.maps[0] for name, result in comparison.combined.items()}
@@ -127,10 +122,6 @@ def densest_zone(maps: list[np.ndarray], zones: np.ndarray) -> str:
     """Return the zone with most positive attribution per pixel, on average over maps.
 
     Empty if no map has any positive attribution.
-
-    Args:
-        maps: float (H, W) each.
-        zones: int (H, W), as ``lesion_zones`` returns it.
     """
     found = [one for one in maps if (one > 0).any()]
     if not found:

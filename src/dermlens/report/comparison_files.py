@@ -89,13 +89,7 @@ def compare_files(
 
 
 def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
-    """Write a complete comparison as a folder, atomically, and return its page.
-
-    Args:
-        folder: To write; an older comparison is replaced.
-        comparison: As ``Comparer.compare`` returns it.
-        name: What the image is called.
-    """
+    """Write a complete comparison as a folder, atomically, and return its page."""
     with folder_beside(folder, KIND) as building:
         page = comparison_page(comparison, name)
         (building / "comparison.html").write_text(page, encoding="utf-8")
@@ -105,16 +99,7 @@ def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
 
 
 def find_masks(files: Sequence[Path], mask: Path | None) -> dict[Path, Path]:
-    """Return the outline file of each image that has one.
-
-    Args:
-        files: Images.
-        mask: A file for a single image, a folder for several, or None.
-
-    Raises:
-        UsageError: If one file is given for several images.
-        DataError: If the path does not exist, or a folder holds no outline of any image.
-    """
+    """Return the outline file of each image that has one."""
     if mask is None:
         return {}
     if mask.is_dir():
@@ -139,12 +124,7 @@ def find_masks(files: Sequence[Path], mask: Path | None) -> dict[Path, Path]:
 
 
 def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
-    """Return everything but the maps, for JSON.
-
-    Args:
-        comparison: A complete one.
-        name: What the image is called.
-    """
+    """Return everything but the maps, for JSON."""
     reading, classes = comparison.reading, comparison.classes
     agreement, scales, found = comparison.agreement, comparison.scales, comparison.discrimination
     numbers: dict[str, Any] = {

@@ -22,10 +22,6 @@ def comparison_page(comparison: Comparison, name: str) -> str:
     """Return the page as HTML text; parts that are not ready yet are left out.
 
     The page loads nothing from elsewhere and runs no script.
-
-    Args:
-        comparison: As ``Comparer`` gives it, complete or in progress.
-        name: What the image is called.
     """
     reading, labels = comparison.reading, comparison.labels
     several = words(labels).several

@@ -82,9 +82,6 @@ class Page:
             picture: matplotlib figure, the bytes of a PNG file, or an image, uint8 (H, W, 3).
             caption: Text below the picture.
             alt: Text for those who cannot see it; the caption if left out.
-
-        Raises:
-            UsageError: If the picture is none of these.
         """
         content = png_bytes(picture)
         width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
@@ -146,14 +143,7 @@ class Page:
 
 
 def png_bytes(picture: "Figure | bytes | np.ndarray") -> bytes:
-    """Return a picture as the bytes of a PNG file.
-
-    Args:
-        picture: As in ``Page.figure``.
-
-    Raises:
-        UsageError: If the picture is of another kind.
-    """
+    """Return a picture as the bytes of a PNG file."""
     if isinstance(picture, bytes):
         if not picture.startswith(_PNG_SIGNATURE):
             raise UsageError("The bytes given as a picture are not a PNG file. Encode it as PNG.")

@@ -38,11 +38,7 @@ class Canvas:
 
 
 def checked_color_map(name: str) -> str:
-    """Return the name of a color map that may be chosen.
-
-    Raises:
-        UsageError: If it is another one.
-    """
+    """Return the name of a color map that may be chosen."""
     if name not in COLOR_MAPS:
         raise UsageError(f"Unknown color map. Use some of: {', '.join(COLOR_MAPS)}.")
     return name
@@ -113,9 +109,6 @@ def contour(values: np.ndarray) -> str:
 
     The map is first smoothed to the resolution at which methods are compared: the strongest
     pixels of a gradient are thousands of specks otherwise.
-
-    Args:
-        values: Raw map (H, W).
     """
     smooth = smoothed(values[None])[0]
     low, high = float(smooth.min()), float(smooth.max())

@@ -29,13 +29,6 @@ def fitted_photographs(
 ) -> tuple[np.ndarray, dict[Path, np.ndarray]]:
     """Read files, so that everything that is wrong with them is found before the long work.
 
-    Args:
-        bundle: Model whose input size they are fitted to.
-        files: Images; each gets the folder ``OUT/<image_id>``.
-        out: Folder to write into.
-        kind: Of what will be written; nothing else may stand there.
-        masks: Outline of some of the images.
-
     Returns:
         uint8 (N, H, W, 3) on disk, however many there are; and outlines, bool (H, W), by image.
 

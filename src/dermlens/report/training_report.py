@@ -11,7 +11,7 @@ from dermlens.data.manifest import read_manifest, select_split
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.report.charts import training_curves
 from dermlens.report.evaluation_report import write_figure
-from dermlens.report.style import new_figure, style
+from dermlens.report.style import new_axes, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +29,7 @@ def write_training_figures(run: Path, data: Path) -> list[Path]:
     ]
 
 
+@style()
 def augmentation_preview(bundle: Bundle, data: Path, *, seed: int = 0) -> "Figure":
     """Draw one training image per class beside six augmented versions of it."""
     table = read_manifest(data)
@@ -36,20 +37,20 @@ def augmentation_preview(bundle: Bundle, data: Path, *, seed: int = 0) -> "Figur
     images = cached_images(data, table, bundle.input_size)
     how = Augmentation(**bundle.facts["training"]["augmentation"])
     codes = [code for code in bundle.classes if (train.dx == code).any()]
-    with style():
-        height, width = bundle.input_size
-        figure = new_figure(1.5 * (_VARIANTS + 1), 1.5 * len(codes) * height / width + 0.4)
-        grid: Any = figure.subplots(len(codes), _VARIANTS + 1, squeeze=False)
-        for row, code in enumerate(codes):
-            image_id = train.image_id[train.dx == code].iloc[0]
-            original = np.asarray(images[int(np.flatnonzero(table.image_id == image_id)[0])])
-            copies = np.repeat(original[None], _VARIANTS, axis=0)
-            varied = augment(copies, np.array([seed, row], np.int32), how).numpy()
-            for column, image in enumerate([original, *varied]):
-                grid[row, column].imshow(np.uint8(image))
-                grid[row, column].set(xticks=[], yticks=[])
-                grid[row, column].spines[:].set_visible(False)
-            grid[row, 0].set_ylabel(code)
-        grid[0, 0].set_title("original")
-        grid[0, 1].set_title("as trained on")
-        return figure
+    height, width = bundle.input_size
+    shape = (len(codes), _VARIANTS + 1)
+    tall = 1.5 * len(codes) * height / width + 0.4
+    figure, grid = new_axes(1.5 * shape[1], tall, *shape, squeeze=False)
+    for row, code in enumerate(codes):
+        image_id = train.image_id[train.dx == code].iloc[0]
+        original = np.asarray(images[int(np.flatnonzero(table.image_id == image_id)[0])])
+        copies = np.repeat(original[None], _VARIANTS, axis=0)
+        varied = augment(copies, np.array([seed, row], np.int32), how).numpy()
+        for column, image in enumerate([original, *varied]):
+            grid[row, column].imshow(np.uint8(image))
+            grid[row, column].set(xticks=[], yticks=[])
+            grid[row, column].spines[:].set_visible(False)
+        grid[row, 0].set_ylabel(code)
+    grid[0, 0].set_title("original")
+    grid[0, 1].set_title("as trained on")
+    return figure

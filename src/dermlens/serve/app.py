@@ -48,19 +48,7 @@ def build_app(
     jobs: Jobs | None = None,
     scorers: Mapping[str, Scorer] | None = None,
 ) -> "gr.Blocks":
-    """Build the page.
-
-    Args:
-        bundle: Trained model; loaded once and shared by all visitors.
-        examples: Folder to draw the examples into; None for no examples.
-        uploads: Where uploads lie, so that a session's can be deleted when it ends.
-        jobs: Watches over long jobs; its own where none is given.
-        scorers: From ``choose_scorers``, where they were chosen before.
-
-    Returns:
-        The page. Endpoints: ``/analyze``, ``/explain``, ``/compare``, ``/report``, ``/maps`` and
-        ``/batch``; see ``docs/web_api.md``.
-    """
+    """Build the page."""
     import gradio as gr
 
     desk = Desk(bundle, uploads, jobs, scorers)

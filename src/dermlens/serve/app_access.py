@@ -58,11 +58,6 @@ def _asked_for(name: str) -> str:
 def warning(host: str, share: bool, password: bool) -> str | None:
     """Return what to say of a page that others can reach, or None.
 
-    Args:
-        host: Address that is listened on.
-        share: Whether the page has a public address.
-        password: Whether visitors must give one.
-
     Example:
         >>> warning("127.0.0.1", False, False), warning("localhost", False, True)
         (None, None)

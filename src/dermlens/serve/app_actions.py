@@ -56,9 +56,6 @@ class Analysis(Answer):
 class Actions:
     """Analyzes images with one model that is loaded and traced once.
 
-    Args:
-        bundle: Trained model.
-
     Attributes:
         bundle: Trained model.
         words: What to call the classes.
@@ -111,11 +108,7 @@ class Actions:
         return logits, maps, None if scores is None else float(scores[0])
 
     def analyze(self, path: Path) -> Analysis:
-        """Classify an image file and draw the Grad-CAM of every class: one forward pass.
-
-        Raises:
-            DataError: If the file is too large or cannot be decoded.
-        """
+        """Classify an image file and draw the Grad-CAM of every class: one forward pass."""
         picture = read_upload(path)
         image = fit_image(picture, self.bundle.input_size)
         found = replace(self.analyze_image(image), display=self._display(picture))
@@ -130,11 +123,7 @@ class Actions:
         )
 
     def analyze_image(self, image: np.ndarray) -> Analysis:
-        """Classify what the model sees; the photograph itself is not judged.
-
-        Args:
-            image: uint8 (H, W, 3) at the model's input size.
-        """
+        """Classify what the model sees; the photograph itself is not judged."""
         logits, maps, score = self._pass(image)
         return Analysis(
             **vars(answer_of(self.bundle, logits[0])),

@@ -20,14 +20,7 @@ NO_IMAGE = "There is no image yet. Upload one or click an example."
 
 @dataclass(frozen=True)
 class Shown:
-    """What a visitor looks at.
-
-    Attributes:
-        path: Of the upload.
-        analysis: Of the image.
-        step: Of the explanation, as far as it got.
-        progress: Of the comparison, as far as it got.
-    """
+    """What a visitor looks at."""
 
     path: str
     analysis: Analysis
@@ -36,14 +29,7 @@ class Shown:
 
 
 class Desk:
-    """Serves visitors, told apart by their session, and remembers what they look at.
-
-    Args:
-        bundle: Trained model; traced here, and shared by all.
-        uploads: Where uploads lie; None where they are somebody else's business.
-        jobs: Watches over long jobs; its own where none is given.
-        scorers: From ``choose_scorers``, where they were chosen before.
-    """
+    """Serves visitors, told apart by their session, and remembers what they look at."""
 
     def __init__(
         self,

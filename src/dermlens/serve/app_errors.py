@@ -11,12 +11,7 @@ _SECONDS_SHOWN = 20
 
 
 def sentences(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Turn errors into one sentence on the page.
-
-    Args:
-        process: Handles one call of an endpoint from its inputs to its outputs, so that errors in
-            reading what was sent are met, too.
-    """
+    """Turn errors into one sentence on the page."""
 
     @wraps(process)
     async def guarded(*arguments: Any, **options: Any) -> Any:

@@ -78,10 +78,6 @@ class Progress(Work):
 class Explaining:
     """Explains and compares images that were analyzed.
 
-    Args:
-        actions: Of the same model.
-        scorers: From ``choose_scorers``; chosen when they are needed where none are given.
-
     Attributes:
         methods: Names of the methods that this model can be explained by.
         without: Why others are missing; empty if none is.
@@ -101,19 +97,7 @@ class Explaining:
     def explain(
         self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED
     ) -> Iterator[Step]:
-        """Explain an image by several methods, one after the other.
-
-        Args:
-            analysis: Of the image.
-            methods: Names in the registry.
-            target: Class to explain, as in ``explainers.target``.
-
-        Yields:
-            The state before each method and after the last.
-
-        Raises:
-            UsageError: If no method is given, or a name or the target is unknown.
-        """
+        """Explain an image by several methods, one after the other."""
         names = self._names(methods)
         goal = self.actions.target(analysis, target)
         results: dict[str, Attribution] = {}
@@ -133,21 +117,7 @@ class Explaining:
         target: str = PREDICTED,
         against: str = RUNNER_UP,
     ) -> Iterator[Progress]:
-        """Run the four experiments on an image.
-
-        Args:
-            analysis: Of the image.
-            methods: Names in the registry.
-            target: Class to explain, as in ``explainers.target``.
-            against: Code of a class to contrast it with beside the most probable other one
-                that cannot be excluded, or ``runner_up`` for that one alone.
-
-        Yields:
-            The state after each finished piece; the last one is complete.
-
-        Raises:
-            UsageError: If no method is given, or a name or a class is unknown.
-        """
+        """Run the four experiments on an image."""
         names = self._names(methods)
         other = None if against == RUNNER_UP else against
         with self._running:

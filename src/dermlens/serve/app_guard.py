@@ -66,10 +66,6 @@ class Site:
     """The names by which this page may be addressed.
 
     Addresses in digits are always right: no stranger's name is behind them.
-
-    Args:
-        host: Address that is listened on.
-        more: Names besides ``localhost`` and that of this computer, such as that of a proxy.
     """
 
     def __init__(self, host: str = "127.0.0.1", more: Iterable[str] = ()) -> None:
@@ -134,15 +130,7 @@ class Readers:
 
 
 class Guard:
-    """ASGI middleware; see the module.
-
-    Args:
-        app: What is served.
-        site: Names of the page.
-        readers: To be told who reads results.
-        quota: Of uploads.
-        attempts: Of signing in.
-    """
+    """ASGI middleware; see the module."""
 
     def __init__(
         self,

@@ -68,10 +68,6 @@ class Quota:
 
     What a request announces counts from before it is read until it is answered, then what it
     left on the disk, until that is deleted.
-
-    Args:
-        each: Of one client.
-        all_together: Of all.
     """
 
     def __init__(self, each: Allowance = EACH, all_together: Allowance = ALL) -> None:
@@ -81,14 +77,7 @@ class Quota:
 
     @contextmanager
     def admit(self, client: str, size: int) -> Iterator[list[Path]]:
-        """Reserve room for an upload of ``size`` bytes while it is read.
-
-        Yields:
-            A list to put the files into that it has left.
-
-        Raises:
-            UsageError: If there is no room.
-        """
+        """Reserve room for an upload of ``size`` bytes while it is read."""
         upload = _Upload(client, size)
         with self._lock:
             self._uploads = [one for one in self._uploads if one.under_way or one.lying()]
@@ -125,11 +114,7 @@ SECONDS = 300.0
 
 
 class Attempts:
-    """Counts wrong passwords.
-
-    Args:
-        clock: Returns seconds.
-    """
+    """Counts wrong passwords."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -36,15 +36,7 @@ def cards(
     *,
     stopped: bool = False,
 ) -> str:
-    """Return the finished methods side by side, and what runs now unless it was stopped.
-
-    Args:
-        name: Of the explained class.
-        analysis: Of the image.
-        step: State of the explanation.
-        color_map: For unsigned maps.
-        stopped: Nothing runs any more.
-    """
+    """Return the finished methods side by side, and what runs now unless it was stopped."""
     running = ""
     if step.running is not None:
         entry = method(step.running)
@@ -62,14 +54,7 @@ def comparison(
     *,
     stopped: bool = False,
 ) -> str:
-    """Return what is ready of a comparison, and what runs now.
-
-    Args:
-        display: The image at a size for screens, uint8 RGB (h, w, 3).
-        progress: State of the comparison.
-        color_map: For unsigned maps.
-        stopped: Nothing runs any more.
-    """
+    """Return what is ready of a comparison, and what runs now."""
     name = progress.running or ""
     running = f"{METHODS[name].title if name in METHODS else _PARTS.get(name)}."
     complete = "Complete. The report and the raw maps can be downloaded below."
@@ -96,15 +81,7 @@ def finished(text: str) -> str:
 
 
 def busy(text: str, done: int, total: int, seconds: float, remaining: float) -> str:
-    """Return what runs, how long about, and a bar that grows for as long.
-
-    Args:
-        text: What runs.
-        done: Finished pieces of work.
-        total: All pieces.
-        seconds: Expected duration of the running one; NaN if not known.
-        remaining: Expected seconds until the end; NaN if not known.
-    """
+    """Return what runs, how long about, and a bar that grows for as long."""
     expected = f" About {about(remaining)} left." if np.isfinite(remaining) else ""
     pace = max(seconds, 0.5) if np.isfinite(seconds) else 5.0
     start, end = 100 * done / total, 100 * (done + 0.95) / total

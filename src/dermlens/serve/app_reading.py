@@ -20,13 +20,6 @@ def read_upload(path: Path) -> Any:
     """Return an uploaded image as an upright RGB PIL image.
 
     Messages never hold a path, and the file's name is not used at all.
-
-    Args:
-        path: Where the upload lies.
-
-    Raises:
-        DataError: If the file is gone, empty, too large, no image of the formats taken, or
-            damaged.
     """
     try:
         size = path.stat().st_size

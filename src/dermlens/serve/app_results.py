@@ -11,12 +11,7 @@ SESSIONS_KEPT = 16
 
 
 class Results:
-    """What was computed for the visitors of the last minutes, in memory.
-
-    Args:
-        sessions: How many are kept; the one unused for longest goes first.
-        seconds: How long a result is kept.
-    """
+    """What was computed for the visitors of the last minutes, in memory."""
 
     def __init__(self, sessions: int = SESSIONS_KEPT, seconds: float = SECONDS_KEPT) -> None:
         self._sessions, self._seconds = sessions, seconds

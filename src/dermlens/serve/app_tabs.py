@@ -21,12 +21,7 @@ _FIRST_METHODS = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients"]
 
 
 def image_column(label: str, examples: list[str]) -> Any:
-    """Lay out the image and the examples, and return the image.
-
-    Args:
-        label: What the image is.
-        examples: Files of the drawn examples.
-    """
+    """Lay out the image and the examples, and return the image."""
     import gradio as gr
 
     image = gr.Image(
@@ -78,10 +73,6 @@ def receives_files(component: Any, receive: Any) -> None:
 
     Decoding, with its limits, belongs to the package. (A subclass would make Gradio write an
     interface file into the package's folder.)
-
-    Args:
-        component: That takes files.
-        receive: From what Gradio received to what the action gets.
     """
     import gradio as gr
 
@@ -249,19 +240,7 @@ def connect_long_job(
     nothing: str,
     **api: str,
 ) -> None:
-    """Connect a job that shows each result when it is ready, can be stopped, and be drawn again.
-
-    Args:
-        desk: Who is served.
-        name: Under which ``Desk.shown`` keeps the last result.
-        work: From the inputs and the request to HTML and data, again and again.
-        draw: From what is shown, the color map, and ``stopped``, to HTML.
-        inputs: The image first, the color map last.
-        buttons: To start and to stop.
-        outputs: HTML and data.
-        nothing: HTML where there is no result.
-        **api: Name and description of the endpoint.
-    """
+    """Connect a job that shows each result when it is ready, can be stopped, and be drawn again."""
     import gradio as gr
 
     image, color_map, shown_on = inputs[0], inputs[-1], outputs[0]

@@ -105,14 +105,7 @@ def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
 
 
 def write_metadata(path: Path, facts: dict[str, Any], artifact: Path, name: str = "") -> None:
-    """Write what is known of an artifact, with checksums of its files and one over all of it.
-
-    Args:
-        path: JSON file to write.
-        facts: From ``metadata``.
-        artifact: The finished file, or the folder whose files make it up.
-        name: What the file is going to be called.
-    """
+    """Write what is known of an artifact, with checksums of its files and one over all of it."""
     files = {name: artifact}
     if artifact.is_dir():
         inside = sorted(file for file in artifact.rglob("*") if file.is_file())
@@ -126,18 +119,6 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parit
 
     Its signatures, which take batches and scale images themselves, are listed in
     ``docs/deployment.md``.
-
-    Args:
-        bundle: Trained model.
-        out: Folder to write; an older SavedModel of dermlens is replaced.
-        reference: Images to measure the agreement on.
-
-    Returns:
-        The measured agreement.
-
-    Raises:
-        ModelError: If the artifact is not finite or disagrees; then nothing is written.
-        DataError: If the folder exists and is anything else.
     """
     import tensorflow as tf
 
@@ -164,22 +145,6 @@ def export_tflite(
     ``probabilities`` (1, C), ``maps`` (1, C, H, W), the Grad-CAM maps of all classes,
     ``prediction_set`` bool (1, C) where the bundle carries sets, and ``flag_<operating point>``,
     with builtin operations only.
-
-    Args:
-        bundle: Trained model.
-        out: File to write, ``*.tflite``; the metadata is named ``*.json``.
-        reference: Images to measure the agreement on.
-        kind: ``"float32"``; ``"float16"``: weights in half precision; ``"dynamic"``: weights in
-            whole numbers, activations by each image's own range; ``"int8"``: weights and
-            activations in whole numbers.
-        representative: For ``"int8"``: uint8 (H, W, 3) each, which set the ranges.
-
-    Returns:
-        The measured agreement.
-
-    Raises:
-        ModelError: If the model cannot be converted, or the artifact is not finite or disagrees;
-            then nothing is written.
     """
     out = Path(out)
     with written_beside(out) as building:

@@ -17,16 +17,7 @@ REPRESENTATIVE = 200
 
 
 def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages:
-    """Return test images with their diagnoses to compare on, and training images for ranges.
-
-    Args:
-        data: Prepared and split data set.
-        limit: At most so many test images, each diagnosis in proportion.
-        seed: Sets which.
-
-    Raises:
-        DataError: If the data set is not split, or a split is empty.
-    """
+    """Return test images with their diagnoses to compare on, and training images for ranges."""
     table = read_manifest(data)
     test = sample_in_proportion(select_split(table, "test"), limit, seed)
     train = sample_in_proportion(select_split(table, "train"), REPRESENTATIVE, seed)
@@ -39,11 +30,7 @@ def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages
 
 
 def images_of_folder(folder: Path, limit: int) -> ExportImages:
-    """Return images of a folder to compare on; ranges are set by the same images.
-
-    Raises:
-        DataError: If there is none, or one cannot be read.
-    """
+    """Return images of a folder to compare on; ranges are set by the same images."""
     images = [load_image(path) for path in find_images([folder])[:limit]]
     return ExportImages(images, None, images, f"{len(images)} given images")
 

@@ -27,13 +27,6 @@ def fit_in_graph(images: Any, size: tuple[int, int]) -> Any:
 
     The same bicubic kernel, antialiased, the width first and rounded to whole levels between the
     two passes, as Pillow works.
-
-    Args:
-        images: Tensor (N, any height, any width, 3), 0..255, any number type.
-        size: (height, width) in pixels.
-
-    Returns:
-        float32 tensor (N, height, width, 3) of whole numbers 0..255.
     """
     import tensorflow as tf
 
@@ -66,13 +59,6 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
 
     Gray and palette images become RGB and transparency is laid over white. The orientation that
     a camera notes in EXIF is not applied: TensorFlow does not read it.
-
-    Args:
-        content: String tensor (N,), the bytes of the files.
-        size: (height, width) in pixels.
-
-    Returns:
-        float32 tensor (N, height, width, 3), 0..255.
     """
     import tensorflow as tf
 
@@ -94,14 +80,7 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
 
 
 class ClassifierGraph:
-    """Classification, Grad-CAM and Integrated Gradients as functions of TensorFlow operations.
-
-    Args:
-        bundle: Trained model, or any classifier whose layers are known.
-
-    Raises:
-        ModelError: If the model has no feature maps or computes in less than float32.
-    """
+    """Classification, Grad-CAM and Integrated Gradients as functions of TensorFlow operations."""
 
     def __init__(self, bundle: ImageClassifier) -> None:
         self.bundle = bundle
@@ -183,12 +162,7 @@ class ClassifierGraph:
         return logits, maps, tf.reduce_mean(activations, axis=(1, 2))
 
     def explain(self, fitted: Any, targets: Any) -> dict[str, Any]:
-        """Return the Grad-CAM maps of one class each.
-
-        Args:
-            fitted: float32 tensor (N, H, W, 3).
-            targets: int32 tensor (N,): class positions; -1 for the most probable class.
-        """
+        """Return the Grad-CAM maps of one class each."""
         _, logits, maps = self.cam.graph(fitted, targets, self.sides, Logit())
         return {"maps": maps[:, 0], **self._explained(logits, targets)}
 
@@ -198,11 +172,6 @@ class ClassifierGraph:
         """Return Integrated Gradients of the logit of one class each, from the border's color.
 
         As ``explain.IntegratedGradients`` with ``tolerance=None``.
-
-        Args:
-            fitted: float32 tensor (N, H, W, 3).
-            targets: int32 tensor (N,): class positions; -1 for the most probable class.
-            n_steps: Evaluations on the path.
         """
         import tensorflow as tf
 

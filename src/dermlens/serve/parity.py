@@ -126,13 +126,7 @@ def drawn_images(count: int = DRAWN_IMAGES, seed: int = 0) -> list[np.ndarray]:
 
 
 class Reference:
-    """What the Keras model says about the images that artifacts are compared on.
-
-    Args:
-        bundle: What is exported.
-        originals: uint8 (H, W, 3) each, any size.
-        labels: Known class position of each image, or None.
-    """
+    """What the Keras model says about the images that artifacts are compared on."""
 
     def __init__(
         self, bundle: Bundle, originals: Sequence[np.ndarray], labels: np.ndarray | None = None
@@ -182,19 +176,7 @@ def measure(
     *,
     integrate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Parity:
-    """Compare an artifact with the Keras model.
-
-    Args:
-        reference: What the Keras model says.
-        run: Runs the artifact.
-        path: File or folder of the artifact.
-        kind: Key of ``TOLERANCES``; a SavedModel is also given the original images.
-        integrate: Runs its Integrated Gradients, if it has them.
-
-    Raises:
-        ModelError: If a value of the artifact is not finite, or it disagrees beyond the
-            tolerance.
-    """
+    """Compare an artifact with the Keras model."""
     outputs = run(reference.fitted, reference.predicted)
     found, maps, exact = outputs.probabilities, outputs.maps, reference.maps
     if not (np.isfinite(found).all() and (maps is None or np.isfinite(maps).all())):
@@ -232,14 +214,7 @@ def measure(
 
 
 def _same_answers(reference: Reference, outputs: Outputs, margin: float = 0.0) -> dict[str, Any]:
-    """Return the shares of images with the same prediction set and with the same flags.
-
-    Args:
-        reference: What the Keras model answers.
-        outputs: What the artifact answers.
-        margin: Probabilities so near to a threshold or to the largest count as undecided, where
-            either answer is the same.
-    """
+    """Return the shares of images with the same prediction set and with the same flags."""
     calibration, exact = reference.bundle.calibration, reference.probabilities
     sets, share = calibration.prediction_sets, None
     if sets is not None and outputs.prediction_sets is not None:

@@ -16,11 +16,7 @@ TITLES = {
 
 
 def parity_markdown(report: dict[str, Any]) -> str:
-    """Return what was measured of each artifact as Markdown.
-
-    Args:
-        report: Content of ``parity.json``.
-    """
+    """Return what was measured of each artifact as Markdown."""
     rows = [_row(name, found) for name, found in report["artifacts"].items()]
     known = report["balanced_accuracy"]
     accuracy = "" if known is None else f" Balanced accuracy of the Keras model: {known:.4f}."

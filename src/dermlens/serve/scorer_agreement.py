@@ -32,11 +32,7 @@ SCORED: tuple[str, ...] = ("occlusion", "lime", "gp_shap", "rise")
 def images_of_split(
     data: Path, split: str, n: int, size: tuple[int, int], *, seed: int = 0
 ) -> np.ndarray:
-    """Return about ``n`` images of a split, of every diagnosis its share: uint8 (N, H, W, 3).
-
-    Raises:
-        DataError: If the data set is not split, or the split is empty.
-    """
+    """Return about ``n`` images of a split, of every diagnosis its share: uint8 (N, H, W, 3)."""
     table = sample_in_proportion(select_split(read_manifest(data), split), n, seed)
     return np.stack([load_image(Path(data) / path, size) for path in table.path])
 
@@ -116,12 +112,7 @@ def _explainers(
 
 
 class _Kept:
-    """What was measured before an interruption, by method and image.
-
-    Args:
-        path: File to keep it in.
-        of: Everything else the figures depend on; those of something else are not used.
-    """
+    """What was measured before an interruption, by method and image."""
 
     def __init__(self, path: Path, of: str) -> None:
         self._path, self._of = path, zlib.crc32(of.encode())

@@ -47,10 +47,6 @@ class Usability:
 def usability(picture: Any, fitted: np.ndarray | None = None) -> Usability:
     """Measure whether a photograph shows a lesion sharply enough to be judged.
 
-    Args:
-        picture: RGB PIL image of any size.
-        fitted: What ``fit_image`` made of it; used where that has ``SIZE``.
-
     Example:
         >>> from PIL import Image
         >>> found = usability(Image.new("RGB", (400, 300), (200, 160, 150)))

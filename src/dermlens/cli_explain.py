@@ -1,29 +1,113 @@
-"""The commands that measure explanations."""
+"""The commands that explain images, and measure explanations."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import ScorerChoice, Seed, claim, load_named
+from dermlens.cli_options import (
+    BatchSize,
+    BundleAndData,
+    BundleAndImages,
+    Methods,
+    ScorerChoice,
+    Seed,
+    Target,
+    bundle_and_data,
+    claim,
+    load_named,
+    say_written,
+)
 from dermlens.progress import say
 
 
+def explain(
+    paths: BundleAndImages,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("explanations"),
+    methods: Methods = "grad_cam",
+    target: Target = None,
+    output: Annotated[
+        str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")
+    ] = "logit",
+    scorer: ScorerChoice = None,
+    opacity: Annotated[float, typer.Option(help="Of the overlay, 0..1.")] = 0.5,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+) -> None:
+    """Explain images: attributions.npz, overlays and explanation.json for each.
+
+    Example: dermlens explain photo.jpg --methods grad_cam,lime --target mel
+    """
+    from dermlens.model.bundle import bundle_and_rest
+    from dermlens.report.explanation import explain_files
+    from dermlens.serve.prediction import find_images
+
+    bundle, images = bundle_and_rest(paths)
+    files = find_images(images)
+    claim(out)
+    written = explain_files(
+        load_named(bundle),
+        files,
+        out,
+        methods=methods,
+        target=target,
+        output=output,
+        scorer=scorer,
+        opacity=opacity,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    say_written(written)
+
+
+def compare(
+    paths: BundleAndImages,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("comparisons"),
+    methods: Methods = "six",
+    target: Target = None,
+    against: Annotated[
+        str | None, typer.Option(help="Diagnosis to contrast it with, beside the runner-up.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Outline of the lesion, white inside; or a folder of outlines."),
+    ] = None,
+    scorer: ScorerChoice = None,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+) -> None:
+    """Compare explanations of images: one HTML page each, raw maps and numbers beside it.
+
+    Example: dermlens compare photo.jpg --against mel --mask outline.png --out comparisons
+    """
+    from dermlens.model.bundle import bundle_and_rest
+    from dermlens.report.comparison_files import compare_files
+    from dermlens.serve.prediction import find_images
+
+    bundle, images = bundle_and_rest(paths)
+    files = find_images(images)
+    claim(out)
+    written = compare_files(
+        load_named(bundle),
+        files,
+        out,
+        methods=methods,
+        target=target,
+        against=against,
+        mask=mask,
+        scorer=scorer,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    say_written(written)
+
+
 def benchmark(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[BUNDLE] DATA",
-            help="Prepared and split data set; before it, a bundle if it is not to be the one "
-            "that comes with dermlens.",
-        ),
-    ],
+    paths: BundleAndData,
     n: Annotated[int, typer.Option("--n", help="Images, equally many of each class.")] = 500,
     out: Annotated[Path, typer.Option(help="Folder to write, or to go on in.")] = Path("benchmark"),
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
-    methods: Annotated[
-        str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
-    ] = "six",
+    methods: Methods = "six",
     target: Annotated[
         str, typer.Option(help="Explain the most probable class ('predicted') or the 'truth'.")
     ] = "predicted",
@@ -43,7 +127,7 @@ def benchmark(
         bool, typer.Option(help="Measure maps that know nothing beside the methods.")
     ] = True,
     scorer: ScorerChoice = None,
-    batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
+    batch_size: BatchSize = 16,
     seed: Seed = 0,
 ) -> None:
     """Measure how good explanations are: tables, summary.json and one HTML page.
@@ -53,10 +137,8 @@ def benchmark(
     Example: dermlens benchmark runs/first/bundle DATA --n 150 --out benchmark
     """
     from dermlens.data.manifest import data_labels
-    from dermlens.errors import UsageError
     from dermlens.explainers.registry import parse_methods
     from dermlens.lesion.benchmark import LesionMeasures
-    from dermlens.model.bundle import bundle_and_rest
     from dermlens.model.scorers import choose_scorers
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
@@ -76,41 +158,30 @@ def benchmark(
         controls=controls,
     )
     extension = LesionMeasures(pairs, probes)
-    # Of two paths the first can only be meant as a bundle, and is refused if it is none.
-    bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
-    if len(rest) != 1:
-        raise UsageError("Give one prepared data set, and before it at most one bundle.")
-    claim(out, reading=rest[0])
+    bundle, data = bundle_and_data(paths)
+    claim(out, reading=data)
     loaded = load_named(bundle)
     written = run_benchmark(
         loaded,
-        rest[0],
+        data,
         out,
         plan,
-        labels=data_labels(rest[0]),
+        labels=data_labels(data),
         extension=extension,
         scorers=choose_scorers(loaded, plan.methods, scorer, images=plan.n),
         about={"synthetic_model": loaded.synthetic},
     )
-    for path in {**written, **write_benchmark_report(out)}.values():
-        say(f"Wrote {path}")
+    say_written({**written, **write_benchmark_report(out)}.values())
 
 
 def scorer(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[BUNDLE] DATA",
-            help="Prepared and split data set; before it, a bundle if it is not to be the one "
-            "that comes with dermlens.",
-        ),
-    ],
+    paths: BundleAndData,
     n: Annotated[int, typer.Option("--n", min=1, help="Images.")] = 100,
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "validation",
     methods: Annotated[
         str, typer.Option(help="Names separated by commas, of those that can use a scorer.")
     ] = "occlusion,lime,gp_shap,rise",
-    batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
+    batch_size: BatchSize = 16,
     seed: Seed = 0,
 ) -> None:
     """Make the int8 copy of a bundle and measure how far its maps agree with the model's.
@@ -120,21 +191,13 @@ def scorer(
 
     Example: dermlens scorer runs/first/bundle DATA --n 100
     """
-    from dermlens.errors import UsageError
     from dermlens.explainers.registry import parse_methods
-    from dermlens.model.bundle import bundle_and_rest
-    from dermlens.serve.scorer_agreement import (
-        agreement_lines,
-        images_of_split,
-        measure_scorer,
-    )
+    from dermlens.serve import scorer_agreement as agreement
 
-    bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
-    if len(rest) != 1:
-        raise UsageError("Give one prepared data set, and before it at most one bundle.")
+    bundle, data = bundle_and_data(paths)
     loaded = load_named(bundle)
-    images = images_of_split(rest[0], split, n, loaded.input_size, seed=seed)
-    measured, path = measure_scorer(
+    images = agreement.images_of_split(data, split, n, loaded.input_size, seed=seed)
+    measured, path = agreement.measure_scorer(
         loaded,
         images,
         methods=parse_methods(methods),
@@ -142,6 +205,6 @@ def scorer(
         batch_size=batch_size,
         seed=seed,
     )
-    for line in agreement_lines(measured):
+    for line in agreement.agreement_lines(measured):
         say(line)
     say(f"Wrote {path}")
