@@ -115,16 +115,14 @@ def export(
     Example: dermlens export --out exported --formats saved_model,tflite --data DATA
     """
     from dermlens.model.bundle import find_bundle, load_bundle
-    from dermlens.serve.export import export as write_artifacts
-    from dermlens.serve.export import parse_formats
-    from dermlens.serve.export_data import export_images
+    from dermlens.serve import export as exporting
 
     if data is not None and images is not None:
         raise typer.BadParameter("Give either --data or --images.")
-    names = parse_formats([name.strip() for name in formats.split(",") if name.strip()])
+    names = exporting.parse_formats([name.strip() for name in formats.split(",") if name.strip()])
     claim(out, reading=data)
     loaded = load_bundle(find_bundle(bundle))
-    written = write_artifacts(loaded, out, names, export_images(data, images, limit))
+    written = exporting.export(loaded, out, names, exporting.export_images(data, images, limit))
     say_written(written.values())
 
 

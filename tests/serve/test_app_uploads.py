@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dermlens.serve.app_results import Results
+from dermlens.serve.app_desk import Results
 from dermlens.serve.app_uploads import RunFolder, Uploads, sweep_dead_runs
 
 

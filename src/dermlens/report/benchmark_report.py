@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.files import read_json, written_beside
+from dermlens.files import read_json, write_text
 from dermlens.lesion.zones import ZONES
 from dermlens.model.bundle_description import model_label
 from dermlens.quality.controls import is_control, title
@@ -51,9 +51,7 @@ def write_benchmark_report(out: Path) -> dict[str, Path]:
     out = Path(out)
     summary = read_json(out / "summary.json")
     page = benchmark_page(summary).write(out / "benchmark.html")
-    markdown = out / "benchmark.md"
-    with written_beside(markdown) as temporary:
-        temporary.write_text(benchmark_markdown(summary), encoding="utf-8")
+    markdown = write_text(out / "benchmark.md", benchmark_markdown(summary))
     return {"html": page, "markdown": markdown}
 
 

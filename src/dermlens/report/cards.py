@@ -14,7 +14,7 @@ import pandas as pd
 from dermlens.data.manifest import SPLITS, data_labels, read_manifest
 from dermlens.data.splits import audit, read_checks
 from dermlens.errors import DataError
-from dermlens.files import read_json, written_beside
+from dermlens.files import read_json, write_text
 from dermlens.labels import HAM10000, LabelSet
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band
@@ -238,6 +238,4 @@ def benchmark_sections(folder: Path) -> tuple[str, str]:
 
 def write_card(path: Path, text: str) -> Path:
     """Write a card atomically."""
-    with written_beside(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
+    return write_text(path, text)

@@ -38,8 +38,8 @@ class Reading(Answer):
     image: np.ndarray
     lesion: np.ndarray | None
     target: int
-    others: tuple[int, ...]
-    cost: Cost
+    others: tuple[int, ...] = ()
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)

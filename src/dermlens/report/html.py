@@ -13,7 +13,7 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.errors import UsageError
-from dermlens.files import written_beside
+from dermlens.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,9 +131,7 @@ class Page:
 
     def write(self, path: Path) -> Path:
         """Write the page as one HTML file and return its path."""
-        with written_beside(Path(path)) as temporary:
-            temporary.write_text(self.html(), encoding="utf-8")
-        return Path(path)
+        return write_text(path, self.html())
 
     def _add(self, **block: Any) -> Self:
         if not self._sections:

@@ -1,7 +1,7 @@
 """Figures of a training run: its curves, and what augmentation does to images."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 

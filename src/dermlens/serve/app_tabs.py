@@ -7,8 +7,8 @@ from typing import Any
 from dermlens.explainers.registry import METHODS
 from dermlens.explainers.target import PREDICTED
 from dermlens.report.comparison_view import caption
-from dermlens.report.layers import COLOR_MAPS, checked_color_map
-from dermlens.serve.app_desk import Desk, Shown
+from dermlens.report.layers import COLOR_MAPS
+from dermlens.serve.app_desk import Desk
 from dermlens.serve.app_page import empty, grad_cam, verdict
 from dermlens.serve.app_page_results import EMPTY_EXPLANATION, cards
 from dermlens.serve.app_style import OPACITY, SET_CONTOUR, SET_OPACITY
@@ -123,7 +123,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         if image is None:
             return nothing
         found = desk.analyze(request.session_hash, image)
-        drawn = grad_cam(desk.actions, found, found.predicted, checked_color_map(color_map))
+        drawn = grad_cam(desk.actions, found, found.predicted, color_map)
         return verdict(desk.bundle, found), drawn, desk.actions.facts(found), PREDICTED
 
     def show(wanted: str, colors: str, request: gr.Request) -> Any:
@@ -131,7 +131,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         if held is None:
             return gr.skip()
         goal = desk.actions.target(held.analysis, wanted)
-        return grad_cam(desk.actions, held.analysis, goal, checked_color_map(colors))
+        return grad_cam(desk.actions, held.analysis, goal, colors)
 
     shown = [answer, overlay, facts, target]
     analyzing = image.change(
@@ -167,25 +167,18 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    def draw(shown: Shown, colors: str, stopped: bool = False) -> str:
-        assert shown.step is not None
-        name = desk.bundle.labels.labels[shown.step.target].name
-        chosen = checked_color_map(colors)
-        return cards(name, shown.analysis, shown.step, chosen, stopped=stopped)
-
     @desk.jobs.stoppable
     def explain(
         image: str | None, methods: list[str], target: str, color_map: str, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        for shown in desk.explain(request.session_hash, image, methods, target):
-            assert shown.step is not None
-            yield draw(shown, color_map), desk.explaining.facts(shown.step)
+        for job in desk.explain(request.session_hash, image, methods, target):
+            yield cards(job, color_map), desk.explaining.facts(job.work)
 
     connect_long_job(
         desk,
         "explanation",
         explain,
-        draw,
+        cards,
         inputs=(image, methods, target, color_map),
         buttons=(start, stop),
         outputs=(drawn, facts),
@@ -245,15 +238,12 @@ def connect_long_job(
 
     image, color_map, shown_on = inputs[0], inputs[-1], outputs[0]
 
-    def redraw(colors: str, request: gr.Request, stopped: bool = False) -> Any:
-        shown = desk.shown(request.session_hash, name)
-        return gr.skip() if shown is None else draw(shown, colors, stopped=stopped)
+    def again(colors: str, request: gr.Request, **options: bool) -> Any:
+        job = desk.shown(request.session_hash, name)
+        return gr.skip() if job is None else draw(job, colors, **options)
 
     def stop(colors: str, request: gr.Request) -> Any:
-        return redraw(colors, request, stopped=True)
-
-    def again(colors: str, request: gr.Request) -> Any:
-        return redraw(colors, request)
+        return again(colors, request, stopped=True)
 
     running = buttons[0].click(
         work,

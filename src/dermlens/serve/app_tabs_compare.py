@@ -14,8 +14,7 @@ from dermlens.files import plain
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers
 from dermlens.report.comparison_page import comparison_page
-from dermlens.report.layers import checked_color_map
-from dermlens.serve.app_desk import Desk, Shown
+from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_page_results import EMPTY_COMPARISON, comparison
 from dermlens.serve.app_style import SAVE
 from dermlens.serve.app_tabs import (
@@ -65,11 +64,6 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    def draw(shown: Shown, colors: str, stopped: bool = False) -> str:
-        assert shown.progress is not None
-        display, chosen = shown.analysis.display, checked_color_map(colors)
-        return comparison(display, shown.progress, chosen, stopped=stopped)
-
     @desk.jobs.stoppable
     def compare(
         image: str | None,
@@ -79,16 +73,15 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
         color_map: str,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        for shown in desk.compare(request.session_hash, image, methods, target, against):
-            assert shown.progress is not None
-            numbers = comparison_numbers(shown.progress.comparison, name_of(shown.path))
-            yield draw(shown, color_map), plain({"running": shown.progress.running, **numbers})
+        for job in desk.compare(request.session_hash, image, methods, target, against):
+            numbers = comparison_numbers(job.work.comparison, name_of(job.path))
+            yield comparison(job, color_map), plain({"running": job.work.running, **numbers})
 
     connect_long_job(
         desk,
         "comparison",
         compare,
-        draw,
+        comparison,
         inputs=(image, methods, target, against, color_map),
         buttons=(start, stop),
         outputs=(drawn, facts),
@@ -130,10 +123,10 @@ def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
         ).success(None, None, None, js=SAVE, api_visibility="private")
 
 
-def _complete(shown: Shown | None) -> tuple[str, Comparison]:
-    if shown is None or shown.progress is None or shown.progress.running is not None:
+def _complete(job: Job | None) -> tuple[str, Comparison]:
+    if job is None or job.work.running is not None:
         raise UsageError("There is no complete comparison yet. Press Compare and let it finish.")
-    return name_of(shown.path), shown.progress.comparison
+    return name_of(job.path), job.work.comparison
 
 
 def maps_file(state: Comparison) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dermlens.data.images import fit_image
 from dermlens.data.synthetic import draw
@@ -17,8 +18,16 @@ from dermlens.explainers.target import resolve_targets
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import pearson
+from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.comparer import no_activation_maps
 
+TITLES = {
+    "saved_model": "SavedModel",
+    "float32": "LiteRT float32",
+    "float16": "LiteRT float16",
+    "dynamic": "LiteRT int8, dynamic ranges",
+    "int8": "LiteRT int8, fixed ranges",
+}
 DRAWN_IMAGES = 35
 _DRAWN_SIZE = (300, 400)
 _MAP_FIGURES = ("mean_map_correlation", "min_map_correlation", "max_map_difference")
@@ -74,47 +83,6 @@ TOLERANCES: dict[str, Tolerance] = {
     "dynamic": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
     "int8": Tolerance(mean_probability=0.02, balanced_accuracy=0.02, map_correlation=0.9),
 }
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Agreement of an artifact with the Keras model.
-
-    Attributes:
-        images: How many images were compared.
-        max_probability_difference: Largest, over images and classes, on the same pixels.
-        mean_probability_difference: Mean of the same.
-        top1_agreement: Share of images whose most probable class is the same.
-        same_prediction_sets: Share of images whose prediction set is the same; None if the bundle
-            carries no sets.
-        same_flags: Share of images with the same flags.
-        balanced_accuracy: By the balanced rule; None without known classes.
-        balanced_accuracy_change: That minus the Keras model's.
-        mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image; None where
-            the model has none.
-        min_map_correlation: Smallest.
-        max_map_difference: Largest, relative to the map's largest value.
-        max_probability_difference_own_fit: As the first, where the artifact scales the original
-            image itself; None where it does not scale.
-        min_integrated_gradients_correlation: Smallest correlation of Integrated Gradients; None
-            where the artifact has none.
-        bytes: Size on disk.
-    """
-
-    images: int
-    max_probability_difference: float
-    mean_probability_difference: float
-    top1_agreement: float
-    same_prediction_sets: float | None
-    same_flags: float
-    balanced_accuracy: float | None
-    balanced_accuracy_change: float | None
-    mean_map_correlation: float | None
-    min_map_correlation: float | None
-    max_map_difference: float | None
-    max_probability_difference_own_fit: float | None
-    min_integrated_gradients_correlation: float | None
-    bytes: int
 
 
 def drawn_images(count: int = DRAWN_IMAGES, seed: int = 0) -> list[np.ndarray]:
@@ -175,8 +143,18 @@ def measure(
     kind: str,
     *,
     integrate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-) -> Parity:
-    """Compare an artifact with the Keras model."""
+) -> dict[str, Any]:
+    """Compare an artifact, a file or folder, with the Keras model.
+
+    Returns:
+        What ``parity.json`` holds of it. Shares are of images; ``*_own_fit`` is where the artifact
+        scales the original image itself; a map's difference is relative to its largest value;
+        None stands for what the artifact, the bundle or the images do not have.
+
+    Raises:
+        ModelError: If a value of the artifact is not finite, or it disagrees beyond the
+            tolerance.
+    """
     outputs = run(reference.fitted, reference.predicted)
     found, maps, exact = outputs.probabilities, outputs.maps, reference.maps
     if not (np.isfinite(found).all() and (maps is None or np.isfinite(maps).all())):
@@ -194,27 +172,35 @@ def measure(
         drawn = dict(zip(_MAP_FIGURES, figures, strict=True))
     accuracy = reference.balanced_accuracy(found)
     known = reference.balanced_accuracy(reference.probabilities)
-    parity = Parity(
-        images=len(found),
-        max_probability_difference=float(difference.max()),
-        mean_probability_difference=float(difference.mean()),
-        top1_agreement=float((found.argmax(1) == reference.probabilities.argmax(1)).mean()),
+    parity = {
+        "images": len(found),
+        "max_probability_difference": float(difference.max()),
+        "mean_probability_difference": float(difference.mean()),
+        "top1_agreement": float((found.argmax(1) == reference.probabilities.argmax(1)).mean()),
         **_same_answers(reference, outputs),
-        balanced_accuracy=accuracy,
-        balanced_accuracy_change=None if accuracy is None or known is None else accuracy - known,
+        "balanced_accuracy": accuracy,
+        "balanced_accuracy_change": None if accuracy is None or known is None else accuracy - known,
         **drawn,
-        max_probability_difference_own_fit=_own_fit(reference, run, kind),
-        min_integrated_gradients_correlation=_integrated(reference, integrate),
-        bytes=size_on_disk(path),
-    )
+        "max_probability_difference_own_fit": _own_fit(reference, run, kind),
+        "min_integrated_gradients_correlation": _integrated(reference, integrate),
+        "bytes": size_on_disk(path),
+    }
     allowed = TOLERANCES[kind]
     clear = _same_answers(reference, outputs, margin=allowed.probability)
-    _refuse_difference(parity, clear, path, allowed)
+    if wrong := _disagreements({**parity, **clear}, allowed):
+        raise ModelError(
+            f"The exported {path.name} differs from the Keras model ({'; '.join(wrong)}), so it "
+            "was not kept. Use another format."
+        )
     return parity
 
 
 def _same_answers(reference: Reference, outputs: Outputs, margin: float = 0.0) -> dict[str, Any]:
-    """Return the shares of images with the same prediction set and with the same flags."""
+    """Return the shares of images with the same prediction set and with the same flags.
+
+    Probabilities within ``margin`` of a threshold or of the largest count as undecided, where
+    either answer is the same.
+    """
     calibration, exact = reference.bundle.calibration, reference.probabilities
     sets, share = calibration.prediction_sets, None
     if sets is not None and outputs.prediction_sets is not None:
@@ -250,51 +236,31 @@ def _integrated(
     return min(map(correlation, reference.integrated, found))
 
 
-def _refuse_difference(
-    parity: Parity, clear: dict[str, Any], path: Path, allowed: Tolerance
-) -> None:
-    loss = -(parity.balanced_accuracy_change or 0.0)
-    unknown = parity.balanced_accuracy_change is None
-    gradients = parity.min_integrated_gradients_correlation
-    most, mean = parity.max_probability_difference, parity.mean_probability_difference
-    maps, least = parity.mean_map_correlation, allowed.map_correlation
-    checks = [
-        (
-            most > allowed.probability,
-            f"probabilities by up to {most:.2g}, allowed {allowed.probability:.0e}",
-        ),
-        (
-            unknown and mean > allowed.mean_probability,
-            f"probabilities by {mean:.2g} in the mean, allowed {allowed.mean_probability:g}",
-        ),
-        (
-            loss > allowed.balanced_accuracy,
-            f"balanced accuracy by {-loss:.3f}, allowed -{allowed.balanced_accuracy:g}",
-        ),
-        (
-            maps is not None and maps < least,
-            f"map correlation {maps or 0:.4f}, at least {least}",
-        ),
-        (
-            gradients is not None and gradients < least,
-            f"correlation of Integrated Gradients {gradients or 0:.4f}, at least {least}",
-        ),
-    ]
-    same = {"prediction set": clear["same_prediction_sets"], "flags": clear["same_flags"]}
-    checks += [
-        (
-            share is not None and share < allowed.same_answer,
-            f"{what} of {100 * (1 - (share or 0)):.1f} % of the images, allowed "
-            f"{100 * (1 - allowed.same_answer):.0f} %",
+def _disagreements(parity: dict[str, Any], allowed: Tolerance) -> list[str]:
+    """Say in which figures an artifact is beyond what is allowed."""
+    wrong = []
+    if (most := parity["max_probability_difference"]) > allowed.probability:
+        wrong.append(f"probabilities by up to {most:.2g}, allowed {allowed.probability:.0e}")
+    mean, change = parity["mean_probability_difference"], parity["balanced_accuracy_change"]
+    if change is None and mean > allowed.mean_probability:
+        wrong.append(
+            f"probabilities by {mean:.2g} in the mean, allowed {allowed.mean_probability:g}"
         )
-        for what, share in same.items()
-    ]
-    wrong = [text for failed, text in checks if failed]
-    if wrong:
-        raise ModelError(
-            f"The exported {path.name} differs from the Keras model ({'; '.join(wrong)}), so it "
-            "was not kept. Use another format."
-        )
+    if change is not None and -change > allowed.balanced_accuracy:
+        wrong.append(f"balanced accuracy by {change:.3f}, allowed -{allowed.balanced_accuracy:g}")
+    for key, what in (
+        ("mean_map_correlation", "map correlation"),
+        ("min_integrated_gradients_correlation", "correlation of Integrated Gradients"),
+    ):
+        if parity[key] is not None and parity[key] < allowed.map_correlation:
+            wrong.append(f"{what} {parity[key]:.4f}, at least {allowed.map_correlation}")
+    for key, what in (("same_prediction_sets", "prediction set"), ("same_flags", "flags")):
+        if parity[key] is not None and parity[key] < allowed.same_answer:
+            wrong.append(
+                f"{what} of {100 * (1 - parity[key]):.1f} % of the images, allowed "
+                f"{100 * (1 - allowed.same_answer):.0f} %"
+            )
+    return wrong
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -364,3 +330,34 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> Outputs:
     flags = {k[len("flag_") :]: v.astype(bool) for k, v in whole.items() if k.startswith("flag_")}
     sets, maps = whole.get("prediction_set"), whole.get("maps")
     return Outputs(whole["probabilities"], maps, sets, flags)
+
+
+def parity_markdown(report: dict[str, Any]) -> str:
+    """Return what was measured of each artifact as Markdown."""
+    rows = [_row(name, found) for name, found in report["artifacts"].items()]
+    known = report["balanced_accuracy"]
+    accuracy = "" if known is None else f" Balanced accuracy of the Keras model: {known:.4f}."
+    return (
+        f"Compared on {report['compared_on']}.{accuracy}\n\n{markdown_table(pd.DataFrame(rows))}\n"
+    )
+
+
+def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
+    change = found["balanced_accuracy_change"]
+    return {
+        "artifact": TITLES[name],
+        "size": f"{found['bytes'] / 1e6:.1f} MB",
+        "probabilities, max (mean) difference": f"{found['max_probability_difference']:.1e} "
+        f"({found['mean_probability_difference']:.1e})",
+        "same top class": f"{100 * found['top1_agreement']:.1f} %",
+        "same prediction set": _share(found["same_prediction_sets"]),
+        "same flags": _share(found["same_flags"]),
+        "balanced accuracy": "–" if change is None else f"{change:+.4f}",
+        "Grad-CAM correlation, mean (least)": "–"
+        if found["mean_map_correlation"] is None
+        else f"{found['mean_map_correlation']:.6f} ({found['min_map_correlation']:.4f})",
+    }
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
