@@ -143,8 +143,9 @@ def card(
 
     Example: dermlens card --evaluation evaluation --data DATA --out docs
     """
+    from dermlens.files import write_text
     from dermlens.model.bundle import find_bundle, load_bundle
-    from dermlens.report.cards import benchmark_sections, data_card, model_card, write_card
+    from dermlens.report.cards import benchmark_sections, data_card, model_card
 
     if evaluation is None and data is None:
         raise typer.BadParameter("Give --evaluation, --data or both.")
@@ -161,4 +162,4 @@ def card(
     if data is not None:
         cards["data_card.md"] = data_card(data)
     for name, text in cards.items():
-        say(f"Wrote {write_card(out / name, text)}")
+        say(f"Wrote {write_text(out / name, text)}")

@@ -14,7 +14,7 @@ import pandas as pd
 from dermlens.data.manifest import SPLITS, data_labels, read_manifest
 from dermlens.data.splits import audit, read_checks
 from dermlens.errors import DataError
-from dermlens.files import read_json, write_text
+from dermlens.files import read_json
 from dermlens.labels import HAM10000, LabelSet
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band
@@ -234,8 +234,3 @@ def benchmark_sections(folder: Path) -> tuple[str, str]:
             f"{markdown_table(shortcut_table(summary))}\n"
         )
     return "\n".join(parts) + "\n", shortcuts
-
-
-def write_card(path: Path, text: str) -> Path:
-    """Write a card atomically."""
-    return write_text(path, text)

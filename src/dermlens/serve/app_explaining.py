@@ -111,12 +111,11 @@ class Explaining:
         with self._running:
             comparer = copy.copy(self._comparer)
         comparer.methods = names
-        pieces = ("reading", *names, "agreement", "scales", "discrimination")
         steps = comparer.steps(analysis.image, target=target, against=other)
-        for done, name in enumerate(pieces, start=1):
+        for done, name in enumerate(comparer.pieces, start=1):
             with self._running:
                 state = self._timed(name, next, steps)
-            yield self._work(pieces, done, state)
+            yield self._work(comparer.pieces, done, state)
 
     def _work(self, pieces: Sequence[str], done: int, *state: Any) -> Work:
         waiting = [self.expected(name) for name in pieces[done:]]

@@ -12,8 +12,7 @@ from dermlens.explainers.registry import SIX
 from dermlens.explainers.target import RUNNER_UP
 from dermlens.files import plain
 from dermlens.report.comparison import Comparison
-from dermlens.report.comparison_files import comparison_maps, comparison_numbers
-from dermlens.report.comparison_page import comparison_page
+from dermlens.report.comparison_files import comparison_maps, comparison_numbers, comparison_page
 from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_page_results import EMPTY_COMPARISON, comparison
 from dermlens.serve.app_style import SAVE
