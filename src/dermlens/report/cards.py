@@ -29,6 +29,7 @@ from dermlens.report.benchmark_report import (
     shortcut_table,
 )
 from dermlens.report.facts import of_skin, words
+from dermlens.report.html import templates
 
 _CONFIDENT, _CONFUSIONS, _MISSED = 10, 6, 12
 
@@ -46,14 +47,7 @@ def _percent(value: float | None) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("dermlens.report"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(keep_trailing_newline=True)
     environment.filters |= {
         "f": _number,
         "interval": _interval,

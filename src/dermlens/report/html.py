@@ -112,16 +112,8 @@ class Page:
 
     def html(self) -> str:
         """Return the page as HTML text."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("dermlens.report"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("page.html.j2").render(
+        look = templates(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        return look.get_template("page.html.j2").render(
             title=self._title,
             subtitle=self._subtitle,
             sections=self._sections,
@@ -138,6 +130,14 @@ class Page:
             self._sections.append(_Section("", "top"))
         self._sections[-1].blocks.append(block)
         return self
+
+
+def templates(**options: Any) -> Any:
+    """Return the Jinja2 environment of this package's templates."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("dermlens.report")
+    return Environment(loader=loader, undefined=StrictUndefined, **options)
 
 
 def png_bytes(picture: "Figure | bytes | np.ndarray") -> bytes:
