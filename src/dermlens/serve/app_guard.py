@@ -18,11 +18,15 @@ import json
 import re
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 
 from dermlens.errors import UsageError
 from dermlens.progress import say
@@ -146,15 +150,15 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":
+            # Nothing here speaks through sockets.
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
-            # Nothing here speaks through sockets; what starts and stops the server passes.
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008})
-            else:
-                await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         answer = _Answer(scope, send)
-        headers = _headers(scope)
+        headers = Headers(scope=scope)
         try:
             refused = _refusal(scope, headers, self._site)
             if refused is not None:
@@ -169,7 +173,7 @@ class Guard:
             else:
                 await self._app(scope, receive, answer)
         except Exception as error:
-            if not _is_hang_up(error):
+            if not isinstance(error, ClientDisconnect):
                 say(f"Unexpected {type(error).__name__} in the web server, in {place_of(error)}.")
             await answer.refuse(500, "This did not work. Check the request, or reload the page.")
 
@@ -179,21 +183,23 @@ class Guard:
             return nullcontext()
         if found["event"]:
             return self._readers.reading(self._readers.session_of(found["event"]))
-        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        return self._readers.reading(asked.get("session_hash", [""])[0])
+        asked = QueryParams(scope.get("query_string", b""))
+        return self._readers.reading(asked.get("session_hash", ""))
 
     async def _receive_upload(
         self, scope: Message, receive: Receive, answer: "_Answer", size: int
     ) -> None:
         written: list[Path] = []
+        answer.kept = []
         try:
             with self._quota.admit(_client(scope), size) as left:
                 token = receiving.set(written)
                 try:
-                    await self._app(scope, _impatient(receive), answer.kept())
+                    await self._app(scope, _impatient(receive), answer)
                 finally:
                     receiving.reset(token)
-                    left += [Path(path) for path in answer.listed()]
+                    if answer.status == 200:
+                        left += map(Path, json.loads(b"".join(answer.kept)))
                     # What arrived whole has its final name by now; this is what was cut off.
                     for path in written:
                         path.unlink(missing_ok=True)
@@ -203,8 +209,7 @@ class Guard:
     async def _check_password(self, scope: Message, receive: Receive, answer: "_Answer") -> None:
         client = _client(scope)
         if not self._attempts.begin(client):
-            wait = (b"retry-after", str(int(SECONDS)).encode())
-            await answer.refuse(429, TOO_MANY_PASSWORDS, wait)
+            await answer.refuse(429, TOO_MANY_PASSWORDS, {"retry-after": str(int(SECONDS))})
             return
         await self._app(scope, receive, answer)
         if answer.status == 200:
@@ -218,50 +223,41 @@ PASSWORDS_LEFT = f"After {FAILURES} wrong passwords none is checked for {_MINUTE
 
 
 class _Answer:
-    """Sends what is served, with the headers of this page, or a refusal."""
+    """Sends what is served, with the headers of this page, or a refusal.
+
+    Attributes:
+        status: Of what was sent; None as long as nothing was.
+        kept: Where what is sent is to be kept, its pieces so far.
+    """
 
     def __init__(self, scope: Message, send: Send) -> None:
         self._scope, self._send = scope, send
-        self._kept: list[bytes] | None = None
+        self.kept: list[bytes] | None = None
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
         """Send one message."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            added = list(_HEADERS)
+            headers = [*message.get("headers", []), *_HEADERS]
             if "file=" in self._scope["path"]:
-                added.append((b"cache-control", b"no-store"))
-            message["headers"] = [*message.get("headers", []), *added]
-        elif self._kept is not None and message["type"] == "http.response.body":
-            self._kept.append(message.get("body", b""))
+                headers.append((b"cache-control", b"no-store"))
+            message["headers"] = headers
+        elif self.kept is not None and message["type"] == "http.response.body":
+            self.kept.append(message.get("body", b""))
         await self._send(message)
 
-    def kept(self) -> "_Answer":
-        """Keep what is sent, for ``listed``."""
-        self._kept = []
-        return self
-
-    def listed(self) -> list[str]:
-        """Return the paths that a successful upload answered with."""
-        return list(json.loads(b"".join(self._kept or []))) if self.status == 200 else []
-
-    async def refuse(self, status: int, sentence: str, *more: tuple[bytes, bytes]) -> None:
+    async def refuse(
+        self, status: int, sentence: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Answer with a sentence, unless an answer has begun."""
-        if self.status is not None:
-            return
-        body = sentence.encode()
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(body)).encode()),
-            *more,
-        ]
-        await self({"type": "http.response.start", "status": status, "headers": headers})
-        await self({"type": "http.response.body", "body": body})
+        if self.status is None:
+            refusal = PlainTextResponse(sentence, status, headers)
+            await refusal(self._scope, _nothing, self)
 
 
-def _headers(scope: Message) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
 
 
 def _is(scope: Message, path: str) -> bool:
@@ -272,7 +268,7 @@ def _client(scope: Message) -> str:
     return client_of((scope.get("client") or [None])[0])
 
 
-def _refusal(scope: Message, headers: dict[str, str], site: Site) -> tuple[int, str] | None:
+def _refusal(scope: Message, headers: Headers, site: Site) -> tuple[int, str] | None:
     path, method = scope["path"], scope["method"]
     host = headers.get("host", "")
     if host and not site.goes_by(host):
@@ -300,7 +296,7 @@ def _refusal(scope: Message, headers: dict[str, str], site: Site) -> tuple[int, 
     return None
 
 
-def _is_from_elsewhere(scope: Message, headers: dict[str, str], site: Site) -> bool:
+def _is_from_elsewhere(scope: Message, headers: Headers, site: Site) -> bool:
     """Tell whether another web page sends this, rather than a visitor who follows a link to here.
 
     Programs that are no browser say nothing of where a request comes from.
@@ -326,9 +322,3 @@ def _impatient(receive: Receive) -> Receive:
             return {"type": "http.disconnect"}
 
     return receiving_in_time
-
-
-def _is_hang_up(error: Exception) -> bool:
-    from starlette.requests import ClientDisconnect
-
-    return isinstance(error, ClientDisconnect)
