@@ -24,12 +24,11 @@ from dermlens.report.benchmark_report import (
     describe,
     excluded_text,
     interval_table,
-    markdown_table,
     ranking_table,
     shortcut_table,
 )
 from dermlens.report.facts import of_skin, words
-from dermlens.report.html import templates
+from dermlens.report.html import markdown_table, templates
 
 _CONFIDENT, _CONFUSIONS, _MISSED = 10, 6, 12
 

@@ -96,19 +96,19 @@ class Page:
 
     def table(self, table: pd.DataFrame, caption: str) -> Self:
         """Add a table with its caption; the index is left out, missing values show as a dash."""
-        numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table.columns]
-        head = [
-            {"text": str(column), "number": number}
-            for column, number in zip(table.columns, numeric, strict=True)
-        ]
-        rows = [
-            [
-                {"text": format_cell(value), "number": number}
-                for value, number in zip(row, numeric, strict=True)
-            ]
-            for row in table.itertuples(index=False, name=None)
-        ]
-        return self._add(kind="table", head=head, rows=rows, caption=caption)
+        return self._add(kind="table", table=table, caption=caption, **_cells(table))
+
+    def markdown(self) -> str:
+        """Return the page without title and pictures as Markdown, to be put into a document."""
+        parts = [self._subtitle]
+        for section in self._sections:
+            parts.append(f"## {section.title}")
+            for block in section.blocks:
+                if block["kind"] == "paragraph":
+                    parts.append(block["text"])
+                elif block["kind"] == "table":
+                    parts += [block["caption"], markdown_table(block["table"])]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def html(self) -> str:
         """Return the page as HTML text."""
@@ -188,3 +188,31 @@ def _format_real(value: float) -> str:
     if size >= 100:
         return f"{value:,.1f}"
     return f"{value:.2e}"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Write a table in Markdown, numbers as a page writes them.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({"dx": ["nv"], "share": [0.5]})))
+        | dx | share |
+        |---|---:|
+        | nv | 0.500 |
+    """
+    cells = _cells(table)
+    lines = [
+        "| " + " | ".join(cells["head"]) + " |",
+        "|" + "|".join("---:" if number else "---" for number in cells["numeric"]) + "|",
+    ]
+    for row in cells["rows"]:
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |")
+    return "\n".join(lines)
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the texts of a table, and which columns hold numbers."""
+    return {
+        "numeric": [pd.api.types.is_numeric_dtype(table[column]) for column in table.columns],
+        "head": [str(column) for column in table.columns],
+        "rows": [list(map(format_cell, row)) for row in table.itertuples(index=False, name=None)],
+    }

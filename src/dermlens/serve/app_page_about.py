@@ -7,9 +7,8 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.model.bundle import Bundle
-from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
-from dermlens.report.html import NOTICE, templates
+from dermlens.report.html import NOTICE, markdown_table, templates
 from dermlens.serve.app_batch import MAX_FILES
 from dermlens.serve.app_reading import MAX_BYTES
 

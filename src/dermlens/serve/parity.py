@@ -18,8 +18,8 @@ from dermlens.explainers.target import resolve_targets
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import pearson
-from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.comparer import no_activation_maps
+from dermlens.report.html import markdown_table
 
 TITLES = {
     "saved_model": "SavedModel",
