@@ -129,7 +129,7 @@ def train(
     from dermlens.data.pipeline import ImbalanceHandling
     from dermlens.model.configuration import preset as preset_configuration
     from dermlens.model.training import train as run_training
-    from dermlens.report.training_report import write_training_figures
+    from dermlens.report.evaluation_report import write_training_figures
 
     options: dict[str, Any] = {
         **context.params,

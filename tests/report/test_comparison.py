@@ -25,8 +25,14 @@ from dermlens.model.calibration import Calibration
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.quality.localization import relevance_mass
 from dermlens.report.comparer import Comparer, available, chosen_methods
-from dermlens.report.comparison import Comparison, compare_methods, contrast_by_area
-from dermlens.report.comparison_facts import agreement_of_scales, densest_zone, facts_of
+from dermlens.report.comparison import (
+    Comparison,
+    agreement_of_scales,
+    compare_methods,
+    contrast_by_area,
+    densest_zone,
+    facts_of,
+)
 from dermlens.report.comparison_files import (
     comparison_maps,
     comparison_numbers,

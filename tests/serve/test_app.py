@@ -23,8 +23,8 @@ from dermlens.report import layers as app_layers
 from dermlens.serve import app_page, app_page_about, app_page_results
 from dermlens.serve.app_actions import Actions, Analysis
 from dermlens.serve.app_desk import Job
-from dermlens.serve.app_errors import sentences
 from dermlens.serve.app_explaining import Explaining
+from dermlens.serve.app_guard import sentences
 from serving_support import SIZE, picture, text_of, untrained_bundle
 
 NOTE = "Research and education only, not a medical device."

@@ -422,7 +422,7 @@ def test_nothing_is_written_into_the_package_or_the_working_folder(served: Any) 
 
 def test_decompression_bombs_of_every_format_are_refused(tmp_path: Path) -> None:
     from dermlens.errors import DataError
-    from dermlens.serve.app_reading import read_upload
+    from dermlens.serve.app_actions import read_upload
 
     large = Image.new("1", (9000, 9000))
     for kind in ("png", "tiff", "bmp"):

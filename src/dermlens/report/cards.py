@@ -61,12 +61,6 @@ def model_card(
 ) -> str:
     """Return the model card of a bundle as Markdown.
 
-    Args:
-        bundle: The model.
-        evaluation: Folder that ``dermlens evaluate`` wrote for it.
-        explanation: Markdown on the quality of its explanations, or nothing.
-        shortcuts: Markdown on its shortcut probe, or nothing.
-
     Raises:
         DataError: If the evaluation is missing, or was made with another balanced rule.
     """

@@ -34,6 +34,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> "Fi
     for column, color, label in lines:
         right.plot(epochs, history[column], color=color, label=label)
     fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
+    # Epochs at a smaller size do not compete, so the kept one need not be the highest point.
     for kept in fine[history.epoch.to_numpy()[fine] == best_epoch][:1]:
         place = (epochs[kept], history.validation_balanced_accuracy.to_numpy()[kept])
         right.plot(*place, "o", color=ACCENT)

@@ -25,15 +25,15 @@ from dermlens.explainers.target import check_targets, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
-from dermlens.report.answer import answer_of
 from dermlens.report.comparison import (
     Comparison,
     Discrimination,
     Reading,
     compare_methods,
     contrast_by_area,
+    facts_of,
 )
-from dermlens.report.comparison_facts import facts_of
+from dermlens.report.facts import answer_of
 from dermlens.report.summary import summarize
 
 _NO_CONTRAST = "only evidence for a class is shown, none against it"
@@ -68,15 +68,9 @@ def chosen_methods(bundle: ImageClassifier, text: str) -> list[str]:
 class Comparer:
     """Runs the four experiments with one model that is loaded and traced once.
 
-    Args:
-        bundle: Trained model.
-        methods: Names in the registry; those of the combined visualization.
-        batch_size: Images per pass; bounds memory.
-        scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
-            it was measured to give the same maps (``model.scorers``). Scales other than the
-            methods' own are always evaluated by the model.
-        images: How many images are going to be compared, about.
-        scorers: From ``choose_scorers``, where they were chosen before.
+    ``scorer`` is what evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
+    it was measured to give the same maps; ``scorers``, from ``choose_scorers``, stand instead.
+    Other scales than the methods' own are evaluated by the model. About ``images`` are compared.
 
     Raises:
         UsageError: If no method is given, or one or the scorer is unknown.

@@ -18,11 +18,10 @@ from dermlens.progress import printable, progress
 from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_view import parts
-from dermlens.report.explanation import describe
+from dermlens.report.explanation import check_numbers, describe, fitted_photographs
 from dermlens.report.facts import NOT_CALIBRATED, class_name, percent, words
 from dermlens.report.html import NOTICE, Page
 from dermlens.report.layers import Canvas, outlined
-from dermlens.report.photographs import check_numbers, fitted_photographs
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
 KIND = Kind(
@@ -51,26 +50,10 @@ def compare_files(
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
-    """Run the four experiments on image files and write one folder for each.
+    """Run the four experiments on image files; write one folder for each and return the pages.
 
-    Args:
-        bundle: Trained model.
-        files: Images.
-        out: Folder to write ``<image_id>/`` into: ``comparison.html`` (self-contained),
-            ``attributions.npz`` (``comparison_maps``), ``comparison.json``.
-        methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Class to explain; None for the most probable one, or another target of
-            ``explainers.target``.
-        against: A class to contrast it with, beside the most probable other one of the
-            prediction set.
-        mask: Outline of the lesion or object: an image file, white inside, for a single image; or
-            a folder with ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
-        scorer: What evaluates changed images; see ``Comparer``.
-        batch_size: Images per pass.
-        seed: Sets everything random.
-
-    Returns:
-        The pages written.
+    ``OUT/<image_id>/`` holds ``comparison.html`` (self-contained), ``attributions.npz``
+    (``comparison_maps``) and ``comparison.json``. Arguments are what ``dermlens compare`` takes.
 
     Raises:
         UsageError: If a method or class is unknown, a number is out of its range, or one mask is

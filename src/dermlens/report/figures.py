@@ -29,14 +29,6 @@ def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 9
     A few extreme pixels would make everything else invisible, so values beyond a percentile of
     the absolute values are clipped. A constant map becomes zeros, never NaN.
 
-    Args:
-        values: (H, W).
-        signed: Whether negative values speak against the target.
-        percentile: Of the absolute (signed) or shifted (unsigned) values; 100 clips nothing.
-
-    Returns:
-        float32 (H, W).
-
     Example:
         >>> normalize(np.array([[0.0, 1.0, 2.0]]), percentile=100).tolist()
         [[0.0, 0.5, 1.0]]
@@ -73,15 +65,6 @@ def overlay(
     signed: bool = False,
 ) -> np.ndarray:
     """Lay a raw attribution map over an image.
-
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        values: Raw map, (H, W).
-        opacity: Of the map, 0..1.
-        signed: Whether negative values speak against the target.
-
-    Returns:
-        uint8 RGB (H, W, 3).
 
     Raises:
         UsageError: If sizes differ or the opacity is outside 0..1.

@@ -37,10 +37,6 @@ class Page:
     elsewhere, adapts to light and dark settings and to phones, and always says that it is for
     research and education only.
 
-    Args:
-        title: Heading and title of the page.
-        subtitle: One line below it.
-
     Example:
         >>> page = Page("Lesions", "Counted twice")
         >>> _ = page.section("Counts", "By class.").table(
@@ -76,13 +72,7 @@ class Page:
     def figure(
         self, picture: "Figure | bytes | np.ndarray", caption: str, alt: str | None = None
     ) -> Self:
-        """Add a picture with its caption.
-
-        Args:
-            picture: matplotlib figure, the bytes of a PNG file, or an image, uint8 (H, W, 3).
-            caption: Text below the picture.
-            alt: Text for those who cannot see it; the caption if left out.
-        """
+        """Add a picture with its caption."""
         content = png_bytes(picture)
         width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
         return self._add(

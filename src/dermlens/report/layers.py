@@ -24,13 +24,7 @@ _FAINTEST = 0.3
 
 @dataclass(frozen=True)
 class Canvas:
-    """What maps are drawn over, and how.
-
-    Attributes:
-        image: uint8 RGB (h, w, 3), at any size.
-        color_map: For unsigned maps.
-        lesion: Outline to draw, bool (H, W), or None.
-    """
+    """What maps are drawn over, and how."""
 
     image: np.ndarray
     color_map: str = UNSIGNED_MAP
@@ -54,16 +48,9 @@ def layers(
     limits: tuple[float, float] | None = None,
     color_map: str | None = None,
 ) -> str:
-    """Return an image with an attribution map over it, and its color scale.
+    """Return an image with a raw map (H, W) over it, and its color scale between two ``ends``.
 
-    Args:
-        canvas: What it is drawn over.
-        values: Raw map (H, W) of the same part of the image.
-        signed: Whether negative values speak against the target.
-        text: Alternative text of the map.
-        ends: Words at the ends of the scale.
-        limits: Values at the ends of the scale; None scales the map to its own strongest values.
-        color_map: Instead of the canvas's.
+    Without ``limits``, values at the ends, the map is scaled to its own strongest values.
     """
     if limits is None:
         scaled = normalize(values, signed=signed)

@@ -42,14 +42,7 @@ _ON_BORDER = ", where dark corners, rulers and gel are"
 
 @dataclass(frozen=True)
 class Doubt:
-    """A reason not to trust the explanation.
-
-    Attributes:
-        name: Short name for files.
-        text: Sentence with the number and the threshold.
-        value: The number; NaN where it is no number.
-        threshold: What it was compared with.
-    """
+    """A reason not to trust the explanation."""
 
     name: str
     text: str

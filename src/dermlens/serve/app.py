@@ -23,11 +23,11 @@ from dermlens.progress import say
 from dermlens.report.facts import of_skin, title, words
 from dermlens.serve import app_page, app_style
 from dermlens.serve.app_access import warning
+from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_desk import SESSIONS_KEPT, Desk
 from dermlens.serve.app_guard import PASSWORDS_LEFT, Guard, Site
 from dermlens.serve.app_jobs import Jobs
 from dermlens.serve.app_page_about import about
-from dermlens.serve.app_reading import MAX_BYTES
 from dermlens.serve.app_uploads import RunFolder, Uploads, give_each_upload_its_own_place
 
 if TYPE_CHECKING:
@@ -144,16 +144,6 @@ def launch(
     """Load a bundle and serve the page until interrupted.
 
     Uploaded files live in a folder of their own, which is removed at the end.
-
-    Args:
-        bundle_path: Folder of a bundle.
-        host: Address to listen on; the default is reachable from this computer only.
-        port: Port; None for the first free one from 7860.
-        share: Make a public address through Gradio's service.
-        auth: Name and password that visitors must give.
-        allow_hosts: Names by which the page may be addressed, such as that of a proxy before it,
-            besides ``localhost``, the name of this computer, and addresses in digits.
-        block: Wait until interrupted; else return at once.
 
     Returns:
         The page; where not blocking, call ``close()`` on it when done.

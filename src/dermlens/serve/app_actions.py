@@ -8,17 +8,79 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import fit_image
+from dermlens.data.decoding import check_memory, open_header
+from dermlens.data.images import fit_image, open_rgb, read_bytes
+from dermlens.errors import DataError
 from dermlens.explainers.output import Logit
 from dermlens.explainers.target import PREDICTED, resolve_targets
 from dermlens.files import plain
 from dermlens.model.bundle import Bundle
-from dermlens.report.answer import Answer, answer_of
 from dermlens.report.comparer import no_activation_maps
-from dermlens.report.facts import NO_BREAK, of_skin, words
+from dermlens.report.facts import NO_BREAK, Answer, answer_of, of_skin, words
 from dermlens.report.html import NOTICE
-from dermlens.serve.app_reading import read_upload
 from dermlens.serve.usability import Usability, usability
+
+MAX_BYTES = 20 * 2**20
+"""Of one file."""
+MAX_PIXELS = 50_000_000
+"""Of one image; the cameras of phones reach about as many."""
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""Of ``decoding.FORMATS``; a GIF is no photograph."""
+_KINDS = "JPEG, PNG, TIFF, BMP or WebP"
+
+
+def read_upload(path: Path) -> Any:
+    """Return an uploaded image as an upright RGB PIL image.
+
+    Messages never hold a path, and the file's name is not used at all.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise DataError(
+            "The upload is no longer here: uploads are deleted after 15 minutes. Upload it again."
+        ) from None
+    if size == 0:
+        raise DataError("The file is empty (0 bytes). Choose another one.")
+    if size > MAX_BYTES:
+        raise DataError(
+            f"The file has {size / 2**20:.0f} MB; up to {MAX_BYTES // 2**20} MB are taken. Scale "
+            "the image down first."
+        )
+    content = read_bytes(path)
+    _check_header(content)
+    try:
+        return open_rgb(content, "The file")
+    except DataError:
+        raise DataError(
+            "The file cannot be decoded: it is damaged or cut off. Save the image again."
+        ) from None
+
+
+def _check_header(content: bytes) -> None:
+    """Read format, pixel counts and the memory that decoding takes, which needs no decoding."""
+    from PIL import Image
+
+    try:
+        header = open_header(content)
+    except Image.DecompressionBombError:
+        raise DataError(_too_many("far more")) from None
+    except Exception:
+        header = None
+    if header is None or header.format not in FORMATS:
+        raise DataError(f"The file cannot be decoded as an image. Choose a {_KINDS} file.")
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_many(f"{width} x {height} pixels, more"))
+    check_memory(header, content, "The file")
+
+
+def _too_many(found: str) -> str:
+    return (
+        f"The image has {found} than the {MAX_PIXELS // 10**6} million pixels that are taken. "
+        "Scale it down first."
+    )
+
 
 _DISPLAY_WIDTH = 640
 _MOST_MAPS = 32
@@ -29,14 +91,9 @@ _MOST_MAPS = 32
 class Analysis(Answer):
     """Everything one forward pass says about an image.
 
-    Attributes:
-        image: What the model saw, uint8 (H, W, 3).
-        display: The same part of the photograph at a size for screens, uint8 (h, w, 3).
-        maps: Grad-CAM of every class, float32 (C, H, W); (0, H, W) where one pass does not give it.
-        usability: What was measured on the photograph; None where it was not.
-        ood_score: Distance from the training images; None where the bundle has no detector.
-        reasons: Sentences on why the model abstains; empty if it answers.
-        remarks: Sentences on what makes the image doubtful.
+    ``image`` is what the model saw, uint8 (H, W, 3); ``display`` the same part of the photograph at
+    a size for screens; ``maps`` Grad-CAM of every class, float32 (C, H, W), or (0, H, W) where one
+    pass does not give it. With ``reasons`` the model abstains; ``remarks`` are doubts.
     """
 
     image: np.ndarray
@@ -54,14 +111,7 @@ class Analysis(Answer):
 
 
 class Actions:
-    """Analyzes images with one model that is loaded and traced once.
-
-    Attributes:
-        bundle: Trained model.
-        words: What to call the classes.
-        without_maps: Why the model has no class activation maps; empty if it has.
-        pass_seconds: Time of one forward pass of one image, measured by ``warm_up``.
-    """
+    """Analyzes images with one model that is loaded and traced once."""
 
     def __init__(self, bundle: Bundle) -> None:
         from dermlens.explainers.grad_cam import GradCAM

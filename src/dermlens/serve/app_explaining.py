@@ -21,10 +21,10 @@ from dermlens.explainers.registry import METHODS, method
 from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.files import plain
 from dermlens.quality.agreement import smoothed, spearman
-from dermlens.report.answer import answer_of
 from dermlens.report.comparer import Comparer, available, no_activation_maps
 from dermlens.report.comparison import Comparison, Reading, agreement_with_others
 from dermlens.report.explanation import describe
+from dermlens.report.facts import answer_of
 from dermlens.report.html import NOTICE
 from dermlens.serve.app_actions import Actions, Analysis
 
@@ -36,17 +36,10 @@ _PARTS = {"scales": 620, "discrimination": 60}
 
 @dataclass(frozen=True)
 class Work:
-    """How far a job is.
+    """How far a job is; seconds are expected ones, NaN where not known.
 
-    Attributes:
-        running: Name of the method or part that runs now; None at the end.
-        done: Finished pieces.
-        total: All pieces.
-        seconds: Expected duration of the running piece; NaN if not known.
-        remaining: Expected seconds until all are finished; NaN if not known.
-        comparison: What is explained or compared, as far as it is ready.
-        agreement: Mean rank correlation of each explained map with the others; empty until there
-            are two.
+    ``running`` is None at the end; ``agreement`` holds the mean rank correlation of each explained
+    map with the others.
     """
 
     running: str | None
@@ -59,12 +52,7 @@ class Work:
 
 
 class Explaining:
-    """Explains and compares images that were analyzed.
-
-    Attributes:
-        methods: Names of the methods that this model can be explained by.
-        without: Why others are missing; empty if none is.
-    """
+    """Explains and compares images that were analyzed."""
 
     def __init__(self, actions: Actions, scorers: Mapping[str, Scorer] | None = None) -> None:
         self.actions, self.bundle, self._scorers = actions, actions.bundle, scorers

@@ -20,6 +20,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,11 +29,53 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
-from dermlens.errors import UsageError
+from dermlens.errors import DermlensError, UsageError
 from dermlens.progress import say
-from dermlens.serve.app_errors import place_of
 from dermlens.serve.app_limits import FAILURES, MEGABYTE, SECONDS, Attempts, Quota, client_of
 from dermlens.serve.app_uploads import receiving
+
+_SECONDS_SHOWN = 20
+
+
+def sentences(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Turn errors into one sentence on the page."""
+
+    @wraps(process)
+    async def guarded(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await process(*arguments, **options)
+        except Exception as error:
+            raise shown(error) from None
+
+    return guarded
+
+
+def shown(error: Exception) -> Exception:
+    """Return the error to show; the terminal learns the kind of an unexpected one, no more.
+
+    The message of an unexpected error may hold something of the visitor's, so it is not printed.
+    """
+    import gradio as gr
+
+    if isinstance(error, DermlensError | gr.Error):
+        text = error.message if isinstance(error, gr.Error) else str(error)
+        return gr.Error(text, duration=_SECONDS_SHOWN, print_exception=False)
+    say(f"Unexpected {type(error).__name__} in the web interface, in {place_of(error)}.")
+    return gr.Error(
+        "This did not work, and it is not your fault. Try another image.",
+        duration=_SECONDS_SHOWN,
+        print_exception=False,
+    )
+
+
+def place_of(error: Exception) -> str:
+    """Return the function and line where an error was raised."""
+    trace, where = error.__traceback__, "an unknown place"
+    while trace is not None:
+        where = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return where
+
 
 MAX_REQUEST_BYTES = 260 * MEGABYTE
 """Of one upload: the largest batch and its envelope."""
@@ -107,11 +150,7 @@ def _host_name(host: str) -> str:
 
 
 class Readers:
-    """Which sessions' results are read at the moment.
-
-    Attributes:
-        session_of: Returns the session of an event; whoever reads an event reads its session.
-    """
+    """Which sessions' results are read at the moment."""
 
     def __init__(self) -> None:
         self.session_of: Callable[[str], str] = lambda event: event

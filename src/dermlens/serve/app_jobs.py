@@ -17,8 +17,7 @@ from typing import Any
 
 from dermlens.errors import UsageError
 from dermlens.explainers.stopping import Stopped, stoppable
-from dermlens.serve.app_errors import sentences
-from dermlens.serve.app_guard import Readers
+from dermlens.serve.app_guard import Readers, sentences
 from dermlens.serve.app_limits import client_of
 from dermlens.serve.app_uploads import SECONDS_KEPT
 

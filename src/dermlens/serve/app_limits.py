@@ -34,13 +34,7 @@ def client_of(address: str | None) -> str:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What may be under way or lie here at once.
-
-    Attributes:
-        size: Bytes, of uploads under way (as announced) and of those that lie here.
-        requests: Uploads under way.
-        files: Uploads that lie here.
-    """
+    """Bytes and files that may lie here at once, and uploads under way (as announced)."""
 
     size: int
     requests: int

@@ -9,8 +9,8 @@ from dermlens import __version__
 from dermlens.model.bundle import Bundle
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
 from dermlens.report.html import NOTICE, markdown_table, templates
+from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_batch import MAX_FILES
-from dermlens.serve.app_reading import MAX_BYTES
 
 _FIGURES = {
     "validation_accuracy": "Accuracy, most probable {one}",

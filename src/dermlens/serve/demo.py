@@ -17,10 +17,9 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.configuration import preset
 from dermlens.model.training import train
 from dermlens.progress import duration, say
-from dermlens.report.evaluation_report import summary_line, write_evaluation
+from dermlens.report.evaluation_report import summary_line, write_evaluation, write_training_figures
 from dermlens.report.figures import attribution_grid
 from dermlens.report.html import Page
-from dermlens.report.training_report import write_training_figures
 from dermlens.serve.prediction import predict_split
 
 GOOD_BALANCED_ACCURACY = 0.80

@@ -72,13 +72,9 @@ _SAVED_MODEL = Kind(
 
 @dataclass(frozen=True)
 class ExportImages:
-    """Images an export is measured on.
+    """Images an export is measured on, uint8 (H, W, 3) of any size, and their classes if known.
 
-    Attributes:
-        compared: uint8 (H, W, 3) each, any size: where artifacts are compared on.
-        labels: Known class position of each, or None.
-        representative: uint8 (H, W, 3) each: set the ranges of whole numbers; training images.
-        source: What they are, in words.
+    ``representative`` ones, of training, set the ranges of whole numbers.
     """
 
     compared: Sequence[np.ndarray]
@@ -206,9 +202,6 @@ def export_tflite(
 def parse_formats(names: Sequence[str]) -> list[str]:
     """Return the formats that names stand for, each once.
 
-    Raises:
-        UsageError: If a name is unknown or none is given.
-
     Example:
         >>> parse_formats(["tflite", "float16"])
         ['float32', 'float16', 'dynamic']
@@ -227,16 +220,7 @@ def export(
     formats: Sequence[str] = ("saved_model", "tflite"),
     images: ExportImages | None = None,
 ) -> dict[str, Path]:
-    """Write a bundle in several formats, and ``parity.json``.
-
-    Args:
-        bundle: Trained model.
-        out: Folder to write into.
-        formats: Some of ``FORMATS`` and ``GROUPS``.
-        images: Images to measure on; default drawn ones.
-
-    Returns:
-        Path of each artifact by format, of ``parity`` and of its ``table``.
+    """Write a bundle in several formats, and ``parity.json``; return the paths by format and name.
 
     Raises:
         UsageError: If a format is unknown or none is given, or the disk is too full.

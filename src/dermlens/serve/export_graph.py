@@ -209,12 +209,7 @@ class ClassifierGraph:
 
 
 def serving_module(bundle: ImageClassifier) -> tuple[Any, dict[str, Any]]:
-    """Build the module to save and its signatures.
-
-    Returns:
-        ``tf.Module`` whose ``predict(images)`` and ``explain_grad_cam(images, targets)`` take
-        uint8 and float32 images of any size, and the named signatures.
-    """
+    """Return the ``tf.Module`` to save and its named signatures."""
     import tensorflow as tf
 
     graph = ClassifierGraph(bundle)

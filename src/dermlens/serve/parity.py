@@ -37,14 +37,7 @@ _INTEGRATED = 8
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an artifact says about images.
-
-    Attributes:
-        probabilities: float (N, C).
-        maps: Grad-CAM of one class each, float (N, H, W); None where the artifact has none.
-        prediction_sets: bool (N, C); None if the bundle carries no sets.
-        flags: bool (N,), by operating point.
-    """
+    """What an artifact says about N images, as far as it has it; maps (N, H, W)."""
 
     probabilities: np.ndarray
     maps: np.ndarray | None
@@ -58,15 +51,9 @@ Runner = Callable[[np.ndarray, np.ndarray], Outputs]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an artifact may be from the Keras model.
+    """How far an artifact may be from the Keras model: largest differences, least agreement.
 
-    Attributes:
-        probability: Largest difference of a probability.
-        mean_probability: Largest mean difference, where images have no known class.
-        balanced_accuracy: Largest loss of balanced accuracy, where they have one.
-        map_correlation: Smallest mean correlation of Grad-CAM maps.
-        same_answer: Smallest share of images with the same prediction set, and with the same
-            flags.
+    ``mean_probability`` counts where classes are not known, ``balanced_accuracy`` where they are.
     """
 
     probability: float = 1.0

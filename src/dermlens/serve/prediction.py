@@ -16,8 +16,7 @@ from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
 from dermlens.progress import printable, progress, say
-from dermlens.report.answer import NO_SETS, answer_text
-from dermlens.report.facts import class_name, percent
+from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
 from dermlens.report.html import NOTICE
 
 _CHUNK = 256
@@ -155,13 +154,6 @@ def predict_files(
     level: float | None = None,
 ) -> pd.DataFrame:
     """Predict files; a damaged file gets a row that says so, and the rest goes on.
-
-    Args:
-        bundle: Trained model.
-        files: Images.
-        tta_views: Test-time tta_views: 1, 4 or 8.
-        batch_size: Images per pass.
-        level: Of the prediction sets, 0..1; default the stored one.
 
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each

@@ -27,15 +27,7 @@ DARKEST, BRIGHTEST = 60.0, 235.0
 
 @dataclass(frozen=True)
 class Usability:
-    """What was measured on a photograph.
-
-    Attributes:
-        shorter_side: Pixels of the original.
-        sharpness: Gray levels, at ``SIZE``.
-        contrast: Color difference of the most different places from the border's skin, CIELAB.
-        brightness: Mean gray level, 0..255.
-        problems: Sentences on why the photograph is not usable; empty if it is.
-    """
+    """What was measured: gray levels and CIELAB units at ``SIZE``, and sentences on what is bad."""
 
     shorter_side: int
     sharpness: float
