@@ -222,10 +222,7 @@ def subgroups(result: dict[str, Any]) -> "Figure":
     ]
     figure, axes = new_axes(8.5, 1.2 + 0.24 * len(rows))
     places = np.arange(len(rows))[::-1]
-    for name, color, marker in (
-        ("balanced_accuracy", ACCENT, "o"),
-        ("macro_auc", "#009E73", "D"),
-    ):
+    for name, color, marker in (("balanced_accuracy", ACCENT, "o"), ("macro_auc", "#009E73", "D")):
         values = [block[name] for _, block in rows]
         axes.plot(values, places, marker, color=color, label=name.replace("_", " "))
         axes.axvline(result[name], color=color, linewidth=1, linestyle=":")

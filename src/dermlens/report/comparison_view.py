@@ -76,10 +76,7 @@ def parts(canvas: Canvas, state: Comparison) -> list[Part]:
 
 
 def method_cards(
-    canvas: Canvas,
-    results: Mapping[str, Attribution],
-    name: str,
-    agreement: Mapping[str, float],
+    canvas: Canvas, results: Mapping[str, Attribution], name: str, agreement: Mapping[str, float]
 ) -> str:
     """Return one card per method."""
     drawn = []

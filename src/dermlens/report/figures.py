@@ -58,11 +58,7 @@ def colorize(
 
 
 def overlay(
-    image: np.ndarray,
-    values: np.ndarray,
-    *,
-    opacity: float = 0.5,
-    signed: bool = False,
+    image: np.ndarray, values: np.ndarray, *, opacity: float = 0.5, signed: bool = False
 ) -> np.ndarray:
     """Lay a raw attribution map over an image.
 
@@ -99,11 +95,7 @@ class Panel:
 
 @style()
 def attribution_figure(
-    image: np.ndarray,
-    panels: Sequence[Panel],
-    *,
-    opacity: float = 0.5,
-    title: str = "",
+    image: np.ndarray, panels: Sequence[Panel], *, opacity: float = 0.5, title: str = ""
 ) -> "Figure":
     """Draw the image and its maps side by side, each with a color bar."""
     height, width = image.shape[:2]

@@ -133,10 +133,7 @@ class Explaining:
             "running": work.running,
             "seconds_left": plain(round(work.remaining, 1)) if work.running else 0.0,
             "methods": {
-                name: {
-                    **plain(describe(result)),
-                    "agreement_with_others": work.agreement.get(name),
-                }
+                name: {**plain(describe(result)), "agreement_with_others": work.agreement.get(name)}
                 for name, result in work.comparison.combined.items()
             },
             "note": NOTICE,

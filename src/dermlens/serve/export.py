@@ -165,11 +165,7 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> dict[
 
 
 def export_tflite(
-    bundle: Bundle,
-    out: Path,
-    reference: Reference,
-    kind: str,
-    representative: Sequence[np.ndarray],
+    bundle: Bundle, out: Path, reference: Reference, kind: str, representative: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """Write a LiteRT file that predicts and explains, and its metadata; return its agreement.
 
