@@ -34,12 +34,6 @@ def methods_of(summary: dict[str, Any]) -> list[str]:
     return [*summary["methods"], *summary["controls"]]
 
 
-def passes_of(summary: dict[str, Any], name: str) -> float:
-    """Return passes of a map: forward passes plus two for each backward pass."""
-    cost = summary["cost"]["per_image"][name]
-    return float(cost["forward"] + 2 * cost["backward"])
-
-
 def color_of(name: str) -> str:
     """Return blue for methods and gray for controls."""
     return MUTED if is_control(name) else ACCENT
@@ -55,7 +49,9 @@ def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
     if not ranks:
         raise UsageError("The benchmark ranks nothing: no metric has a value for every method.")
     figure, axes = new_axes(9, 4.8)
-    places = {n: (max(passes_of(summary, n), _LEAST_COST), rank) for n, rank in ranks.items()}
+    # A backward pass counts twice.
+    costs = {n: c["forward"] + 2 * c["backward"] for n, c in summary["cost"]["per_image"].items()}
+    places = {n: (max(float(costs[n]), _LEAST_COST), rank) for n, rank in ranks.items()}
     front, best = [], np.inf
     for place in sorted(p for name, p in places.items() if not is_control(name)):
         if place[1] < best:

@@ -1,6 +1,7 @@
 """A benchmark for people: one HTML page, and the same in Markdown for documents."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def _family(page: Page, summary: dict[str, Any], family: str) -> None:
     if family == "randomization" and summary["randomization"]:
         caption = "Similarity with the intact network's map while stages are destroyed."
         page.figure(figures.randomization_curves(summary), caption)
-    for group in metric_groups(names):
+    # Lesion masks and structure masks apart, so that tables stay narrow.
+    for _, grouped in groupby(names, key=lambda name: name.startswith(STRUCTURE_PREFIX)):
+        group = list(grouped)
         better = ", ".join(f"{metric(name).title} {metric(name).direction}" for name in group)
         caption = f"Better: {better}. {excluded_text(summary, group)}"
         page.table(interval_table(summary, group), caption)
@@ -200,13 +203,6 @@ def excluded_text(summary: dict[str, Any], names: Sequence[str]) -> str:
     counts = "; ".join(f"{', '.join(titles)}: {text}" for text, titles in parts.items())
     counts = next(iter(parts)) if len(parts) == 1 else counts
     return f"Mean with 95 % interval. Images or lesions measured: {counts}."
-
-
-def metric_groups(names: Sequence[str]) -> list[list[str]]:
-    """Return metrics on lesion masks and on structure masks apart, so that tables stay narrow."""
-    lesion = [name for name in names if not name.startswith(STRUCTURE_PREFIX)]
-    structure = [name for name in names if name.startswith(STRUCTURE_PREFIX)]
-    return [group for group in (lesion, structure) if group]
 
 
 def comparison_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:

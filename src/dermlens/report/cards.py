@@ -71,6 +71,7 @@ def model_card(
             f"{metrics.get('balanced_rule')!r}). Run 'dermlens evaluate' again."
         )
     facts, history = bundle.facts, bundle.history
+    counted = facts["data"].get("split", {}).get("images", {})
     height, width = bundle.input_size
     return _render(
         "model_card.md.j2",
@@ -85,7 +86,7 @@ def model_card(
         called=words(bundle.labels),
         of_skin=of_skin(bundle.labels),
         data={"name": "unknown data", "synthetic": False, **facts["data"]},
-        split=_split_counts(facts["data"]),
+        split={name: int(counted.get(name, 0)) for name in SPLITS},
         training={"early_size": None, **facts["training"]},
         epochs_run=0 if history.empty else int((history.phase == "finetuning").sum()),
         storage=facts.get("storage", "float32"),
@@ -99,11 +100,6 @@ def model_card(
         explanation=explanation,
         shortcuts=shortcuts,
     )
-
-
-def _split_counts(data: dict[str, Any]) -> dict[str, int]:
-    images = data.get("split", {}).get("images", {})
-    return {name: int(images.get(name, 0)) for name in SPLITS}
 
 
 def _failures(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -116,18 +116,17 @@ def _border(values: np.ndarray, level: float, kind: str = "dl-contour") -> str:
 
     height, width = values.shape
     lines = find_contours(np.pad(values, 1, constant_values=values.min()), level)
-    path = "".join(_line(line) for line in lines if len(line) > 3)
+    # Rows and columns of pixel centers in the padded map; every second point is enough.
+    path = "".join(
+        f"M{'L'.join(f'{x - 0.5:.1f} {y - 0.5:.1f}' for y, x in line[::2])}Z"
+        for line in lines
+        if len(line) > 3
+    )
     return (
         f'<svg class="{kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" '
         f'aria-hidden="true"><path class="dl-under" d="{path}"></path>'
         f'<path class="dl-over" d="{path}"></path></svg>'
     )
-
-
-def _line(points: np.ndarray) -> str:
-    # Rows and columns of pixel centers in the padded map; every second point is enough.
-    steps = [f"{x - 0.5:.1f} {y - 0.5:.1f}" for y, x in points[::2]]
-    return f"M{'L'.join(steps)}Z"
 
 
 def png(image: np.ndarray) -> str:

@@ -179,7 +179,12 @@ def launch(
         try:
             page.block_thread()
         finally:
-            _end(page, uploads, jobs)
+            # The uploads first, since more patience may not be had, then what runs.
+            uploads.close()
+            jobs.stop_all()
+            page.close(verbose=False)
+            # What arrived in the meantime.
+            uploads.close()
     return page
 
 
@@ -197,15 +202,6 @@ def _end_orderly_when_told_to() -> None:
     numbers = [one for one in known if one and signal.getsignal(one) != signal.SIG_IGN]
     for number in numbers:
         signal.signal(number, end)
-
-
-def _end(page: Any, uploads: Uploads, jobs: Jobs) -> None:
-    """Delete the uploads first, since more patience may not be had, then end what runs."""
-    uploads.close()
-    jobs.stop_all()
-    page.close(verbose=False)
-    # What arrived in the meantime.
-    uploads.close()
 
 
 def _upload_folder() -> Uploads:

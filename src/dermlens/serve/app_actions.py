@@ -201,7 +201,10 @@ class Actions:
     def target_choices(self, first: str = "", value: str = PREDICTED) -> list[tuple[str, str]]:
         """Return (text, value) of the classes that can be explained, after the first choice."""
         labels = self.bundle.labels.labels
-        named = [(_both(label.name, label.code), label.code) for label in labels]
+        named = [
+            (one.name if one.name == one.code else f"{one.name} ({one.code})", one.code)
+            for one in labels
+        ]
         return [(first or f"The most probable {self.words.one}", value), *named]
 
     def facts(self, analysis: Analysis) -> dict[str, Any]:
@@ -245,7 +248,3 @@ class Actions:
             f"The image has only {picture.width} x {picture.height} pixels; the model looks at "
             f"{width} x {height}. Fine structures are missing.",
         )
-
-
-def _both(name: str, code: str) -> str:
-    return name if name == code else f"{name} ({code})"

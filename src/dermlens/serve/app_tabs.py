@@ -75,6 +75,7 @@ def receives_files(component: Any, receive: Any) -> None:
     interface file into the package's folder.)
     """
     import gradio as gr
+    from gradio.utils import get_upload_folder
 
     move = component.async_move_resource_to_block_cache
 
@@ -89,7 +90,7 @@ def receives_files(component: Any, receive: Any) -> None:
         # Gradio checks paths only where a request marks them as files, which it need not do.
         listed = getattr(payload, "root", payload)
         for one in listed if isinstance(listed, list) else [listed]:
-            if one is not None and not _uploaded(one.path):
+            if one is not None and not _lies_in(one.path, get_upload_folder()):
                 raise gr.Error("Only uploaded files are read.", print_exception=False)
         return receive(payload)
 
@@ -97,10 +98,8 @@ def receives_files(component: Any, receive: Any) -> None:
     component.async_move_resource_to_block_cache = move_upload
 
 
-def _uploaded(path: str) -> bool:
-    from gradio.utils import get_upload_folder
-
-    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+def _lies_in(path: str, folder: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:

@@ -96,12 +96,6 @@ def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages
     )
 
 
-def images_of_folder(folder: Path, limit: int) -> ExportImages:
-    """Return images of a folder to compare on; ranges are set by the same images."""
-    images = [load_image(path) for path in find_images([folder])[:limit]]
-    return ExportImages(images, None, images, f"{len(images)} given images")
-
-
 def export_images(
     data: Path | None = None, folder: Path | None = None, limit: int = 300
 ) -> ExportImages:
@@ -109,7 +103,8 @@ def export_images(
     if data is not None:
         return images_of_data_set(data, limit)
     if folder is not None:
-        return images_of_folder(folder, limit)
+        given = [load_image(path) for path in find_images([folder])[:limit]]
+        return ExportImages(given, None, given, f"{len(given)} given images")
     return ExportImages(drawn_images(), None, drawn_images(28, seed=500), "drawn images")
 
 
