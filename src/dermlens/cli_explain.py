@@ -103,6 +103,7 @@ def compare(
 
 
 def benchmark(
+    context: typer.Context,
     paths: BundleAndData,
     n: Annotated[int, typer.Option("--n", help="Images, equally many of each class.")] = 500,
     out: Annotated[Path, typer.Option(help="Folder to write, or to go on in.")] = Path("benchmark"),
@@ -144,19 +145,10 @@ def benchmark(
     from dermlens.quality.benchmark_plan import BenchmarkPlan
     from dermlens.report.benchmark_report import write_benchmark_report
 
-    plan = BenchmarkPlan(
-        methods=tuple(parse_methods(methods)),
-        n=n,
-        split=split,
-        seed=seed,
-        target=target,
-        batch_size=batch_size,
-        n_samples=n_samples,
-        steps=steps,
-        robustness=robustness,
-        randomization=randomization,
-        controls=controls,
-    )
+    options = {**context.params, "methods": tuple(parse_methods(methods))}
+    for name in ("paths", "out", "pairs", "probes", "scorer"):
+        del options[name]
+    plan = BenchmarkPlan(**options)
     extension = LesionMeasures(pairs, probes)
     bundle, data = bundle_and_data(paths)
     claim(out, reading=data)
