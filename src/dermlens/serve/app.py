@@ -1,9 +1,9 @@
 """The web interface: analyze an image, explain and compare, many images at once.
 
 Runs on this computer only unless told otherwise. Actions live in ``app_actions``,
-``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk``, ``app_jobs``,
-``app_results`` and ``app_uploads``, what stands before it in ``app_guard``, the tabs in
-``app_tabs*``, and the looks in ``app_page*``.
+``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk``, ``app_jobs`` and
+``app_uploads``, what stands before it in ``app_guard``, the tabs in ``app_tabs*``, and the looks in
+``app_page*``.
 """
 
 import atexit

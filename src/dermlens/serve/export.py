@@ -141,7 +141,7 @@ def write_metadata(path: Path, facts: dict[str, Any], artifact: Path, name: str 
     write_description(path, {**facts, "sha256": sums})
 
 
-def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> dict[str, Any]:
+def export_saved_model(out: Path, reference: Reference) -> dict[str, Any]:
     """Write a SavedModel that predicts and explains, atomically, and return its agreement.
 
     Its signatures, which take batches and scale images themselves, are listed in
@@ -152,15 +152,16 @@ def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> dict[
     from dermlens.serve.export_graph import serving_module
 
     with folder_beside(out, _SAVED_MODEL) as building:
-        module, signatures = serving_module(bundle)
+        module, signatures = serving_module(reference.bundle)
         tf.saved_model.save(module, str(building), signatures=signatures)
-        write_metadata(building / "metadata.json", metadata(bundle, "saved_model"), building)
+        facts = metadata(reference.bundle, "saved_model")
+        write_metadata(building / "metadata.json", facts, building)
         run, integrate = saved_model_runner(building)
         return measure(reference, run, building, "saved_model", integrate=integrate)
 
 
 def export_tflite(
-    bundle: Bundle, out: Path, reference: Reference, kind: str, representative: Sequence[np.ndarray]
+    out: Path, reference: Reference, kind: str, representative: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """Write a LiteRT file that predicts and explains, and its metadata; return its agreement.
 
@@ -171,12 +172,12 @@ def export_tflite(
     """
     from PIL import Image
 
-    from dermlens.serve.export_graph import frozen_mobile_function, mobile_outputs
+    from dermlens.serve.export_graph import mobile_outputs
 
-    ranging = representative if kind == "int8" else ()
+    bundle, ranging = reference.bundle, representative if kind == "int8" else ()
     with written_beside(out) as building:
         converted = to_litert(
-            frozen_mobile_function(bundle),
+            reference.mobile,
             mobile_outputs(bundle),
             kind,
             [fit_image(Image.fromarray(image), bundle.input_size) for image in ranging],
@@ -228,10 +229,9 @@ def export(
         reference = Reference(bundle, images.compared, images.labels)
         for name, path in paths.items():
             if name == "saved_model":
-                measured[name] = export_saved_model(bundle, path, reference)
+                measured[name] = export_saved_model(path, reference)
             else:
-                how = (reference, name, images.representative)
-                measured[name] = export_tflite(bundle, path, *how)
+                measured[name] = export_tflite(path, reference, name, images.representative)
         report = {
             "compared_on": images.source,
             "balanced_accuracy": reference.balanced_accuracy(reference.probabilities),

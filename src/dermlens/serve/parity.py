@@ -104,6 +104,13 @@ class Reference:
         return GradCAM(self.bundle).attribute(self.fitted, self.predicted, batch_size=8).maps
 
     @cached_property
+    def mobile(self) -> Any:
+        """What LiteRT files are made of, frozen once for all of them."""
+        from dermlens.serve.export_graph import frozen_mobile_function
+
+        return frozen_mobile_function(self.bundle)
+
+    @cached_property
     def integrated(self) -> np.ndarray:
         """Integrated Gradients of the first images, float32 (n, H, W)."""
         explainer = IntegratedGradients(self.bundle, tolerance=None)
