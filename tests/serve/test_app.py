@@ -22,7 +22,7 @@ from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report import layers as app_layers
 from dermlens.serve import app_page, app_page_about, app_page_results
 from dermlens.serve.app_actions import Actions, Analysis
-from dermlens.serve.app_desk import Job
+from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_explaining import Explaining
 from dermlens.serve.app_guard import sentences
 from serving_support import SIZE, picture, text_of, untrained_bundle
@@ -31,15 +31,8 @@ NOTE = "Research and education only, not a medical device."
 
 
 @pytest.fixture(scope="module")
-def actions() -> Actions:
-    made = Actions(untrained_bundle())
-    made.warm_up()
-    return made
-
-
-@pytest.fixture(scope="module")
-def explaining(actions: Actions) -> Explaining:
-    return Explaining(actions)
+def explaining(desk: Desk) -> Explaining:
+    return desk.explaining
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,9 @@ from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_explaining import Explaining, Work
 from dermlens.serve.app_tabs import name_of
 from dermlens.serve.app_tabs_compare import maps_file
-from serving_support import text_of, untrained_bundle
+from serving_support import text_of
 
 METHODS = ["grad_cam", "integrated_gradients"]
-
-
-@pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(untrained_bundle())
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +180,6 @@ def test_batch_table_and_csv(actions: Actions, lesion: Path, tmp_path: Path) -> 
     assert app_batch.as_data(actions, states[-1])[0]["logits"]["mel"] == pytest.approx(
         float(expected.logits[4])
     )
-
-
-@pytest.fixture(scope="module")
-def actions(desk: Desk) -> Actions:
-    return desk.actions
 
 
 def test_batches_have_limits(

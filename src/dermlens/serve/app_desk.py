@@ -57,12 +57,11 @@ class Results:
 
     def _expire(self) -> None:
         oldest = time.monotonic() - self._seconds
-        for session in list(self._kept):
-            fresh = {k: v for k, v in self._kept[session].items() if v[0] >= oldest}
-            if fresh:
-                self._kept[session] = fresh
-            else:
-                del self._kept[session]
+        fresh = (
+            (session, {name: one for name, one in held.items() if one[0] >= oldest})
+            for session, held in self._kept.items()
+        )
+        self._kept = OrderedDict((session, held) for session, held in fresh if held)
 
 
 @dataclass(frozen=True)
