@@ -19,14 +19,8 @@ from dermlens.labels import HAM10000, LabelSet
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band
 from dermlens.model.prediction_table import read_predictions
+from dermlens.report import benchmark_report as report
 from dermlens.report.benchmark_figures import family_metrics
-from dermlens.report.benchmark_report import (
-    describe,
-    excluded_text,
-    interval_table,
-    ranking_table,
-    shortcut_table,
-)
 from dermlens.report.facts import of_skin, words
 from dermlens.report.html import markdown_table, templates
 
@@ -199,21 +193,21 @@ def benchmark_sections(folder: Path) -> tuple[str, str]:
     summary = read_json(Path(folder) / "summary.json")
     names = family_metrics(summary, "localization")
     parts = [
-        describe(summary),
+        report.describe(summary),
         "",
         "Mean ranks over images and metrics, 1 is best; controls know nothing of the model:",
         "",
-        markdown_table(ranking_table(summary)),
+        markdown_table(report.ranking_table(summary)),
         "",
-        f"Localization on lesion outlines. {excluded_text(summary, names)}",
+        f"Localization on lesion outlines. {report.excluded_text(summary, names)}",
         "",
-        markdown_table(interval_table(summary, names)),
+        markdown_table(report.interval_table(summary, names)),
     ]
     shortcuts = ""
     if summary.get("shortcuts"):
         shortcuts = (
             "Artifacts are pasted in, or the lesion is removed or isolated: an automated proxy, "
             "not validated by clinicians. Means with 95 % intervals over lesions.\n\n"
-            f"{markdown_table(shortcut_table(summary))}\n"
+            f"{markdown_table(report.shortcut_table(summary))}\n"
         )
     return "\n".join(parts) + "\n", shortcuts

@@ -67,23 +67,21 @@ def build_app(
 def _layout(desk: Desk, examples: list[str]) -> None:
     import gradio as gr
 
-    from dermlens.serve.app_tabs import (
-        analyze_tab,
-        color_map_choice,
-        display_column,
-        explain_tab,
-        image_column,
-    )
+    from dermlens.serve import app_tabs as tabs
     from dermlens.serve.app_tabs_batch import batch_tab
     from dermlens.serve.app_tabs_compare import compare_tab
 
-    color_map = color_map_choice()
+    color_map = tabs.color_map_choice()
     with gr.Row(elem_classes="dl-main"):
         with gr.Column(scale=2, min_width=240, elem_classes="dl-examples dl-image"):
-            image = image_column(title(words(desk.bundle.labels).image), examples)
+            image = tabs.image_column(title(words(desk.bundle.labels).image), examples)
         with gr.Column(scale=5, min_width=240, elem_classes="dl-tabs"), gr.Tabs():
             beside = []
-            fills = {"Analyze": analyze_tab, "Explain": explain_tab, "Compare": compare_tab}
+            fills = {
+                "Analyze": tabs.analyze_tab,
+                "Explain": tabs.explain_tab,
+                "Compare": compare_tab,
+            }
             for name, fill in fills.items():
                 with gr.Tab(name) as tab:
                     fill(desk, image, color_map)
@@ -94,7 +92,7 @@ def _layout(desk: Desk, examples: list[str]) -> None:
                 gr.Markdown(about(desk.bundle), elem_id="dl-about")
         # On a phone this stands below the results, elsewhere below the image.
         with gr.Column(scale=2, min_width=240, elem_classes="dl-display"):
-            display_column(color_map)
+            tabs.display_column(color_map)
     for tab in beside:
         tab.select(None, js=app_style.WITH_IMAGE, api_visibility="private")
     for tab in (batch, model):

@@ -13,17 +13,10 @@ from dermlens.explainers.target import RUNNER_UP
 from dermlens.files import plain
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_files import comparison_maps, comparison_numbers, comparison_page
+from dermlens.serve import app_tabs as tabs
 from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_page_results import EMPTY_COMPARISON, comparison
 from dermlens.serve.app_style import SAVE
-from dermlens.serve.app_tabs import (
-    PRIVATE,
-    connect_long_job,
-    methods_choice,
-    name_of,
-    start_and_stop,
-    target_choice,
-)
 
 FILE_TEMPLATE = """
 ${value && value.base64
@@ -38,13 +31,13 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
     """Lay out and connect the Compare tab."""
     import gradio as gr
 
-    methods = methods_choice(
+    methods = tabs.methods_choice(
         desk,
         SIX,
         "Six methods need some 1,800 passes of the network; each result comes when ready.",
     )
     with gr.Row():
-        target = target_choice(desk)
+        target = tabs.target_choice(desk)
         runner_up = "The next one that cannot be excluded"
         if desk.bundle.calibration.prediction_sets is None:
             runner_up = "The next most probable one"
@@ -53,7 +46,7 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
             value=RUNNER_UP,
             label="Contrast it with",
         )
-    start, stop = start_and_stop("Compare")
+    start, stop = tabs.start_and_stop("Compare")
     nothing = EMPTY_COMPARISON.format(one=desk.actions.words.one)
     drawn = gr.HTML(nothing, elem_id="dl-compared")
     with gr.Row():
@@ -73,10 +66,10 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         for job in desk.compare(request.session_hash, image, methods, target, against):
-            numbers = comparison_numbers(job.work.comparison, name_of(job.path))
+            numbers = comparison_numbers(job.work.comparison, tabs.name_of(job.path))
             yield comparison(job, color_map), plain({"running": job.work.running, **numbers})
 
-    connect_long_job(
+    tabs.connect_long_job(
         desk,
         "comparison",
         compare,
@@ -93,7 +86,7 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
         ),
     )
     _connect_downloads(desk, (page, maps), carrier)
-    image.change(lambda: None, None, carrier, **PRIVATE)
+    image.change(lambda: None, None, carrier, **tabs.PRIVATE)
 
 
 def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
@@ -125,7 +118,7 @@ def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
 def _complete(job: Job | None) -> tuple[str, Comparison]:
     if job is None or job.work.running is not None:
         raise UsageError("There is no complete comparison yet. Press Compare and let it finish.")
-    return name_of(job.path), job.work.comparison
+    return tabs.name_of(job.path), job.work.comparison
 
 
 def maps_file(state: Comparison) -> bytes:

@@ -21,14 +21,8 @@ from typing import Any
 import numpy as np
 
 from dermlens import __version__
+from dermlens.data import manifest
 from dermlens.data.images import fit_image, load_image
-from dermlens.data.manifest import (
-    class_indices,
-    data_labels,
-    read_manifest,
-    sample_in_proportion,
-    select_split,
-)
 from dermlens.errors import UsageError
 from dermlens.files import sha256_of_file, write_json, write_text, written_beside
 from dermlens.folders import Kind, folder_beside, require_replaceable
@@ -85,12 +79,14 @@ class ExportImages:
 
 def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages:
     """Return test images with their diagnoses to compare on, and training images for ranges."""
-    table = read_manifest(data)
-    test = sample_in_proportion(select_split(table, "test"), limit, seed)
-    train = sample_in_proportion(select_split(table, "train"), REPRESENTATIVE, seed)
+    table = manifest.read_manifest(data)
+    test = manifest.sample_in_proportion(manifest.select_split(table, "test"), limit, seed)
+    train = manifest.sample_in_proportion(
+        manifest.select_split(table, "train"), REPRESENTATIVE, seed
+    )
     return ExportImages(
         [load_image(Path(data) / path) for path in test.path],
-        class_indices(test, data_labels(data)),
+        manifest.class_indices(test, manifest.data_labels(data)),
         [load_image(Path(data) / path) for path in train.path],
         f"{len(test)} test images",
     )
