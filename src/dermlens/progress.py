@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -47,15 +47,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
+def progress(title: str, total: int) -> AbstractContextManager[Advance]:
     """Show progress of ``total`` steps on standard error and yield ``advance(steps, note)``."""
-    if sys.stderr.isatty():
-        with _bar(title, total) as advance:
-            yield advance
-    else:
-        with _lines(title, total) as advance:
-            yield advance
+    return (_bar if sys.stderr.isatty() else _lines)(title, total)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from dermlens.serve.app_tabs_compare import FILE_TEMPLATE, as_file
 
 EMPTY_BATCH = f"""
 <div class="dl-empty">Choose up to {app_batch.MAX_FILES} images, together up to
-{app_batch.MAX_BATCH_BYTES // 2**20} MB, and press <em>Analyze all</em>. A file that cannot be read gets a row that says why.</div>
+{app_batch.MAX_BATCH_BYTES // 2**20} MB, and press <em>Analyze all</em>. A file that cannot be
+read gets a row that says why.</div>
 """
 _WIDTHS = {"File": "150px", "Verdict": "90px", "Most probable": "190px", "Reason": "310px"}
 
