@@ -17,6 +17,16 @@ from pathlib import Path
 
 from dermlens import locks
 
+_FOREIGN_SECONDS = 7 * 24 * 3600
+"""After so long untouched, what a process of another machine or container left is leftover."""
+_LONGEST = 120
+_PATTERN = re.compile(
+    r"\..*\.dermlens-(?P<host>[A-Za-z0-9_]+)-(?P<pid>\d+)-\d+\.(?P<ending>part|old)(\.[^.]*)?"
+)
+_numbers = itertools.count()
+_mine: set[str] = set()
+_swept: set[Path] = set()
+
 
 def _host() -> str:
     """Return a name for where process numbers mean the same: machine and, on Linux, namespace."""
@@ -65,17 +75,6 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
-
-
-_FOREIGN_SECONDS = 7 * 24 * 3600
-"""After so long untouched, what a process of another machine or container left is leftover."""
-_LONGEST = 120
-_PATTERN = re.compile(
-    r"\..*\.dermlens-(?P<host>[A-Za-z0-9_]+)-(?P<pid>\d+)-\d+\.(?P<ending>part|old)(\.[^.]*)?"
-)
-_numbers = itertools.count()
-_mine: set[str] = set()
-_swept: set[Path] = set()
 
 
 def temporary_beside(path: Path, ending: str = "part", *, suffix: str = "") -> Path:

@@ -26,6 +26,8 @@ from dermlens.quality.localization import relevance_mass
 from dermlens.report.facts import Answer, ContrastFacts, Facts
 from dermlens.report.summary import Summary
 
+Maps = Mapping[str, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Reading(Answer):
@@ -175,9 +177,6 @@ def contrast_by_area(name: str, for_target: np.ndarray, for_other: np.ndarray) -
     """
     measured = contrast(name, *smoothed(np.stack([for_target, for_other])))
     return replace(measured, values=(for_target - for_other).astype(np.float32))
-
-
-Maps = Mapping[str, np.ndarray]
 
 
 def facts_of(comparison: Comparison, *, synthetic: bool = False) -> Facts:

@@ -22,6 +22,8 @@ from dermlens.report.style import new_axes, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_VARIANTS = 6
+
 
 def write_figure(path: Path, figure: "Figure") -> Path:
     """Write a figure as PNG, atomically."""
@@ -94,9 +96,6 @@ def summary_line(result: dict[str, Any]) -> str:
         f"{line}; {100 * sets['level']:g} % prediction sets hold the true class of "
         f"{100 * sets['coverage']:.1f} % of the images, mean size {sets['mean_size']:.2f}"
     )
-
-
-_VARIANTS = 6
 
 
 def write_training_figures(run: Path, data: Path) -> list[Path]:

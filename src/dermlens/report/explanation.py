@@ -24,6 +24,15 @@ from dermlens.report.facts import NOT_CALIBRATED, answer_of
 from dermlens.report.figures import Panel, attribution_figure, overlay
 from dermlens.report.html import NOTICE, png_bytes
 
+KIND = Kind(
+    "an explanation",
+    "explanation.json",
+    lambda _: (
+        *("attributions.npz", "all_methods.png", "explanation.json"),
+        *(f"{name}.png" for name in METHODS),
+    ),
+)
+
 
 def check_numbers(batch_size: int, seed: int) -> None:
     """Raise UsageError for a batch size or a seed that cannot be used."""
@@ -68,16 +77,6 @@ def fitted_photographs(
                     )
                 outlines[path] = fit_mask(drawn, size)
     return images, outlines
-
-
-KIND = Kind(
-    "an explanation",
-    "explanation.json",
-    lambda _: (
-        *("attributions.npz", "all_methods.png", "explanation.json"),
-        *(f"{name}.png" for name in METHODS),
-    ),
-)
 
 
 def explain_files(

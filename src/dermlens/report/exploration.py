@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _SAMPLES_PER_CLASS = 6
 
+Colors = Mapping[str, str]
+"""Hex color of each class, in class order."""
+
 
 def explore(data: Path, out: Path) -> Path:
     """Explore a prepared data set and write figures, tables and one page about it.
@@ -193,10 +196,6 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
     report.figure("lesion_size", drawn, "Size of the lesions.")
     sizes = statistics_of.lesion_sizes(statistics)
     report.table("lesion_size", sizes, "Share of the frame, 0 to 1.")
-
-
-Colors = Mapping[str, str]
-"""Hex color of each class, in class order."""
 
 
 @style()

@@ -16,6 +16,11 @@ NO_BREAK = "\u00a0"
 
 NOT_CALIBRATED = "not calibrated"
 
+NO_SETS = (
+    "this bundle carries no prediction sets, so what cannot be excluded is not known. "
+    "'dermlens pack BUNDLE DATA' fits them."
+)
+
 
 @dataclass(frozen=True)
 class Words:
@@ -155,12 +160,6 @@ def percent(share: float) -> str:
 def title(name: str) -> str:
     """Return a name with a capital letter at its start."""
     return name[:1].upper() + name[1:]
-
-
-NO_SETS = (
-    "this bundle carries no prediction sets, so what cannot be excluded is not known. "
-    "'dermlens pack BUNDLE DATA' fits them."
-)
 
 
 @dataclass(frozen=True)

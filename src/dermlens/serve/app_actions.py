@@ -28,6 +28,10 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 """Of ``decoding.FORMATS``; a GIF is no photograph."""
 _KINDS = "JPEG, PNG, TIFF, BMP or WebP"
 
+_DISPLAY_WIDTH = 640
+_MOST_MAPS = 32
+"""Classes up to which the maps of all are kept."""
+
 
 def read_upload(path: Path) -> Any:
     """Return an uploaded image as an upright RGB PIL image.
@@ -80,11 +84,6 @@ def _too_many(found: str) -> str:
         f"The image has {found} than the {MAX_PIXELS // 10**6} million pixels that are taken. "
         "Scale it down first."
     )
-
-
-_DISPLAY_WIDTH = 640
-_MOST_MAPS = 32
-"""Classes up to which the maps of all are kept."""
 
 
 @dataclass(frozen=True)

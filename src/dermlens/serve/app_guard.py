@@ -36,6 +36,40 @@ from dermlens.serve.app_uploads import receiving
 
 _SECONDS_SHOWN = 20
 
+MAX_REQUEST_BYTES = 260 * MEGABYTE
+"""Of one upload: the largest batch and its envelope."""
+MAX_CALL_BYTES = MEGABYTE
+"""Of any other request: it only names what was uploaded."""
+SECONDS_OF_SILENCE = 60.0
+"""Without a byte, after which an upload is given up."""
+_UPLOAD = "/gradio_api/upload"
+_LOGIN = "/login"
+_WRITES = (
+    _UPLOAD,
+    _LOGIN,
+    "/gradio_api/queue/join",
+    "/gradio_api/call/",
+    "/gradio_api/run/",
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+)
+_READS = re.compile(r"/gradio_api/(?:call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Served = Callable[[Message, Receive, Send], Awaitable[None]]
+_MINUTES = round(SECONDS / 60)
+TOO_MANY_PASSWORDS = f"Too many wrong passwords were given. Try again in {_MINUTES} minutes."
+PASSWORDS_LEFT = f"After {FAILURES} wrong passwords none is checked for {_MINUTES} minutes."
+"""On the sign-in page, which shows no answer but that a password is wrong."""
+
 
 def sentences(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Turn errors into one sentence on the page."""
@@ -75,38 +109,6 @@ def place_of(error: Exception) -> str:
         where = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}"
         trace = trace.tb_next
     return where
-
-
-MAX_REQUEST_BYTES = 260 * MEGABYTE
-"""Of one upload: the largest batch and its envelope."""
-MAX_CALL_BYTES = MEGABYTE
-"""Of any other request: it only names what was uploaded."""
-SECONDS_OF_SILENCE = 60.0
-"""Without a byte, after which an upload is given up."""
-_UPLOAD = "/gradio_api/upload"
-_LOGIN = "/login"
-_WRITES = (
-    _UPLOAD,
-    _LOGIN,
-    "/gradio_api/queue/join",
-    "/gradio_api/call/",
-    "/gradio_api/run/",
-    "/gradio_api/cancel",
-    "/gradio_api/reset",
-)
-_READS = re.compile(r"/gradio_api/(?:call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?|queue/data)")
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-]
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Served = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Site:
@@ -253,12 +255,6 @@ class Guard:
         await self._app(scope, receive, answer)
         if answer.status == 200:
             self._attempts.succeed(client)
-
-
-_MINUTES = round(SECONDS / 60)
-TOO_MANY_PASSWORDS = f"Too many wrong passwords were given. Try again in {_MINUTES} minutes."
-PASSWORDS_LEFT = f"After {FAILURES} wrong passwords none is checked for {_MINUTES} minutes."
-"""On the sign-in page, which shows no answer but that a password is wrong."""
 
 
 class _Answer:
