@@ -69,9 +69,7 @@ class Page:
         """Add HTML as it is; whoever made it has escaped what is text in it."""
         return self._add(kind="markup", html=html)
 
-    def figure(
-        self, picture: "Figure | bytes | np.ndarray", caption: str, alt: str | None = None
-    ) -> Self:
+    def figure(self, picture: "Figure | bytes | np.ndarray", caption: str) -> Self:
         """Add a picture with its caption."""
         content = png_bytes(picture)
         width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
@@ -79,7 +77,6 @@ class Page:
             kind="figure",
             png=base64.b64encode(content).decode("ascii"),
             caption=caption,
-            alt=caption if alt is None else alt,
             width=width,
             height=height,
         )
