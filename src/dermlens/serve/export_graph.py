@@ -83,7 +83,7 @@ class ClassifierGraph:
     """Classification, Grad-CAM and Integrated Gradients as functions of TensorFlow operations."""
 
     def __init__(self, bundle: ImageClassifier) -> None:
-        self.bundle = bundle
+        self.bundle, self.size = bundle, bundle.input_size
         try:
             self.cam = GradCAM(bundle)
         except ExplanationError as error:
@@ -95,21 +95,11 @@ class ClassifierGraph:
                 "which builds it in float32."
             )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.bundle.input_size
-
     def outputs(self, fitted: Any) -> dict[str, Any]:
-        """Return what ``answers`` does for fitted images (N, H, W, 3)."""
+        """Return everything that follows from the logits of fitted images (N, H, W, 3), by name."""
         import tensorflow as tf
 
-        return self.answers(tf.cast(self.bundle.model(fitted, training=False), tf.float32))
-
-    def answers(self, logits: Any) -> dict[str, Any]:
-        """Return everything that follows from logits (N, C), by name."""
-        import tensorflow as tf
-
+        logits = tf.cast(self.bundle.model(fitted, training=False), tf.float32)
         classes = self.bundle.classes
         names = [label.name for label in self.bundle.labels.labels]
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
@@ -150,12 +140,8 @@ class ClassifierGraph:
         calibration = self.bundle.calibration
         return Probability(link=calibration.link).values(logits / calibration.temperature)
 
-    def all_maps(self, fitted: Any) -> tuple[Any, Any]:
-        """Return logits (N, C) and the Grad-CAM maps of all classes (N, C, H, W)."""
-        return self.all_maps_and_features(fitted)[:2]
-
     def all_maps_and_features(self, fitted: Any) -> tuple[Any, Any, Any]:
-        """Return what ``all_maps`` does and the pooled features (N, D)."""
+        """Return logits (N, C), Grad-CAM of all classes (N, C, H, W), pooled features (N, D)."""
         import tensorflow as tf
 
         activations, logits, maps = self.cam.graph(fitted, None, self.sides, Logit())
@@ -271,7 +257,7 @@ def frozen_mobile_function(bundle: ImageClassifier) -> Any:
     graph = ClassifierGraph(bundle)
 
     def run(image: Any) -> dict[str, Any]:
-        logits, maps = graph.all_maps(image)
+        logits, maps, _ = graph.all_maps_and_features(image)
         return {
             "logits": logits,
             "probabilities": graph.probabilities(logits),
