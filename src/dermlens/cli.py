@@ -265,7 +265,7 @@ def web(
     """
     from dermlens.model.bundle import find_bundle
     from dermlens.serve.app import launch
-    from dermlens.serve.app_access import sign_in
+    from dermlens.serve.app_limits import sign_in
 
     place = find_bundle(bundle)
     launch(place, host, port, share, sign_in(auth), tuple(allow_host or ()))

@@ -22,11 +22,11 @@ from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
 from dermlens.report.facts import of_skin, title, words
 from dermlens.serve import app_page, app_style
-from dermlens.serve.app_access import warning
 from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_desk import SESSIONS_KEPT, Desk
 from dermlens.serve.app_guard import PASSWORDS_LEFT, Guard, Site
 from dermlens.serve.app_jobs import Jobs
+from dermlens.serve.app_limits import warning
 from dermlens.serve.app_page_about import about
 from dermlens.serve.app_uploads import RunFolder, Uploads, give_each_upload_its_own_place
 
