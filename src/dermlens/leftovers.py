@@ -1,4 +1,4 @@
-"""Temporary names, and removing what killed processes left under them.
+"""Temporary names, whose process still lives, and removing what killed ones left.
 
 ``.NAME.dermlens-HOST-PID-NUMBER.part`` is being written and will be renamed to ``NAME`` (or holds
 what stood there before); ``….old`` was moved aside where two folders cannot be exchanged at once.

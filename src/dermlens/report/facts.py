@@ -1,4 +1,7 @@
-"""The numbers that a summary is made of, and how they are written for people."""
+"""What a model says about an image, the numbers of a summary, and both in words.
+
+An answer has three parts: the most probable class, what cannot be excluded, the flags.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
