@@ -26,8 +26,8 @@ from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.progress import progress
 from dermlens.quality import metrics
 from dermlens.quality.statistics import cluster_intervals
-from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.evaluation_report import write_figure
+from dermlens.report.html import markdown_table
 from dermlens.report.style import INK, WARNING, new_figure, style
 
 KINDS = ("tiles", "receptive_field")
