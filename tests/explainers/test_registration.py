@@ -8,8 +8,8 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.explainers.grad_cam import GradCAM
-from dermlens.explainers.layers import find_features
-from dermlens.explainers.receptive_field import CellAxis, cell_grid, tiles
+from dermlens.explainers.layers import find_features, recorded_steps, traced_size
+from dermlens.explainers.receptive_field import CellAxis, CellGrid, cell_grids, tiles
 from dermlens.explainers.registration import Drawing, interpolation, registered
 from dermlens.explainers.stages import StageCAM
 from dermlens.model.image_classifier import ImageClassifier
@@ -47,6 +47,10 @@ def evened(model: Any) -> Any:
             weights.append(value)
         layer.set_weights(weights)
     return model
+
+
+def cell_grid(model: Any, step: int) -> CellGrid:
+    return cell_grids(recorded_steps(model), [step], traced_size(model))[0]
 
 
 def conv(stride: int, kernel: int = 3, padding: str = "same", **more: Any) -> Any:

@@ -279,7 +279,7 @@ def test_one_bank_serves_both_methods_and_all_classes() -> None:
     lime, shap = LIME(model, bank=bank), GaussianProcessSHAP(model, bank=bank)
     first, second = lime.attribute(images, "all"), shap.attribute(images, "all")
     assert first.cost.forward == 400 and second.cost.forward == 0
-    assert bank.traces == 1
+    assert bank.masked.traces == 1
     alone = LIME(model, superpixels=10, n_samples=200).attribute(images, "all")
     own = GaussianProcessSHAP(model, superpixels=10, n_samples=200).attribute(images, "all")
     for shared, single in ((first, alone), (second, own)):

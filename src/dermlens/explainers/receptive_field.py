@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.explainers.layers import Step, apply_operation, recorded_steps, traced_size
+from dermlens.explainers.layers import Step, apply_operation
 
 _ROWS, _COLUMNS = 1, 2
 
@@ -44,10 +44,6 @@ class CellAxis:
         """Center of each cell, float64 (cells,), in pixels; may lie outside the image."""
         return self.first + self.spacing * np.arange(self.cells)
 
-    def tiles(self) -> "CellAxis":
-        """Return the same cells as equal tiles of the image."""
-        return tiles(self.cells, self.pixels)
-
 
 @dataclass(frozen=True)
 class CellGrid:
@@ -66,112 +62,69 @@ class CellGrid:
 
 
 def tiles(cells: int, pixels: int) -> CellAxis:
-    """Return the centers of ``cells`` equal tiles of a side of ``pixels``.
-
-    Example:
-        >>> tiles(4, 8).centers.tolist()
-        [0.5, 2.5, 4.5, 6.5]
-    """
+    """Return the centers of ``cells`` equal tiles of a side of ``pixels``."""
     spacing = pixels / cells
     return CellAxis((spacing - 1) / 2, spacing, cells, pixels)
-
-
-def cell_grid(model: Any, step: int, size: tuple[int, int] | None = None) -> CellGrid:
-    """Return where the cells of the feature maps of an operation look.
-
-    Where branches of different geometry meet, their mean counts.
-
-    Args:
-        model: Keras functional or sequential model.
-        step: Position of the operation in the order in which operations run, as in
-            ``layers.Features.step``.
-        size: (height, width) of the images in pixels; default the model's.
-
-    Raises:
-        ExplanationError: If the model is no functional or sequential Keras model.
-
-    Example:
-        >>> import keras
-        >>> inputs = keras.Input((64, 96, 3))
-        >>> maps = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
-        >>> cell_grid(keras.Model(inputs, maps), 0).rows
-        CellAxis(first=1.0, spacing=2.0, cells=32, pixels=64)
-    """
-    size = size or traced_size(model)
-    return cell_grids(recorded_steps(model, size), [step], size)[0]
 
 
 def cell_grids(
     steps: Sequence[Step], wanted: Sequence[int], size: tuple[int, int]
 ) -> list[CellGrid]:
-    """Return the grids of several operations, see ``cell_grid``, from what ran for that size."""
+    """Return where the cells of the feature maps of some operations look.
+
+    Where branches of different geometry meet, their mean counts.
+
+    Args:
+        steps: Operations as ``layers.recorded_steps`` returns them for images of that size.
+        wanted: Positions of operations among them, as ``layers.Features.step``.
+        size: (height, width) of the images in pixels.
+    """
     steps = steps[: max(wanted) + 1]
-    side = (1, *size, 0)
-    known: dict[int, CellGrid] = {}
-    rows, columns = (CellAxis(0.0, 1.0, side[a], side[a]) for a in (_ROWS, _COLUMNS))
-    whole = CellGrid(rows, columns)
     produced = {step.writes for step in steps}
-    grids: list[CellGrid | None] = []
-    for step in steps:
+    rows, columns = (CellAxis(0.0, 1.0, side, side) for side in size)
+    known: dict[int, CellGrid] = {}
+    grids: dict[int, CellGrid] = {}
+    for position, step in enumerate(steps):
+        # What has no places has no grid.
         sources = [
-            (whole if read not in produced else known.get(read), shape)
+            (known[read] if read in produced else CellGrid(rows, columns), shape)
             for read, shape in zip(step.reads, step.read_shapes, strict=True)
-            if len(shape) == 4
+            if len(shape) == 4 and (read in known or read not in produced)
         ]
-        grid = _after(step, sources, (side[_ROWS], side[_COLUMNS]))
-        grids.append(grid)
-        if grid is not None:
-            known[step.writes] = grid
-    found = []
-    for position in wanted:
-        grid = grids[position]
-        assert grid is not None, "feature maps have four dimensions"
-        found.append(grid)
-    return found
+        if len(step.shape) == 4:
+            many = sum(len(shape) == 4 for shape in step.read_shapes) > 1
+            grids[position] = known[step.writes] = _after(step, sources, size, many)
+    return [grids[position] for position in wanted]
 
 
 def _after(
-    step: Step, sources: Sequence[tuple[CellGrid | None, tuple[int, ...]]], size: tuple[int, int]
-) -> CellGrid | None:
-    """Return the grid of an operation's output, None if it has no places."""
-    if len(step.shape) != 4:
-        return None
-    names: dict[str, None] = {}
-    axes = []
-    for axis in (_ROWS, _COLUMNS):
-        axis_found, exact = _axis_after(step, sources, axis, size[axis - 1])
-        axes.append(axis_found)
-        if not exact:
-            names[step.path] = None
-    for grid, _ in sources:
-        if grid is not None:
-            names |= dict.fromkeys(grid.assumed)
-    return CellGrid(axes[0], axes[1], tuple(names))
-
-
-def _axis_after(
     step: Step,
-    sources: Sequence[tuple[CellGrid | None, tuple[int, ...]]],
-    axis: int,
-    pixels: int,
-) -> tuple[CellAxis, bool]:
-    cells = int(step.shape[axis] or 1)
-    found, exact = [], True
-    for grid, shape in sources:
-        if grid is None:
-            continue
-        before = grid.rows if axis == _ROWS else grid.columns
-        many = len(sources) > 1
-        # A gate of one place per channel, as in squeeze and excitation, has no position.
-        if many and shape[axis] != cells:
-            continue
-        offset, factor, sure = (0.0, 1.0, True) if many else _window(step, axis, shape, cells)
-        exact = exact and sure
-        found.append((before.first + before.spacing * offset, before.spacing * factor))
-    if not found:
-        return tiles(cells, pixels), cells == 1
-    first, spacing = np.mean(found, axis=0)
-    return CellAxis(float(first), float(spacing), cells, pixels), exact
+    sources: Sequence[tuple[CellGrid, tuple[int, ...]]],
+    size: tuple[int, int],
+    many: bool,
+) -> CellGrid:
+    """Return the grid of an operation's output; ``many``: several of its inputs have places."""
+    names = dict.fromkeys(name for grid, _ in sources for name in grid.assumed)
+    axes, exact = [], True
+    for axis in (_ROWS, _COLUMNS):
+        cells = int(step.shape[axis] or 1)
+        found = []
+        for grid, shape in sources:
+            before = grid.rows if axis == _ROWS else grid.columns
+            # A gate of one place per channel, as in squeeze and excitation, has no position.
+            if many and shape[axis] != cells:
+                continue
+            offset, factor, sure = (0.0, 1.0, True) if many else _window(step, axis, shape, cells)
+            exact = exact and sure
+            found.append((before.first + before.spacing * offset, before.spacing * factor))
+        if found:
+            first, spacing = np.mean(found, axis=0)
+            axes.append(CellAxis(float(first), float(spacing), cells, size[axis - 1]))
+        else:
+            exact = exact and cells == 1
+            axes.append(tiles(cells, size[axis - 1]))
+    own = () if exact else (step.path,)
+    return CellGrid(axes[0], axes[1], tuple(dict.fromkeys((*own, *names))))
 
 
 def _window(step: Step, axis: int, shape: tuple[int, ...], cells: int) -> tuple[float, float, bool]:

@@ -15,24 +15,23 @@ LiteRT.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explainers.layers import Features, recorded_steps, traced_size
-from dermlens.explainers.receptive_field import CellAxis, CellGrid, cell_grids
+from dermlens.explainers.receptive_field import CellAxis, CellGrid, cell_grids, tiles
 
 Registration = Literal["receptive_field", "tiles"]
 
 
 def check_registration(registration: str) -> None:
     """Raise UsageError if there is no such registration."""
-    if registration not in get_args(Registration):
-        raise UsageError(
-            f"Unknown registration {registration!r}. Use one of: "
-            f"{', '.join(get_args(Registration))}."
-        )
+    known = get_args(Registration)
+    if registration not in known:
+        raise UsageError(f"Unknown registration {registration!r}. Use one of: {', '.join(known)}.")
 
 
 def interpolation(axis: CellAxis, registration: str = "receptive_field") -> np.ndarray:
@@ -53,7 +52,7 @@ def interpolation(axis: CellAxis, registration: str = "receptive_field") -> np.n
         [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
     check_registration(registration)
-    drawn = axis if registration == "receptive_field" else axis.tiles()
+    drawn = axis if registration == "receptive_field" else tiles(axis.cells, axis.pixels)
     place = (np.arange(axis.pixels) - drawn.first) / drawn.spacing
     # Cells as fine as the pixels need nothing in between, and are not blurred.
     smooth = registration == "receptive_field" and drawn.spacing > 1
@@ -86,10 +85,7 @@ class Drawing:
     """
 
     def __init__(
-        self,
-        features: Features,
-        positions: Sequence[int],
-        registration: str = "receptive_field",
+        self, features: Features, positions: Sequence[int], registration: str = "receptive_field"
     ) -> None:
         check_registration(registration)
         self.features, self.positions = features, list(positions)
@@ -108,26 +104,12 @@ class Drawing:
 
     def weights(self, size: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return for each operation the weights of rows, float32 (H, h), and columns, (W, w)."""
-        return [
-            (
-                interpolation(grid.rows, self.registration),
-                interpolation(grid.columns, self.registration),
-            )
-            for grid in self.grids(size)
-        ]
+        drawn = partial(interpolation, registration=self.registration)
+        return [(drawn(grid.rows), drawn(grid.columns)) for grid in self.grids(size)]
 
 
 def registered(maps: Any, rows: Any, columns: Any) -> Any:
-    """Draw maps at the image's size.
-
-    Args:
-        maps: Tensor (..., h, w).
-        rows: Weights (H, h).
-        columns: Weights (W, w).
-
-    Returns:
-        Tensor (..., H, W).
-    """
+    """Draw maps (..., h, w) at the image's size, (..., H, W), by weights (H, h) and (W, w)."""
     import tensorflow as tf
 
     # Plain matrices: oneDNN's product of a matrix with a batch of them is wrong for some shapes.

@@ -27,13 +27,7 @@ DEFAULT_SAMPLES = 500
 
 @dataclass(frozen=True)
 class Evaluations:
-    """One image under many masks.
-
-    Attributes:
-        labels: int32 (H, W): superpixel of each pixel.
-        coalitions: Which superpixels each evaluation keeps.
-        logits: float32 (n, C).
-    """
+    """One image under n masks: superpixel of each pixel (H, W), masks, and logits (n, C)."""
 
     labels: np.ndarray
     coalitions: Coalitions
@@ -79,14 +73,9 @@ class SuperpixelBank:
         self.superpixels: Any = (
             whole_number(superpixels, "The number of superpixels", 2) if plain else superpixels
         )
-        self.scorer, self.cost = scorer, Cost()
+        self.scorer = scorer
+        self.masked = MaskedModel(self.model, superpixel_masks, Cost(), scorer)
         self._kept: OrderedDict[tuple[int, int, int], Evaluations] = OrderedDict()
-        self._models: dict[int, MaskedModel] = {}
-
-    @property
-    def traces(self) -> int:
-        """How often the masked model was traced."""
-        return sum(masked.traces for masked in self._models.values())
 
     def evaluations(self, image: np.ndarray, seed: int, batch_size: int) -> Evaluations:
         """Return the evaluations of a float32 image (H, W, 3), made if they are not there."""
@@ -103,13 +92,9 @@ class SuperpixelBank:
         labels = self._labels(image)
         generator = image_generator(seed, image)
         masks = coalitions(int(labels.max()) + 1, self.n_samples, self.design, generator)
-        batch = even_batch(self.n_samples, batch_size)
-        if batch not in self._models:
-            self._models[batch] = MaskedModel(
-                self.model, superpixel_masks, batch, self.cost, scorer=self.scorer
-            )
         background, jobs = baseline_image(image, self.baseline), masks.masks.astype(np.float32)
-        logits = self._models[batch].logits(image, background, labels, jobs)
+        batch = even_batch(self.n_samples, batch_size)
+        logits = self.masked.logits(image, background, labels, jobs, batch)
         return Evaluations(labels, masks, logits)
 
     def _labels(self, image: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dermlens.explainers.attribution import PER_CLASS, PER_IMAGE, Attribution
+from dermlens.explainers.base import Request
 from dermlens.explainers.baselines import Baseline
 from dermlens.explainers.coalitions import Coalitions
-from dermlens.explainers.output import Output
-from dermlens.explainers.perturbation import Choose, PerturbationExplainer, Scorer, output_values
+from dermlens.explainers.perturbation import PerturbationExplainer, Scorer, output_values
 from dermlens.explainers.superpixel_bank import (
     DEFAULT_SAMPLES,
     DEFAULT_SUPERPIXELS,
@@ -48,14 +48,12 @@ class SuperpixelAttribution(Attribution):
         found = super().facts(position)
         if self.weights.ndim == 2:
             weights, half = self.weights[position], self.interval[position]
-            found["strongest_superpixels"] = [
-                {
-                    "superpixel": int(i),
-                    "weight": float(weights[i]),
-                    "interval_half_width": float(half[i]),
-                }
-                for i in ranking(weights)[:_STRONGEST]
-            ]
+            strongest = ranking(weights)[:_STRONGEST].tolist()
+            rows = zip(
+                strongest, weights[strongest].tolist(), half[strongest].tolist(), strict=True
+            )
+            names = ("superpixel", "weight", "interval_half_width")
+            found["strongest_superpixels"] = [dict(zip(names, row, strict=True)) for row in rows]
         return found
 
 
@@ -70,11 +68,13 @@ class Fit:
         weights: float64 (T, M).
         half_width: float64 (T, M), of the 95 % interval over other draws of masks.
         facts: More, (T,) by the name of the field of the result.
+        shared: What is known whatever the class, (1,) likewise.
     """
 
     weights: np.ndarray
     half_width: np.ndarray
-    facts: dict[str, np.ndarray] = field(default_factory=dict)
+    facts: dict[str, np.ndarray]
+    shared: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class SuperpixelExplainer(PerturbationExplainer[Pieces]):
@@ -112,41 +112,22 @@ class SuperpixelExplainer(PerturbationExplainer[Pieces]):
                 scorer=scorer,
             )
         super().__init__(model, superpixel_masks, bank.scorer)
-        self.bank = bank
-
-    @property
-    def traces(self) -> int:
-        """How often the masked model was traced."""
-        return self.bank.traces
+        self.bank, self.masked = bank, bank.masked
 
     @abstractmethod
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
         """Fit outputs, float64 (n, T), of evaluated masks."""
 
-    def _shared(self, masks: Coalitions) -> dict[str, np.ndarray]:
-        """Return what is known of an image whatever the class, (1,) by the name of the field."""
-        return {}
-
-    def _one(
-        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
-    ) -> Pieces:
-        made = self.bank.evaluations(image, seed, batch_size)
-        goals = choose(made.logits[:1])
-        values = output_values(output, made.logits)[:, goals]
+    def _one(self, image: np.ndarray, asked: Request) -> Pieces:
+        made = self.bank.evaluations(image, asked.seed, asked.batch_size)
+        goals = asked.goals(made.logits[:1])[0]
+        values = output_values(asked.output, made.logits)[:, goals]
         fit = self._fit(made.coalitions, values)
-        return self.result(
-            [painted(fit.weights, made.labels)[None]],
-            [goals],
-            [values[:1]],
-            output,
-            superpixels=made.labels[None],
-            weights=fit.weights[None],
-            interval=fit.half_width[None],
-            n_samples=np.array([len(values)]),
-            scorer=self.scorer_name,
-            **{name: value[None] for name, value in fit.facts.items()},
-            **self._shared(made.coalitions),
-        )
+        facts: dict[str, Any] = {name: value[None] for name, value in fit.facts.items()}
+        facts |= {"superpixels": made.labels[None], "n_samples": np.array([len(values)])}
+        facts |= {"weights": fit.weights[None], "interval": fit.half_width[None]}
+        maps = painted(fit.weights, made.labels)
+        return self._scored(asked, made.logits, goals, maps, **facts, **fit.shared)
 
 
 def ranking(weights: np.ndarray) -> np.ndarray:
