@@ -21,7 +21,7 @@ from dermlens.explainers.coalitions import Coalitions, coalitions
 from dermlens.explainers.perturbation import MaskedModel
 from dermlens.explainers.shap import constrained_values
 from dermlens.explainers.shapley_process import process_values
-from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS, superpixel_masks
+from dermlens.explainers.superpixel_explainer import DEFAULT_SUPERPIXELS, superpixel_masks
 from dermlens.explainers.superpixels import superpixels
 
 BUDGETS = (125, 250, 500, 1000)

@@ -20,7 +20,7 @@ from dermlens.explainers.occlusion import Occlusion
 from dermlens.explainers.output import Contrast
 from dermlens.explainers.shap import GaussianProcessSHAP
 from dermlens.explainers.stages import StageCAM, stages_of
-from dermlens.explainers.superpixel_bank import SuperpixelBank
+from dermlens.explainers.superpixel_explainer import SuperpixelBank
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 
 SIZE = (32, 48)

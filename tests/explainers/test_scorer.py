@@ -13,7 +13,7 @@ from dermlens.explainers.lime import LIME
 from dermlens.explainers.occlusion import Occlusion
 from dermlens.explainers.perturbation import MaskedModel
 from dermlens.explainers.registry import create, create_several
-from dermlens.explainers.superpixel_bank import SuperpixelBank
+from dermlens.explainers.superpixel_explainer import SuperpixelBank
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle

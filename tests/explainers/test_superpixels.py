@@ -17,8 +17,7 @@ from dermlens.explainers.shap import (
     constrained_values,
     shapley_values,
 )
-from dermlens.explainers.superpixel_bank import SuperpixelBank
-from dermlens.explainers.superpixel_explainer import ranking
+from dermlens.explainers.superpixel_explainer import SuperpixelBank, ranking
 from dermlens.explainers.superpixels import grid_cells, painted, superpixels
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 

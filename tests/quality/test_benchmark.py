@@ -13,7 +13,7 @@ import pytest
 
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.base import Explainer
-from dermlens.explainers.superpixel_bank import SuperpixelBank
+from dermlens.explainers.superpixel_explainer import SuperpixelBank
 from dermlens.files import read_json
 from dermlens.labels import HAM10000, label_set
 from dermlens.lesion.benchmark import LesionMeasures, select_pairs

@@ -66,20 +66,11 @@ def _named(image: np.ndarray, name: str) -> np.ndarray:
 def own_baseline(baseline: Any, classifier: ImageClassifier) -> Baseline:
     """Return a baseline that a user gave as ``baseline_image`` takes it.
 
-    Args:
-        baseline: A name; or a gray value, a color or an image: uint8 as a photograph, else in the
-            classifier's range of values.
-        classifier: Whose range counts.
+    A name stays; a gray value, a color or an image is a photograph where it is uint8, else in the
+    classifier's range of values.
 
     Raises:
         UsageError: If the name is unknown, or a value is no finite number.
-
-    Example:
-        >>> import keras
-        >>> head = [keras.layers.Flatten(), keras.layers.Dense(2)]
-        >>> model = keras.Sequential([keras.Input((4, 6, 3)), *head])
-        >>> float(own_baseline(0.5, ImageClassifier(model, value_range=(0, 1))))
-        127.5
     """
     if isinstance(baseline, str):
         if baseline not in BASELINES:
@@ -97,11 +88,7 @@ def own_baseline(baseline: Any, classifier: ImageClassifier) -> Baseline:
 
 
 def own_baselines(baseline: Any, classifier: ImageClassifier) -> list[Baseline]:
-    """Return one baseline or several, as ``own_baseline`` does; three plain numbers are a color.
-
-    Raises:
-        UsageError: If there is none, or one cannot be used.
-    """
+    """Return one baseline or several, as ``own_baseline`` does; three plain numbers are a color."""
     several = isinstance(baseline, Sequence) and not isinstance(baseline, str)
     color = several and len(baseline) == 3 and all(np.isscalar(v) for v in baseline)
     if not several or (color and not any(isinstance(v, str) for v in baseline)):

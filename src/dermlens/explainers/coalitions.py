@@ -26,10 +26,6 @@ def shapley_mass(pieces: int) -> np.ndarray:
 
     Lundberg & Lee, NIPS 2017, theorem 2. Sizes 0 and M have infinite weight there, which the
     additivity constraint stands for; here they are 0.
-
-    Example:
-        >>> shapley_mass(4).tolist()
-        [0.0, 1.0, 0.75, 1.0, 0.0]
     """
     sizes = np.arange(1, pieces)
     mass = np.zeros(pieces + 1)
@@ -79,11 +75,9 @@ class Coalitions:
         return bool(self.complete.all())
 
     def weights(self, mass: np.ndarray) -> np.ndarray:
-        """Return the weight of each mask: float64 (n,).
+        """Return the weight of each mask, (n,), from that of all masks of each size, (M + 1,).
 
-        Args:
-            mass: (M + 1,): weight of all masks of each size together. Sums over the set then
-                estimate, without bias, sums over all masks.
+        Sums over the set then estimate, without bias, sums over all masks.
         """
         sizes = self.masks.sum(axis=1)
         each = mass / comb(self.pieces, np.arange(self.pieces + 1))
@@ -97,7 +91,7 @@ class Coalitions:
 def coalitions(
     pieces: int, n_samples: int, design: str, generator: np.random.Generator
 ) -> Coalitions:
-    """Choose the masks to evaluate.
+    """Choose at most ``n_samples`` masks to evaluate; all 2^M where they are no more.
 
     Args:
         pieces: Number of superpixels, at least 2.
@@ -108,9 +102,6 @@ def coalitions(
             alike. Fewer than ``FEW_MASKS`` a piece are, with the last two designs, the beginnings
             of permutations and of their reverses.
         generator: Source of randomness.
-
-    Returns:
-        At most ``n_samples`` masks; all 2^M where that is no more than ``n_samples``.
 
     Raises:
         UsageError: If there are too few pieces or samples, or the design is unknown.

@@ -85,13 +85,13 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
     def _weights(self, activations: Any, gradients: Any) -> Any:
         """Return weights of activations (n, h, w, K) from gradients (n, T, h, w, K).
 
-        In the closed form gradients, equal at every place, are (n, T, 1, 1, K). Weights have one
-        of both shapes.
+        In the closed form gradients are equal at every place, (n, T, 1, 1, K); weights may be too.
         """
 
     def closed(self, output: Output) -> bool:
         """Tell whether the closed form is used for an output."""
-        possible = self.features.dense is not None and output.linear
+        linear = output.weights(len(self.classes)) is not None
+        possible = self.features.dense is not None and linear
         if self.form == "closed" and not possible:
             raise ExplanationError(f"The closed form cannot explain a {output.name}. Use 'tape'.")
         return possible and self.form != "tape"
@@ -145,15 +145,10 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
                 index = None if closed and every else index
                 return self.graph(images, index, (rows, columns), output)[1:]
 
-            self._functions[key] = tf.function(
-                traced,
-                input_signature=[
-                    tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32),
-                    tf.TensorSpec((None,), tf.int32),
-                    tf.TensorSpec((None, None), tf.float32),
-                    tf.TensorSpec((None, None), tf.float32),
-                ],
-            )
+            pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+            side = tf.TensorSpec((None, None), tf.float32)
+            signature = [pixels, tf.TensorSpec((None,), tf.int32), side, side]
+            self._functions[key] = tf.function(traced, input_signature=signature)
         return self._functions[key]
 
     def graph(

@@ -65,12 +65,8 @@ class GradientEngine:
     ) -> np.ndarray:
         """Return sum over points of weight times gradient, for each path: (P, H, W, 3).
 
-        Args:
-            starts: float32 (P, H, W, 3).
-            ends: Likewise.
-            goals: int (P,), target of each path.
-            positions: float (S,), places on the path, 0 start, 1 end.
-            weights: float (S,).
+        Paths lead from ``starts`` to ``ends``, (P, H, W, 3), for targets (P,); positions on them
+        are 0..1, (S,), with weights (S,).
         """
         paths, steps = len(starts), len(positions)
         path_of = np.repeat(np.arange(paths), steps)
@@ -98,9 +94,7 @@ class GradientEngine:
 class GradientExplainer(Explainer[Result]):
     """Explains image by image with an engine that serves any of them.
 
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        points: Points per image and target at first, to choose an even batch size by.
+    ``points`` per image and target are evaluated at first, to choose an even batch size by.
     """
 
     def __init__(self, model: Any, points: int) -> None:
@@ -122,10 +116,9 @@ class GradientExplainer(Explainer[Result]):
         engine: GradientEngine,
         seed: int,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Explain a float32 image (H, W, 3) of some outputs (T,) for class positions (T,).
+        """Explain an image (H, W, 3) with outputs (T,) for class positions (T,).
 
-        Returns:
-            Maps (T, H, W), and what else is known, (T,) by the name of the field of ``kind``.
+        Returns maps (T, H, W), and what else is known, (T,) by the name of the field of ``kind``.
         """
 
     def _parts(self, asked: Request) -> Iterator[Result]:

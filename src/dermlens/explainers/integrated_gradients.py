@@ -209,13 +209,7 @@ def _summed(
 
 
 def convergence_delta(maps: np.ndarray, values: np.ndarray, lowest: np.ndarray) -> np.ndarray:
-    """Return |sum of map - (output - baseline output)| / |output - baseline output|, (T,).
-
-    Args:
-        maps: (T, H, W).
-        values: Outputs of the image, (T,).
-        lowest: Outputs of the baseline, (T,).
-    """
+    """Return what maps (T, H, W) miss of the change of outputs (T,), relative to it: (T,)."""
     change = (values - lowest).astype(np.float64)
     missing = np.abs(maps.astype(np.float64).sum(axis=(1, 2)) - change)
     scale = np.maximum(np.abs(change), LEAST_CHANGE)

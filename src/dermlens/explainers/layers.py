@@ -49,14 +49,9 @@ class Features:
     steps: "list[Step]" = field(repr=False, compare=False)
 
     def run(self, images: Any, watch: Callable[[Any], None] | None = None) -> tuple[Any, Any]:
-        """Run the model in inference mode.
+        """Return feature maps (n, h, w, K) in the model's precision, and float32 logits (n, C).
 
-        Args:
-            images: Float32 tensor (n, H, W, 3).
-            watch: Called with the feature maps when they appear, such as ``tape.watch``.
-
-        Returns:
-            Feature maps (n, h, w, K) in the model's precision, and float32 logits (n, C).
+        ``watch`` is called with the feature maps when they appear, such as ``tape.watch``.
         """
         caught, logits = run_catching(self.model, images, {self.step}, watch)
         return caught[0], logits
@@ -110,14 +105,10 @@ def apply_operation(operation: Any, args: Any, kwargs: Any) -> Any:
 
 
 def run_graph(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "") -> Any:
-    """Run a model's graph on a tensor.
+    """Run a model on images, calling ``each`` for every operation that is not a model itself.
 
-    Args:
-        model: Keras functional or sequential model.
-        inputs: Tensor (n, H, W, 3).
-        each: Called for every operation that is not a model itself, with operation, path,
-            positional and named arguments; returns the output.
-        prefix: Path of the model that holds this one, with a slash at its end.
+    It is called with operation, path, positional and named arguments, and returns the output;
+    ``prefix`` is the path of the model that holds this one, with a slash at its end.
     """
     import keras
 
@@ -142,11 +133,7 @@ def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[...
 
 
 def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step]:
-    """Run a model's graph on symbols and return every operation in the order in which they ran.
-
-    Args:
-        model: Keras functional or sequential model.
-        size: (height, width) of the images in pixels; default ``traced_size``.
+    """Return every operation in the order in which they run for images of (height, width).
 
     Raises:
         ExplanationError: If the model is no functional or sequential Keras model.

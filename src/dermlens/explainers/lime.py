@@ -23,12 +23,7 @@ from dermlens.explainers.superpixel_explainer import (
 
 
 def proximity_kernel(pieces: int, width: float) -> np.ndarray:
-    """Return the exponential kernel by mask size 0..M: float64 (M + 1,), 1 for the full mask.
-
-    Example:
-        >>> proximity_kernel(4, 0.25)[[0, 4]].round(4).tolist()
-        [0.0003, 1.0]
-    """
+    """Return the exponential kernel by mask size 0..M: float64 (M + 1,), 1 for the full mask."""
     distance = 1.0 - np.sqrt(np.arange(pieces + 1) / pieces)
     return np.exp(-(distance**2) / (2 * width**2))
 

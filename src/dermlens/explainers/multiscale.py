@@ -27,7 +27,7 @@ from dermlens.explainers.occlusion import (
 from dermlens.explainers.output import Output
 from dermlens.explainers.shap import GaussianProcessSHAP
 from dermlens.explainers.stages import StageCAM
-from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
+from dermlens.explainers.superpixel_explainer import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.model.image_classifier import as_classifier
 
 KINDS = ("depth", "patch", "superpixels")
@@ -41,14 +41,11 @@ SAMPLES_PER_SUPERPIXEL = 10
 
 @dataclass(frozen=True)
 class ScaleMap:
-    """One map of one scale.
+    """One map (H, W) of one scale.
 
     Attributes:
-        kind: One of ``KINDS``.
         label: For people, such as ``"patch 32 px"``.
         pixels: About how many pixels wide the smallest thing is that this scale can show.
-        values: Raw map, float32 (H, W).
-        signed: Whether negative values speak against the target.
     """
 
     kind: str

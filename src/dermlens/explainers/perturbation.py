@@ -41,8 +41,7 @@ class MaskedModel:
         build: Makes masks (B, H, W) in 0..1, 1 keeping the image, from ``shared`` and one batch
             of ``parameters``.
         cost: Counter to add to.
-        scorer: Evaluates the masked images in place of the model; they leave the graph batch by
-            batch.
+        scorer: Evaluates the masked images in place of the model.
     """
 
     def __init__(
@@ -105,13 +104,7 @@ class MaskedModel:
 
 
 class PerturbationExplainer(Explainer[Result]):
-    """Explains image by image; every evaluation gives the outputs of all classes.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        build: Makes the masks, see ``MaskedModel``.
-        scorer: Evaluates the changed images in place of the model.
-    """
+    """Explains image by image; every evaluation gives the outputs of all classes."""
 
     def __init__(self, model: Any, build: Callable[..., Any], scorer: Scorer | None = None) -> None:
         super().__init__(model)
@@ -125,19 +118,14 @@ class PerturbationExplainer(Explainer[Result]):
 
     @abstractmethod
     def _one(self, image: np.ndarray, asked: Request) -> Result:
-        """Explain one float32 image (H, W, 3), the only one of what is asked, see ``_scored``."""
+        """Explain one float32 image (H, W, 3), the only one of the request; see ``_scored``."""
 
     def _scored(
         self, asked: Request, logits: np.ndarray, goals: np.ndarray, maps: np.ndarray, **more: Any
     ) -> Result:
-        """Return the attribution of one image.
+        """Return the attribution of one image: maps (T, H, W) for the classes (T,).
 
-        Args:
-            asked: What was asked for.
-            logits: Of the changed images, (n, C), the unchanged one first.
-            goals: int32 (T,).
-            maps: (T, H, W).
-            **more: Fields as ``_part`` takes them.
+        ``logits`` are of the changed images, the unchanged one first; ``more`` as for ``_part``.
         """
         more["scorer"] = FLOAT32 if self.scorer is None else self.scorer.name
         values = output_values(asked.output, logits[:1])[:, goals]

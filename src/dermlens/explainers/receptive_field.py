@@ -49,11 +49,8 @@ class CellAxis:
 class CellGrid:
     """Where the cells of a feature map look.
 
-    Attributes:
-        rows: Along the height.
-        columns: Along the width.
-        assumed: Names of operations on the way whose geometry is neither known nor could be
-            measured, so that equal tiles were assumed for them; empty for exact grids.
+    ``assumed`` names operations on the way whose geometry is neither known nor could be measured,
+    so that equal tiles were assumed for them; empty for exact grids.
     """
 
     rows: CellAxis
@@ -70,14 +67,10 @@ def tiles(cells: int, pixels: int) -> CellAxis:
 def cell_grids(
     steps: Sequence[Step], wanted: Sequence[int], size: tuple[int, int]
 ) -> list[CellGrid]:
-    """Return where the cells of the feature maps of some operations look.
+    """Return where the cells of the feature maps of the wanted operations look.
 
-    Where branches of different geometry meet, their mean counts.
-
-    Args:
-        steps: Operations as ``layers.recorded_steps`` returns them for images of that size.
-        wanted: Positions of operations among them, as ``layers.Features.step``.
-        size: (height, width) of the images in pixels.
+    Where branches of different geometry meet, their mean counts. The steps are those that
+    ``layers.recorded_steps`` returns for images of that (height, width).
     """
     steps = steps[: max(wanted) + 1]
     produced = {step.writes for step in steps}

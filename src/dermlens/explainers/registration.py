@@ -75,13 +75,7 @@ def _bell(distance: np.ndarray) -> np.ndarray:
 class Drawing:
     """Draws feature maps of a model at the image's size; the geometry is worked out once a size.
 
-    Args:
-        features: Of the model.
-        positions: Of the operations whose feature maps are drawn, as ``Features.step``.
-        registration: ``"receptive_field"`` or ``"tiles"``.
-
-    Raises:
-        UsageError: If there is no such registration.
+    ``positions`` are those of the operations whose feature maps are drawn, as ``Features.step``.
     """
 
     def __init__(

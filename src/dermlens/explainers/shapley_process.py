@@ -83,11 +83,9 @@ def odd_parts(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def process_values(masks: Coalitions, values: np.ndarray) -> ProcessFit:
-    """Return Shapley values from the worth of some coalitions.
+    """Return the values of T games from their worth (n, T) for some coalitions.
 
-    Args:
-        masks: At least M + 1 couples of a coalition and its complement.
-        values: float64 (n, T): worth of each in T games.
+    At least M + 1 couples of a coalition and its complement are needed.
     """
     kept, odd = odd_parts(masks, np.asarray(values, np.float64))
     signs = kept - 0.5

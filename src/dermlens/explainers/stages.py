@@ -28,13 +28,7 @@ from dermlens.model.image_classifier import as_classifier
 
 @dataclass(frozen=True)
 class Stage:
-    """Feature maps at the end of a stage.
-
-    Attributes:
-        layer: Path of the operation that produces them.
-        size: (height, width) of the maps.
-        step: Position in the order in which operations run.
-    """
+    """Feature maps at the end of a stage: path, (height, width) and position of the operation."""
 
     layer: str
     size: tuple[int, int]

@@ -18,7 +18,7 @@ from dermlens.explainers.registry import (
     shared_bank,
     sharing_methods,
 )
-from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS
+from dermlens.explainers.superpixel_explainer import DEFAULT_SUPERPIXELS
 from dermlens.explainers.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.image_classifier import as_classifier
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded

@@ -11,7 +11,7 @@ import pandas as pd
 from dermlens.data.images import load_image, load_mask
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.registry import SIX, method
-from dermlens.explainers.superpixel_bank import DEFAULT_SAMPLES
+from dermlens.explainers.superpixel_explainer import DEFAULT_SAMPLES
 from dermlens.explainers.target import PREDICTED
 from dermlens.quality.metric import Metric
 from dermlens.quality.randomization import ORDERS
