@@ -26,12 +26,10 @@ ANGLES = 24
 
 @dataclass(frozen=True)
 class Framed:
-    """One photograph in the lesion's own frame.
+    """A photograph in the lesion's own frame: picture (S, S), maps (M, S, S), what is valid (S, S).
 
-    Attributes:
-        picture: float32 (S, S): gray values, less their mean, over their deviation.
-        maps: float32 (M, S, S): the methods' maps.
-        valid: bool (S, S): inside the photograph.
+    The picture is gray, less its mean, over its deviation; only what lies inside the photograph is
+    valid.
     """
 
     picture: np.ndarray
@@ -40,13 +38,9 @@ class Framed:
 
 
 def frame(image: np.ndarray, mask: np.ndarray, maps: np.ndarray, side: int = SIDE) -> Framed:
-    """Bring an image and its maps into the frame of the lesion: 1.6 radii to each side.
+    """Bring an image and its maps (M, H, W) into the frame of the lesion: 1.6 radii to each side.
 
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: bool (H, W). An empty mask has no frame: nothing in it is valid.
-        maps: float (M, H, W).
-        side: Pixels along the frame.
+    An empty mask has no frame: nothing in it is valid.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -95,11 +89,7 @@ def best_turn(
 ) -> tuple[float, bool]:
     """Return the rotation, and whether mirrored, that makes the second picture like the first.
 
-    Args:
-        first: Stays as it is.
-        second: Is turned.
-        mirrors: Also try mirror images; photographs of skin are never mirrored.
-        angles: Rotations tried, equally spaced.
+    ``mirrors``: also try mirror images; photographs of skin are never mirrored.
     """
     best, chosen = -np.inf, (0.0, False)
     disk = _disk(first.picture.shape[0])
@@ -143,11 +133,8 @@ def photo_consistency(
 ) -> np.ndarray:
     """Return agreement within lesions less that between lesions, float64 (L, M).
 
-    Args:
-        pairs: Two photographs of each lesion.
-        mirrors: Whether photographs may be mirrored.
-        others: With how many following lesions the first photograph is compared as a control;
-            their mean is subtracted. With a single lesion there is no control: NaN.
+    As a control, the first photograph of a lesion is compared with the second of up to ``others``
+    following lesions, and their mean subtracted. With a single lesion there is none: NaN.
     """
     rows = []
     for number, (first, second) in enumerate(pairs):

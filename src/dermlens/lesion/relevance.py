@@ -33,9 +33,7 @@ def equivalent_radius(mask: np.ndarray) -> float:
 def zone_profile(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the share of positive attribution in each zone of a lesion, float64 (N, 4).
 
-    Args:
-        maps: float (N, H, W) of one image.
-        mask: bool (H, W). An empty mask gives NaN: without a lesion there are no zones.
+    An empty mask gives NaN: without a lesion there are no zones.
     """
     shares = zone_shares(maps, lesion_zones(mask))
     return shares if np.asarray(mask, bool).any() else np.full_like(shares, np.nan)
@@ -62,17 +60,11 @@ class Traits:
     area: float
 
     def to_json(self) -> dict[str, float]:
-        """Return the fields by name."""
         return asdict(self)
 
 
 def lesion_traits(image: np.ndarray, mask: np.ndarray) -> Traits:
-    """Measure asymmetry, border irregularity and color variety of a lesion.
-
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: bool (H, W).
-    """
+    """Measure asymmetry, border irregularity and color variety of a lesion."""
     from skimage.measure import perimeter
 
     mask = np.asarray(mask, bool)

@@ -37,10 +37,6 @@ def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
     cells, each about a sixth of the image's shorter side wide. Compared pixel by pixel, a gradient
     map would agree with nothing; smoothed by a Gaussian, areas are compared. Far from any change,
     equal values stay equal, so ties survive.
-
-    Args:
-        maps: float (N, H, W).
-        share: Standard deviation of the Gaussian as a share of the shorter side.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -54,10 +50,6 @@ def normalized_ranks(maps: np.ndarray) -> np.ndarray:
     """Return the rank of every pixel within its own map: float64 (N, H, W), 0 lowest, 1 highest.
 
     Equal values share the mean of their ranks; a map that is constant everywhere is 0.5.
-
-    Example:
-        >>> normalized_ranks(np.array([[[5.0, 7.0, 7.0, 9.0]]])).tolist()
-        [[[0.0, 0.5, 0.5, 1.0]]]
     """
     from scipy.stats import rankdata
 
@@ -108,11 +100,6 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a few extreme pixels do not decide; a map without positive evidence is 0 everywhere. Gaussian
     window with sigma 1.5 and the constants of the paper; every pixel counts, the image continuing
     as its mirror image beyond the border, so that any size is defined.
-
-    Example:
-        >>> one = np.eye(8)[None]
-        >>> structural_similarity(one, 3 * one).round(6).tolist()
-        [1.0]
     """
     from skimage.metrics import structural_similarity as ssim
 
@@ -138,15 +125,11 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def top_overlap(first: np.ndarray, second: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
     """Return the IoU of the strongest pixels of each pair of maps: float64 (N,), 0..1.
 
-    The strongest are a share of all pixels, by positive evidence. Where equal values compete for
-    the last places, each gets its share of them, so the result does not depend on their order:
-    overlap is the sum of the smaller memberships over that of the larger. A constant map belongs
-    everywhere with ``share``; with another map it reaches what chance would, 1/9 for a fifth.
-
-    Args:
-        first: float (N, H, W).
-        second: float (N, H, W).
-        share: Of the pixels that count as strongest, above 0 and below 1.
+    The strongest are a ``share`` of all pixels, above 0 and below 1, by positive evidence. Where
+    equal values compete for the last places, each gets its share of them, so the result does not
+    depend on their order: overlap is the sum of the smaller memberships over that of the larger.
+    A constant map belongs everywhere with ``share``; with another map it reaches what chance would,
+    1/9 for a fifth.
 
     Example:
         >>> one = np.arange(10.0).reshape(1, 2, 5)
@@ -169,13 +152,9 @@ MEASURES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def agreement_matrices(maps: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
-    """Return how far every two maps of one image agree, by every measure.
+    """Return how far every two of M maps (M, H, W) of one image agree, by every measure.
 
-    Args:
-        maps: M maps, float (M, H, W).
-
-    Returns:
-        For each name of ``MEASURES`` a symmetric float64 (M, M) with 1 on the diagonal.
+    For each name of ``MEASURES`` a symmetric float64 (M, M) with 1 on the diagonal.
     """
     stack = _stack(maps)
     rows, columns = np.triu_indices(len(stack), k=1)
@@ -190,13 +169,10 @@ def agreement_matrices(maps: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.
 
 
 def consensus_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return where the methods together see most evidence: float64 (H, W), 0..1.
+    """Return where M maps (M, H, W) of one image see most evidence: float64 (H, W), 0..1.
 
     The mean over methods of the normalized rank: near 1 where all rank a place high, near 0.5
     where they contradict each other or see nothing special.
-
-    Args:
-        maps: M maps of one image, float (M, H, W).
 
     Example:
         >>> consensus_map(np.array([[[0.0, 1.0, 2.0]], [[0.0, 40.0, 20.0]]])).tolist()
@@ -207,13 +183,10 @@ def consensus_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 
 def disagreement_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return where the methods contradict each other: float64 (H, W), 0..0.5.
+    """Return where M maps (M, H, W) of one image disagree: float64 (H, W), 0..0.5.
 
     The standard deviation over methods of the normalized rank: 0 where all rank a place alike,
     0.5 where half of them rank it highest and half lowest. Unrelated maps reach about 0.29.
-
-    Args:
-        maps: M maps of one image, float (M, H, W).
 
     Example:
         >>> disagreement_map(np.array([[[0.0, 1.0]], [[1.0, 0.0]]])).tolist()

@@ -142,7 +142,7 @@ def _fingerprint(
 
 def _pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
     """Return all pieces of work in the order in which they are made."""
-    plan, size, effort = bench.plan, bench.classifier.input_size, efforts(bench)
+    plan, size, effort, parts = bench.plan, bench.classifier.input_size, efforts(bench), bench.names
 
     def whole(item: Item, tick: Tick) -> Any:
         return bench.measure_image(load(item, size), tick)
@@ -150,19 +150,21 @@ def _pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
     def robust(item: Item, tick: Tick) -> Any:
         return bench.measure_robustness(load(item, size))
 
-    parts = len(bench.names)
     return [
-        *(Piece("images", i.image_id, effort["image"], partial(whole, i), parts) for i in items),
+        *(
+            Piece("images", item.image_id, effort["image"], partial(whole, item), len(parts))
+            for item in items
+        ),
         *bench.extension.pieces(bench, effort),
         *(
             Piece("robustness", item.image_id, effort["robust"], partial(robust, item))
             for item in items[: plan.robustness]
         ),
-        *_randomization_pieces(bench, items[: plan.randomization]),
+        *_randomization_pieces(bench, items[: plan.randomization], effort["explain"]),
     ]
 
 
-def _randomization_pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
+def _randomization_pieces(bench: Bench, items: Sequence[Item], effort: int) -> list[Piece]:
     """Return a piece for each step of each order; all images of a step share its weights."""
 
     @cache
@@ -175,17 +177,21 @@ def _randomization_pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
         rows = bench.measure_randomization(*loaded(), step)
         return {"order": order, "step": number, "stage": step[0], "rows": rows}
 
-    effort, network = efforts(bench)["explain"] * len(items), bench.classifier.model
     return [
-        Piece("randomization", f"{order}-{k:02d}", effort, partial(randomize, order, k, step))
+        Piece(
+            "randomization",
+            f"{order}-{number:02d}",
+            effort * len(items),
+            partial(randomize, order, number, step),
+        )
         for order in (bench.plan.orders if items else ())
-        for k, step in enumerate(stage_steps(network, order))
+        for number, step in enumerate(stage_steps(bench.classifier.model, order))
     ]
 
 
 def _make(pieces: list[Piece], store: Store) -> None:
     """Make what is missing, with progress in passes through the network."""
-    missing = [p for p in pieces if not store.has(p.kind, p.name, p.arrays)]
+    missing = [p for p in pieces if not store.has(p.kind, p.name)]
     if len(missing) < len(pieces):
         say(f"Resuming: {len(pieces) - len(missing)} of {len(pieces)} pieces are there.")
     with progress("Benchmark (passes)", sum(p.effort for p in missing)) as advance:
@@ -197,7 +203,7 @@ def _make(pieces: list[Piece], store: Store) -> None:
                 done += piece.effort // piece.parts
                 advance(piece.effort // piece.parts, f"{piece.name} {method}")
 
-            store.write(piece.kind, piece.name, piece.make(tick), piece.arrays)
+            store.write(piece.kind, piece.name, piece.make(tick))
             advance(piece.effort - done, piece.kind)
 
 

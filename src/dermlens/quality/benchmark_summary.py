@@ -37,13 +37,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
-    Args:
-        tables: Of the benchmark.
-        names: Methods and controls in the order of the tables.
-        extension: What was measured besides.
-        resamples: Of the bootstrap over lesions.
-        flips: Of the paired test.
-        seed: Sets both.
+    ``resamples`` are of the bootstrap over lesions, ``flips`` of the paired test; ``seed`` sets
+    both.
     """
     extension = extension or Extension()
     known = {**METRICS, **extension.metrics}
@@ -98,25 +93,23 @@ def _comparisons(
     found = cluster_intervals(differences, lesions, resamples=resamples, seed=seed)
     p_values = paired_tests(differences, lesions, flips=flips, seed=seed)
     corrected = holm(p_values)
-    results = []
-    for number, (i, k) in enumerate(pairs):
-        interval = found[number]
-        better = names[i] if interval.mean * about.sign > 0 else names[k]
-        results.append(
-            {
-                "first": names[i],
-                "second": names[k],
-                "difference": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "count": interval.count,
-                "p": p_values[number],
-                "p_holm": corrected[number],
-                "p_wilcoxon": wilcoxon_test(cluster_means(differences[:, number], lesions)),
-                "better": better if corrected[number] < 0.05 else None,
-            }
-        )
-    return results
+    return [
+        {
+            "first": names[i],
+            "second": names[k],
+            "difference": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "count": interval.count,
+            "p": p_values[number],
+            "p_holm": corrected[number],
+            "p_wilcoxon": wilcoxon_test(cluster_means(differences[:, number], lesions)),
+            "better": names[i if interval.mean * about.sign > 0 else k]
+            if corrected[number] < 0.05
+            else None,
+        }
+        for number, ((i, k), interval) in enumerate(zip(pairs, found, strict=True))
+    ]
 
 
 def ranking(
@@ -171,25 +164,18 @@ def _cost(tables: Tables, names: Sequence[str]) -> dict[str, Any]:
     by_method = tables.cost.groupby("method")
     spent = by_method[["forward", "backward"]].mean().join(by_method.seconds.median())
     methods = {name: spent.loc[name].to_dict() for name in names}
-    return {
-        "per_image": methods,
-        "metric_passes_per_image": float(tables.images.metric_passes.mean()),
-    }
+    passes = float(tables.images.metric_passes.mean())
+    return {"per_image": methods, "metric_passes_per_image": passes}
 
 
 def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     """Return mean similarity after each step of parameter randomization."""
     result: dict[str, Any] = {}
-    if table.empty:
-        return result
-    for order, rows in table.groupby("order", sort=False):
+    measures = ["spearman", "ssim"]
+    for order, rows in table.groupby("order", sort=False) if len(table) else ():
         stages = rows.drop_duplicates("step").stage.tolist()
-        means = rows.groupby(["method", "step"])[["spearman", "ssim"]].mean()
-        present = set(rows.method)
-        curves = {
-            name: {m: means.loc[name][m].tolist() for m in ("spearman", "ssim")}
-            for name in names
-            if name in present
-        }
+        means = rows.groupby(["method", "step"])[measures].mean()
+        present = [name for name in names if name in set(rows.method)]
+        curves = {name: {m: means.loc[name][m].tolist() for m in measures} for name in present}
         result[str(order)] = {"stages": stages, "methods": curves}
     return result

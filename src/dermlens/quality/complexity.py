@@ -25,8 +25,7 @@ def _shares(maps: np.ndarray) -> np.ndarray:
 def gini(maps: np.ndarray) -> np.ndarray:
     """Return the Gini index of absolute values, float64 (N,): 0 all alike, near 1 one pixel.
 
-    Args:
-        maps: float (N, H, W). A map of zeros is even: 0.
+    A map of zeros is even: 0.
 
     Example:
         >>> gini(np.array([[[0.0, 0.0, 0.0, 5.0]], [[2.0, 2.0, 2.0, 2.0]]])).tolist()
@@ -42,8 +41,7 @@ def gini(maps: np.ndarray) -> np.ndarray:
 def entropy(maps: np.ndarray) -> np.ndarray:
     """Return the entropy of absolute values as shares, in nats, float64 (N,): 0..log(H * W).
 
-    Args:
-        maps: float (N, H, W). A map of zeros is even: log(H * W).
+    A map of zeros is even: log(H * W).
 
     Example:
         >>> entropy(np.array([[[0.0, 3.0]], [[1.0, 1.0]]])).round(4).tolist()

@@ -104,12 +104,7 @@ def untrained_copy(classifier: ImageClassifier, seed: int = 0) -> ImageClassifie
 
 
 def control_names(methods: Sequence[str]) -> list[str]:
-    """Return the controls that belong beside some methods, in the order of the tables.
-
-    Example:
-        >>> control_names(["grad_cam", "lime"])[-2:]
-        ['darkness', 'untrained_grad_cam']
-    """
+    """Return the controls that belong beside some methods, in the order of the tables."""
     from dermlens.explainers.registry import method
 
     reading = [name for name in methods if method(name).family != "perturbation"]
@@ -135,15 +130,11 @@ def title(name: str) -> str:
 def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[str, Explainer]:
     """Build controls by name; those on an untrained network share one copy of it.
 
-    Those on an untrained network are left out, and it is said, where there can be no copy.
-
-    Args:
-        names: Of ``CONTROLS``, or ``untrained_METHOD``.
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        seed: Sets how weights are shuffled.
+    These are left out, and it is said, where there can be no copy; ``seed`` sets how its weights
+    are shuffled.
 
     Raises:
-        UsageError: If a name is unknown.
+        UsageError: If a name is neither of ``CONTROLS`` nor ``untrained_METHOD``.
     """
     from dermlens.explainers.registry import create, method
 

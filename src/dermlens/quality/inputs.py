@@ -29,10 +29,8 @@ def checked_maps(maps: Any) -> np.ndarray:
 def checked_masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Return masks as bool of the shape of their maps.
 
-    Args:
-        masks: bool; or numbers of at most two values: of two the higher is inside, and a single
-            one is inside unless it is 0.
-        shape: Of the maps.
+    Numbers may have two values, of which the higher is inside; a single one is inside unless it
+    is 0.
 
     Raises:
         UsageError: If shapes differ, or there are more values, as in a soft mask or a JPEG.

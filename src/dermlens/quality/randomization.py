@@ -56,17 +56,10 @@ def layer_groups(model: Any) -> list[tuple[str, list[Any]]]:
 
 
 def stage_steps(model: Any, order: str = "cascading") -> list[tuple[str, list[Any]]]:
-    """Return which layers are destroyed at each step, stage by stage; see ``layer_groups``.
+    """Return names and layers of what is destroyed at each step, see ``layer_groups``.
 
-    Few steps instead of one for each layer. The first step is always the last layer alone.
-
-    Args:
-        model: Keras model.
-        order: ``"cascading"``: down from the output, each step with all before it; or
-            ``"independent"``: one stage alone at each step.
-
-    Returns:
-        Name of the stage that is reached, and the layers to destroy.
+    The first step is always the last layer alone. ``"cascading"`` goes down from the output, each
+    step with all before it; ``"independent"`` destroys one stage alone at each step.
 
     Raises:
         UsageError: If the order is unknown.
@@ -88,7 +81,6 @@ def randomization_curves(
     model: Any,
     explain: Callable[[], np.ndarray],
     steps: Sequence[tuple[str, Sequence[Any]]],
-    *,
     reference: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -119,12 +111,8 @@ def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[Any]) -> np
     """Return for each image another class, drawn at random: the random logit test.
 
     Sixt, Granz & Landgraf, "When explanations lie", ICML 2020: a map that stays the same when
-    another class is explained does not explain the class.
-
-    Args:
-        targets: int (N,), explained classes.
-        classes: Number of classes, at least 2.
-        seeds: Of each image: a seed, or a generator.
+    another class is explained does not explain the class. ``seeds`` are seeds or generators, one
+    per image.
 
     Raises:
         UsageError: If there is no other class.
@@ -140,12 +128,8 @@ def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[Any]) -> np
 def randomized(model: Any, layers: Sequence[Any], seed: int = 0) -> Iterator[Any]:
     """Destroy layers of a model in place, and put their weights back afterwards.
 
-    Explainers that hold the model see the destroyed weights at once; nothing is copied.
-
-    Args:
-        model: Keras model.
-        layers: Layers of it, as ``stage_steps`` returns them.
-        seed: Sets the order of values; a layer's does not depend on which others are destroyed.
+    Explainers that hold the model see the destroyed weights at once; nothing is copied. The order
+    of a layer's values depends on the seed, and not on which others are destroyed.
     """
     kept = [(layer, layer.get_weights()) for layer in layers]
     position = {id(layer): number for number, layer in enumerate(weighted_layers(model))}

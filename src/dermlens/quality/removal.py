@@ -26,16 +26,9 @@ def removal_places(attribution: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return each pixel's place in the order of descending attribution: float32 (H, W), 0..1.
 
     Pixels of equal value stand in random order, so that no part of the image is favored: a
-    constant map is removed in random order, which is chance.
-
-    Args:
-        attribution: float (H, W).
-        seed: Sets the order of ties. It also depends on the map, so that maps of different
-            images break ties differently, but not on other maps of a batch.
-
-    Example:
-        >>> removal_places(np.array([[3.0, 1.0], [4.0, 2.0]])).tolist()
-        [[0.25, 0.75], [0.0, 0.5]]
+    constant map is removed in random order, which is chance. The order of ties depends on the seed
+    and the map, so that maps of different images break ties differently, but not on other maps of
+    a batch.
     """
     values = np.asarray(attribution, np.float32)
     checked_maps(values[None])
@@ -61,12 +54,7 @@ def keep_masks(places: Any, thresholds: Any) -> Any:
 
 
 def area_under(curve: np.ndarray) -> float:
-    """Return the area under a curve over equal shares from 0 to 1, by the trapezoid rule.
-
-    Example:
-        >>> area_under(np.array([1.0, 0.5, 0.0]))
-        0.5
-    """
+    """Return the area under a curve over equal shares from 0 to 1, by the trapezoid rule."""
     return float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
 
 

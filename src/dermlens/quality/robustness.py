@@ -33,12 +33,7 @@ Move = Callable[[np.ndarray], np.ndarray]
 
 
 def symmetries(height: int, width: int) -> dict[str, Move]:
-    """Return the symmetries that keep the size: three for rectangles, seven for squares.
-
-    Example:
-        >>> len(symmetries(192, 256)), len(symmetries(224, 224))
-        (3, 7)
-    """
+    """Return the symmetries that keep the size: three for rectangles, seven for squares."""
     moves: dict[str, Move] = {
         "mirrored_left_right": lambda p: p[:, :, ::-1],
         "mirrored_up_down": lambda p: p[:, ::-1],
@@ -59,9 +54,6 @@ def two_sided_noise(image: np.ndarray, radius: float, draws: int, seed: int) -> 
 
     Draws come in pairs d and -d, so that their mean is exactly zero. The noise depends on the seed
     and the image alone, so every method sees the same.
-
-    Raises:
-        UsageError: If ``draws`` is odd or below 2, or the radius is not above 0.
     """
     if draws < 2 or draws % 2 or radius <= 0:
         raise UsageError(
@@ -100,15 +92,8 @@ def sensitivity(
 ) -> tuple[float, float]:
     """Return the largest and the mean relative change of a map under weak noise.
 
-    Args:
-        explain: Makes maps.
-        image: float32 RGB 0..255, (H, W, 3).
-        target: Class position.
-        map_: The image's own map, (H, W).
-        radius: Largest change of a pixel, in gray levels of 0..255. Noisy pixels are not clipped,
-            since clipping would make the noise one-sided where the image is white or black.
-        draws: Even number of noisy images; the cost of one explanation each.
-        seed: Sets the noise.
+    ``radius`` is the largest change of a pixel, in gray levels of 0..255. Noisy pixels are not
+    clipped, since clipping would make the noise one-sided where the image is white or black.
     """
     image = np.asarray(image, np.float32)
     noisy = image + two_sided_noise(image, radius, draws, seed)
@@ -119,14 +104,7 @@ def sensitivity(
 
 
 def equivariance(explain: Explain, image: np.ndarray, target: int, map_: np.ndarray) -> float:
-    """Return the mean rank correlation of the moved image's map with the moved map, -1..1.
-
-    Args:
-        explain: Makes maps.
-        image: float32 RGB 0..255, (H, W, 3).
-        target: Class position.
-        map_: The image's own map, (H, W).
-    """
+    """Return the mean rank correlation of the moved image's map with the moved map, -1..1."""
     image = np.asarray(image, np.float32)
     moves = symmetries(*image.shape[:2]).values()
     moved = np.concatenate([move(image[None]) for move in moves])

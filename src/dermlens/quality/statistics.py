@@ -22,15 +22,7 @@ _ROWS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval.
-
-    Attributes:
-        mean: Mean over images with a value; NaN if there is none.
-        low: 2.5th percentile of resampled means.
-        high: 97.5th percentile.
-        count: Images with a value.
-        excluded: Images without, such as those with an empty mask.
-    """
+    """A mean with its 95 % interval, NaN if there is none; images with a value, and without."""
 
     mean: float
     low: float

@@ -31,14 +31,10 @@ SET_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Reactions:
-    """How a model reacted to covered parts of one image.
+    """How a model's logits fell (S, C), (K, C) when parts of one image were covered.
 
-    Attributes:
-        boxes: int (S, 4): top, bottom, left, right of the covered squares.
-        box_drops: float64 (S, C): logits of the image minus those with the square covered.
-        labels: int (H, W): cell of each pixel.
-        sets: bool (K, M): cells covered together.
-        set_drops: float64 (K, C).
+    Squares (S, 4): top, bottom, left, right; sets (K, M) of cells, labels (H, W) being the cell of
+    each pixel.
     """
 
     boxes: np.ndarray
@@ -126,14 +122,6 @@ def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
     so that images with large and small reactions count alike. 0: foretold up to a factor; 1:
     nothing. A negative scale would make an inverted map as good as the map itself, so it is not
     allowed. A map of zeros foretells nothing (1). NaN where the score never reacts.
-
-    Args:
-        foretold: I·a, (S,).
-        drops: f(x) - f(x - I), (S,).
-
-    Example:
-        >>> infidelity(np.array([1.0, 2.0]), np.array([3.0, 6.0]))
-        0.0
     """
     reaction = float(np.mean(drops**2))
     if reaction <= 1e-18:
@@ -151,10 +139,6 @@ def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
 
     A map that gives every set the same (a constant map) foretells nothing: 0. NaN where the score
     never reacts.
-
-    Args:
-        foretold: Sum of the map over each set, (K,).
-        drops: Fall of the score with the set covered, (K,).
     """
     if np.abs(drops - drops[0]).max() <= 1e-9:
         return float("nan")
