@@ -201,10 +201,10 @@ def _places(step: Step) -> int:
 def _named(steps: list[Step], layer: str, model: Any) -> int:
     found = [p for p, step in enumerate(steps) if layer in (step.path, step.operation.name)]
     if not found:
-        spatial = [step.path for step in steps if len(step.shape) == 4]
+        spatial = ", ".join([step.path for step in steps if len(step.shape) == 4][-6:])
         raise ExplanationError(
             f"The model {model.name!r} has no layer {layer!r}. Its last layers with feature maps "
-            f"are {', '.join(spatial[-6:])}."
+            f"are {spatial}."
         )
     shape = steps[found[-1]].shape
     if len(shape) != 4:

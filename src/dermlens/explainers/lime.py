@@ -50,14 +50,6 @@ class LIME(SuperpixelExplainer[LIMEAttribution]):
         **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
 
     Returns results of the kind ``LIMEAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = LIME(model, superpixels=6, n_samples=40).attribute(images, targets=4)
-        >>> result.maps.shape, result.cost.forward
-        ((1, 32, 48), 40)
     """
 
     name = "lime"

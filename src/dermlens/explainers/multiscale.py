@@ -149,19 +149,16 @@ class MultiScale:
         batch_size: int = 16,
         seed: int = 0,
     ) -> MultiScaleResult:
-        """Explain one image at all scales.
+        """Explain one image, uint8 RGB (H, W, 3) at the model's input size, at all scales.
 
         Args:
-            image: uint8 RGB (H, W, 3) at the model's input size.
+            image: The image.
             target: Class position.
             output: What is explained; default the logit.
             known: Occlusion with default settings of this image, target and output, if it was
                 computed before: its patch size is then not paid again.
             batch_size: Images per pass; bounds memory.
             seed: Sets everything random.
-
-        Returns:
-            The maps and their fusion.
         """
         how: dict[str, Any] = {"output": output, "batch_size": batch_size, "seed": seed}
         with counted() as cost:

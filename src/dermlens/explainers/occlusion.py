@@ -83,14 +83,6 @@ class Occlusion(PerturbationExplainer[OcclusionAttribution]):
         scorer: Evaluates the covered images in place of the model.
 
     Returns results of the kind ``OcclusionAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> explainer = Occlusion(model, patch_size=16, stride=16)
-        >>> result = explainer.attribute(np.zeros((1, 32, 48, 3)))
-        >>> result.maps.shape, result.cost.forward
-        ((1, 32, 48), 7)
     """
 
     name = "occlusion"

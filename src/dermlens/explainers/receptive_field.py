@@ -127,7 +127,7 @@ def _window(step: Step, axis: int, shape: tuple[int, ...], cells: int) -> tuple[
     layers, operation, side, given = keras.layers, step.operation, axis - 1, shape[axis]
     window = getattr(operation, "pool_size", None) or getattr(operation, "kernel_size", None)
     if window is not None and hasattr(operation, "strides"):
-        return _strided(operation, window, side, given, cells)
+        return *_strided(operation, window, side, given, cells), True
     if isinstance(operation, layers.ZeroPadding2D):
         return -float(operation.padding[side][0]), 1.0, True
     if isinstance(operation, layers.Cropping2D):
@@ -142,15 +142,16 @@ def _window(step: Step, axis: int, shape: tuple[int, ...], cells: int) -> tuple[
     return _measured(step, axis, shape, cells)
 
 
-def _strided(
-    operation: Any, window: Any, side: int, given: int, cells: int
-) -> tuple[float, float, bool]:
+def _strided(operation: Any, window: Any, side: int, given: int, cells: int) -> tuple[float, float]:
     """Convolutions and pooling: the middle of the window that place j reads."""
     import keras
 
-    reach = _pair(window)[side]
-    dilation = _pair(getattr(operation, "dilation_rate", 1))[side]
-    stride = _pair(operation.strides if operation.strides is not None else window)[side]
+    strides = operation.strides if operation.strides is not None else window
+    dilations = getattr(operation, "dilation_rate", 1)
+    # One number or two.
+    reach, dilation, stride = (
+        int(np.broadcast_to(one, 2)[side]) for one in (window, dilations, strides)
+    )
     reach = (reach - 1) * dilation + 1
     transposed = isinstance(operation, keras.layers.Conv2DTranspose)
     padding = 0
@@ -159,12 +160,8 @@ def _strided(
         padding = max((small - 1) * stride + reach - large, 0) // 2
     middle = (reach - 1) / 2 - padding
     if transposed:
-        return -middle / stride, 1 / stride, True
-    return middle, float(stride), True
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if np.ndim(value) == 0 else (int(value[0]), int(value[1]))
+        return -middle / stride, 1 / stride
+    return middle, float(stride)
 
 
 def _measured(
@@ -177,28 +174,23 @@ def _measured(
     even = (given / cells - 1) / 2, given / cells, False
     # Positive and uneven, so that neither rectification nor equal values hide a place.
     values = np.random.default_rng(0).uniform(0.5, 1.5, shape).astype(np.float32)
-    places = np.arange(given)
-    centers = []
-    first = max(cells // 2 - 1, 0)
+    centers, first = [], max(cells // 2 - 1, 0)
 
     @tf.function(autograph=False)
     def gradient(pixels: Any, cell: Any) -> Any:
         output = apply_operation(step.operation, (pixels, *step.args[1:]), step.kwargs)
         return tf.gradients(tf.gather(output, cell, axis=axis), pixels)[0]
 
+    others = tuple(k for k in range(4) if k != axis)
     for cell in (first, first + 1):
         try:
             slopes = gradient(tf.constant(values), tf.constant(cell))
         except Exception:  # An operation of somebody else's may fail in any way.
             return even
-        if slopes is None:
-            return even
-        others = tuple(k for k in range(4) if k != axis)
-        weight = np.abs(np.asarray(slopes, np.float64)).sum(axis=others)
+        weight = np.zeros(1) if slopes is None else np.abs(np.asarray(slopes, np.float64))
         if not weight.sum() > 0:
             return even
-        centers.append(float((weight * places).sum() / weight.sum()))
+        weight = weight.sum(axis=others)
+        centers.append(float((weight * np.arange(given)).sum() / weight.sum()))
     factor = centers[1] - centers[0]
-    if not factor > 0:
-        return even
-    return centers[0] - factor * first, factor, True
+    return (centers[0] - factor * first, factor, True) if factor > 0 else even

@@ -37,12 +37,7 @@ def check_registration(registration: str) -> None:
 def interpolation(axis: CellAxis, registration: str = "receptive_field") -> np.ndarray:
     """Return the weights that turn cells into pixels along one side.
 
-    Args:
-        axis: The cells.
-        registration: ``"receptive_field"`` or ``"tiles"``.
-
-    Returns:
-        float32 (pixels, cells); rows sum to 1, no weight is negative.
+    float32 (pixels, cells); rows sum to 1, no weight is negative.
 
     Raises:
         UsageError: If there is no such registration.

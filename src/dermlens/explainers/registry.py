@@ -45,10 +45,8 @@ class Method:
     @property
     def cost(self) -> str:
         """The passes in words."""
-        about = "about " if self.fixed else ""
-        if not self.backward:
-            return f"{about}{self.forward:,} forward"
-        return f"{about}{self.forward:,} forward, {self.backward:,} backward"
+        about, back = "about " if self.fixed else "", f", {self.backward:,} backward"
+        return f"{about}{self.forward:,} forward{back if self.backward else ''}"
 
 
 METHODS: dict[str, Method] = {
@@ -161,9 +159,7 @@ def create_several(
     model, sharing = as_classifier(model), sharing_methods(names)
     if bank is None and len(sharing) > 1:
         bank = shared_bank(model, names, scorers)
-    options: dict[str, dict[str, Any]] = {
-        name: {"scorer": scorer} for name, scorer in (scorers or {}).items()
-    }
+    options: dict[str, Any] = {name: {"scorer": one} for name, one in (scorers or {}).items()}
     if bank is not None:
         options |= {name: {"bank": bank} for name in sharing}
     return {name: create(name, model, **options.get(name, {})) for name in names}
@@ -179,16 +175,12 @@ def shared_bank(
 ) -> "SuperpixelBank | None":
     """Return what keeps the masked evaluations that methods share, None if none of them does.
 
-    Args:
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        names: Keys of ``METHODS``.
-        scorers: By method; used only if every method that shares has one.
-        **options: Arguments of ``SuperpixelBank``.
+    ``options`` are those of ``SuperpixelBank``. A scorer is used only if every method that shares
+    has one.
     """
     from dermlens.explainers.superpixel_explainer import SuperpixelBank
 
-    sharing, given = sharing_methods(names), scorers or {}
-    if not sharing:
+    found = [(scorers or {}).get(name) for name in sharing_methods(names)]
+    if not found:
         return None
-    every = all(name in given for name in sharing)
-    return SuperpixelBank(model, scorer=given[sharing[0]] if every else None, **options)
+    return SuperpixelBank(model, scorer=None if None in found else found[0], **options)

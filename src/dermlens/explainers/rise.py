@@ -55,13 +55,6 @@ class RISE(PerturbationExplainer[RISEAttribution]):
         scorer: Evaluates the masked images in place of the model.
 
     Returns results of the kind ``RISEAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> result = RISE(model, n_samples=31).attribute(np.zeros((1, 32, 48, 3)), targets=4)
-        >>> result.maps.shape, result.cost.forward
-        ((1, 32, 48), 32)
     """
 
     name = "rise"
@@ -93,15 +86,13 @@ class RISE(PerturbationExplainer[RISEAttribution]):
     def draw(self, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """Return masks as (samples, rows + 1, columns + 2) numbers.
 
-        The last two columns hold, in the first two rows, the shift in cells (0..1) down and right;
-        the rest the visible cells, one more than the grid each way so that shifts stay inside.
+        The last column holds, in the first two rows, the shift in cells (0..1) down and right; the
+        rest the visible cells, one more than the grid each way so that shifts stay inside.
         """
         rows, columns = self.grid(size)
-        visible = generator.random((self.n_samples, rows + 1, columns + 1)) < self.keep
-        shift = generator.random((self.n_samples, 2))
         packed = np.zeros((self.n_samples, rows + 1, columns + 2), np.float32)
-        packed[:, :, : columns + 1] = visible
-        packed[:, :2, columns + 1] = shift
+        packed[:, :, :-1] = generator.random((self.n_samples, rows + 1, columns + 1)) < self.keep
+        packed[:, :2, -1] = generator.random((self.n_samples, 2))
         return packed
 
     def _one(self, image: np.ndarray, asked: Request) -> RISEAttribution:

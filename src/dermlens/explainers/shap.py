@@ -133,15 +133,6 @@ class GaussianProcessSHAP(ShapleyExplainer):
         **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
 
     Returns results of the kind ``ShapleyAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> explainer = GaussianProcessSHAP(model, superpixels=6, n_samples=64)
-        >>> result = explainer.attribute(images, targets=4)
-        >>> result.maps.shape, str(result.estimator[0])
-        ((1, 32, 48), 'exact')
     """
 
     name = "gp_shap"

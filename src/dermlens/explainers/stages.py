@@ -40,7 +40,7 @@ def stages_of(features: Features) -> tuple[Stage, ...]:
     model, steps = features.model, features.steps[: features.step + 1]
     last = steps[-1].shape[1:3]
     found: dict[tuple[int, int], Stage] = {}
-    smallest = _sides(model.input_shape[1:3], (64, 64))
+    full = smallest = _sides(model.input_shape[1:3], (64, 64))
     for position in _passages(steps):
         height, width = _sides(steps[position].shape[1:3], (0, 0))
         # Padding makes maps a little larger for a moment; that is no stage.
@@ -48,7 +48,6 @@ def stages_of(features: Features) -> tuple[Stage, ...]:
             continue
         smallest = (height, width)
         found[smallest] = Stage(steps[position].path, smallest, position)
-    full = _sides(model.input_shape[1:3], (64, 64))
     kept = [stage for size, stage in found.items() if size != full and size != last]
     return (*kept, Stage(features.layer, _sides(last, (1, 1)), features.step))
 
@@ -78,11 +77,7 @@ def _passages(steps: list[Step]) -> list[int]:
 
 
 class StageCAM:
-    """Layer-CAM at every stage.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        registration: Where cells are drawn, see ``explainers.registration``.
+    """Layer-CAM at every stage; ``registration`` as in ``explainers.registration``.
 
     Raises:
         ExplanationError: If the model has no feature maps.
@@ -107,11 +102,8 @@ class StageCAM:
     ) -> list[np.ndarray]:
         """Return one stack of maps per stage, shallow to deep, float32 (N, H, W), 0 or more.
 
-        Args:
-            images: uint8 or float (N, H, W, 3), RGB 0..255, at the model's input size.
-            goals: int (N,): class position explained in each image.
-            output: What is explained; default the logit.
-            batch_size: Images per pass.
+        Images (N, H, W, 3) are RGB 0..255; class positions are int (N,); the logit is the default
+        output.
         """
         function = self._function(chosen_output(output, self.classifier))
         goals = np.asarray(goals, np.int32)

@@ -8,6 +8,7 @@ of each map among the measurements. Only where there are masks and lesion ids.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -101,7 +102,7 @@ class LesionMeasures(Extension):
             "color_relation": color_variety_map(image, mask),
         }
         areas = zone_areas(lesion_zones(mask))
-        facts = lesion_traits(image, mask).to_json()
+        facts = asdict(lesion_traits(image, mask))
         facts |= {f"area_{z}": float(share) for z, share in zip(ZONES, areas, strict=True)}
         values = {}
         for name, map_ in maps.items():

@@ -30,7 +30,7 @@ _SSIM_SIGMA, _SSIM_REACH = 1.5, 5
 _DRAWN_PERCENTILE = 99.5
 
 
-def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
+def smoothed(maps: np.ndarray) -> np.ndarray:
     """Return maps brought to a common resolution: float64 (N, H, W).
 
     Gradients give every pixel its own value, the other methods give values to patches, pieces and
@@ -41,7 +41,7 @@ def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     flat, shape = _checked(maps)
-    sigma = share * min(shape[1:])
+    sigma = COMMON_DETAIL * min(shape[1:])
     blurred: np.ndarray = gaussian_filter(flat.reshape(shape), (0, sigma, sigma), mode="nearest")
     return blurred
 
@@ -69,7 +69,6 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         >>> spearman(one, -one).tolist(), spearman(one, one**3).tolist()
         ([-1.0], [1.0])
     """
-    _same_shape(first, second)
     return pearson(normalized_ranks(first), normalized_ranks(second))
 
 
@@ -85,10 +84,9 @@ def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     _same_shape(first, second)
     flat = [_checked(maps)[0] for maps in (first, second)]
     steady = [np.ptp(values, axis=1) == 0 for values in flat]
-    centered = [values - values.mean(axis=1, keepdims=True) for values in flat]
-    sizes = [np.sqrt((values**2).sum(axis=1)) for values in centered]
-    scale = np.where(steady[0] | steady[1], 1.0, sizes[0] * sizes[1])
-    product = np.where(steady[0] | steady[1], 0.0, (centered[0] * centered[1]).sum(axis=1))
+    one, other = (values - values.mean(axis=1, keepdims=True) for values in flat)
+    scale = np.sqrt((one**2).sum(axis=1)) * np.sqrt((other**2).sum(axis=1))
+    product = np.where(steady[0] | steady[1], 0.0, (one * other).sum(axis=1))
     correlation = np.clip(product / np.where(scale > 0, scale, 1.0), -1.0, 1.0)
     return np.where(steady[0] & steady[1], 1.0, correlation)
 
@@ -105,11 +103,9 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     _same_shape(first, second)
     pads = ((0, 0), (_SSIM_REACH, _SSIM_REACH), (_SSIM_REACH, _SSIM_REACH))
-    one, other = (
-        np.pad(_scaled_evidence(maps), pads, mode="symmetric") for maps in (first, second)
-    )
+    both = (np.pad(_scaled_evidence(maps), pads, mode="symmetric") for maps in (first, second))
     local = ssim(
-        *(one, other),
+        *both,
         data_range=1.0,
         gaussian_weights=True,
         sigma=_SSIM_SIGMA,
@@ -118,8 +114,7 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         full=True,
     )[1]
     inner = slice(_SSIM_REACH, -_SSIM_REACH)
-    means: np.ndarray = local[:, inner, inner].mean(axis=(1, 2))
-    return means
+    return np.mean(local[:, inner, inner], axis=(1, 2))
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
@@ -178,8 +173,7 @@ def consensus_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         >>> consensus_map(np.array([[[0.0, 1.0, 2.0]], [[0.0, 40.0, 20.0]]])).tolist()
         [[0.0, 0.75, 0.75]]
     """
-    averaged: np.ndarray = normalized_ranks(_stack(maps)).mean(axis=0)
-    return averaged
+    return np.mean(normalized_ranks(_stack(maps)), axis=0)
 
 
 def disagreement_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -192,8 +186,7 @@ def disagreement_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         >>> disagreement_map(np.array([[[0.0, 1.0]], [[1.0, 0.0]]])).tolist()
         [[0.5, 0.5]]
     """
-    spread: np.ndarray = normalized_ranks(_stack(maps)).std(axis=0)
-    return spread
+    return np.std(normalized_ranks(_stack(maps)), axis=0)
 
 
 def mean_agreement(matrix: np.ndarray, groups: Sequence[str] | None = None) -> float:
@@ -236,14 +229,9 @@ def _stack(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(one, np.float64) for one in maps])
 
 
-def _evidence(maps: np.ndarray) -> np.ndarray:
-    """Return positive values, flat (N, H * W); the rest is zero."""
-    return np.maximum(_checked(maps)[0], 0.0)
-
-
 def _scaled_evidence(maps: np.ndarray) -> np.ndarray:
     """Return the positive part of each map scaled to 0..1, (N, H, W)."""
-    flat = _evidence(maps)
+    flat = np.maximum(_checked(maps)[0], 0.0)
     top = np.percentile(flat, _DRAWN_PERCENTILE, axis=1, keepdims=True)
     top = np.where(top > 0, top, flat.max(axis=1, keepdims=True))
     scaled = np.clip(flat / np.where(top > 0, top, 1.0), 0.0, 1.0)
@@ -252,7 +240,7 @@ def _scaled_evidence(maps: np.ndarray) -> np.ndarray:
 
 def _membership(maps: np.ndarray, share: float) -> np.ndarray:
     """Return how far each pixel belongs to the strongest, (N, H * W), ``share`` on average."""
-    flat = _evidence(maps)
+    flat = np.maximum(_checked(maps)[0], 0.0)
     places = share * flat.shape[1]
     member = np.zeros_like(flat)
     for row, values in enumerate(flat):

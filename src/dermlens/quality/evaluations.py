@@ -26,15 +26,9 @@ class Evaluations:
     """Evaluates images for metrics, every function being traced once.
 
     Per image 3 passes and squares + sets + 1, whatever the number of maps; then per map
-    2 * (steps - 1) for deletion and insertion together, and 18 for ROAD.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        steps: Removal steps; every step takes an equal share of the pixels.
-        squares: Covered squares per image, for infidelity.
-        sets: Covered sets of cells per image, for MuFidelity.
-        batch_size: Images per pass; bounds memory.
-        keep: How many images are remembered.
+    2 * (steps - 1) for deletion and insertion together, and 18 for ROAD. Every removal step takes
+    an equal share of the pixels; squares are for infidelity, sets of cells for MuFidelity; ``keep``
+    images are remembered.
     """
 
     def __init__(

@@ -30,19 +30,19 @@ Found = TypeVar("Found")
 
 @dataclass
 class Case:
-    """Checked inputs of metrics: N images and one map of each.
+    """Checked inputs of metrics: N images and one map of each; only what some metric needs.
 
     Attributes:
         maps: (N, H, W), finite.
         seed: Sets everything random.
-        classifier: The model; None where no metric asks for it.
-        evaluated: The images, and what the model says of them; empty without a model.
+        classifier: The model.
+        evaluated: The images, and what the model says of them.
         targets: int32 (N,): explained classes.
-        masks: bool (N, H, W), or None.
-        images: float32 (N, H, W, 3), RGB 0..255, or None.
-        groups: What each image shows: images of one object bear one name; or None.
+        masks: bool (N, H, W).
+        images: float32 (N, H, W, 3), RGB 0..255.
+        groups: What each image shows: images of one object bear one name.
         others: int (N,): classes for the random logit; None to draw them.
-        remake: Makes maps of changed photographs RGB 0..255; None where no metric asks for it.
+        remake: Makes maps of changed photographs RGB 0..255.
     """
 
     maps: np.ndarray
@@ -63,6 +63,11 @@ class Case:
             self._found[ask] = ask(self)
         found: Found = self._found[ask]
         return found
+
+    def each(self) -> list[tuple[Evaluated, np.ndarray, int]]:
+        """Return what the model says of each image, its map and its target."""
+        targets = self.targets.tolist()
+        return list(zip(self.evaluated, self.maps, targets, strict=True))
 
     def with_map(self, map_: np.ndarray) -> "Case":
         """Return the case of another map (H, W) of the same single image."""
@@ -176,14 +181,13 @@ def case_of(
     Raises:
         UsageError: As in ``Metric.__call__``.
     """
-    needs = frozenset().union(*(one.needs for one in metrics))
-    given = {"model": classifier, "masks": masks, "explainer": explainer, "groups": groups}
-    given |= {"images": images}
+    needs = frozenset[str]().union(*(one.needs for one in metrics))
     wanted = needs | ({"images"} if "model" in needs else set())
-    for name, what in _MISSING.items():
-        if name in wanted and given[name] is None:
+    given = {"model": classifier, "images": images, "masks": masks, "explainer": explainer}
+    for name, one in {**given, "groups": groups}.items():
+        if name in wanted and one is None:
             title = next(one.title for one in metrics if name in one.needs or name == "images")
-            raise UsageError(f"{title} {what}.")
+            raise UsageError(f"{title} {_MISSING[name]}.")
     case = Case(checked_maps(maps), seed)
     if "masks" in needs:
         case.masks = checked_masks(masks, case.maps.shape)
@@ -239,19 +243,17 @@ def _resolved(targets: Targets, case: Case) -> np.ndarray:
 
 
 def _remake(case: Case, explainer: "Explainer | Explain", batch_size: int) -> Explain:
-    classifier, seed = case.classifier, case.seed
-    assert classifier is not None
     if not isinstance(explainer, Explainer):
-        return lambda images, targets: explainer(own_range(classifier, images), targets)
+        return lambda images, targets: explainer(own_range(case.classifier, images), targets)
 
     def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
         pixels = own_range(explainer.classifier, images)
-        return explainer.attribute(pixels, targets, batch_size=batch_size, seed=seed).maps
+        return explainer.attribute(pixels, targets, batch_size=batch_size, seed=case.seed).maps
 
     return explain
 
 
-def own_range(classifier: ImageClassifier, photographs: np.ndarray) -> np.ndarray:
+def own_range(classifier: Any, photographs: np.ndarray) -> np.ndarray:
     """Return float photographs, RGB 0..255, in the range of values that a classifier takes."""
     if classifier.value_range == PHOTOGRAPH:
         return photographs

@@ -84,18 +84,11 @@ def randomization_curves(
     reference: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return how much maps still resemble the originals after each step.
+    """Return how much maps (N, H, W) still resemble the originals after each of ``stage_steps``.
 
-    Args:
-        model: Network whose layers are destroyed and put back.
-        explain: Makes the maps (N, H, W) of fixed images and targets with that network.
-        steps: From ``stage_steps``.
-        reference: Maps of the intact network; made if left out.
-        seed: Sets the order of values.
-
-    Returns:
-        ``spearman`` and ``ssim``, float64 (steps, N): low values show that the map depends on
-        what the network has learned.
+    ``explain`` makes the maps of fixed images and targets, ``reference`` are those of the intact
+    network. ``spearman`` and ``ssim``, float64 (steps, N): low values show that the map depends on
+    what the network has learned.
     """
     before = explain() if reference is None else reference
     curves: dict[str, list[np.ndarray]] = {"spearman": [], "ssim": []}

@@ -60,24 +60,20 @@ def area_under(curve: np.ndarray) -> float:
 
 def deletion(case: "Case") -> np.ndarray:
     """Return the area under the deletion curve of each map."""
-    return np.array([area_under(one.deletion(*rest)) for one, *rest in _orders(case)])
+    return np.array([area_under(one.deletion(*rest)) for one, *rest in case.once(_ordered)])
 
 
 def insertion(case: "Case") -> np.ndarray:
     """Return the area under the insertion curve of each map."""
-    return np.array([area_under(one.insertion(*rest)) for one, *rest in _orders(case)])
+    return np.array([area_under(one.insertion(*rest)) for one, *rest in case.once(_ordered)])
 
 
 def road(case: "Case") -> np.ndarray:
     """Return half the mean of p(least important imputed) - p(most important imputed)."""
-    found = [one.imputed(*rest) for one, *rest in _orders(case)]
+    found = [one.imputed(*rest) for one, *rest in case.once(_ordered)]
     return np.array([(least - most).mean() / 2 for most, least in found])
 
 
-def _places(case: "Case") -> list[np.ndarray]:
-    return [removal_places(map_, case.seed) for map_ in case.maps]
-
-
-def _orders(case: "Case") -> list[tuple[Any, np.ndarray, int]]:
+def _ordered(case: "Case") -> list[tuple[Any, np.ndarray, int]]:
     """Return each image, the order of its pixels and its target."""
-    return list(zip(case.evaluated, case.once(_places), map(int, case.targets), strict=True))
+    return [(one, removal_places(map_, case.seed), target) for one, map_, target in case.each()]

@@ -19,10 +19,7 @@ from dermlens.explainers.base import image_generator
 from dermlens.quality.agreement import spearman
 
 if TYPE_CHECKING:
-    from dermlens.quality.metric import Case
-
-Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Images float32 (n, H, W, 3) and targets int (n,) to maps (n, H, W)."""
+    from dermlens.quality.metric import Case, Explain
 
 RADIUS = 5.0
 DRAWS = 4
@@ -73,15 +70,12 @@ def relative_changes(changed: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """
     changed, reference = np.asarray(changed, np.float64), np.asarray(map_, np.float64)
     length = np.sqrt((reference**2).sum())
-    moved = np.sqrt(((changed - reference) ** 2).sum(axis=(1, 2)))
-    if length == 0:
-        return np.where(moved == 0, 0.0, np.nan)
-    relative: np.ndarray = moved / length
-    return relative
+    moved: np.ndarray = np.sqrt(((changed - reference) ** 2).sum(axis=(1, 2)))
+    return np.where(moved == 0, 0.0, np.nan) if length == 0 else moved / length
 
 
 def sensitivity(
-    explain: Explain,
+    explain: "Explain",
     image: np.ndarray,
     target: int,
     map_: np.ndarray,
@@ -98,12 +92,11 @@ def sensitivity(
     image = np.asarray(image, np.float32)
     noisy = image + two_sided_noise(image, radius, draws, seed)
     changes = relative_changes(explain(noisy, np.full(draws, target, np.int32)), map_)
-    if np.isnan(changes).any():
-        return float("nan"), float("nan")
+    # NaN where any is.
     return float(changes.max()), float(changes.mean())
 
 
-def equivariance(explain: Explain, image: np.ndarray, target: int, map_: np.ndarray) -> float:
+def equivariance(explain: "Explain", image: np.ndarray, target: int, map_: np.ndarray) -> float:
     """Return the mean rank correlation of the moved image's map with the moved map, -1..1."""
     image = np.asarray(image, np.float32)
     moves = symmetries(*image.shape[:2]).values()
@@ -125,13 +118,10 @@ def average_sensitivity(case: "Case") -> np.ndarray:
 
 def equivariances(case: "Case") -> np.ndarray:
     """Return the equivariance of each map."""
-    return np.array([equivariance(case.explain, *row) for row in _rows(case)])
+    rows = ((one.image, target, map_) for one, map_, target in case.each())
+    return np.array([equivariance(case.explain, *row) for row in rows])
 
 
 def _sensitivities(case: "Case") -> np.ndarray:
-    return np.array([sensitivity(case.explain, *row, seed=case.seed) for row in _rows(case)])
-
-
-def _rows(case: "Case") -> list[tuple[np.ndarray, int, np.ndarray]]:
-    images = [one.image for one in case.evaluated]
-    return list(zip(images, map(int, case.targets), case.maps, strict=True))
+    rows = ((one.image, target, map_) for one, map_, target in case.each())
+    return np.array([sensitivity(case.explain, *row, seed=case.seed) for row in rows])

@@ -103,16 +103,9 @@ def paired_tests(
     """Return two-sided p-values that means of paired differences are zero, float64 (K,).
 
     If neither method were better, swapping the two on a whole lesion would change nothing: the
-    observed mean is compared with those after random swaps (all of them up to 13 lesions).
-
-    Args:
-        differences: float (N, K), a column for each pair, NaN where a value is missing.
-        clusters: (N,), such as lesion ids.
-        flips: Random swaps; the smallest p-value is 1 / (flips + 1).
-        seed: Sets the swaps; all columns share them.
-
-    Returns:
-        1 where all differences are zero, NaN where there is none.
+    observed mean is compared with those after random swaps (all of them up to 13 lesions), which
+    all columns (N, K) share. The smallest p-value is 1 / (flips + 1); 1 where all differences are
+    zero, NaN where there is none.
     """
     sums, counts = _cluster_sums(differences, clusters)
     known = (counts > 0).any(axis=0)

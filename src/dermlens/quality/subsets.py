@@ -45,15 +45,12 @@ class Reactions:
 
 
 def draw_boxes(height: int, width: int, count: int, random: np.random.Generator) -> np.ndarray:
-    """Return random squares, int32 (count, 4): top, bottom, left, right.
-
-    Squares may reach over the image's edge, so that the edge is covered as often as the middle.
-    """
+    """Return random squares, int32 (count, 4): top, bottom, left, right."""
     boxes = np.zeros((count, 4), np.int32)
     for row in range(count):
         side = max(1, round(SIDES[row % len(SIDES)] * min(height, width)))
-        top = int(random.integers(1 - side, height))
-        left = int(random.integers(1 - side, width))
+        # They may reach over the image's edge, so that it is covered as often as the middle.
+        top, left = (int(random.integers(1 - side, length)) for length in (height, width))
         boxes[row] = (max(top, 0), min(top + side, height), max(left, 0), min(left + side, width))
     return boxes
 
@@ -152,24 +149,12 @@ def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
 
 def infidelities(case: "Case") -> np.ndarray:
     """Return the normalized infidelity of each map."""
-    return np.array(
-        [
-            infidelity(box_sums(map_, react.boxes), react.box_drops[:, target])
-            for map_, react, target in _reacted(case)
-        ]
-    )
+    rows = ((one.reactions, map_, target) for one, map_, target in case.each())
+    return np.array([infidelity(box_sums(m, r.boxes), r.box_drops[:, k]) for r, m, k in rows])
 
 
 def mufidelities(case: "Case") -> np.ndarray:
     """Return the MuFidelity of each map."""
-    return np.array(
-        [
-            mufidelity(cell_sums(map_, react.labels, react.sets), react.set_drops[:, target])
-            for map_, react, target in _reacted(case)
-        ]
-    )
-
-
-def _reacted(case: "Case") -> list[tuple[np.ndarray, Reactions, int]]:
-    reactions = [one.reactions for one in case.evaluated]
-    return list(zip(case.maps, reactions, map(int, case.targets), strict=True))
+    rows = ((one.reactions, map_, target) for one, map_, target in case.each())
+    sums = ((cell_sums(m, r.labels, r.sets), r.set_drops[:, k]) for r, m, k in rows)
+    return np.array([mufidelity(*row) for row in sums])
