@@ -209,7 +209,7 @@ def test_a_bright_pixel_is_found_where_it_is(name: str) -> None:
     found = peak(bright(model, (row, column), "receptive_field"))
     assert np.abs(found - (row, column)).max() <= spacing / 4, (found, row, column)
     missed = peak(bright(model, (row, column), "tiles"))
-    shift = grid.rows.tiles().centers[5] - grid.rows.centers[5]
+    shift = tiles(grid.rows.cells, grid.rows.pixels).centers[5] - grid.rows.centers[5]
     assert np.abs(missed - (row, column))[0] == pytest.approx(abs(shift), abs=1.01)
 
 

@@ -36,14 +36,7 @@ _calls: ContextVar[tuple[Cost, ...]] = ContextVar("calls", default=())
 
 @contextmanager
 def counted() -> Iterator[Cost]:
-    """Count what is paid inside, and nothing that other threads pay meanwhile.
-
-    Example:
-        >>> with counted() as cost:
-        ...     Cost().pay(3, 2)
-        >>> cost.forward, cost.backward
-        (3, 2)
-    """
+    """Count what is paid inside, and nothing that other threads pay meanwhile."""
     cost, start = Cost(), time.perf_counter()
     token = _calls.set((*_calls.get(), cost))
     try:

@@ -174,14 +174,9 @@ class Explainer(ABC, Generic[Result]):
     def _part(
         self, asked: Request, maps: Any, goals: np.ndarray, values: np.ndarray, **more: Any
     ) -> Result:
-        """Return the attribution of n images for T classes each.
+        """Return the attribution of n images for T classes each: maps (n, T, H, W), else (n, T).
 
-        Args:
-            asked: What was asked for.
-            maps: (n, T, H, W).
-            goals: int32 (n, T).
-            values: Outputs of the unchanged images, (n, T).
-            **more: The fields that ``kind`` has more, (n, T, ...) where they are per class.
+        ``more`` are the fields that ``kind`` has more, (n, T, ...) where they are per class.
         """
         made = self.kind(
             maps=np.asarray(maps, np.float32),
@@ -202,11 +197,7 @@ class Explainer(ABC, Generic[Result]):
 
 
 def whole_number(value: Any, what: str, least: int = 1) -> int:
-    """Return a size as an int, NumPy's whole numbers too; ``what`` begins an error's sentence.
-
-    Raises:
-        UsageError: If it is no whole number or below ``least``.
-    """
+    """Return a size, NumPy's whole numbers too, or raise UsageError, begun with ``what``."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -222,12 +213,7 @@ def batches(count: int, size: int) -> list[slice]:
 
 
 def even_batch(total: int, largest: int) -> int:
-    """Return the batch size up to ``largest`` that covers ``total`` with the least padding.
-
-    Example:
-        >>> even_batch(20, 16), even_batch(32, 16), even_batch(5, 16)
-        (10, 16, 5)
-    """
+    """Return the batch size up to ``largest`` that covers ``total`` with the least padding."""
     return -(-total // -(-total // largest))
 
 

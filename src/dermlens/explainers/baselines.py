@@ -64,13 +64,10 @@ def _check_name(name: str) -> None:
 
 
 def own_baseline(baseline: Any, classifier: ImageClassifier) -> Baseline:
-    """Return a baseline that a user gave as ``baseline_image`` takes it.
+    """Return a baseline that a user gave as ``baseline_image`` takes it, or raise UsageError.
 
     A name stays; a gray value, a color or an image is a photograph where it is uint8, else in the
     classifier's range of values.
-
-    Raises:
-        UsageError: If the name is unknown, or a value is no finite number.
     """
     if isinstance(baseline, str):
         _check_name(baseline)

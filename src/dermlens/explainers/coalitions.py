@@ -23,10 +23,10 @@ _ROUNDS = 50
 
 
 def shapley_mass(pieces: int) -> np.ndarray:
-    """Return the Shapley kernel summed over all masks of each size 1..M-1: float64 (M + 1,).
+    """Return the Shapley kernel summed over all masks of each size: float64 (M + 1,).
 
-    Lundberg & Lee, NIPS 2017, theorem 2. Sizes 0 and M have infinite weight there, which the
-    additivity constraint stands for; here they are 0.
+    Lundberg & Lee, NIPS 2017, theorem 2. Sizes 0 and M, of infinite weight there, are 0 here: the
+    additivity constraint stands for them.
     """
     sizes = np.arange(1, pieces)
     mass = np.zeros(pieces + 1)
@@ -87,17 +87,12 @@ class Coalitions:
 def coalitions(
     pieces: int, n_samples: int, design: str, generator: np.random.Generator
 ) -> Coalitions:
-    """Choose at most ``n_samples`` masks to evaluate; all 2^M where they are no more.
+    """Choose at most ``n_samples`` masks to evaluate, at least 4; all 2^M where they are no more.
 
-    Args:
-        pieces: Number of superpixels, at least 2.
-        n_samples: Largest number of masks, at least 4.
-        design: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the
-            Shapley kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask
-            twice, for fits that need no weights; ``"both"``: half after LIME, half with all sizes
-            alike. Fewer than ``FEW_MASKS`` a piece are, with the last two designs, the beginnings
-            of permutations and of their reverses.
-        generator: Source of randomness.
+    Designs: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the Shapley
+    kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask twice, for fits
+    that need no weights; ``"both"``: half after LIME, half with all sizes alike. Fewer than
+    ``FEW_MASKS`` a piece are, with the last two, the beginnings of permutations and their reverses.
 
     Raises:
         UsageError: If there are too few pieces or samples, or the design is unknown.

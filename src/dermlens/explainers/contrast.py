@@ -77,14 +77,8 @@ def discrimination(for_target: np.ndarray, for_other: np.ndarray) -> np.ndarray:
     """Return how far the evidence for two classes lies in different places: float64 (N,), 0..1.
 
     d = 1/2 sum |p - q|, with p and q the positive parts of the maps (N, H, W), each divided by its
-    sum: the share of the evidence for A that would have to move to lie as that for B does. 0: same
-    places in the same proportions, whatever the strength; 1: no place in common. Where only one
-    class has positive evidence d is 1, where neither has any it is 0.
-
-    Example:
-        >>> a, b = np.array([[[1.0, 0.0, 1.0]]]), np.array([[[0.0, 5.0, 5.0]]])
-        >>> discrimination(a, b).tolist(), discrimination(a, 7 * a).tolist()
-        ([0.5], [0.0])
+    sum: the share of the evidence for A that would have to move to lie as that for B does. Where
+    only one class has positive evidence d is 1, where neither has any it is 0.
     """
     p, q = _distribution(for_target), _distribution(for_other)
     one_empty = p.any(axis=1) != q.any(axis=1)

@@ -65,8 +65,7 @@ class GradientEngine:
     ) -> np.ndarray:
         """Return sum over points of weight times gradient, for each path: (P, H, W, 3).
 
-        Paths lead from ``starts`` to ``ends``, (P, H, W, 3), for targets (P,); positions on them
-        are 0..1, (S,), with weights (S,).
+        Positions (S,), with weights (S,), are 0 at the start and 1 at the end of paths.
         """
         paths, steps = len(starts), len(positions)
         path_of = np.repeat(np.arange(paths), steps)

@@ -34,7 +34,6 @@ class Features:
     """Feature maps a class activation map is drawn from.
 
     Attributes:
-        model: The whole model.
         layer: Path of the operation that produces the maps, ``outer/inner`` where nested.
         step: Its position in the order in which operations run.
         dense: The last layer, where the head is global average pooling and one linear Dense
@@ -105,10 +104,9 @@ def apply_operation(operation: Any, args: Any, kwargs: Any) -> Any:
 
 
 def run_graph(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "") -> Any:
-    """Run a model on images, calling ``each`` for every operation that is not a model itself.
+    """Run a model, calling ``each`` for every operation that is not a model itself.
 
-    It is called with operation, path, positional and named arguments, and returns the output;
-    ``prefix`` is the path of the model that holds this one, with a slash at its end.
+    It takes operation, path (after ``prefix``), positional and named arguments; gives the output.
     """
     import keras
 
@@ -133,11 +131,7 @@ def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[...
 
 
 def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step]:
-    """Return every operation in the order in which they run for images of (height, width).
-
-    Raises:
-        ExplanationError: If the model is no functional or sequential Keras model.
-    """
+    """Return every operation in the order in which they run, or raise ExplanationError."""
     import tensorflow as tf
 
     steps: list[Step] = []

@@ -25,13 +25,10 @@ _ROWS, _COLUMNS = 1, 2
 
 @dataclass(frozen=True)
 class CellAxis:
-    """The cells of a feature map along one side of the image.
+    """The cells of a feature map along one side of the image, which is ``pixels`` long.
 
-    Attributes:
-        first: Center of the receptive field of cell 0, in pixels; pixel i has its center at i.
-        spacing: Pixels from one cell's center to the next.
-        cells: Number of cells.
-        pixels: Length of the image's side.
+    ``first`` is the center of the receptive field of cell 0, in pixels, pixel i having its center
+    at i; ``spacing`` leads to the next.
     """
 
     first: float

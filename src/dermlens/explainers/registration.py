@@ -41,10 +41,6 @@ def interpolation(axis: CellAxis, registration: str = "receptive_field") -> np.n
 
     Raises:
         UsageError: If there is no such registration.
-
-    Example:
-        >>> interpolation(CellAxis(0.0, 2.0, 2, 3), "tiles").tolist()
-        [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
     """
     check_registration(registration)
     drawn = axis if registration == "receptive_field" else tiles(axis.cells, axis.pixels)

@@ -16,13 +16,7 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explainers.attribution import PER_CLASS, Attribution
-from dermlens.explainers.base import (
-    Request,
-    batches,
-    even_batch,
-    image_generator,
-    whole_number,
-)
+from dermlens.explainers.base import Request, batches, even_batch, image_generator, whole_number
 from dermlens.explainers.baselines import Baseline, baseline_image, own_baseline
 from dermlens.explainers.perturbation import PerturbationExplainer, Scorer, output_values
 

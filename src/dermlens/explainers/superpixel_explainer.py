@@ -44,9 +44,7 @@ class Evaluations:
 
 
 class SuperpixelBank:
-    """One set of masked evaluations of an image, for every method on superpixels and all classes.
-
-    Makes evaluations and keeps those of the last images, so that methods can share them.
+    """Masked evaluations of images, for every method on superpixels and all classes.
 
     Args:
         model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
@@ -230,12 +228,7 @@ class SuperpixelExplainer(PerturbationExplainer[Pieces]):
 
 
 def ranking(weights: np.ndarray) -> np.ndarray:
-    """Return superpixels by falling size of their weight: int (..., M); NaN comes last.
-
-    Example:
-        >>> ranking(np.array([0.1, -3.0, 2.0])).tolist()
-        [1, 2, 0]
-    """
+    """Return superpixels by falling size of their weight: int (..., M); NaN comes last."""
     return np.argsort(-np.nan_to_num(np.abs(weights), nan=-1.0), axis=-1, kind="stable")
 
 

@@ -20,11 +20,6 @@ def superpixels(image: np.ndarray, count: int = 50, *, compactness: float = 8.0)
 
     Raises:
         UsageError: If fewer than 2 pieces are asked for.
-
-    Example:
-        >>> labels = superpixels(np.full((48, 64, 3), 190, np.uint8), 12)
-        >>> labels.shape, int(labels.max()) + 1
-        ((48, 64), 12)
     """
     from skimage.segmentation import slic
 

@@ -36,15 +36,7 @@ from dermlens.lesion.relevance import (
 from dermlens.lesion.shortcuts import probe
 from dermlens.lesion.zones import ZONES, lesion_zones, zone_areas
 from dermlens.quality.benchmark_measure import Bench
-from dermlens.quality.benchmark_plan import (
-    Extension,
-    Item,
-    Loaded,
-    Piece,
-    in_turn,
-    item_of,
-    load,
-)
+from dermlens.quality.benchmark_plan import Extension, Item, Loaded, Piece, in_turn, item_of, load
 from dermlens.quality.benchmark_tables import Store, Tables
 from dermlens.quality.controls import is_control
 from dermlens.quality.statistics import cluster_intervals, holm

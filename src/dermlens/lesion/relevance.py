@@ -145,8 +145,7 @@ def color_variety_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def relation_inside(map_: np.ndarray, feature: np.ndarray, mask: np.ndarray) -> float:
     """Return Spearman's correlation of a map with a feature over the pixels of the lesion.
 
-    A map or feature that is constant in the lesion has no relation (0); NaN for fewer than three
-    pixels.
+    Constant in the lesion, either has no relation (0); NaN for fewer than three pixels.
     """
     mask = np.asarray(mask, bool)
     if mask.sum() < 3:

@@ -40,11 +40,7 @@ class Probe:
 
 
 def paste(image: np.ndarray, name: str, seed: int = 0) -> Probe:
-    """Paste one of ``ARTIFACTS`` into an image; place and look depend on seed and image alone.
-
-    Raises:
-        UsageError: If there is no such artifact.
-    """
+    """Paste one of ``ARTIFACTS`` into an image; place and look depend on seed and image alone."""
     if name not in ARTIFACTS:
         raise UsageError(f"Unknown artifact {name!r}. Use some of: {', '.join(ARTIFACTS)}.")
     original = np.asarray(image, np.float32)
@@ -98,11 +94,8 @@ def _color_patch(image: np.ndarray, generator: np.random.Generator) -> np.ndarra
 def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Probe:
     """Take the lesion away, or everything but the lesion.
 
-    ``"lesion_removed"``: the lesion and a margin are imputed from the skin around;
-    ``"lesion_isolated"``: everything outside becomes plain skin color.
-
-    Raises:
-        UsageError: If there is no such ablation.
+    The lesion and a margin are imputed from the skin around, or everything outside becomes plain
+    skin color; UsageError if there is no such ablation.
     """
     from scipy.ndimage import distance_transform_edt
 

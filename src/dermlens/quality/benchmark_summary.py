@@ -35,11 +35,7 @@ def summarize(
     flips: int = FLIPS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the content of ``summary.json``.
-
-    ``resamples`` are of the bootstrap over lesions, ``flips`` of the paired test; ``seed`` sets
-    both.
-    """
+    """Return the content of ``summary.json``; lesions are resampled, and flipped in tests."""
     extension = extension or Extension()
     known = {**METRICS, **extension.metrics}
     found = [n for n in tables.wide().columns if n.removeprefix(STRUCTURE_PREFIX) in METRICS]

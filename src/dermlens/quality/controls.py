@@ -49,12 +49,7 @@ CONTROLS: dict[str, tuple[str, Callable[[np.ndarray, int], np.ndarray]]] = {
 
 
 class ModelFreeMap(Explainer):
-    """A map that comes from the image, or from nothing, and never from the model.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        name: Of ``CONTROLS``; a class with a ``draw`` of its own has a name of its own.
-    """
+    """A map from the image or from nothing, not from the model: of ``CONTROLS``, or a subclass."""
 
     signed = False
 
@@ -80,8 +75,7 @@ class ModelFreeMap(Explainer):
 def untrained_copy(classifier: ImageClassifier, seed: int = 0) -> ImageClassifier | None:
     """Return a copy of a classifier in which the values of every weight are in random order.
 
-    Activations keep their range, as they would not with fresh initial values, while nothing that
-    was learned is left. None where the network cannot be copied, as one may be that was subclassed.
+    None where the network cannot be copied, as one may be that was subclassed.
     """
     import keras
 
@@ -128,13 +122,12 @@ def title(name: str) -> str:
 
 
 def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[str, Explainer]:
-    """Build controls by name; those on an untrained network share one copy of it.
+    """Build controls by name; those called ``untrained_METHOD`` share one copy of the network.
 
-    These are left out, and it is said, where there can be no copy; ``seed`` sets how its weights
-    are shuffled.
+    These are left out, and it is said, where there can be no copy.
 
     Raises:
-        UsageError: If a name is neither of ``CONTROLS`` nor ``untrained_METHOD``.
+        UsageError: If a name is unknown.
     """
     from dermlens.explainers.registry import create, method
 

@@ -8,11 +8,7 @@ from dermlens.errors import UsageError
 
 
 def checked_maps(maps: Any) -> np.ndarray:
-    """Return maps as numbers (N, H, W).
-
-    Raises:
-        UsageError: If they have another shape, are empty, or hold a value that is not finite.
-    """
+    """Return maps as numbers (N, H, W), neither empty nor with NaN, or raise UsageError."""
     maps = np.asarray(maps)
     if maps.ndim != 3 or maps.size == 0 or maps.dtype.kind not in "fiub":
         raise UsageError(
@@ -27,17 +23,10 @@ def checked_maps(maps: Any) -> np.ndarray:
 
 
 def checked_masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return masks as bool of the shape of their maps.
+    """Return masks as bool of the shape of their maps, or raise UsageError.
 
-    Numbers may have two values, of which the higher is inside; a single one is inside unless it
-    is 0.
-
-    Raises:
-        UsageError: If shapes differ, or there are more values, as in a soft mask or a JPEG.
-
-    Example:
-        >>> checked_masks(np.array([[[0, 255]]], np.uint8), (1, 1, 2)).tolist()
-        [[[False, True]]]
+    Numbers may have two values, of which the higher is inside, so no soft mask and no JPEG; a
+    single one is inside unless it is 0.
     """
     masks = np.asarray(masks)
     if masks.shape != shape or len(shape) != 3:

@@ -161,11 +161,11 @@ def case_of(
     seed: int = 0,
     batch_size: int = 16,
 ) -> Case:
-    """Check what some metrics need, so that they can measure it.
+    """Check what some metrics need, so that they can measure it; see ``Metric.__call__``.
 
     Args:
         metrics: That are going to measure.
-        classifier: As in ``Metric.__call__``, like ``images``, ``maps`` and ``targets``.
+        classifier: As there, like ``images``, ``maps`` and ``targets``.
         images: See there.
         maps: See there.
         targets: See there.
@@ -177,9 +177,6 @@ def case_of(
         evaluations: Of the same classifier, to share between calls what does not depend on maps.
         seed: Sets everything random.
         batch_size: Images per pass; bounds memory.
-
-    Raises:
-        UsageError: As in ``Metric.__call__``.
     """
     needs = frozenset[str]().union(*(one.needs for one in metrics))
     wanted = needs | ({"images"} if "model" in needs else set())

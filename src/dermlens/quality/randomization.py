@@ -101,14 +101,10 @@ def randomization_curves(
 
 
 def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[Any]) -> np.ndarray:
-    """Return for each image another class, drawn at random: the random logit test.
+    """Return for each image another class, drawn at random by a seed or generator each.
 
     Sixt, Granz & Landgraf, "When explanations lie", ICML 2020: a map that stays the same when
-    another class is explained does not explain the class. ``seeds`` are seeds or generators, one
-    per image.
-
-    Raises:
-        UsageError: If there is no other class.
+    another class is explained does not explain the class.
     """
     if classes < 2:
         raise UsageError("The random logit test needs at least two classes.")
