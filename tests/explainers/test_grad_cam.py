@@ -7,7 +7,6 @@ import pytest
 
 from dermlens.errors import ExplanationError
 from dermlens.explainers.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
-from dermlens.explainers.layers import find_features
 from dermlens.explainers.output import Contrast, Logit, Probability
 from explain_networks import pooled_network, smooth_images, trained_like
 
@@ -207,8 +206,8 @@ def test_last_feature_maps_are_found_in_real_networks(backbone: str, layer: str)
     from dermlens.model.classifier import Architecture, build_classifier
 
     model = build_classifier(Architecture(backbone, (64, 96)))
-    features = find_features(model)
-    assert layer in features.layer
-    assert features.dense is model.layers[-1] or features.dense is not None
-    result = GradCAM(model).attribute(smooth_images(1, (64, 96)), "all")
+    explainer = GradCAM(model)
+    assert layer in explainer.features.layer
+    assert explainer.features.dense is not None
+    result = explainer.attribute(smooth_images(1, (64, 96)), "all")
     assert np.isfinite(result.maps).all() and result.cost.forward == 1
