@@ -240,5 +240,5 @@ def _by_size(values: np.ndarray) -> np.ndarray:
     if largest == 0:
         return values
     # Divided by the largest first, so that squares neither vanish nor overflow.
-    scaled: np.ndarray = values / largest
-    return scaled / np.sqrt(np.mean(scaled**2))
+    scaled = values / largest
+    return np.divide(scaled, np.sqrt(np.mean(scaled**2)))

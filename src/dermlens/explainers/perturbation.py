@@ -35,13 +35,8 @@ class MaskedModel:
 
     What crosses into the graph for each evaluation is a handful of numbers (which pieces are
     kept, where a patch lies), never an image. One traced function serves every image.
-
-    Args:
-        model: Keras model, photographs to logits.
-        build: Makes masks (B, H, W) in 0..1, 1 keeping the image, from ``shared`` and one batch
-            of ``parameters``.
-        cost: Counter to add to.
-        scorer: Evaluates the masked images in place of the model.
+    ``build`` makes masks (B, H, W) in 0..1, 1 keeping the image, from ``shared`` and one batch of
+    ``parameters``; a ``scorer`` evaluates the masked images in place of the model.
     """
 
     def __init__(

@@ -39,15 +39,14 @@ def shapley_values(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     players = len(values).bit_length() - 1
     codes = np.arange(len(values))
-    sizes = sum((codes >> i) & 1 for i in range(players))
-    chance = np.array(
-        [factorial(s) * factorial(players - s - 1) / factorial(players) for s in range(players)]
-    )
+    sizes = ((codes[:, None] >> np.arange(players)) & 1).sum(axis=1)
+    ways = [factorial(s) * factorial(players - s - 1) for s in range(players)]
+    chance = np.array([count / factorial(players) for count in ways])
     result = np.zeros((values.shape[1], players))
     for player in range(players):
         without = codes[(codes >> player) & 1 == 0]
         gain = values[without | (1 << player)] - values[without]
-        result[:, player] = chance[np.asarray(sizes)[without]] @ gain
+        result[:, player] = chance[sizes[without]] @ gain
     return result
 
 

@@ -133,13 +133,8 @@ def probe(
 ) -> list[dict[str, Any]]:
     """Return how decision, probabilities and attribution react to each probe.
 
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: Lesion, bool (H, W), or None.
-        predict: Probabilities and decisions.
-        explainers: By method; their maps explain the class predicted on the unchanged image.
-        watched: Position of the class whose probability is followed (melanoma), or None.
-        seed: Sets the artifacts.
+    ``mask`` is the lesion (H, W), if it is known; explainers' maps explain the class predicted on
+    the unchanged image; ``watched`` is the class whose probability is followed (melanoma).
 
     Returns:
         A row per probe: ``probe``, ``flipped`` (decision changed), ``change_of_target`` (in the

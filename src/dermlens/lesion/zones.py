@@ -69,8 +69,7 @@ def zone_shares(maps: np.ndarray, zones: np.ndarray) -> np.ndarray:
     positive = positive / positive.max(axis=(-2, -1), keepdims=True)
     sums = [(positive * (zones == zone)).sum(axis=(-2, -1)) for zone in range(len(ZONES))]
     shares = np.stack(sums, axis=-1)
-    normalized: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
-    return normalized
+    return np.divide(shares, shares.sum(axis=-1, keepdims=True))
 
 
 def zone_areas(zones: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def run_benchmark(
         UsageError: If ``out`` holds a benchmark of another plan, model or data set, or another run
             writes into it.
     """
-    plan = BenchmarkPlan() if plan is None else plan
+    plan = plan or BenchmarkPlan()
     data, out = Path(data), Path(out)
     table = select_split(read_manifest(data), plan.split)
     bench = Bench(classifier, plan, extra, scorers, extension)
@@ -93,16 +93,15 @@ def run_benchmark(
     if len(items) < plan.n:
         say(f"The split {plan.split} holds only {len(items)} images; all are measured.")
     with folder_lock(out):
-        store = Store(out / "pieces", _fingerprint(bench, items, chosen, extra))
+        store = Store(out / "pieces", _fingerprint(bench, items, chosen, extra or {}))
         _make(_pieces(bench, items), store)
         tables = assemble(store, plan, items, bench.names, bench.extension)
         return _write(out, tables, bench, about or {})
 
 
 def _write(out: Path, tables: Tables, bench: Bench, about: Mapping[str, Any]) -> dict[str, Path]:
-    paths = {
-        name: write_csv(out / f"{name}.csv", table) for name, table in tables.by_name().items()
-    }
+    found = tables.by_name()
+    paths = {name: write_csv(out / f"{name}.csv", table) for name, table in found.items()}
     identity = bench.classifier.identity
     facts = {
         "note": NOTE,
@@ -119,10 +118,7 @@ def _write(out: Path, tables: Tables, bench: Bench, about: Mapping[str, Any]) ->
 
 
 def _fingerprint(
-    bench: Bench,
-    items: Sequence[Item],
-    chosen: Sequence[str],
-    extra: Mapping[str, Explainer] | None,
+    bench: Bench, items: Sequence[Item], chosen: list[str], extra: Mapping[str, Explainer]
 ) -> dict[str, Any]:
     """Return everything that results depend on."""
     classifier = bench.classifier
@@ -135,8 +131,8 @@ def _fingerprint(
         "input_size": list(classifier.input_size),
         "probabilities": [classifier.link, classifier.calibration.temperature],
         "images": [item.image_id for item in items],
-        "chosen": list(chosen),
-        "extra": sorted(extra or {}),
+        "chosen": chosen,
+        "extra": sorted(extra),
     }
 
 
@@ -177,16 +173,13 @@ def _randomization_pieces(bench: Bench, items: Sequence[Item], effort: int) -> l
         rows = bench.measure_randomization(*loaded(), step)
         return {"order": order, "step": number, "stage": step[0], "rows": rows}
 
-    return [
-        Piece(
-            "randomization",
-            f"{order}-{number:02d}",
-            effort * len(items),
-            partial(randomize, order, number, step),
-        )
+    jobs = [
+        (order, number, step)
         for order in (bench.plan.orders if items else ())
         for number, step in enumerate(stage_steps(bench.classifier.model, order))
     ]
+    whole, kind = effort * len(items), "randomization"
+    return [Piece(kind, f"{job[0]}-{job[1]:02d}", whole, partial(randomize, *job)) for job in jobs]
 
 
 def _make(pieces: list[Piece], store: Store) -> None:

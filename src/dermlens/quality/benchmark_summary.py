@@ -111,7 +111,7 @@ def _comparisons(
 def ranking(
     values: Mapping[str, np.ndarray], names: Sequence[str], known: Mapping[str, Metric] = METRICS
 ) -> dict[str, Any]:
-    """Rank methods and controls within each family and overall.
+    """Rank methods and controls within each family and overall, by values (images, methods).
 
     On every image and metric, methods get ranks (1 is best, ties share their mean rank), over the
     images where all have a value. Ranks are averaged over images, then metrics, then families, so
@@ -120,13 +120,7 @@ def ranking(
     count overall (``OVERALL``). Where structures are known they are the truth, and localization on
     the masks, of which they are a part, does not rank.
 
-    Args:
-        values: For each metric, (images, methods).
-        names: Of the methods, in the order of the columns.
-        known: Metrics by name.
-
-    Returns:
-        For each family, and ``"overall"``, rows from best to worst: method, mean rank, control.
+    Returns, for each family and ``"overall"``, rows from best to worst: method, mean rank, control.
     """
     from scipy.stats import rankdata
 

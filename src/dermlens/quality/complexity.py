@@ -10,16 +10,13 @@ They describe, and do not rank.
 
 import numpy as np
 
-from dermlens.quality.inputs import checked_maps
+from dermlens.quality.inputs import checked_maps, unit_scale
 
 
 def _shares(maps: np.ndarray) -> np.ndarray:
     """Return absolute values as shares of their sum, float64 (N, H * W); an empty map is even."""
-    flat = np.abs(checked_maps(maps).astype(np.float64)).reshape(len(maps), -1)
-    largest = flat.max(axis=1, keepdims=True)
-    flat = np.where(largest > 0, flat / np.where(largest > 0, largest, 1.0), 1.0)
-    shares: np.ndarray = flat / flat.sum(axis=1, keepdims=True)
-    return shares
+    flat = unit_scale(np.abs(checked_maps(maps).astype(np.float64)).reshape(len(maps), -1))
+    return np.divide(flat, flat.sum(axis=1, keepdims=True))
 
 
 def gini(maps: np.ndarray) -> np.ndarray:

@@ -45,16 +45,10 @@ _EDGE_WEIGHTS = (SIDE_WEIGHT, SIDE_WEIGHT, CORNER_WEIGHT, CORNER_WEIGHT)
 def impute(
     images: np.ndarray, removed: np.ndarray, *, noise: float = 0.01, seed: int = 0
 ) -> np.ndarray:
-    """Replace removed pixels by what their surroundings suggest.
+    """Replace removed pixels (N, H, W) of images, RGB 0..255, by what their surroundings suggest.
 
-    Args:
-        images: uint8 or float RGB 0..255, (N, H, W, 3).
-        removed: bool (N, H, W).
-        noise: Standard deviation of the noise as a share of the range 0..255.
-        seed: Sets the noise; an image's noise does not depend on its neighbors in the batch.
-
-    Returns:
-        float32 (N, H, W, 3), 0..255; pixels that were not removed are unchanged.
+    ``noise`` is its standard deviation as a share of the range 0..255; an image's noise does not
+    depend on its neighbors in the batch. float32; pixels that were not removed are unchanged.
 
     Raises:
         UsageError: If the shapes do not fit.
@@ -174,8 +168,7 @@ def _blocks(values: np.ndarray) -> np.ndarray:
     """Sum blocks of 2x2, (..., h, w) to (..., h / 2, w / 2)."""
     values = _even(values)
     rows = values[..., ::2, :] + values[..., 1::2, :]
-    summed: np.ndarray = rows[..., ::2] + rows[..., 1::2]
-    return summed
+    return np.add(rows[..., ::2], rows[..., 1::2])
 
 
 def _spread(values: np.ndarray, grid: _Grid) -> np.ndarray:

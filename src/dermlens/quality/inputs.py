@@ -7,6 +7,15 @@ import numpy as np
 from dermlens.errors import UsageError
 
 
+def unit_scale(values: np.ndarray) -> np.ndarray:
+    """Return values (N, n), 0 or more, over the largest of each row; 1 in a row of zeros.
+
+    What divides by sums afterwards loses nothing to rounding where maps are tiny.
+    """
+    largest = values.max(axis=1, keepdims=True)
+    return np.where(largest > 0, values / np.where(largest > 0, largest, 1.0), 1.0)
+
+
 def checked_maps(maps: Any) -> np.ndarray:
     """Return maps as numbers (N, H, W), neither empty nor with NaN, or raise UsageError."""
     maps = np.asarray(maps)

@@ -12,7 +12,7 @@ count) gets what chance would give.
 
 import numpy as np
 
-from dermlens.quality.inputs import checked_maps, checked_masks
+from dermlens.quality.inputs import checked_maps, checked_masks, unit_scale
 
 
 def _checked(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,10 +35,7 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def relevance_mass(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the share of positive attribution inside the mask, 0..1."""
     flat, inside = _checked(maps, masks)
-    positive = np.maximum(flat, 0)
-    positive = np.where(positive.any(axis=1, keepdims=True), positive, 1.0)
-    # Divided by the largest first, so that tiny maps lose nothing to rounding.
-    positive = positive / positive.max(axis=1, keepdims=True)
+    positive = unit_scale(np.maximum(flat, 0))
     return _unless_empty((positive * inside).sum(axis=1) / positive.sum(axis=1), inside)
 
 

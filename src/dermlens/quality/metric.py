@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -22,9 +22,7 @@ Direction = Literal["higher", "lower"]
 Explain = Callable[[np.ndarray, np.ndarray], Any]
 """Images (n, H, W, 3) in the classifier's range, and targets int (n,), to maps (n, H, W)."""
 
-FAMILIES: tuple[Family, ...] = (
-    "faithfulness", "localization", "robustness", "complexity", "randomization", "consistency"
-)  # fmt: skip
+FAMILIES: tuple[Family, ...] = get_args(Family)
 Found = TypeVar("Found")
 
 
@@ -164,11 +162,7 @@ def case_of(
     """Check what some metrics need, so that they can measure it; see ``Metric.__call__``.
 
     Args:
-        metrics: That are going to measure.
-        classifier: As there, like ``images``, ``maps`` and ``targets``.
-        images: See there.
-        maps: See there.
-        targets: See there.
+        metrics: That are going to measure; what follows up to ``targets`` is described there.
         masks: (N, H, W): bool, or numbers of exactly two values, the higher being inside.
         explainer: Makes maps again, for robustness and randomization: an ``Explainer``, or a
             function from images and targets to maps that asks the same model.

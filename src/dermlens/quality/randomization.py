@@ -8,7 +8,7 @@ network was first initialized.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,12 +69,8 @@ def stage_steps(model: Any, order: str = "cascading") -> list[tuple[str, list[An
     groups = layer_groups(model)
     if order == "independent":
         return groups
-    steps: list[tuple[str, list[Any]]] = []
-    reached: list[Any] = []
-    for name, layers in groups:
-        reached = reached + layers
-        steps.append((name, reached))
-    return steps
+    reached = accumulate(layers for _, layers in groups)
+    return [(name, layers) for (name, _), layers in zip(groups, reached, strict=True)]
 
 
 def randomization_curves(
@@ -109,8 +105,7 @@ def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[Any]) -> np
     if classes < 2:
         raise UsageError("The random logit test needs at least two classes.")
     moves = [int(np.random.default_rng(seed).integers(1, classes)) for seed in seeds]
-    shifted: np.ndarray = (np.asarray(targets) + np.array(moves)) % classes
-    return shifted.astype(np.int32)
+    return np.mod(np.asarray(targets) + np.array(moves), classes).astype(np.int32)
 
 
 @contextmanager

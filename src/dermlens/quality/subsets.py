@@ -108,8 +108,7 @@ def cell_sums(attribution: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> 
     if values.max() == values.min():
         return np.zeros(len(sets))
     each = np.bincount(labels.ravel(), values.ravel(), minlength=sets.shape[1])
-    sums: np.ndarray = sets @ each
-    return sums
+    return np.matmul(sets, each)
 
 
 def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
