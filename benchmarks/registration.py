@@ -20,8 +20,7 @@ from dermlens.data.images import load_mask
 from dermlens.data.manifest import read_manifest
 from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.layers import find_features
-from dermlens.explainers.receptive_field import tiles
-from dermlens.explainers.registration import Drawing
+from dermlens.explainers.registration import Drawing, tiles
 from dermlens.model.bundle import find_bundle, load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.progress import progress

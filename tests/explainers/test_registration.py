@@ -9,8 +9,15 @@ import pytest
 from dermlens.errors import UsageError
 from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.layers import find_features, recorded_steps, traced_size
-from dermlens.explainers.receptive_field import CellAxis, CellGrid, cell_grids, tiles
-from dermlens.explainers.registration import Drawing, interpolation, registered
+from dermlens.explainers.registration import (
+    CellAxis,
+    CellGrid,
+    Drawing,
+    cell_grids,
+    interpolation,
+    registered,
+    tiles,
+)
 from dermlens.explainers.stages import StageCAM
 from dermlens.model.image_classifier import ImageClassifier
 
