@@ -70,7 +70,6 @@ class MultiScaleResult:
     cost: Cost
 
     def of_kind(self, kind: str) -> tuple[ScaleMap, ...]:
-        """Return the maps of one kind."""
         return tuple(one for one in self.maps if one.kind == kind)
 
 
@@ -97,7 +96,6 @@ class PatchPyramid(Occlusion):
         return found
 
     def boxes(self, size: tuple[int, int]) -> np.ndarray:
-        """Return the patches of all sizes, int32 (P, 4)."""
         return np.concatenate(self.levels(size))
 
     def split(self, result: OcclusionAttribution) -> list[np.ndarray]:

@@ -35,11 +35,9 @@ class Logit:
     name: str = "logit"
 
     def values(self, logits: Any) -> Any:
-        """Return the logits."""
         return logits
 
     def weights(self, classes: int) -> np.ndarray:
-        """Return the identity."""
         return np.eye(classes, dtype=np.float32)
 
 
@@ -55,7 +53,6 @@ class Probability:
     link: Link | None = None
 
     def values(self, logits: Any) -> Any:
-        """Return the probabilities of all classes."""
         import tensorflow as tf
 
         return tf.sigmoid(logits) if self.link == "sigmoid" else tf.nn.softmax(logits)
@@ -77,11 +74,9 @@ class Contrast:
     name: str = "contrast"
 
     def values(self, logits: Any) -> Any:
-        """Return logits minus the other class's logit."""
         return logits - logits[:, self.other : self.other + 1]
 
     def weights(self, classes: int) -> np.ndarray:
-        """Return the identity minus the other class's unit vector."""
         matrix = np.eye(classes, dtype=np.float32)
         matrix[self.other] -= 1.0
         return matrix

@@ -69,13 +69,11 @@ class LesionMeasures(Extension):
         self.watched: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return how many pairs and probes were asked for."""
         return {"pairs": self.pairs, "probes": self.probes}
 
     def select(
         self, table: pd.DataFrame, data: Path, codes: Sequence[str], items: list[Item], seed: int
     ) -> list[str]:
-        """Choose the photo pairs and the images to probe."""
         self._pairs = select_pairs(table, data, codes, self.pairs, seed)
         self._probed = items[: self.probes]
         # Only drawn data sets have structures, and only there photographs may be mirrored.
@@ -85,7 +83,6 @@ class LesionMeasures(Extension):
     def of_image(
         self, loaded: Loaded, maps: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Return traits and zone areas, and zones and relations of each map."""
         if loaded.item.mask is None:
             return {}, {}
         image, mask = loaded.image, loaded.mask
@@ -104,7 +101,6 @@ class LesionMeasures(Extension):
         return facts, values
 
     def pieces(self, bench: Bench, efforts: Mapping[str, int]) -> list[Piece]:
-        """Return a piece for each photo pair and each probed image."""
         self.watched = watched_class(bench.classifier.labels)
         twice, probed = 2 * efforts["explain"], 9 + 7 * efforts["cheap"]
 
@@ -122,7 +118,6 @@ class LesionMeasures(Extension):
         ]
 
     def tables(self, store: Store, names: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """Return the tables of photo pairs and probes."""
         return {
             "consistency": _consistency(store, self._pairs, names, self._mirrors),
             "shortcuts": _shortcuts(store, self._probed),
@@ -131,7 +126,6 @@ class LesionMeasures(Extension):
     def values(
         self, tables: Tables, names: Sequence[str]
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return the consistency of each lesion and method."""
         table = tables.more.get("consistency")
         if table is None:
             return {}
@@ -145,7 +139,6 @@ class LesionMeasures(Extension):
     def summarize(
         self, tables: Tables, names: Sequence[str], resamples: int, seed: int
     ) -> dict[str, Any]:
-        """Return zones, relations to traits, and reactions to probes."""
         settings = {"resamples": resamples, "seed": seed}
         table = tables.wide()
         outlined = "zone_core" in table

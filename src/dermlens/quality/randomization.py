@@ -128,12 +128,10 @@ def randomized(model: Any, layers: Sequence[Any], seed: int = 0) -> Iterator[Any
 
 
 def randomization_spearman(case: "Case") -> np.ndarray:
-    """Return the rank correlation of each map with that of the destroyed network."""
     return spearman(case.maps, case.once(_destroyed_maps))
 
 
 def randomization_ssim(case: "Case") -> np.ndarray:
-    """Return the structural similarity of each map with that of the destroyed network."""
     return structural_similarity(case.maps, case.once(_destroyed_maps))
 
 

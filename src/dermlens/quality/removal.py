@@ -59,12 +59,10 @@ def area_under(curve: np.ndarray) -> float:
 
 
 def deletion(case: "Case") -> np.ndarray:
-    """Return the area under the deletion curve of each map."""
     return np.array([area_under(one.deletion(*rest)) for one, *rest in case.once(_ordered)])
 
 
 def insertion(case: "Case") -> np.ndarray:
-    """Return the area under the insertion curve of each map."""
     return np.array([area_under(one.insertion(*rest)) for one, *rest in case.once(_ordered)])
 
 

@@ -107,17 +107,14 @@ def equivariance(explain: "Explain", image: np.ndarray, target: int, map_: np.nd
 
 
 def max_sensitivity(case: "Case") -> np.ndarray:
-    """Return the largest relative change of each map."""
     return case.once(_sensitivities)[:, 0]
 
 
 def average_sensitivity(case: "Case") -> np.ndarray:
-    """Return the mean relative change of each map."""
     return case.once(_sensitivities)[:, 1]
 
 
 def equivariances(case: "Case") -> np.ndarray:
-    """Return the equivariance of each map."""
     rows = ((one.image, target, map_) for one, map_, target in case.each())
     return np.array([equivariance(case.explain, *row) for row in rows])
 

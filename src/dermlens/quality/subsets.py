@@ -147,13 +147,11 @@ def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
 
 
 def infidelities(case: "Case") -> np.ndarray:
-    """Return the normalized infidelity of each map."""
     rows = ((one.reactions, map_, target) for one, map_, target in case.each())
     return np.array([infidelity(box_sums(m, r.boxes), r.box_drops[:, k]) for r, m, k in rows])
 
 
 def mufidelities(case: "Case") -> np.ndarray:
-    """Return the MuFidelity of each map."""
     rows = ((one.reactions, map_, target) for one, map_, target in case.each())
     sums = ((cell_sums(m, r.labels, r.sets), r.set_drops[:, k]) for r, m, k in rows)
     return np.array([mufidelity(*row) for row in sums])
