@@ -108,10 +108,8 @@ class LesionMeasures(Extension):
             size = bench.classifier.input_size
             return Piece(kind, name, effort, lambda _: measure(*(load(one, size) for one in items)))
 
-        pair, shortcut = (
-            partial(measure_pair, bench),
-            partial(measure_shortcuts, bench, self.watched),
-        )
+        pair = partial(measure_pair, bench)
+        shortcut = partial(measure_shortcuts, bench, self.watched)
         return [
             *(piece("pairs", both[0].lesion_id, twice, pair, *both) for both in self._pairs),
             *(piece("shortcuts", one.image_id, probed, shortcut, one) for one in self._probed),
