@@ -25,8 +25,9 @@ from test_inference import artifacts, bundle, inference  # noqa: F401
 SHARED = (
     *("open_header", "_open", "_open_jpeg_without_descriptions", "_tiff_without_descriptions"),
     *("memory_needed", "_stored_bytes", "_in_several_scans", "_strip_bytes", "orientation"),
-    *("decode_upright", "_no_tags", "_turns", "to_rgb", "_bands", "_largest", "_deep_to_rgb"),
-    "_part_to_rgb",
+    *("decode_upright", "_no_tags", "_turns", "to_rgb", "_bands", "_range_in_use", "_deep_to_rgb"),
+    *("_part_to_rgb", "_page", "_second_bytes", "_loaded_low_bytes", "_brightest", "_brighten"),
+    *("_joined", "_white", "_profile_transform", "_keeps_grays"),
 )
 
 
@@ -53,8 +54,17 @@ def test_pictures_are_decoded_by_the_same_code(inference: ModuleType) -> None:  
     for name in SHARED:
         mine, packaged = getattr(inference, name), getattr(decoding, name)
         assert inspect.getsource(mine) == inspect.getsource(packaged), name
-    for name in ("FORMATS", "MAX_MEMORY", "_BAND_PIXELS", "_PIXEL_TAGS", "_DECODER_BYTES"):
+    for name in (
+        "FORMATS",
+        "MAX_MEMORY",
+        "_BAND_PIXELS",
+        "_PIXEL_TAGS",
+        "_DECODER_BYTES",
+        "_STEPS",
+    ):
         assert getattr(inference, name) == getattr(decoding, name), name
+    functions = {name for name, one in inspect.getmembers(decoding, inspect.isfunction)}
+    assert functions - set(SHARED) == {"as_array", "check_memory"}
 
 
 def test_pipes_devices_and_odd_names_lose_nothing(
