@@ -46,7 +46,7 @@ def prepare(
 
     Example: dermlens data prepare archives --out DATA
     """
-    from dermlens.data.ham10000 import prepare as prepare_data
+    from dermlens.data.preparation import prepare as prepare_data
 
     claim(out)
     done = prepare_data(source, out)
