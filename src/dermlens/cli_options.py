@@ -85,6 +85,25 @@ def parse_range(text: str) -> tuple[float, float]:
     return low, high
 
 
+def parse_pairs(text: str) -> dict[str, str]:
+    """Turn ``"image=file,label=diagnosis"`` into a dictionary.
+
+    Raises:
+        UsageError: If a part has another form, or a word stands twice.
+
+    Example:
+        >>> parse_pairs("image=file,label=diagnosis")
+        {'image': 'file', 'label': 'diagnosis'}
+    """
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        word, sign, value = (one.strip() for one in part.partition("="))
+        if not (word and sign and value) or word in pairs:
+            raise UsageError(f"{part.strip()!r} cannot be used. Write word=column,word=column.")
+        pairs[word] = value
+    return pairs
+
+
 held = ExitStack()
 """Locks of the command that runs; ``cli.main`` closes it."""
 

@@ -74,7 +74,8 @@ def _columns(
         try:
             columns.append((member, read_column_names(reader.read_head(member), member.label())))
         except DataError as error:
-            refusals.append(str(error))
+            if member.suffix not in ("", ".txt"):
+                refusals.append(str(error))
     return columns, refusals
 
 

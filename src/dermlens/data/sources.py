@@ -231,6 +231,26 @@ def outline_owner(place: PurePosixPath, stems: Iterable[str]) -> str | None:
     return None
 
 
+def photographs_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the photographs below a folder, and the pictures that show outlines or superpixels."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        # Archives made on a Mac hold a hidden companion beside each file.
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    stems = {path.stem for path in files}
+    outlines = [
+        path
+        for path in files
+        if outline_owner(PurePosixPath(path.relative_to(folder).as_posix()), stems) is not None
+    ]
+    drawn = set(outlines)
+    return [path for path in files if path not in drawn], outlines
+
+
 def _is_test_file(place: Path) -> bool:
     return any(part.split(".")[0].lower() in ISIC_2018_TEST for part in place.parts)
 

@@ -74,20 +74,16 @@ def read_table(content: bytes, name: str) -> TextTable:
 
 
 def read_column_names(head: bytes, name: str) -> list[str]:
-    """Return the names of the columns alone, in lower case; empty for what is no table.
+    """Return the names of the columns alone, in lower case; none for an empty file.
 
     Args:
         head: The file's first megabyte, or all of it.
         name: Name for messages.
 
     Raises:
-        DataError: If it is a table of pixels, or far too wide.
+        DataError: If it is no text, a table of pixels, or far too wide.
     """
-    try:
-        text = _decoded(head, name)
-    except DataError:
-        return []
-    for _, row in _filled_rows(text, name):
+    for _, row in _filled_rows(_decoded(head, name), name):
         return _column_names(row, name)
     return []
 
@@ -165,7 +161,7 @@ def _decoded(content: bytes, name: str) -> str:
         zeros = head.count(0)
         if zeros > len(head) / 4:  # UTF-16 without its mark has a zero in every Latin letter.
             encoding = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
-        elif zeros:
+        elif zeros > len(head) / 100:
             raise DataError(f"{name} is no text. Give a table as CSV.")
     try:
         text = content.decode(encoding or "utf-8")

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.cache import cached_images
-from dermlens.data.images import IMAGE_SUFFIXES, load_image, read_bytes
+from dermlens.data.images import load_image, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
+from dermlens.data.sources import photographs_in
 from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
@@ -128,7 +129,7 @@ def _predicted(
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """Return the image files among files and folders, in order.
 
-    Folders are searched through, hidden files and folders in them left out.
+    Folders are searched through; hidden files and folders in them and outlines are left out.
 
     Raises:
         DataError: If a path does not exist or no image is found.
@@ -142,11 +143,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                # Archives made on a Mac hold a hidden companion beside each file.
-                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden:
-                    yield file
+            photographs, outlines = photographs_in(path)
+            if outlines:
+                say(
+                    f"{len(outlines)} outlines of lesions in {printable(str(path))} are left out, "
+                    f"first {printable(outlines[0].name)}."
+                )
+            yield from photographs
         elif path.is_file():
             yield path
         elif path.exists():
