@@ -17,14 +17,15 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import struct
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,10 @@ def find_images(patterns: list[str]) -> list[Path]:
     """Return files for paths, folders (searched through) and globs; a missing path stays in.
 
     Raises:
-        Stop: If there is no file at all.
+        Stop: If there is no file at all, or an argument is empty, which would mean this folder.
     """
+    if not all(pattern.strip() for pattern in patterns):
+        raise Stop("An image is named by nothing. Give a path.")
     found = list(dict.fromkeys(path for pattern in patterns for path in matching(Path(pattern))))
     reasons = [unusable(path) for path in found]
     if all(reasons):
@@ -154,8 +157,7 @@ def matching(path: Path) -> list[Path]:
     """Return what one argument stands for."""
     reason = unusable(path)
     if reason.startswith("is a folder"):
-        inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        return sorted(p for p in inside if not unusable(p).startswith("is a folder"))
+        return photographs_in(path)
     if reason != "does not exist":
         return [path]
     try:
@@ -163,6 +165,65 @@ def matching(path: Path) -> list[Path]:
         return sorted(p for p in inside if not unusable(p)) or [path]
     except (OSError, ValueError, NotImplementedError):  # No pattern either.
         return [path]
+
+
+def photographs_in(folder: Path) -> list[Path]:
+    """Return the image files below a folder, without those that show outlines of lesions."""
+    inside = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in inside if not unusable(p).startswith("is a folder"))
+    stems = {path.stem for path in files}
+    places = {path: PurePosixPath(path.relative_to(folder).as_posix()) for path in files}
+    outlines = {path for path, place in places.items() if outline_owner(place, stems) is not None}
+    if outlines:
+        print(f"{len(outlines)} outlines of lesions in {folder} are left out.")
+    return [path for path in files if path not in outlines]
+
+
+# Telling outlines from photographs, as in dermlens.data.sources ---------------------------------
+
+_OUTLINE_WORDS = r"segmentation|segmentation[ _-]?mask|mask|ground[ _-]?truth"
+_OUTLINE_NAME = re.compile(rf"(.+?)[ _.-]({_OUTLINE_WORDS})", re.IGNORECASE)
+# These may belong to a photograph's own name, and count only beside the photograph.
+_PERHAPS_OUTLINE_NAME = re.compile(r"(.+?)[ _.-](lesion|seg|gt|outline|contour)", re.IGNORECASE)
+_OTHER_NAME = re.compile(r".+_(superpixels|attribute_\w+)", re.IGNORECASE)
+_OUTLINE_FOLDER = re.compile(
+    r"(.*[ _.-])?(segmentations?|masks?|ground[ _-]?truths?|outlines?|contours?)([ _.-].*)?"
+    r"|(.*[ _.-])?gt(\.zip)?",
+    re.IGNORECASE,
+)
+
+
+def outline_owner(place: PurePosixPath, stems: Iterable[str]) -> str | None:
+    """Tell by its name and folders whether an image file is no photograph but an outline.
+
+    Args:
+        place: Path below the folder that is looked through.
+        stems: Names, without ending, of all image files there.
+
+    Returns:
+        The name of the photograph that the outline belongs to, without ending; "" for pictures of
+        superpixels and attributes; None for photographs.
+
+    Example:
+        >>> outline_owner(PurePosixPath("a/ISIC_1_Segmentation.PNG"), [])
+        'ISIC_1'
+        >>> outline_owner(PurePosixPath("gt/ISIC_1.png"), [])
+        'ISIC_1'
+        >>> outline_owner(PurePosixPath("latest/ISIC_1.png"), [])
+    """
+    stem = place.stem
+    if _OTHER_NAME.fullmatch(stem):
+        return ""
+    if match := _OUTLINE_NAME.fullmatch(stem):
+        return match[1]
+    match = _PERHAPS_OUTLINE_NAME.fullmatch(stem)
+    if match and match[1] in stems:
+        return match[1]
+    if any("superpixel" in part.lower() for part in place.parent.parts):
+        return ""
+    if any(_OUTLINE_FOLDER.fullmatch(part) for part in place.parent.parts):
+        return match[1] if match else stem
+    return None
 
 
 # Decoding, as in dermlens.data.decoding --------------------------------------------------------
