@@ -103,7 +103,7 @@ def isic_archive(folder: Path, per_class: int = 9) -> Path:
                         "diagnosis_confirm_type": "histopathology",
                         "image_type": "clinical: close-up" if number == 8 else "dermoscopic",
                         "lesion_id": f"IL_{code}{number // 2:04d}",
-                        "patient_id": f"IP_{group}{number // 2:06d}" if number % 5 else None,
+                        "patient_id": f"IP_{group}{number // 4:06d}" if number % 5 else None,
                         "sex": "male",
                     }
                 )

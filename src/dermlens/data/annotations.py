@@ -87,12 +87,12 @@ def _nothing_fits(
     found: Survey,
 ) -> DataError:
     """Say what comes nearest to a table of images."""
-    nearest: tuple[float, str] = (0.0, "")
+    nearest: tuple[float, str] = (-1.0, "")
     for member, names in columns:
         for known in formats:
             lacking = [one for one in known.needs if one not in names]
             share = 1 - len(lacking) / len(known.needs)
-            if lacking and share > max(nearest[0], 0.5 if len(formats) > 1 else -0.1):
+            if lacking and share > max(nearest[0], 0.5 if len(formats) > 1 else -1.0):
                 nearest = (
                     share,
                     (

@@ -34,7 +34,7 @@ from dermlens.data.masks import UNUSABLE, flaw_of
 from dermlens.data.matching import Source, match
 from dermlens.data.sources import Member, MemberReader, Survey, survey
 from dermlens.errors import DataError
-from dermlens.files import read_json, write_csv, write_json
+from dermlens.files import plain, read_json, write_csv, write_json
 from dermlens.folders import folder_beside
 from dermlens.labels import LabelSet
 from dermlens.locks import folder_lock
@@ -88,11 +88,16 @@ def prepare(
         _refuse_foreign_folder(data)
         checked = _known_checks(data)
         table = _manifest(known.table, source, _left_out_outlines(data))
-        left_out = tuple(_left_out_lines(found))
+        left_out = (*source.notes, *_left_out_lines(found))
         summary = _summary(known, source, found, source_folder)
-        if checked is not None and _unchanged(data, table, source, checked, workers):
-            stored = read_json(data / "dataset.json")
-            return Prepared(data, {**summary, **stored}, 0, len(table), left_out)
+        same_classes = checked is not None and data_labels(data) == known.labels
+        if (
+            checked is not None
+            and same_classes
+            and _unchanged(data, table, source, checked, workers)
+        ):
+            stored = _updated(data, summary)
+            return Prepared(data, stored, 0, len(table), left_out)
         with folder_beside(data, KIND) as building:
             checks, flaws, added = _bring_in(source, building, data, checked or {}, workers)
             table = _manifest(known.table, source, flaws)
@@ -102,6 +107,15 @@ def prepare(
             _keep_split(building, data)
     stored = read_json(data / "dataset.json")
     return Prepared(data, stored, added, len(table) - added, left_out)
+
+
+def _updated(data: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``dataset.json`` says, brought up to date where the table has changed."""
+    stored, new = read_json(data / "dataset.json"), plain(summary)
+    facts = {**new, **stored, **{key: new[key] for key in new if key in stored}}
+    if any(facts[key] != stored[key] for key in stored if key != "left_out_files"):
+        write_json(data / "dataset.json", {key: facts[key] for key in {**stored, **new}})
+    return facts
 
 
 def described(done: Prepared) -> list[str]:
@@ -378,7 +392,7 @@ def _summary(known: Annotations, source: Source, found: Survey, folder: Path) ->
         "left_out_labels": known.left_out,
         "conflicting_lesions": sorted(several.index[several > 1]),
         "left_out_files": {why: len(names) for why, names in sorted(found.left_out.items())},
-        "notes": [*known.notes, *source.notes],
+        "notes": known.notes,
     }
 
 

@@ -161,7 +161,7 @@ def _decoded(content: bytes, name: str) -> str:
         zeros = head.count(0)
         if zeros > len(head) / 4:  # UTF-16 without its mark has a zero in every Latin letter.
             encoding = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
-        elif zeros > len(head) / 100:
+        elif sum(byte < 9 or 13 < byte < 32 for byte in head) > len(head) / 20:
             raise DataError(f"{name} is no text. Give a table as CSV.")
     try:
         text = content.decode(encoding or "utf-8")
