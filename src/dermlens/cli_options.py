@@ -25,6 +25,12 @@ class Decision(StrEnum):
 
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
+AllowTrainingImages = Annotated[
+    bool,
+    typer.Option(
+        "--allow-training-images", help="Keep images that the model was trained on; else left out."
+    ),
+]
 ScorerChoice = Annotated[
     str | None,
     typer.Option(

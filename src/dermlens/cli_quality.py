@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import ScorerChoice, Seed, claim, load_named
+from dermlens.cli_options import AllowTrainingImages, ScorerChoice, Seed, claim, load_named
 from dermlens.progress import say
 
 
@@ -43,6 +43,7 @@ def benchmark(
         bool, typer.Option(help="Measure maps that know nothing beside the methods.")
     ] = True,
     scorer: ScorerChoice = None,
+    allow_training_images: AllowTrainingImages = False,
     batch_size: Annotated[int, typer.Option(help="Images per pass; bounds memory.")] = 16,
     seed: Seed = 0,
 ) -> None:
@@ -58,6 +59,7 @@ def benchmark(
     from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.model.bundle import bundle_and_rest
     from dermlens.model.scorers import choose_scorers
+    from dermlens.model.training_overlap import training_overlap
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
     from dermlens.report.benchmark_report import write_benchmark_report
@@ -82,6 +84,9 @@ def benchmark(
         raise UsageError("Give one prepared data set, and before it at most one bundle.")
     claim(out, reading=rest[0])
     loaded = load_named(bundle)
+    overlap = training_overlap(loaded, rest[0], split)
+    leave_out = overlap.to_leave_out(allow_training_images)
+    overlap.write(out)
     written = run_benchmark(
         loaded,
         rest[0],
@@ -90,7 +95,8 @@ def benchmark(
         labels=data_labels(rest[0]),
         extension=extension,
         scorers=choose_scorers(loaded, plan.methods, scorer, images=plan.n),
-        about={"synthetic_model": loaded.synthetic},
+        about={"synthetic_model": loaded.synthetic, "training_overlap": overlap.counts()},
+        leave_out=leave_out,
     )
     for path in {**written, **write_benchmark_report(out)}.values():
         say(f"Wrote {path}")

@@ -51,6 +51,7 @@ def write_evaluation(
     resamples: int = RESAMPLES,
     seed: int = 0,
     model: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write ``metrics.json``, ``predictions.csv``, ``submission.csv`` and the figures.
 
@@ -61,6 +62,7 @@ def write_evaluation(
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
         model: Name, backbone and fingerprint of the model (``Bundle.identity``).
+        about: More facts for ``metrics.json``.
 
     Returns:
         Paths by name.
@@ -69,6 +71,7 @@ def write_evaluation(
     result = metrics_from_predictions(table, calibration, resamples=resamples, seed=seed)
     if model is not None:
         result["model"] = dict(model)
+    result.update(about or {})
     paths = {
         "predictions": write_csv(out / "predictions.csv", table),
         "calibration": write_json(out / "calibration.json", calibration.to_json()),

@@ -1,6 +1,6 @@
 """Predictions on data sets, labelled folders and single files."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.cache import cached_images
-from dermlens.data.images import load_image, read_bytes
+from dermlens.data.images import inspect_image, load_image, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.sources import photographs_in
@@ -16,6 +16,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
+from dermlens.model.training_overlap import overlap_of
 from dermlens.progress import printable, progress, say
 from dermlens.report.answer import NO_SETS, answer_text
 from dermlens.report.facts import class_name, percent
@@ -25,16 +26,31 @@ _CHUNK = 256
 
 
 def predict_split(
-    bundle: ImageClassifier, data: Path, split: str, *, tta_views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier,
+    data: Path,
+    split: str,
+    *,
+    leave_out: Collection[str] = (),
+    tta_views: int = 1,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
     """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
+
+    Args:
+        bundle: Trained model.
+        data: Prepared and split data set.
+        split: ``train``, ``validation``, ``test`` or ``all``.
+        leave_out: Ids of images that are not wanted, as ``training_overlap`` finds them.
+        tta_views: Test-time views: 1, 4 or 8.
+        batch_size: Images per pass.
 
     Raises:
         DataError: If the data set is not split or the split is empty.
     """
     table = read_manifest(data)
     chosen = select_split(table, split)
-    rows = np.flatnonzero(table.image_id.isin(chosen.image_id))
+    wanted = table.image_id.isin(chosen.image_id) & ~table.image_id.isin(set(leave_out))
+    rows = np.flatnonzero(wanted)
     images = cached_images(data, table, bundle.input_size)
     with progress("Predicting", len(rows)) as advance:
         found = bundle.logits_and_ood_scores(
@@ -57,9 +73,17 @@ def _table(
 
 
 def predict_external(
-    bundle: ImageClassifier, images: Path, labels: Path, *, tta_views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier,
+    images: Path,
+    labels: Path,
+    *,
+    allow_training_images: bool = False,
+    tta_views: int = 1,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
     """Predict a labelled folder; rows without an image are reported and left out.
+
+    So are images that the model was trained on, unless they are allowed.
 
     Raises:
         DataError: If no labelled image is found, one is damaged, or two different files have the
@@ -73,6 +97,10 @@ def predict_external(
     if len(here) < len(known):
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
+    hashes = {i: inspect_image(files[i])["perceptual_hash"] for i in here.image_id}
+    overlap = overlap_of(bundle, here, here, hashes)
+    leave_out = overlap.to_leave_out(allow_training_images)
+    here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
     chosen = [files[i] for i in here.image_id]
     logits, scores, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
     return _table(bundle, here, logits, scores)
