@@ -36,6 +36,7 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 500_000_000
 MAX_SIDE = 4096
 MAX_STEM_BYTES = 200
+_FORMULA = ("=", "+", "-", "@", "\t")
 NOTE = "Research and education only, not a medical device."
 FLAG_WORDS = {"malignant": "malignancy", "melanoma": "melanoma"}
 
@@ -1042,7 +1043,28 @@ def csv_row(record: dict, facts: dict) -> dict:
     for name in facts["operating_points"]:
         row[f"flag_{name}"] = record.get("flags", {}).get(name, "")
     row["calibrated"] = facts.get("calibrated", True)
-    return row
+    return {
+        without_formula(key): without_formula(value) if isinstance(value, str) else value
+        for key, value in row.items()
+    }
+
+
+def without_formula(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: an apostrophe goes before its start.
+
+    Example:
+        >>> without_formula("=HYPERLINK(1)"), without_formula("-12.5"), without_formula("back")
+        ("'=HYPERLINK(1)", '-12.5', 'back')
+    """
+    # Where lines end in a line feed, a carriage return alone would not be quoted.
+    text = text.replace("\r", "\\r")
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def write(path: Path, text: str) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from dermlens.data.formats import COMPANION_FACTS, COMPANION_IMAGES, TableFormat
 from dermlens.data.images import IMAGE_SUFFIXES
 from dermlens.data.sources import Member, MemberReader
-from dermlens.data.tables import TextTable, number, read_table, without_formula
+from dermlens.data.tables import TextTable, number, read_table
 from dermlens.errors import DataError
+from dermlens.files import without_formula
 
 FACTS: tuple[str, ...] = ("dx_type", "age", "sex", "localization", "patient_id", "image_type")
 """What is known of an image besides diagnosis and lesion."""

@@ -25,7 +25,6 @@ _MARKS = {
 }
 _PIXEL = re.compile(r"(pixel|px|p)[ _.-]?\d+|\d+")
 _NO_VALUE = frozenset({"", "na", "n/a", "nan", "null", "none", "#n/a", "<na>"})
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -110,22 +109,6 @@ def number(text: str) -> float:
         (85.0, 42.5)
     """
     return float(text.strip().removesuffix("+").replace(",", "."))
-
-
-def without_formula(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula: an apostrophe goes before its start.
-
-    Example:
-        >>> without_formula("=HYPERLINK(1)"), without_formula("-12.5"), without_formula("back")
-        ("'=HYPERLINK(1)", '-12.5', 'back')
-    """
-    if not text.startswith(_FORMULA):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
 
 
 def _filled_rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
