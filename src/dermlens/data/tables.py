@@ -24,7 +24,9 @@ _MARKS = {
     b"\xfe\xff": "utf-16",
 }
 _PIXEL = re.compile(r"(pixel|px|p)[ _.-]?\d+|\d+")
-_NO_VALUE = frozenset({"", "na", "n/a", "nan", "null", "none", "#n/a", "<na>"})
+_NO_VALUE = frozenset(
+    {"", "NA", "N/A", "n/a", "nan", "NaN", "NULL", "null", "None", "#N/A", "<NA>"}
+)
 
 
 @dataclass(frozen=True)
@@ -192,4 +194,4 @@ def _cells(row: list[str], width: int, line: int, name: str) -> list[str | None]
             "that holds the separator into quotes."
         )
     cells = [cell.strip() for cell in row[:width]] + [""] * (width - len(row))
-    return [None if cell.lower() in _NO_VALUE else cell for cell in cells]
+    return [None if cell in _NO_VALUE else cell for cell in cells]
