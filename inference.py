@@ -240,9 +240,9 @@ _MULTI_PICTURE_HEADER = b"MPF\x00"
 _PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293})
 _PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
 _MAX_PAGES = 64
-_STEPS = 6
 # Bytes per pixel that decoders hold beside the picture itself, measured.
 _DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
+_STEPS = 6
 
 
 def open_header(content: bytes) -> Any:
@@ -488,7 +488,7 @@ def to_rgb(image: Any) -> Any:
     """
     from PIL import Image
 
-    profile = _profile_transform(image)
+    profile = profile_transform(image)
     if image.mode == "RGB" and profile is None:
         return image
     deep = image.mode.startswith(("I", "F"))
@@ -499,7 +499,7 @@ def to_rgb(image: Any) -> Any:
         if profile is None:
             part = _deep_to_rgb(part, *values) if deep else _part_to_rgb(part)
         else:
-            part = profile(part)
+            part = profile(part if part.mode in ("RGB", "CMYK") else _part_to_rgb(part))
         whole.paste(part, box[:2])
     return whole
 
@@ -553,8 +553,18 @@ def _deep_to_rgb(part: Any, low: float, high: float) -> Any:
     return Image.fromarray(scaled).convert("RGB")
 
 
-def _profile_transform(image: Any) -> Any:
-    """Return a function from a part of a picture to sRGB; None where its profile changes nothing.
+def _part_to_rgb(part: Any) -> Any:
+    from PIL import Image
+
+    if part.mode in ("RGBA", "LA", "PA") or "transparency" in part.info:
+        upper = part.convert("RGBA")
+        white = Image.new("RGBA", upper.size, "white")
+        return Image.alpha_composite(white, upper).convert("RGB")
+    return part.convert("RGB")
+
+
+def profile_transform(image: Any) -> Any:
+    """Return a function to sRGB from parts of a picture, as RGB or CMYK; None if there is none.
 
     A profile that is broken, belongs to another kind of picture, or does not keep black, gray and
     white apart and gray is left out, as is one that is sRGB up to rounding.
@@ -580,29 +590,18 @@ def _profile_transform(image: Any) -> Any:
         )
     except Exception:  # A profile is a description; what is wrong with it costs no picture.
         return None
-    if np.abs(after - before).max() <= 3 or not _keeps_grays(
+    if np.abs(after - before).max() <= 3 or not keeps_grays(
         after.reshape(-1, 3)[:: sum(_STEPS**k for k in range(len(plain)))]
     ):
         return None
 
     def convert(part: Any) -> Any:
-        plain_part = part if part.mode == plain else _part_to_rgb(part)
-        return ImageCms.applyTransform(plain_part, transform)
+        return ImageCms.applyTransform(part, transform)
 
     return convert
 
 
-def _part_to_rgb(part: Any) -> Any:
-    from PIL import Image
-
-    if part.mode in ("RGBA", "LA", "PA") or "transparency" in part.info:
-        upper = part.convert("RGBA")
-        white = Image.new("RGBA", upper.size, "white")
-        return Image.alpha_composite(white, upper).convert("RGB")
-    return part.convert("RGB")
-
-
-def _keeps_grays(colors: np.ndarray) -> bool:
+def keeps_grays(colors: np.ndarray) -> bool:
     """Tell whether what goes from black to white, or back, does so in steps and without color."""
     steps = np.diff(colors.mean(axis=1))
     ends = sorted([int(colors[0].mean()), int(colors[-1].mean())])

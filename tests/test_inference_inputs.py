@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermlens.data import decoding, sources
+from dermlens.data import color_profiles, decoding, sources
 from dermlens.files import sha256_of_file
 from dermlens.model.bundle_description import checksum
 from dermlens.serve import export as exporting
@@ -29,7 +29,7 @@ SHARED = (
     *("memory_needed", "_stored_bytes", "_in_several_scans", "_strip_bytes", "orientation"),
     *("decode_upright", "_no_tags", "_turns", "to_rgb", "_bands", "_range_in_use", "_deep_to_rgb"),
     *("_part_to_rgb", "_page", "_second_bytes", "_loaded_low_bytes", "_brightest", "_brighten"),
-    *("_joined", "_white", "_profile_transform", "_keeps_grays"),
+    *("_joined", "_white"),
 )
 
 
@@ -56,17 +56,15 @@ def test_pictures_are_decoded_by_the_same_code(inference: ModuleType) -> None:  
     for name in SHARED:
         mine, packaged = getattr(inference, name), getattr(decoding, name)
         assert inspect.getsource(mine) == inspect.getsource(packaged), name
-    for name in (
-        "FORMATS",
-        "MAX_MEMORY",
-        "_BAND_PIXELS",
-        "_PIXEL_TAGS",
-        "_DECODER_BYTES",
-        "_STEPS",
-    ):
+    constants = ("FORMATS", "MAX_MEMORY", "_BAND_PIXELS", "_PIXEL_TAGS", "_DECODER_BYTES")
+    for name in (*constants, "_MAX_PAGES"):
         assert getattr(inference, name) == getattr(decoding, name), name
+    for name in ("profile_transform", "keeps_grays"):
+        mine, packaged = getattr(inference, name), getattr(color_profiles, name)
+        assert inspect.getsource(mine) == inspect.getsource(packaged), name
+    assert inference._STEPS == color_profiles._STEPS
     functions = {name for name, one in inspect.getmembers(decoding, inspect.isfunction)}
-    assert functions - set(SHARED) == {"as_array", "check_memory"}
+    assert functions - set(SHARED) == {"as_array", "check_memory", "profile_transform"}
 
 
 def test_outlines_are_told_from_photographs_by_the_same_code(

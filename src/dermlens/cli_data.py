@@ -80,8 +80,8 @@ def prepare(
     """
     from dermlens.data.annotation_classes import read_mapping
     from dermlens.data.formats import Wanted
-    from dermlens.data.preparation import described
     from dermlens.data.preparation import prepare as prepare_data
+    from dermlens.data.preparation_report import described
 
     wanted = Wanted(
         table_format,
@@ -92,8 +92,10 @@ def prepare(
         image_type,
     )
     claim(out)
-    for line in described(prepare_data(source, out, wanted=wanted)):
+    done = prepare_data(source, out, wanted=wanted)
+    for line in described(done.summary, done.added, done.reused, done.left_out):
         say(line)
+    say(f"Wrote {done.data}. Next: dermlens data split {done.data}")
 
 
 @data_app.command()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.data.color_profiles import profile_transform
 from dermlens.errors import DataError
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
@@ -27,7 +28,6 @@ _MULTI_PICTURE_HEADER = b"MPF\x00"
 _PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293})
 _PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
 _MAX_PAGES = 64
-_STEPS = 6
 # Bytes per pixel that decoders hold beside the picture itself, measured.
 _DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
 
@@ -275,7 +275,7 @@ def to_rgb(image: Any) -> Any:
     """
     from PIL import Image
 
-    profile = _profile_transform(image)
+    profile = profile_transform(image)
     if image.mode == "RGB" and profile is None:
         return image
     deep = image.mode.startswith(("I", "F"))
@@ -286,7 +286,7 @@ def to_rgb(image: Any) -> Any:
         if profile is None:
             part = _deep_to_rgb(part, *values) if deep else _part_to_rgb(part)
         else:
-            part = profile(part)
+            part = profile(part if part.mode in ("RGB", "CMYK") else _part_to_rgb(part))
         whole.paste(part, box[:2])
     return whole
 
@@ -340,45 +340,6 @@ def _deep_to_rgb(part: Any, low: float, high: float) -> Any:
     return Image.fromarray(scaled).convert("RGB")
 
 
-def _profile_transform(image: Any) -> Any:
-    """Return a function from a part of a picture to sRGB; None where its profile changes nothing.
-
-    A profile that is broken, belongs to another kind of picture, or does not keep black, gray and
-    white apart and gray is left out, as is one that is sRGB up to rounding.
-    """
-    space = {"RGB": "RGB ", "RGBA": "RGB ", "P": "RGB ", "CMYK": "CMYK"}.get(image.mode)
-    stored = image.info.get("icc_profile")
-    if space is None or not stored:
-        return None
-    from PIL import Image, ImageCms
-
-    plain = "CMYK" if image.mode == "CMYK" else "RGB"
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
-        if profile.profile.xcolor_space != space:
-            return None
-        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), plain, "RGB")
-        steps = np.linspace(0, 255, _STEPS).astype(np.uint8)
-        grid = np.stack(np.meshgrid(*[steps] * len(plain)), axis=-1).reshape(_STEPS, -1, len(plain))
-        colors = Image.fromarray(grid, plain)
-        before, after = (
-            np.asarray(one, dtype=int)
-            for one in (colors.convert("RGB"), ImageCms.applyTransform(colors, transform))
-        )
-    except Exception:  # A profile is a description; what is wrong with it costs no picture.
-        return None
-    if np.abs(after - before).max() <= 3 or not _keeps_grays(
-        after.reshape(-1, 3)[:: sum(_STEPS**k for k in range(len(plain)))]
-    ):
-        return None
-
-    def convert(part: Any) -> Any:
-        plain_part = part if part.mode == plain else _part_to_rgb(part)
-        return ImageCms.applyTransform(plain_part, transform)
-
-    return convert
-
-
 def _part_to_rgb(part: Any) -> Any:
     from PIL import Image
 
@@ -387,14 +348,6 @@ def _part_to_rgb(part: Any) -> Any:
         white = Image.new("RGBA", upper.size, "white")
         return Image.alpha_composite(white, upper).convert("RGB")
     return part.convert("RGB")
-
-
-def _keeps_grays(colors: np.ndarray) -> bool:
-    """Tell whether what goes from black to white, or back, does so in steps and without color."""
-    steps = np.diff(colors.mean(axis=1))
-    ends = sorted([int(colors[0].mean()), int(colors[-1].mean())])
-    in_order = bool((steps > 0).all() or (steps < 0).all())
-    return in_order and ends[0] < 64 and ends[1] > 224 and int(np.ptp(colors, axis=1).max()) < 64
 
 
 def as_array(image: Any) -> np.ndarray:

@@ -32,6 +32,7 @@ from dermlens.data.manifest import (
 )
 from dermlens.data.masks import UNUSABLE, flaw_of
 from dermlens.data.matching import Source, match
+from dermlens.data.preparation_report import left_out_lines
 from dermlens.data.sources import Member, MemberReader, Survey, survey
 from dermlens.errors import DataError
 from dermlens.files import plain, read_json, write_csv, write_json
@@ -40,7 +41,6 @@ from dermlens.labels import LabelSet
 from dermlens.locks import folder_lock
 from dermlens.progress import progress
 
-_NAMED = 5
 KIND = data_set_kind("a prepared data set")
 Flaws = dict[str, dict[str, int]]
 """For each flaw of outlines the images that have it, with the checksum of the outline's file."""
@@ -88,7 +88,7 @@ def prepare(
         _refuse_foreign_folder(data)
         checked = _known_checks(data)
         table = _manifest(known.table, source, _left_out_outlines(data))
-        left_out = (*source.notes, *_left_out_lines(found))
+        left_out = (*source.notes, *left_out_lines(found))
         summary = _summary(known, source, found, source_folder)
         same_classes = checked is not None and data_labels(data) == known.labels
         if (
@@ -116,67 +116,6 @@ def _updated(data: Path, summary: dict[str, Any]) -> dict[str, Any]:
     if any(facts[key] != stored[key] for key in stored if key != "left_out_files"):
         write_json(data / "dataset.json", {key: facts[key] for key in {**stored, **new}})
     return facts
-
-
-def described(done: Prepared) -> list[str]:
-    """Say for people what was brought in, what was left out, and what looks wrong."""
-    facts = done.summary
-    whose = f"{facts['n_lesions']:,} lesions"
-    if "n_patients" in facts:
-        whose += f" of {facts['n_patients']:,} patients"
-    lines = [
-        f"{facts['n_images']:,} images of {whose}, {facts['n_masks']:,} with an outline "
-        f"({done.added:,} new, {done.reused:,} kept).",
-        "Images per diagnosis: " + ", ".join(f"{k} {v}" for k, v in facts["per_class"].items()),
-        *facts.get("notes", []),
-    ]
-    if facts["n_missing_images"]:
-        lines.append(
-            f"{facts['n_missing_images']:,} of {facts['n_metadata_rows']:,} metadata rows have "
-            "no image here; their ids are in dataset.json. Images found are complete."
-        )
-    for name, words in (("unmapped_labels", "without a class"), ("left_out_labels", "not wanted")):
-        labels = facts.get(name) or {}
-        if labels:
-            listed = ", ".join(f"{label!r} {count:,}" for label, count in labels.items())
-            rows = sum(labels.values())
-            lines.append(f"Left out: {_counted(rows, 'image')} with labels {words}: {listed}.")
-    lines += done.left_out
-    for flaw, images in sorted((facts.get("outline_flaws") or {}).items()):
-        what = "left out" if flaw in UNUSABLE else "kept; check that they are not inverted"
-        lines.append(f"Outlines, {flaw}: {_some(list(images))} ({what}).")
-    if lesions := facts.get("conflicting_lesions"):
-        verb = "has" if len(lesions) == 1 else "have"
-        lines.append(
-            f"{_counted(len(lesions), 'lesion')} {verb} images with different diagnoses: "
-            f"{_some(lesions)}."
-        )
-    for same in (facts.get("conflicting_images") or [])[:_NAMED]:
-        lines.append(f"{_some(same)} are the same picture with different diagnoses.")
-    return [*lines, f"Wrote {done.data}. Next: dermlens data split {done.data}"]
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _left_out_lines(found: Survey) -> list[str]:
-    return [
-        f"Left out: {_counted(len(names), 'file')} that "
-        f"{_plural(why) if len(names) > 1 else why} ({_some(names)})."
-        for why, names in sorted(found.left_out.items())
-    ]
-
-
-def _plural(why: str) -> str:
-    verb, _, rest = why.partition(" ")
-    verbs = {"is": "are", "has": "have", "lies": "lie", "shows": "show", "belongs": "belong"}
-    return f"{verbs.get(verb, verb)} {rest}"
 
 
 def _refuse_foreign_folder(data: Path) -> None:
