@@ -27,6 +27,7 @@ def fit_on_data(
     seed: int,
     batch_size: int = 32,
     dtype: str = "float32",
+    features: np.ndarray | None = None,
 ) -> tuple[Calibration, OODDetector]:
     """Fit temperature, prediction sets, balanced rule and thresholds, and the out-of-distribution
     detector.
@@ -38,13 +39,19 @@ def fit_on_data(
         seed: Of the resampling behind the balanced rule.
         batch_size: Images per pass.
         dtype: How the detector will be stored; its threshold is that of the stored one.
+        features: float32 (N, channels), pooled features of all images where they are known.
     """
     rows = np.concatenate([data.rows["train"], data.rows["validation"]])
-    images = data.images(architecture.input_size)
-    predictor = Predictor(with_features(model), batch_size=batch_size)
-    with progress("Calibrating", len(rows)) as advance:
-        joined = predictor.logits(images, rows, advance=advance)
-    logits, features = split_features(joined, len(architecture.classes))
+    if features is None:
+        images = data.images(architecture.input_size)
+        predictor = Predictor(with_features(model), batch_size=batch_size)
+        with progress("Calibrating", len(rows)) as advance:
+            joined = predictor.logits(images, rows, advance=advance)
+        logits, features = split_features(joined, len(architecture.classes))
+    else:
+        features = features[rows]
+        kernel, bias = model.get_layer("logits").get_weights()
+        logits = features @ kernel + bias
     known, held = slice(0, len(data.rows["train"])), slice(len(data.rows["train"]), None)
     counts = class_counts(select_split(data.table, "train"), data.classes)
     calibration = fit_calibration(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import ModelError, UsageError
+from dermlens.extras import optional
 
 KINDS: tuple[str, ...] = ("float32", "float16", "int8", "dynamic")
 
@@ -123,8 +124,7 @@ class LiteClassifier:
     """
 
     def __init__(self, path: Path, *, workers: int | None = None) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
+        Interpreter = optional("ai_edge_litert.interpreter").Interpreter
         count = workers or available_cores()
         try:
             interpreters = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
