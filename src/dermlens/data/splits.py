@@ -54,10 +54,11 @@ def split_data_set(
             "seed": seed,
             "fractions": dict(fractions),
             "near_duplicate_pairs": len(pairs),
-            "grouped_by": "patient" if patients(table).notna().any() else "lesion",
             "images": {s: int((table.split == s).sum()) for s in SPLITS},
             "per_class": {s: class_counts(table[table.split == s], labels) for s in SPLITS},
         }
+        if patients(table).notna().any():
+            summary["split"]["grouped_by"] = "patient"
         write_json(data / "dataset.json", summary)
     return table
 
