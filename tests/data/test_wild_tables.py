@@ -1,7 +1,6 @@
 """The field's tables: five data sets as people download them, and tables of one's own."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from dermlens.data.manifest import data_labels, read_manifest
 from dermlens.data.preparation import prepare
 from dermlens.data.splits import audit, split_data_set
 from dermlens.data.tables import read_table
+from dermlens.data.vocabulary import Vocabulary
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json
+from dermlens.labels import label_set
 from wild_datasets import WILD, derm7pt, own_table
 
 CLASSES = {
@@ -118,6 +119,33 @@ def test_any_data_set_can_be_mapped_to_another_label_set(
     done = prepare(build(tmp_path), tmp_path.parent / "data", wanted=Wanted(classes=classes))
     assert {k: v for k, v in done.summary["per_class"].items() if v} == expected
     assert done.summary["labels"]["name"] == classes
+
+
+@pytest.mark.parametrize(
+    ("word", "codes"),
+    [
+        # Words of the ISIC Archive, Derm7pt, PAD-UFES-20 and the challenges, and their class in
+        # isic2019, ham10000 and binary.
+        ("Melanoma, NOS", ("mel", "mel", "malignant")),
+        ("melanoma (less than 0.76 mm)", ("mel", "mel", "malignant")),
+        ("reed or spitz nevus", ("nv", "nv", "benign")),
+        ("Melanocytic naevus", ("nv", "nv", "benign")),
+        ("Squamous cell carcinoma, Invasive", ("scc", None, "malignant")),
+        ("Squamous cell carcinoma in situ", ("scc", "akiec", "malignant")),
+        ("ACK", ("ak", "akiec", "malignant")),
+        ("akiec", ("ak", "akiec", "malignant")),
+        ("SEK", ("bkl", "bkl", "benign")),
+        ("Lichen planus like keratosis", ("bkl", "bkl", "benign")),
+        ("vascular lesion", ("vasc", "vasc", "benign")),
+        ("Benign", (None, None, "benign")),
+        ("Indeterminate", (None, None, None)),
+        ("unknown", (None, None, None)),
+        ("Basal cell carcinoma", ("bcc", "bcc", "malignant")),
+    ],
+)
+def test_words_of_the_field(word: str, codes: tuple[str | None, ...]) -> None:
+    sets = ("isic2019", "ham10000", "binary")
+    assert tuple(Vocabulary(label_set(name)).code_of(word) for name in sets) == codes
 
 
 def test_derm7pt_has_several_images_in_a_row(tmp_path) -> None:
@@ -297,6 +325,20 @@ def test_a_patient_with_a_rare_diagnosis_counts_for_it(tmp_path) -> None:
     assert list(counts.loc["malignant", ["train", "validation", "test"]]) == [8, 2, 2]
 
 
+@pytest.mark.parametrize("name", ["null", "NA", "nan", "None", "1e5", "007"])
+def test_an_image_may_be_called_like_a_missing_value_or_a_number(tmp_path, name) -> None:
+    source = own_table(tmp_path / "own", count=24)
+    (source / "bilder" / "bild_000.jpg").rename(source / "bilder" / f"{name}.jpg")
+    path = source / "befunde.csv"
+    path.write_text(path.read_text().replace("bild_000", name))
+    wanted = Wanted(columns={"image": "Datei", "label": "Befund"})
+    data = prepare(source, tmp_path / "data", wanted=wanted).data
+    table = split_data_set(data)
+    assert name in set(table.image_id) and (data / "images" / f"{name}.jpg").is_file()
+    assert prepare(source, data, wanted=wanted).added == 0
+    assert read_manifest(data).split.notna().all()
+
+
 def test_what_a_table_now_says_is_written_though_the_images_are_the_same(
     ham_source: HamSource, tmp_path: Path
 ) -> None:
@@ -342,9 +384,7 @@ def test_a_table_with_a_million_columns_is_refused_at_once(tmp_path) -> None:
     folder.mkdir()
     header = ",".join(f"c{k}" for k in range(1_000_000))
     (folder / "metadata.csv").write_text(f"{header}\n{header}\n")
-    before = time.process_time()
     refused(dermlens("data", "prepare", folder, "--out", tmp_path / "data"), "columns, more than")
-    assert time.process_time() - before < 60
     with pytest.raises(DataError, match="has 1,000,000 columns"):
         read_table((folder / "metadata.csv").read_bytes(), "metadata.csv")
 

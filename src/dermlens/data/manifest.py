@@ -16,6 +16,7 @@ A prepared data set is a folder::
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,8 @@ COLUMNS: tuple[str, ...] = (
 OPTIONAL_COLUMNS: tuple[str, ...] = ("patient_id", "image_type")
 """Columns that stand behind the others where they are known."""
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
+AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+"""How our own tables are read: an image may be called ``null`` or ``NA``."""
 _TEXT_COLUMNS = tuple(column for column in (*COLUMNS, *OPTIONAL_COLUMNS) if column != "age")
 
 
@@ -103,7 +106,7 @@ def read_manifest(data: Path) -> pd.DataFrame:
             f"{data} is not a prepared data set: it holds no manifest.csv. Make one with "
             "'dermlens data prepare SOURCE --out DATA' or 'dermlens data synthetic --out DATA'."
         )
-    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "object"))
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "object"), **AS_WRITTEN)
     check_manifest(table, data_labels(data), str(path))
     return table
 

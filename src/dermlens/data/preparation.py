@@ -21,6 +21,7 @@ from dermlens.data.decoding import as_array
 from dermlens.data.formats import CLASS_FOLDERS, COLUMNS, Wanted, format_names
 from dermlens.data.images import ImageChecks, inspect_bytes, opened_mask
 from dermlens.data.manifest import (
+    AS_WRITTEN,
     class_counts,
     data_labels,
     data_set_kind,
@@ -134,7 +135,7 @@ def _known_checks(data: Path) -> dict[str, ImageChecks] | None:
     path = data / "images.csv"
     if not path.is_file() or not (data / "manifest.csv").is_file():
         return None
-    table = pd.read_csv(path, dtype={"image_id": str, "perceptual_hash": str})
+    table = pd.read_csv(path, dtype={"image_id": str, "perceptual_hash": str}, **AS_WRITTEN)
     return {
         str(row["image_id"]): ImageChecks(
             width=int(row["width"]),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dermlens.data.duplicates import near_duplicates
 from dermlens.data.manifest import (
+    AS_WRITTEN,
     SPLITS,
     class_counts,
     data_labels,
@@ -72,7 +73,7 @@ def read_checks(data: Path) -> pd.DataFrame:
     path = Path(data) / "images.csv"
     if not path.is_file():
         raise DataError(f"{path} is missing. Prepare the data set again.")
-    return pd.read_csv(path, dtype={"image_id": str, "perceptual_hash": str})
+    return pd.read_csv(path, dtype={"image_id": str, "perceptual_hash": str}, **AS_WRITTEN)
 
 
 def connected_groups(table: pd.DataFrame, pairs: Iterable[tuple[str, str]] = ()) -> np.ndarray:

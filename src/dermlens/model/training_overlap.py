@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.duplicates import hash_distances
-from dermlens.data.manifest import patients, read_manifest, select_split
+from dermlens.data.manifest import AS_WRITTEN, patients, read_manifest, select_split
 from dermlens.data.splits import read_checks
 from dermlens.errors import DataError
 from dermlens.files import write_csv
@@ -106,7 +106,7 @@ def seen_images(classifier: Any) -> SeenImages | None:
     if path is None or not (Path(path) / "split.csv").is_file():
         return None
     text = {"image_id": str, "lesion_id": str, "split": str, "perceptual_hash": str}
-    table = pd.read_csv(Path(path) / "split.csv", dtype=text)
+    table = pd.read_csv(Path(path) / "split.csv", dtype=text, **AS_WRITTEN)
     if not {"image_id", "split"} <= set(table.columns):
         return None
     table = table[table.split == "train"]
