@@ -40,7 +40,7 @@ def test_one_column_per_class(tmp_path: Path) -> None:
     assert table.to_dict("records") == [{"image_id": "a", "dx": "akiec"}]
     for marks, count in (("0,0,0,0,0,0,0", 0), ("1,1,0,0,0,0,0", 2)):
         path = written(tmp_path, f"image,{names}\na,{marks}\n")
-        with pytest.raises(DataError, match=f"line 2: {count} classes are marked"):
+        with pytest.raises(DataError, match=f"line 2: image a has {count} classes marked"):
             read_labels(path, HAM10000)
 
 

@@ -90,8 +90,8 @@ def _labels(known: TableFormat, cells: Mapping[str, str | None], name: str, line
         marked += [code] * int(value)
     if len(marked) != 1:
         raise DataError(
-            f"{name}, line {line}: {len(marked)} classes are marked; exactly one is needed. "
-            "Correct the file."
+            f"{name}, line {line}: image {cells.get(next(iter(known.images)))} has {len(marked)} "
+            "classes marked; exactly one is needed. Correct the file."
         )
     return marked
 
