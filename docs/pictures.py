@@ -28,8 +28,9 @@ from dermlens.report.figures import LESION_COLOR, attribution_grid, normalize, o
 from dermlens.report.style import new_figure, style
 
 IMAGES = Path(__file__).parent / "images"
-SHOWN = "mel"
-"""The drawn diagnosis of the method pages: streaks at the margin decide it."""
+CODES = ("mel", "bcc", "vasc", "nv")
+SHOWN = "vasc"
+"""The drawn diagnosis of the method pages: red lagoons decide it."""
 OTHERS = ("layer_cam", "hires_cam", "kernel_shap", "smooth_grad", "gradient_shap", "rise")
 LIMIT = 300_000
 """Bytes that a picture may take."""
@@ -85,7 +86,7 @@ def chosen_images(classifier: Any, data: Path) -> tuple[np.ndarray, np.ndarray, 
     """
     table = select_split(read_manifest(data), "test").sort_values("image_id")
     images, structures, codes = [], [], []
-    for code in (SHOWN, "bcc", "vasc", "nv"):
+    for code in CODES:
         for row in table[table.dx == code].itertuples():
             image = load_image(data / row.path, classifier.input_size)
             if classifier.classes[int(classifier.logits(image[None]).argmax())] == code:
@@ -140,11 +141,13 @@ def kept(image: np.ndarray, result: Any, place: int) -> tuple[str, np.ndarray]:
 def shares(image: np.ndarray, result: Any, place: int) -> tuple[str, np.ndarray]:
     """The pieces, and the three that bear the most in full color."""
     labels = result.superpixels[place]
-    strongest = np.argsort(result.weights[place])[-3:]
+    # Images with fewer pieces are filled up with NaN.
+    weights = result.weights[place][: labels.max() + 1]
+    strongest = np.argsort(weights)[-3:]
     dim = 0.3 * image + 0.7 * 235
     drawn = np.where(np.isin(labels, strongest)[..., None], image, dim)
     total = result.values[place] - result.baseline_output[place]
-    share = result.weights[place][strongest].sum() / total
+    share = weights[strongest].sum() / total
     return f"three pieces bear {share:.0%} of the score", edges(drawn, labels)
 
 
@@ -197,13 +200,15 @@ def controls(classifier: Any, image: np.ndarray, first: tuple[str, np.ndarray]) 
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure and check its size."""
+    """Write a figure; a large one smaller, and in 256 colors if that is not enough."""
+    from PIL import Image
+
     figure.savefig(path, dpi=110)
-    size = path.stat().st_size
-    if size > LIMIT:
+    if path.stat().st_size > LIMIT:
         figure.savefig(path, dpi=80)
-        size = path.stat().st_size
-    print(f"{path} {size // 1000} kB")
+    if path.stat().st_size > LIMIT:
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+    print(f"{path} {path.stat().st_size // 1000} kB")
 
 
 def save_favicon(values: np.ndarray, path: Path) -> None:

@@ -3,6 +3,7 @@
 A block that cannot run carries a comment before it, ``<!-- not run: why -->``.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,13 @@ def test_marked_blocks_say_why(tmp_path: Path) -> None:
     assert (first.reason, second.reason) == ("needs a server", None)
     assert first == Block(tmp_path / "made.md", 3, "bash", "curl x\n", "needs a server")
     assert not page.exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """A module that was renamed must not live on in the pages."""
+    text = page.read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z0-9_]+/)+[a-z0-9_]+\.(?:py|ipynb|csv\.gz))`", text))
+    here = (ROOT, ROOT / "src", ROOT / "src" / "dermlens")
+    gone = [name for name in named if not any((folder / name).exists() for folder in here)]
+    assert not gone
