@@ -171,11 +171,11 @@ def run_and_kill(prepared: Path, out: Path, after_epoch: int | None, *options: s
     script = SCRIPT.format(path=[str(HERE), str(HERE.parent)], data=str(prepared), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script, *options])
     state = out / "checkpoint" / "state.npz"
-    from dermlens.model.checkpoint import read_facts
+    from dermlens.model.checkpoint import read_state
 
     while process.poll() is None:
-        facts = read_facts(state) if after_epoch is not None else None
-        if facts is not None and after_epoch is not None and facts["next_epoch"] >= after_epoch:
+        written = after_epoch is not None and state.is_file()
+        if written and read_state(state)[0]["next_epoch"] >= after_epoch:
             process.kill()
         time.sleep(0.02)
     process.wait()

@@ -9,9 +9,12 @@ probability can win. Probabilities are left untouched by it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+
+from dermlens.schema import STRICT, Section
 
 TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
 LARGEST_TAU = 1.0
@@ -30,6 +33,7 @@ class RulePoint:
         high: Its upper end.
     """
 
+    __pydantic_config__ = STRICT
     tau: float
     balanced_accuracy: float
     low: float
@@ -60,22 +64,18 @@ class BalancedRule:
         """Return the class positions chosen from calibrated logits (N, C), int (N,)."""
         return self.adjusted(scaled).argmax(axis=1)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "tau": self.tau,
-            "log_prior": list(self.log_prior),
-            "curve": [vars(point) for point in self.curve],
-        }
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "BalancedRule":
-        """Build from what ``to_json`` returned, or from what earlier versions stored."""
-        return cls(
-            float(content["tau"]),
-            tuple(float(v) for v in content["log_prior"]),
-            tuple(RulePoint(**point) for point in content.get("curve", ())),
-        )
+class StoredRule(Section):
+    """A rule as ``bundle.json`` holds it; earlier versions left out the curve and the words."""
+
+    tau: Annotated[float, Field(ge=0)]
+    log_prior: tuple[float, ...]
+    curve: tuple[RulePoint, ...] = ()
+    text: str = ""
+
+    def rule(self) -> BalancedRule:
+        """Return it without the words."""
+        return BalancedRule(self.tau, self.log_prior, self.curve)
 
 
 def rule_curve(

@@ -17,6 +17,7 @@ adopted file in its safe mode: nothing is unpickled and no stored code is run.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.errors import ModelError
-from dermlens.files import sha256_of_file, write_csv
+from dermlens.files import read_table, sha256_of_file, write_csv
 from dermlens.folders import Kind, folder_beside
 from dermlens.labels import HAM10000, LabelSet, chosen
 from dermlens.model.bundle_choice import (
@@ -39,16 +40,14 @@ from dermlens.model.bundle_choice import (
 from dermlens.model.bundle_description import (
     FORMAT,
     checksum,
-    impossible,
     read_description,
-    stored_labels,
     write_description,
 )
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.foreign import ADOPTED_SETTINGS, load_keras_model
 from dermlens.model.image_classifier import ImageClassifier
-from dermlens.model.out_of_distribution import OODDetector, read_arrays
+from dermlens.model.out_of_distribution import OODDetector, read_detector
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name, set_weights
 
@@ -152,7 +151,7 @@ class Bundle(ImageClassifier):
     def history(self) -> pd.DataFrame:
         """The training record; empty for an adopted model."""
         path = self.path / "history.csv"
-        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+        return read_table(path) if path.is_file() else pd.DataFrame()
 
     def predictor(self, batch_size: int = 32) -> Predictor:
         """Return a predictor that can also give 8 test-time views."""
@@ -240,7 +239,7 @@ def save_bundle(
         facts = {
             "format": FORMAT,
             "dermlens_version": __version__,
-            "architecture": architecture.to_json(),
+            "architecture": asdict(architecture),
             "labels": labels.to_json(),
             "calibration": calibration.to_json(),
             "training": training,
@@ -268,26 +267,29 @@ def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:
     path = Path(path)
     if not is_bundle(path):
         raise ModelError(no_bundle(path))
-    facts = read_description(path)
-    architecture = Architecture.from_json(facts["architecture"])
-    calibration = Calibration.from_json(facts["calibration"])
-    if calibration.classes != architecture.classes:
-        raise impossible(path, "its calibration is of other classes than its network")
-    ood_detector, labels = _load_ood_detector(path, facts), stored_labels(path, facts)
+    facts, description = read_description(path)
+    architecture = Architecture(**dict(description.architecture))
     settings: dict[str, Any] = {}
-    if "adopted" in facts:
-        model = load_keras_model(path / "model.keras", custom, needed=facts["adopted"]["custom"])
-        settings = {name: facts["adopted"][name] for name in ADOPTED_SETTINGS}
+    if (adopted := description.adopted) is not None:
+        model = load_keras_model(path / "model.keras", custom, needed=adopted.custom)
+        settings = {name: getattr(adopted, name) for name in ADOPTED_SETTINGS}
     else:
         model = build_classifier(architecture)
         load_all_by_name(model, path / "weights.h5")
     model.trainable = False
+    ood_detector = None
+    if description.outlier is not None:
+        features = model.get_layer("pool").output.shape[-1]
+        ood_detector = read_detector(
+            path / "outlier.npz", description.outlier, len(architecture.classes), features
+        )
     return Bundle(
-        path, architecture, calibration, facts, model, ood_detector, labels=labels, **settings
+        path,
+        architecture,
+        description.calibration.calibration(),
+        facts,
+        model,
+        ood_detector,
+        labels=description.labels,
+        **settings,
     )
-
-
-def _load_ood_detector(path: Path, facts: dict[str, Any]) -> OODDetector | None:
-    if facts.get("outlier") is None:
-        return None
-    return OODDetector.from_stored(facts["outlier"], read_arrays(path / "outlier.npz"))

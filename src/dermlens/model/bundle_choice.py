@@ -99,7 +99,7 @@ def meant_as_model(path: Path) -> str | None:
     if inside:
         some = ", ".join(map(str, inside[:3])) + (", …" if len(inside) > 3 else "")
         return f"{path} is not a bundle but holds {some}. Give the one that is meant."
-    if (path / "weights.h5").is_file():
+    if any((path / name).is_file() for name in ("weights.h5", "model.keras", "outlier.npz")):
         return f"{path} is an incomplete bundle: {NAME} is missing. Copy it again."
     if (path / "saved_model.pb").is_file() or any(path.glob("*.tflite")):
         return (

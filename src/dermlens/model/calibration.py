@@ -11,20 +11,21 @@ All are fitted on the validation split and stored with the bundle.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AliasChoices, Field, model_validator
 
 from dermlens.errors import ModelError
 from dermlens.labels import HAM10000, LabelSet
-from dermlens.model.balanced_rule import BalancedRule, fit_balanced_rule
-from dermlens.model.conformal import PredictionSets, fit_prediction_sets
+from dermlens.model.balanced_rule import BalancedRule, StoredRule, fit_balanced_rule
+from dermlens.model.conformal import METHOD, PredictionSets, StoredSets, fit_prediction_sets
+from dermlens.schema import STRICT, Code, Count, Positive, Section, Share, ShareOrNaN, checked
 
 DEFAULT_SENSITIVITY = 0.95
 Link = Literal["softmax", "sigmoid"]
 """What turns logits into probabilities: classes that exclude each other, or each for itself."""
-LINKS: tuple[str, ...] = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,16 @@ class OperatingPoint:
         negatives: Negative images in validation.
     """
 
+    __pydantic_config__ = STRICT
     name: str
-    codes: tuple[str, ...]
-    threshold: float
-    target_sensitivity: float
-    sensitivity: float
-    specificity: float
-    positives: int
-    negatives: int
-
-    def sound(self, classes: Sequence[str]) -> bool:
-        """Tell whether it sums some of these classes and its threshold is a probability."""
-        # A threshold is a sum of probabilities, which rounding can bring just above 1.
-        threshold = isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1 + 1e-6
-        return threshold and bool(self.codes) and set(self.codes) <= set(classes)
+    codes: Annotated[tuple[str, ...], Field(min_length=1)]
+    # A sum of probabilities, which rounding can bring just above 1.
+    threshold: Annotated[float, Field(ge=0, le=1 + 1e-6)]
+    target_sensitivity: Share
+    sensitivity: ShareOrNaN
+    specificity: ShareOrNaN
+    positives: Count
+    negatives: Count
 
     def score(self, probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         """Return the summed probability of the positives, (N,), from (N, C)."""
@@ -135,76 +132,72 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        sets = self.prediction_sets
-        return {
-            "temperature": self.temperature,
-            "balanced_rule": {**self.balanced_rule.to_json(), "text": self.rule},
-            "operating_points": {
-                name: {**vars(point), "codes": list(point.codes)}
-                for name, point in self.operating_points.items()
-            },
-            "prediction_sets": None if sets is None else sets.to_json(),
-            "classes": list(self.classes),
-            "link": self.link,
-            "fitted": self.fitted,
-        }
+        content = asdict(self)
+        content["balanced_rule"]["text"] = self.rule
+        if self.prediction_sets is not None:
+            content["prediction_sets"]["method"] = METHOD
+        return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Calibration":
+    def from_json(cls, content: Any) -> "Calibration":
         """Build from what ``to_json`` returned, now or in earlier versions.
 
         Raises:
             ModelError: If a field is missing, or holds what cannot be true.
         """
-        try:
-            points = {
-                name: OperatingPoint(**{**fields, "codes": tuple(fields["codes"])})
-                for name, fields in content["operating_points"].items()
-            }
-            # Bundles of format 1 call the rule so, and carry no sets.
-            rule = content.get("balanced_rule") or content["decision_rule"]
-            sets, classes = content.get("prediction_sets"), tuple(content["classes"])
-            calibration = cls(
-                temperature=float(content["temperature"]),
-                balanced_rule=BalancedRule.from_json(rule),
-                operating_points=points,
-                classes=classes,
-                prediction_sets=(None if sets is None else PredictionSets.from_json(sets, classes)),
-                link=content.get("link", "softmax"),
-                fitted=bool(content.get("fitted", True)),
+
+        def refuse(problem: str) -> ModelError:
+            return ModelError(f"The calibration cannot be used: {problem}. Copy it again.")
+
+        return checked(StoredCalibration, content, refuse).calibration()
+
+
+class StoredCalibration(Section):
+    """A calibration as ``bundle.json`` holds it.
+
+    Format 1 calls the rule otherwise and carries no sets; later fields have their value of then.
+    """
+
+    temperature: Positive
+    balanced_rule: Annotated[
+        StoredRule, Field(validation_alias=AliasChoices("balanced_rule", "decision_rule"))
+    ]
+    operating_points: dict[str, OperatingPoint]
+    prediction_sets: StoredSets | None = None
+    classes: Annotated[tuple[Code, ...], Field(min_length=2)]
+    link: Link = "softmax"
+    fitted: bool = True
+
+    @model_validator(mode="after")
+    def _of_these_classes(self) -> "StoredCalibration":
+        known = set(self.classes)
+        rule, sets = self.balanced_rule, self.prediction_sets
+        if len(known) < len(self.classes):
+            raise ValueError("classes: a code stands twice")
+        if len(rule.log_prior) != len(known) and (rule.tau or rule.log_prior):
+            raise ValueError(
+                f"balanced_rule.log_prior should have a number for each of {len(known)} classes, "
+                f"not {len(rule.log_prior)}"
             )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ModelError(
-                f"The calibration stored in the bundle is incomplete ({error}). Train or save the "
-                "bundle again."
-            ) from error
-        calibration.check()
-        return calibration
+        for name, point in self.operating_points.items():
+            if not set(point.codes) <= known:
+                raise ValueError(f"operating_points.{name}.codes: {point.codes} are not all known")
+        if sets is not None and set(sets.true_probabilities) != known:
+            raise ValueError("prediction_sets.true_probabilities should be of each class")
+        return self
 
-    def check(self) -> None:
-        """Refuse values that no calibration gives.
-
-        Raises:
-            ModelError: If a number is not finite or out of its range, the prior is not of these
-                classes, or an operating point is of others.
-        """
-        rule = self.balanced_rule
-        for problem, found in (
-            ("link", self.link not in LINKS),
-            ("temperature", not (np.isfinite(self.temperature) and self.temperature > 0)),
-            ("strength of the prior correction", not (np.isfinite(rule.tau) and rule.tau >= 0)),
-            ("prior", len(rule.log_prior) != len(self.classes) and (rule.tau or rule.log_prior)),
-            ("prior", not np.isfinite(rule.log_prior).all()),
-            *(
-                (f"operating point {name!r}", not point.sound(self.classes))
-                for name, point in self.operating_points.items()
-            ),
-        ):
-            if found:
-                raise ModelError(
-                    f"The calibration stored in the bundle cannot be used: its {problem} has an "
-                    "impossible value. Copy the bundle again."
-                )
+    def calibration(self) -> Calibration:
+        """Return what is computed with."""
+        sets = self.prediction_sets
+        return Calibration(
+            self.temperature,
+            self.balanced_rule.rule(),
+            self.operating_points,
+            self.classes,
+            None if sets is None else sets.sets(self.classes),
+            self.link,
+            self.fitted,
+        )
 
 
 def probabilities(logits: np.ndarray, link: Link = "softmax") -> np.ndarray:

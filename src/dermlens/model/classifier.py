@@ -5,11 +5,12 @@ The model takes raw RGB 0..255, holds its preprocessing, and returns float32 log
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dermlens.errors import ModelError
 from dermlens.labels import HAM10000
+from dermlens.schema import STRICT
 
 _CAFFE, _TORCH, _TF, _INSIDE = "caffe", "torch", "tf", "inside"
 
@@ -28,7 +29,8 @@ BACKBONES: dict[str, tuple[str, str]] = {
 """Name on the command line: name in ``keras.applications``, and its preprocessing."""
 
 PRECISIONS: tuple[str, ...] = ("float32", "mixed_bfloat16")
-MIN_SIDE = 32
+MIN_SIDE, MAX_SIDE = 32, 2048
+"""Of an input, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,11 @@ class Architecture:
         dropout: Rate before the last layer, 0..1.
     """
 
+    __pydantic_config__ = STRICT
     backbone: str = "resnet50"
     input_size: tuple[int, int] = (192, 256)
     classes: tuple[str, ...] = HAM10000.codes
     dropout: float = 0.3
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Architecture":
-        """Build from what ``to_json`` returned."""
-        height, width = content["input_size"]
-        return cls(
-            backbone=str(content["backbone"]),
-            input_size=(int(height), int(width)),
-            classes=tuple(content["classes"]),
-            dropout=float(content["dropout"]),
-        )
 
     def transposed(self) -> "Architecture":
         """The same network for images turned by 90 degrees."""
@@ -120,10 +108,11 @@ def _check(architecture: Architecture, precision: str) -> None:
         )
     if precision not in PRECISIONS:
         raise ModelError(f"Unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}.")
-    if min(architecture.input_size) < MIN_SIDE:
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in architecture.input_size):
+        height, width = architecture.input_size
         raise ModelError(
-            f"The input size {architecture.input_size[0]}x{architecture.input_size[1]} is too "
-            f"small. Both sides need at least {MIN_SIDE} pixels."
+            f"The input size {height}x{width} is too small or too large. Both sides need "
+            f"{MIN_SIDE} to {MAX_SIDE} pixels."
         )
 
 

@@ -18,13 +18,16 @@ then belongs to every set. The most probable class always belongs to the set.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Final, Literal
 
 import numpy as np
+from pydantic import Field
 
-from dermlens.errors import ModelError, UsageError
+from dermlens.errors import UsageError
+from dermlens.schema import Section, Share
 
 DEFAULT_LEVEL = 0.9
+METHOD: Final = "class-conditional split conformal"
 
 
 @dataclass(frozen=True)
@@ -80,39 +83,18 @@ class PredictionSets:
         levels = self.thresholds(level)
         return tuple(c for c, t in zip(self.true_probabilities, levels, strict=True) if t <= 0)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "method": "class-conditional split conformal",
-            "level": self.level,
-            "true_probabilities": {k: list(v) for k, v in self.true_probabilities.items()},
-        }
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any], classes: Sequence[str]) -> "PredictionSets":
-        """Build from what ``to_json`` returned.
+class StoredSets(Section):
+    """Prediction sets as ``bundle.json`` holds them."""
 
-        Raises:
-            ModelError: If a field is missing or makes no sense.
-        """
-        try:
-            stored = content["true_probabilities"]
-            known = {code: tuple(sorted(map(float, stored[code]))) for code in classes}
-            level = float(content["level"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"The prediction sets stored in the bundle are damaged ({error!r}). Train or save "
-                "the bundle again."
-            ) from error
-        values = np.array([v for values in known.values() for v in values])
-        if not (
-            0 < level < 1 and np.isfinite(values).all() and ((values >= 0) & (values <= 1)).all()
-        ):
-            raise ModelError(
-                "The prediction sets stored in the bundle hold numbers that are no probabilities. "
-                "Train or save the bundle again."
-            )
-        return cls(known, level)
+    method: Literal["class-conditional split conformal"] = METHOD
+    level: Annotated[float, Field(gt=0, lt=1)]
+    true_probabilities: dict[str, tuple[Share, ...]]
+
+    def sets(self, classes: Sequence[str]) -> PredictionSets:
+        """Return them in class order, ascending."""
+        known = {code: tuple(sorted(self.true_probabilities[code])) for code in classes}
+        return PredictionSets(known, self.level)
 
 
 def check_level(level: float) -> None:

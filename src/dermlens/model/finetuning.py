@@ -8,7 +8,7 @@ import numpy as np
 
 from dermlens.data.augmentation import mix
 from dermlens.data.pipeline import epoch_order, training_batches
-from dermlens.model.checkpoint import read_facts, restore_state, save_state
+from dermlens.model.checkpoint import read_state, restore_state, save_state
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.history import History
@@ -269,18 +269,15 @@ class Finetuning:
         save_state(self._state_path, self._groups(), facts)
 
     def _restore(self) -> int:
-        facts = read_facts(self._state_path)
-        if facts is None:
+        if not self._state_path.is_file():
             return 0
-        restore_state(self._state_path, self._groups())
-        self._best = float(facts["best"])
-        self._best_epoch = int(facts["best_epoch"])
+        state = restore_state(self._state_path, self._groups())
+        self._best, self._best_epoch = state.best, state.best_epoch
         self._history.rows = [
-            {k: (float("nan") if v is None else v) for k, v in row.items()}
-            for row in facts["history"]
+            {k: (float("nan") if v is None else v) for k, v in row.items()} for row in state.history
         ]
-        say(f"Resuming after epoch {facts['next_epoch']} of {self._configuration.epochs}.")
-        return int(facts["next_epoch"])
+        say(f"Resuming after epoch {state.next_epoch} of {self._configuration.epochs}.")
+        return state.next_epoch
 
     @property
     def best_epoch(self) -> int:
@@ -289,6 +286,4 @@ class Finetuning:
 
     def best_weights(self) -> list[np.ndarray]:
         """Return the averaged weights of the best epoch, in the model's order."""
-        with np.load(self._best_path, allow_pickle=False) as stored:
-            names = sorted(name for name in stored.files if name.startswith("weights/"))
-            return [stored[name] for name in names]
+        return read_state(self._best_path)[1]["weights"]

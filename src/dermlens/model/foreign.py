@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,9 +136,9 @@ def adopt(
         description = {
             "format": FORMAT,
             "dermlens_version": __version__,
-            "architecture": Architecture(
-                ADOPTED, classifier.input_size, classifier.classes, 0.0
-            ).to_json(),
+            "architecture": asdict(
+                Architecture(ADOPTED, classifier.input_size, classifier.classes, 0.0)
+            ),
             "labels": labels.to_json(),
             "calibration": calibration.to_json(),
             "adopted": {
@@ -162,11 +163,10 @@ def _calibrated(
 ) -> tuple[Calibration, dict[str, Any]]:
     """Return what is fitted on a data set's validation images, and facts about them."""
     from dermlens.data.cache import cached_images
-    from dermlens.data.manifest import class_counts, data_labels, read_manifest, select_split
-    from dermlens.files import read_json
+    from dermlens.data.manifest import class_counts, data_facts, read_manifest, select_split
     from dermlens.progress import progress
 
-    table, known = read_manifest(data), data_labels(data)
+    table, known = read_manifest(data), data_facts(data).labels
     unknown = [code for code in known.codes if code not in classifier.classes]
     if unknown:
         raise DataError(
@@ -188,6 +188,4 @@ def _calibrated(
         classes=classifier.labels,
         link=classifier.link,
     )
-    summary = read_json(data / "dataset.json")
-    kept = ("name", "source", "synthetic", "license", "n_images", "fingerprint")
-    return calibration, {key: summary[key] for key in kept if key in summary}
+    return calibration, data_facts(data).without("n_lesions", "per_class", "split")

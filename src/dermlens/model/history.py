@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.files import read_json, write_csv
+from dermlens.files import write_csv
 from dermlens.model.training_data import TrainingData
 from dermlens.progress import duration, say
 
@@ -87,12 +87,6 @@ class History:
     def table(self) -> pd.DataFrame:
         """Return all rows."""
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
-
-    def data_facts(self) -> dict[str, Any]:
-        """Return name, size and counts of the data set, for the bundle."""
-        summary = read_json(self._data.folder / "dataset.json")
-        kept = ("name", "source", "synthetic", "license", "n_images", "n_lesions", "per_class")
-        return {key: summary[key] for key in (*kept, "split") if key in summary}
 
 
 def _validation(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -25,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from dermlens import __version__
-from dermlens.errors import ExplanationError, ModelError
-from dermlens.files import read_json, sha256_of_file, write_json
+from dermlens.errors import DataError, ExplanationError, ModelError
+from dermlens.files import sha256_of_file, write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import SHIPPED, Bundle, is_bundle
 from dermlens.model.lite import LiteClassifier, frozen_function, to_litert, weights_checksum
+from dermlens.schema import OpenSection, checked_file
 
 FOLDER = "int8"
 _MODEL, _FACTS, _AGREEMENT = "model.tflite", "copy.json", "agreement.json"
@@ -46,6 +48,23 @@ _KIND = Kind(
     # A damaged copy is made again from the weights.
     repaired=True,
 )
+
+
+class StoredCopy(OpenSection):
+    """The content of ``copy.json``."""
+
+    weights_sha256: str
+    model_sha256: str
+
+
+class _MethodAgreement(OpenSection):
+    pearson: float | None = None
+
+
+class StoredAgreement(StoredCopy):
+    """The content of ``agreement.json``, and of which copy it is."""
+
+    methods: dict[str, _MethodAgreement] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +154,9 @@ def carried_agreement(bundle: Bundle) -> dict[str, Any] | None:
 
 def _read_agreement(folder: Path) -> dict[str, Any] | None:
     path = folder / _AGREEMENT
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return checked_file(StoredAgreement, path, "Remove it, and measure again.").model_dump()
 
 
 def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
@@ -179,9 +200,12 @@ def _find(bundle: Bundle, key: str) -> Int8Copy | None:
     for folder in _folders(bundle, key):
         if not (folder / _FACTS).is_file() or not (folder / _MODEL).is_file():
             continue
-        facts = read_json(folder / _FACTS)
-        sound = facts.get("model_sha256") == sha256_of_file(folder / _MODEL)
-        if facts.get("weights_sha256") == key and sound:
+        try:
+            facts = checked_file(StoredCopy, folder / _FACTS, "").model_dump()
+        except DataError:
+            continue
+        sound = facts["model_sha256"] == sha256_of_file(folder / _MODEL)
+        if facts["weights_sha256"] == key and sound:
             return Int8Copy(folder, facts, _read_agreement(bundle.path / FOLDER))
     return None
 

@@ -214,7 +214,9 @@ def _opened(path: Path) -> Iterator[dict[str, list[Any]]]:
                 names = map(_text, group.attrs["weight_names"])
                 stored[name] = [_plain_data(group, weight) for weight in names]
             yield {name: weights for name, weights in stored.items() if weights}
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # Damaged files make HDF5 fail in many ways.
         raise ModelError(
             f"{path} cannot be read as HDF5 weights ({error}). Get the file again."
         ) from error

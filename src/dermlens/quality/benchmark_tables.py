@@ -15,6 +15,7 @@ from dermlens.files import read_json, write_json, written_beside
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Item
 from dermlens.quality.controls import is_control
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
+from dermlens.schema import checked_file
 
 
 class Store:
@@ -37,7 +38,7 @@ class Store:
         # Through JSON and back, so that what is compared is what is stored.
         wanted = json.loads(json.dumps(plan))
         if recorded.is_file():
-            found = read_json(recorded)
+            found = checked_file(dict[str, Any], recorded, "Choose another --out.")
             if found != wanted:
                 changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
                 raise UsageError(
