@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
         DataError: If the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return json.loads(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Check the path, or make the file again.") from None
     except OSError as error:

@@ -5,7 +5,6 @@ anybody writes another one as a JSON file like those in ``dermlens/label_sets``.
 models carry theirs, so that no name is ever taken from anywhere else.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dermlens.errors import UsageError
+from dermlens.errors import DermlensError, UsageError
+from dermlens.files import read_json
 from dermlens.schema import STRICT, Code, checked
 
 _FOLDER = Path(__file__).parent / "label_sets"
@@ -205,7 +205,7 @@ def label_set(given: str | Path) -> LabelSet:
     """
     path = Path(given)
     if (_FOLDER / f"{given}.json").is_file():
-        return LabelSet.from_json(json.loads((_FOLDER / f"{given}.json").read_text("utf-8")))
+        return LabelSet.from_json(read_json(_FOLDER / f"{given}.json"))
     if path.is_file():
         return _from_file(path)
     codes = [part.strip() for part in str(given).split(",")]
@@ -224,15 +224,12 @@ def label_set_names() -> tuple[str, ...]:
 
 def _from_file(path: Path) -> LabelSet:
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The label set {path} cannot be read: {error}.") from None
-    if path.suffix.lower() != ".json":
-        return _declared(named_classes(line.strip() for line in text.splitlines() if line.strip()))
-    try:
-        return LabelSet.from_json(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"The label set {path} is not JSON: {error}.") from None
+        if path.suffix.lower() == ".json":
+            return LabelSet.from_json(read_json(path))
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError, DermlensError) as error:
+        raise UsageError(f"The label set {path} cannot be read: {error}") from None
+    return _declared(named_classes(filter(None, names)))
 
 
 def _declared(found: LabelSet) -> LabelSet:

@@ -76,13 +76,16 @@ def _problem(error: ValidationError) -> str:
     where = ""
     for part in first["loc"]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    said = first["msg"].removeprefix("Value error, ")
+    said = first["msg"]
     for theirs, ours in _WORDS:
         said = said.replace(theirs, ours)
     if first["type"] == "missing":
         return f"{where} is missing"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} is not known"
+    if first["type"] == "value_error":
+        # Ours begin with the field, seen from the section.
+        return ".".join(part for part in (where, said.removeprefix("Value error, ")) if part)
     if not said.startswith("Input must"):
         return f"{where}: {said[0].lower()}{said[1:]}" if where else said
     given = repr(first["input"])

@@ -130,7 +130,7 @@ class Description(OpenSection):
         if self.labels is None and classes != tuple(c for c in HAM10000.codes if c in classes):
             raise ValueError("architecture.classes are not HAM10000's in the order of their labels")
         if self.adopted is None and min(self.architecture.input_size) < MIN_SIDE:
-            raise ValueError(f"architecture.input_size should be at least {MIN_SIDE}")
+            raise ValueError(f"architecture.input_size must be at least {MIN_SIDE}")
         for name in self.needed_files():
             if name not in self.sha256:
                 raise ValueError(f"sha256.{name} is missing")

@@ -173,17 +173,20 @@ class StoredCalibration(Section):
         known = set(self.classes)
         rule, sets = self.balanced_rule, self.prediction_sets
         if len(known) < len(self.classes):
-            raise ValueError("classes: a code stands twice")
+            raise ValueError("classes hold a code twice")
         if len(rule.log_prior) != len(known) and (rule.tau or rule.log_prior):
             raise ValueError(
-                f"balanced_rule.log_prior should have a number for each of {len(known)} classes, "
-                f"not {len(rule.log_prior)}"
+                f"balanced_rule.log_prior must have a number for each of {len(known)} classes, not "
+                f"{len(rule.log_prior)}"
             )
         for name, point in self.operating_points.items():
-            if not set(point.codes) <= known:
-                raise ValueError(f"operating_points.{name}.codes: {point.codes} are not all known")
+            if strangers := set(point.codes) - known:
+                stranger = min(strangers)
+                raise ValueError(
+                    f"operating_points.{name}.codes hold {stranger!r}, which is no class"
+                )
         if sets is not None and set(sets.true_probabilities) != known:
-            raise ValueError("prediction_sets.true_probabilities should be of each class")
+            raise ValueError("prediction_sets.true_probabilities must be of each class")
         return self
 
     def calibration(self) -> Calibration:
