@@ -63,6 +63,6 @@ def test_curve_by_hand() -> None:
 def test_rule_survives_json() -> None:
     logits, labels, prior = skewed(200)
     rule = fit_balanced_rule(logits, labels, prior, np.arange(200))
-    content = json.loads(json.dumps(Calibration(balanced_rule=rule).to_json()))
+    content = json.loads(json.dumps(Calibration(1.0, rule, {}, ("a", "b", "c")).to_json()))
     assert Calibration.from_json(content).balanced_rule == rule
     assert BalancedRule().decide(logits).tolist() == logits.argmax(axis=1).tolist()
