@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from dermlens.model.metrics import divide, lesion_resamples
 from dermlens.schema import STRICT, Section
 
 TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
@@ -24,14 +25,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class RulePoint:
-    """Balanced accuracy of one strength.
-
-    Attributes:
-        tau: Strength of the prior correction.
-        balanced_accuracy: On the images as they are, 0..1.
-        low: Lower end of the 95 % interval over resampled lesions.
-        high: Its upper end.
-    """
+    """Balanced accuracy of one strength, 0..1, and its 95 % interval over resampled lesions."""
 
     __pydantic_config__ = STRICT
     tau: float
@@ -88,29 +82,16 @@ def rule_curve(
 ) -> tuple[tuple[RulePoint, ...], np.ndarray]:
     """Measure the balanced accuracy over the strength of the rule.
 
-    Args:
-        scaled: Calibrated logits (N, C).
-        labels: int (N,), class positions.
-        log_prior: (C,).
-        groups: Lesion of each image, (N,).
-        seed: Seed of the resampling.
-
-    Returns:
-        A point for each of ``TAUS``, and the balanced accuracy of every resample of lesions,
-        float64 (T, R): the same resamples for every tau.
+    Returns a point for each of ``TAUS``, and the balanced accuracy of every resample of lesions,
+    float64 (T, R): the same resamples for every tau. Arguments as ``fit_balanced_rule`` takes them.
     """
-    _, lesion = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count = int(lesion.max()) + 1
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)[:, lesion]
-    weights = np.vstack([np.ones(len(labels), drawn.dtype), drawn])
+    weights = np.vstack([np.ones(len(labels)), lesion_resamples(groups, _RESAMPLES, seed)])
     truth = np.eye(np.shape(scaled)[1])[labels]
     support = weights @ truth
     points, resampled = [], []
     for tau in TAUS:
         right = (scaled - tau * np.asarray(log_prior)).argmax(axis=1) == labels
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recalls = np.where(support > 0, weights @ (truth * right[:, None]) / support, np.nan)
+        recalls = divide(weights @ (truth * right[:, None]), support)
         whole, *parts = np.nanmean(recalls, axis=1)
         low, high = np.quantile(parts, [0.025, 0.975])
         points.append(RulePoint(float(tau), float(whole), float(low), float(high)))
