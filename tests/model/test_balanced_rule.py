@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dermlens.model.balanced_rule import TAUS, BalancedRule, fit_balanced_rule, rule_curve
+from dermlens.model.balanced_rule import NO_RULE, TAUS, fit_balanced_rule, rule_curve
 from dermlens.model.calibration import Calibration
 
 
@@ -65,4 +65,4 @@ def test_rule_survives_json() -> None:
     rule = fit_balanced_rule(logits, labels, prior, np.arange(200))
     content = json.loads(json.dumps(Calibration(1.0, rule, {}, ("a", "b", "c")).to_json()))
     assert Calibration.from_json(content).balanced_rule == rule
-    assert BalancedRule().decide(logits).tolist() == logits.argmax(axis=1).tolist()
+    assert NO_RULE.decide(logits).tolist() == logits.argmax(axis=1).tolist()

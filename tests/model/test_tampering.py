@@ -133,7 +133,7 @@ DESCRIPTIONS: tuple[tuple[Change, str], ...] = (
     (put([], "calibration", "operating_points"), "calibration.operating_points must be an object"),
     (put([0.9], *SETS), "calibration.prediction_sets must be an object"),
     (put(1.0, *SETS, "level"), "calibration.prediction_sets.level must be less than 1"),
-    (drop(*SETS, "level"), "calibration.prediction_sets.level is missing"),
+    (drop(*SETS, "true_probabilities"), "prediction_sets.true_probabilities is missing"),
     (
         put("other", *SETS, "method"),
         "calibration.prediction_sets.method must be 'class-cond",

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from dermlens.model.metrics import divide, lesion_resamples
-from dermlens.schema import STRICT, Section
+from dermlens.schema import STRICT
 
 TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
 LARGEST_TAU = 1.0
@@ -45,8 +45,10 @@ class BalancedRule:
         curve: Balanced accuracy over tau on validation; empty in bundles that do not hold it.
     """
 
-    tau: float = 0.0
-    log_prior: tuple[float, ...] = ()
+    # Files say it in words too.
+    __pydantic_config__ = ConfigDict(**{**STRICT, "extra": "ignore"})
+    tau: Annotated[float, Field(ge=0)]
+    log_prior: tuple[float, ...]
     curve: tuple[RulePoint, ...] = ()
 
     def adjusted(self, scaled: np.ndarray) -> np.ndarray:
@@ -59,17 +61,8 @@ class BalancedRule:
         return self.adjusted(scaled).argmax(axis=1)
 
 
-class StoredRule(Section):
-    """A rule as ``bundle.json`` holds it; earlier versions left out the curve and the words."""
-
-    tau: Annotated[float, Field(ge=0)]
-    log_prior: tuple[float, ...]
-    curve: tuple[RulePoint, ...] = ()
-    text: str = ""
-
-    def rule(self) -> BalancedRule:
-        """Return it without the words."""
-        return BalancedRule(self.tau, self.log_prior, self.curve)
+NO_RULE = BalancedRule(0.0, ())
+"""The most probable class."""
 
 
 def rule_curve(

@@ -46,13 +46,7 @@ def color_histogram_baseline(data: Path, *, seed: int = 0) -> float:
 
 
 def color_histogram(image: np.ndarray) -> np.ndarray:
-    """Return the share of pixels in each of 8x8x8 RGB bins.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        float32 (512,), summing to 1; red is the slowest index.
+    """Return the share of a uint8 image's pixels in each of 8x8x8 RGB bins, float32 (512,).
 
     Example:
         >>> histogram = color_histogram(np.full((2, 2, 3), (255, 0, 32), np.uint8))

@@ -10,6 +10,7 @@ All are fitted on the validation split and stored with the bundle.
 * Balanced rule: ``model.balanced_rule``, for challenges and for comparing models.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -19,8 +20,8 @@ from pydantic import AliasChoices, Field, model_validator
 
 from dermlens.errors import ModelError
 from dermlens.labels import HAM10000, LabelSet
-from dermlens.model.balanced_rule import BalancedRule, StoredRule, fit_balanced_rule
-from dermlens.model.conformal import METHOD, PredictionSets, StoredSets, fit_prediction_sets
+from dermlens.model.balanced_rule import NO_RULE, BalancedRule, fit_balanced_rule
+from dermlens.model.conformal import PredictionSets, fit_prediction_sets
 from dermlens.schema import STRICT, Code, Count, Positive, Section, Share, ShareOrNaN, checked
 
 DEFAULT_SENSITIVITY = 0.95
@@ -74,7 +75,7 @@ class Calibration:
     """
 
     temperature: float = 1.0
-    balanced_rule: BalancedRule = field(default_factory=BalancedRule)
+    balanced_rule: BalancedRule = NO_RULE
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     classes: tuple[str, ...] = HAM10000.codes
     prediction_sets: PredictionSets | None = None
@@ -134,8 +135,6 @@ class Calibration:
         """Return the fields as JSON types."""
         content = asdict(self)
         content["balanced_rule"]["text"] = self.rule
-        if self.prediction_sets is not None:
-            content["prediction_sets"]["method"] = METHOD
         return content
 
     @classmethod
@@ -160,10 +159,10 @@ class StoredCalibration(Section):
 
     temperature: Positive
     balanced_rule: Annotated[
-        StoredRule, Field(validation_alias=AliasChoices("balanced_rule", "decision_rule"))
+        BalancedRule, Field(validation_alias=AliasChoices("balanced_rule", "decision_rule"))
     ]
     operating_points: dict[str, OperatingPoint]
-    prediction_sets: StoredSets | None = None
+    prediction_sets: PredictionSets | None = None
     classes: Annotated[tuple[Code, ...], Field(min_length=2)]
     link: Link = "softmax"
     fitted: bool = True
@@ -191,16 +190,11 @@ class StoredCalibration(Section):
 
     def calibration(self) -> Calibration:
         """Return what is computed with."""
-        sets = self.prediction_sets
-        return Calibration(
-            self.temperature,
-            self.balanced_rule.rule(),
-            self.operating_points,
-            self.classes,
-            None if sets is None else sets.sets(self.classes),
-            self.link,
-            self.fitted,
-        )
+        fields, sets = dict(self), self.prediction_sets
+        if sets is not None:
+            known = {code: tuple(sorted(sets.true_probabilities[code])) for code in self.classes}
+            fields["prediction_sets"] = PredictionSets(known, sets.level)
+        return Calibration(**fields)
 
 
 def probabilities(logits: np.ndarray, link: Link = "softmax") -> np.ndarray:
@@ -232,16 +226,7 @@ def negative_log_likelihood(
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: Link = "softmax") -> float:
-    """Return the temperature that minimizes the negative log-likelihood.
-
-    Args:
-        logits: (N, C).
-        labels: int (N,), class positions.
-        link: What turns logits into probabilities.
-
-    Returns:
-        Between 0.05 and 20.
-    """
+    """Return the temperature, 0.05 to 20, that minimizes the negative log-likelihood."""
     from scipy.optimize import minimize_scalar
 
     logits = np.asarray(logits, np.float64)
@@ -263,18 +248,10 @@ def choose_operating_point(
     sensitivity: float,
     classes: Sequence[str],
 ) -> OperatingPoint:
-    """Choose the highest threshold that reaches a sensitivity on validation.
+    """Choose the highest threshold that flags the wanted share of positives on validation.
 
-    Args:
-        name: Name of the point.
-        codes: Positive diagnoses.
-        probabilities: Calibrated, (N, C).
-        labels: int (N,), class positions.
-        sensitivity: Wanted share of positives flagged, 0..1.
-        classes: Codes in the order of ``probabilities``.
-
-    Returns:
-        The point; without positives the threshold is 0 (flag everything).
+    ``codes`` are the positive diagnoses, ``probabilities`` calibrated (N, C), ``labels`` class
+    positions int (N,). Without positives the threshold is 0: everything is flagged.
     """
     positions = [list(classes).index(code) for code in codes]
     score = probabilities[:, positions].sum(axis=1)
@@ -290,8 +267,8 @@ def choose_operating_point(
         codes=tuple(codes),
         threshold=threshold,
         target_sensitivity=sensitivity,
-        sensitivity=float(flagged[positive].mean()) if positive.any() else float("nan"),
-        specificity=float((~flagged[~positive]).mean()) if (~positive).any() else float("nan"),
+        sensitivity=float(flagged[positive].mean()) if positive.any() else math.nan,
+        specificity=float((~flagged[~positive]).mean()) if (~positive).any() else math.nan,
         positives=int(positive.sum()),
         negatives=int((~positive).sum()),
     )

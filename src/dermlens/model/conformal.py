@@ -18,16 +18,15 @@ then belongs to every set. The most probable class always belongs to the set.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from dermlens.errors import UsageError
-from dermlens.schema import Section, Share
+from dermlens.schema import STRICT, Share
 
 DEFAULT_LEVEL = 0.9
-METHOD: Final = "class-conditional split conformal"
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,10 @@ class PredictionSets:
         level: Default share of images of each class whose set holds their diagnosis, 0..1.
     """
 
-    true_probabilities: Mapping[str, tuple[float, ...]]
-    level: float = DEFAULT_LEVEL
+    __pydantic_config__ = STRICT
+    true_probabilities: Mapping[str, tuple[Share, ...]]
+    level: Annotated[float, Field(gt=0, lt=1)] = DEFAULT_LEVEL
+    method: Literal["class-conditional split conformal"] = "class-conditional split conformal"
 
     def thresholds(self, level: float | None = None) -> np.ndarray:
         """Return the probability from which a class belongs to the set, float64 (C,).
@@ -82,19 +83,6 @@ class PredictionSets:
         """Return the classes with too few validation images, which belong to every set."""
         levels = self.thresholds(level)
         return tuple(c for c, t in zip(self.true_probabilities, levels, strict=True) if t <= 0)
-
-
-class StoredSets(Section):
-    """Prediction sets as ``bundle.json`` holds them."""
-
-    method: Literal["class-conditional split conformal"] = METHOD
-    level: Annotated[float, Field(gt=0, lt=1)]
-    true_probabilities: dict[str, tuple[Share, ...]]
-
-    def sets(self, classes: Sequence[str]) -> PredictionSets:
-        """Return them in class order, ascending."""
-        known = {code: tuple(sorted(self.true_probabilities[code])) for code in classes}
-        return PredictionSets(known, self.level)
 
 
 def check_level(level: float) -> None:

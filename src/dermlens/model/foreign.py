@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dermlens.model.bundle import Bundle
 
 ADOPTED_SETTINGS = ("value_range", "preprocessing", "output")
-ADOPTED = "keras"
-"""What stands for the backbone of a network that was not built here."""
 allowed_layers: list[str] = []
 """Custom layers that the user of the command line has allowed, as ``module:Name``."""
 
@@ -137,7 +135,8 @@ def adopt(
             "format": FORMAT,
             "dermlens_version": __version__,
             "architecture": asdict(
-                Architecture(ADOPTED, classifier.input_size, classifier.classes, 0.0)
+                # There is no backbone of ours.
+                Architecture("keras", classifier.input_size, classifier.classes, 0.0)
             ),
             "labels": labels.to_json(),
             "calibration": calibration.to_json(),

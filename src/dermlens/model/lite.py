@@ -6,7 +6,7 @@ methods which only look at scores may evaluate instead of the Keras model (``mod
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,12 @@ KINDS: tuple[str, ...] = ("float32", "float16", "int8", "dynamic")
 
 
 def frozen_function(run: Callable[[Any], dict[str, Any]], size: tuple[int, int]) -> Any:
-    """Return ``run`` as a function without variables, for one image.
+    """Return ``run`` as a concrete function without variables, from one image ``image``.
 
     Args:
-        run: From a float32 tensor (1, H, W, 3) to named tensors, made of TensorFlow operations.
+        run: From a float32 tensor (1, H, W, 3) to named tensors, made of TensorFlow operations;
+            the function returns them in the order of their sorted names.
         size: (H, W).
-
-    Returns:
-        Concrete function from ``image`` to the tensors, in the order of their sorted names.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
@@ -47,7 +45,7 @@ def to_litert(
     name: str = "The network",
     instead: str = "Use the Keras model.",
 ) -> bytes:
-    """Convert a frozen function of one image to a LiteRT file with builtin operations only.
+    """Return a ``.tflite`` file of a frozen function of one image, with builtin operations only.
 
     Converting variables directly can give NaN without a word; a frozen function has none.
 
@@ -62,9 +60,6 @@ def to_litert(
             ranges of the whole numbers.
         name: What is converted, for the error message.
         instead: What to do where it cannot be converted, for the error message.
-
-    Returns:
-        The content of a ``.tflite`` file that takes ``image`` float32 (1, H, W, 3).
 
     Raises:
         ModelError: If the network cannot be converted.
@@ -93,7 +88,9 @@ def to_litert(
     if kind == "int8":
         # Images come and answers leave as float32; everything between is whole numbers.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = _one_by_one(images)
+        converter.representative_dataset = lambda: (
+            {"image": np.asarray(image, np.float32)[None]} for image in images
+        )
     try:
         return converter.convert()
     except Exception as error:
@@ -102,24 +99,12 @@ def to_litert(
         ) from error
 
 
-def _one_by_one(images: Sequence[np.ndarray]) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    def each() -> Iterator[dict[str, np.ndarray]]:
-        for image in images:
-            yield {"image": np.asarray(image, np.float32)[None]}
-
-    return each
-
-
 class LiteClassifier:
     """A converted classifier: images to logits, each image by itself.
 
-    Args:
-        path: ``.tflite`` file from ``to_litert`` with one output, the logits.
-        workers: Images evaluated at the same time, each in a thread of its own; default one per
-            processor core.
-
-    Raises:
-        ModelError: If the file cannot be read.
+    ``path`` is a ``.tflite`` file from ``to_litert`` with one output, the logits; ``workers``
+    images are evaluated at the same time, default one per processor core. Raises ModelError if the
+    file cannot be read.
     """
 
     def __init__(self, path: Path, *, workers: int | None = None) -> None:

@@ -25,6 +25,7 @@ from dermlens.schema import Count, Positive, Section, Share
 FALSE_REJECTS = 0.02
 """Share of validation images that the threshold turns away."""
 DIRECTIONS = 64
+"""At most so many keep a variance of their own."""
 _MAX_BYTES = 1 << 26
 _ARRAYS = ("means", "basis", "variances")
 
@@ -77,26 +78,25 @@ class OODDetector:
 
     def stored_as(self, dtype: str) -> "OODDetector":
         """Return the detector as it comes back from arrays stored in a number type."""
-        means, basis, variances = (
-            array.astype(dtype).astype(np.float32) for array in self.arrays().values()
-        )
-        return replace(self, means=means, basis=basis, variances=variances)
+        stored: dict[str, Any] = {
+            name: values.astype(dtype).astype(np.float32) for name, values in self.arrays().items()
+        }
+        return replace(self, **stored)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is stored as JSON types."""
-        return {
-            "kind": "mahalanobis_nearest_class",
-            "rest": self.rest,
-            "threshold": self.threshold,
-            "false_rejects_on_validation": self.false_rejects,
-            "images": self.images,
-        }
+        return StoredDetector(
+            rest=self.rest,
+            threshold=self.threshold,
+            false_rejects_on_validation=self.false_rejects,
+            images=self.images,
+        ).model_dump()
 
 
 class StoredDetector(Section):
     """What ``bundle.json`` holds of a detector; ``outlier.npz`` holds its arrays."""
 
-    kind: Literal["mahalanobis_nearest_class"]
+    kind: Literal["mahalanobis_nearest_class"] = "mahalanobis_nearest_class"
     rest: Positive
     threshold: float
     false_rejects_on_validation: Share
@@ -104,17 +104,11 @@ class StoredDetector(Section):
 
 
 def read_detector(path: Path, stored: StoredDetector, classes: int, features: int) -> OODDetector:
-    """Read the arrays of a detector and put it together.
-
-    Args:
-        path: The ``.npz`` file.
-        stored: What the bundle says of it.
-        classes: Of the network.
-        features: Of the network, pooled; D.
+    """Put a detector together from what the bundle says of it and its ``.npz`` file.
 
     Raises:
-        ModelError: If the file is damaged, or an array of another size, number type or range than a
-            fit for this network gives.
+        ModelError: If the file is damaged, or an array has another size, number type or range than
+            a fit for this network, of so many classes and pooled features, gives.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -133,15 +127,8 @@ def read_detector(path: Path, stored: StoredDetector, classes: int, features: in
             f"{path} cannot be used for the out-of-distribution detector: "
             f"{error or type(error).__name__}. Copy the bundle again."
         ) from error
-    return OODDetector(
-        means,
-        basis,
-        variances,
-        stored.rest,
-        stored.threshold,
-        stored.false_rejects_on_validation,
-        stored.images,
-    )
+    _, *numbers = vars(stored).values()
+    return OODDetector(means, basis, variances, *numbers)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, dimensions: int) -> np.ndarray:
@@ -172,7 +159,6 @@ def fit_ood_detector(
     *,
     classes: int,
     false_rejects: float = FALSE_REJECTS,
-    directions: int = DIRECTIONS,
 ) -> OODDetector:
     """Fit the distance on training features and its threshold on validation features.
 
@@ -182,7 +168,6 @@ def fit_ood_detector(
         validation: Pooled features of validation images, (M, D).
         classes: Number of classes; one without training images gets no mean.
         false_rejects: Share of validation images to turn away, 0..1.
-        directions: Largest number of directions that keep a variance of their own.
 
     Raises:
         ModelError: If there are no images, or a feature is not finite.
@@ -211,7 +196,7 @@ def fit_ood_detector(
     values, vectors = np.linalg.eigh(covariance)
     # A feature that never varies would make any change of it infinitely far.
     values = np.maximum(values[::-1], 1e-6 * max(float(values.max()), 1e-12))
-    kept = min(directions, len(values) - 1)
+    kept = min(DIRECTIONS, len(values) - 1)
     detector = OODDetector(
         means=means.astype(np.float32),
         basis=vectors[:, ::-1][:, :kept].astype(np.float32),

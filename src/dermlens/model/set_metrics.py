@@ -9,6 +9,7 @@ from dermlens.model import metrics
 from dermlens.model.conformal import PredictionSets
 
 LEVELS = (0.8, 0.9, 0.95)
+_FIGURES = ("coverage", "mean_size", "singletons")
 
 
 def set_metrics(
@@ -33,19 +34,14 @@ def set_metrics(
         with 95 % intervals over lesions; ``subgroups``; ``always_inside``; and the main figures
         of other levels under ``levels``.
     """
-    codes = list(sets.true_probabilities)
     inside = sets.contain(probabilities)
     covered = inside[np.arange(len(labels)), labels]
-    values = {
-        "coverage": covered.astype(float),
-        "mean_size": inside.sum(axis=1).astype(float),
-        "singletons": (inside.sum(axis=1) == 1).astype(float),
-    }
+    of_images = dict(zip(_FIGURES, _of_images(inside, covered), strict=True))
     return {
         "level": sets.level,
-        **{name: float(value.mean()) for name, value in values.items()},
+        **{name: float(values.mean()) for name, values in of_images.items()},
         "confidence_intervals": {
-            name: metrics.interval(_means(value, drawn)) for name, value in values.items()
+            name: metrics.interval(_means(values, drawn)) for name, values in of_images.items()
         },
         "per_class": {
             code: {
@@ -53,9 +49,9 @@ def set_metrics(
                 "interval": metrics.interval(
                     _means(covered[labels == k].astype(float), drawn[:, labels == k])
                 ),
-                "validation_images": len(sets.true_probabilities[code]),
+                "validation_images": len(known),
             }
-            for k, code in enumerate(codes)
+            for k, (code, known) in enumerate(sets.true_probabilities.items())
         },
         "subgroups": {
             kind: {
@@ -67,6 +63,12 @@ def set_metrics(
         "always_inside": list(sets.always_inside()),
         "levels": [_at_level(probabilities, labels, sets, level) for level in LEVELS],
     }
+
+
+def _of_images(inside: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the values of ``_FIGURES`` of each image."""
+    sizes = inside.sum(axis=1)
+    return covered.astype(float), sizes.astype(float), (sizes == 1).astype(float)
 
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -92,11 +94,10 @@ def _at_level(
 ) -> dict[str, Any]:
     inside = sets.contain(probabilities, level)
     covered = inside[np.arange(len(labels)), labels]
+    figures = [float(values.mean()) for values in _of_images(inside, covered)]
     return {
         "level": level,
-        "coverage": float(covered.mean()),
+        **dict(zip(_FIGURES, figures, strict=True)),
         "lowest_class_coverage": float(min(covered[labels == k].mean() for k in np.unique(labels))),
-        "mean_size": float(inside.sum(axis=1).mean()),
-        "singletons": float((inside.sum(axis=1) == 1).mean()),
         "always_inside": list(sets.always_inside(level)),
     }

@@ -55,13 +55,10 @@ def full_coverage(model: Any) -> Coverage:
 
 
 def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
-    """Write all weights of a model by layer name, atomically.
+    """Write all weights of a model by layer name to an ``.h5`` file, atomically.
 
-    Args:
-        model: From ``build_classifier``.
-        path: ``.h5`` file to write.
-        dtype: ``"float32"``, or ``"float16"`` to halve the file (kernels only: statistics and
-            biases are small, and variances can leave the range of float16).
+    ``dtype`` is ``"float32"``, or ``"float16"`` to halve the file (kernels only: statistics and
+    biases are small, and variances can leave the range of float16).
     """
     import h5py
 
@@ -121,10 +118,6 @@ def load_by_name(model: Any, path: Path) -> Coverage:
     Layers are matched by name; a file may hold only part of the network; float16 storage is
     widened. The last layer is copied too if the file has it. Nothing is copied unless everything
     that matches by name also matches in shape.
-
-    Args:
-        model: From ``build_classifier``.
-        path: ``.h5`` file.
 
     Raises:
         ModelError: If the file cannot be read, holds no layer of this network, or holds layers of
