@@ -25,7 +25,7 @@ def clusters(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
 
 def test_with_all_directions_it_is_the_mahalanobis_distance_to_the_nearest_class() -> None:
     features, labels = clusters()
-    detector = fit_ood_detector(features, labels, features, classes=2, directions=6)
+    detector = fit_ood_detector(features, labels, features, classes=2)
     means = np.stack([features[labels == c].mean(0) for c in (0, 1)])
     inverse = np.linalg.inv(ledoit_wolf(features - means[labels], assume_centered=True)[0])
     # One direction fewer than features keeps its own variance: the last one is "the rest".

@@ -17,7 +17,6 @@ adopted file in its safe mode: nothing is unpickled and no stored code is run.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens import __version__
 from dermlens.errors import ModelError
-from dermlens.files import read_table, sha256_of_file, write_csv
+from dermlens.files import read_table, write_csv
 from dermlens.folders import Kind, folder_beside
 from dermlens.labels import HAM10000, LabelSet, chosen
 from dermlens.model.bundle_choice import (
@@ -37,12 +35,7 @@ from dermlens.model.bundle_choice import (
     is_bundle,
     no_bundle,
 )
-from dermlens.model.bundle_description import (
-    FORMAT,
-    checksum,
-    read_description,
-    write_description,
-)
+from dermlens.model.bundle_description import FORMAT, NAME, checksum, describe, read_description
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.foreign import ADOPTED_SETTINGS, load_keras_model
@@ -61,20 +54,9 @@ __all__ = [
     "load_bundle",
     "save_bundle",
 ]
-KIND = Kind(
-    "a bundle",
-    "bundle.json",
-    lambda _: (
-        *("bundle.json", "weights.h5", "model.keras"),
-        "outlier.npz",
-        "history.csv",
-        "split.csv",
-    ),
-    later=tuple(
-        f"int8/{name}"
-        for name in ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
-    ),
-)
+_FILES = ("bundle.json", "weights.h5", "model.keras", "outlier.npz", "history.csv", "split.csv")
+_COPY = ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
+KIND = Kind("a bundle", NAME, lambda _: _FILES, later=tuple(f"int8/{name}" for name in _COPY))
 NON_COMMERCIAL = (
     "The weights were trained on HAM10000 (CC BY-NC 4.0) and are for non-commercial use only."
 )
@@ -217,8 +199,7 @@ def save_bundle(
         data: Name, fingerprint and counts of the data set.
         history: Training record.
         split: Columns image_id and split, and any others.
-        labels: The classes, in the order of the logits; default those of HAM10000 with the codes of
-            the architecture.
+        labels: The classes; default those of HAM10000 with the codes of the architecture.
         ood_detector: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
 
@@ -226,30 +207,24 @@ def save_bundle(
         DataError: If something else than a bundle stands at ``path``.
     """
     labels = chosen(HAM10000, architecture.classes) if labels is None else labels
-    license_note = NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT"
     with folder_beside(Path(path), KIND) as folder:
         save_by_name(model, folder / "weights.h5", dtype=dtype)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "split.csv", split)
-        names = ["weights.h5", "history.csv", "split.csv"]
         if ood_detector is not None:
             arrays: dict[str, Any] = {k: v.astype(dtype) for k, v in ood_detector.arrays().items()}
             np.savez(folder / "outlier.npz", **arrays)
-            names.append("outlier.npz")
-        facts = {
-            "format": FORMAT,
-            "dermlens_version": __version__,
-            "architecture": asdict(architecture),
-            "labels": labels.to_json(),
-            "calibration": calibration.to_json(),
-            "training": training,
-            "data": data,
-            "license": license_note,
-            "storage": dtype,
-            "outlier": None if ood_detector is None else ood_detector.to_json(),
-            "sha256": {name: sha256_of_file(folder / name) for name in names},
-        }
-        stored = write_description(folder / "bundle.json", facts)
+        stored = describe(
+            folder,
+            architecture,
+            labels,
+            calibration,
+            training=training,
+            data=data,
+            license=NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT",
+            storage=dtype,
+            outlier=None if ood_detector is None else ood_detector.to_json(),
+        )
     return Bundle(Path(path), architecture, calibration, stored, model, ood_detector, labels=labels)
 
 

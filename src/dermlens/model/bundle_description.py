@@ -8,17 +8,19 @@ weights, and any field that is added later.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from dermlens import __version__
 from dermlens.data.manifest import DataFacts
 from dermlens.errors import ModelError
 from dermlens.files import read_json, sha256_of_file, write_json
 from dermlens.labels import HAM10000, LabelSet
-from dermlens.model.calibration import StoredCalibration
-from dermlens.model.classifier import MAX_SIDE, MIN_SIDE
+from dermlens.model.calibration import Calibration, StoredCalibration
+from dermlens.model.classifier import MAX_SIDE, MIN_SIDE, Architecture
 from dermlens.model.out_of_distribution import StoredDetector
 from dermlens.progress import say
 from dermlens.schema import Code, Count, OpenSection, Section, checked
@@ -59,12 +61,10 @@ def model_label(identity: Mapping[str, str]) -> str:
 
 
 def write_description(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a description with its checksum, atomically, and return it as it is stored.
-
-    The one way to write a ``bundle.json`` or the metadata of an export.
+    """Write the metadata of a bundle or an export with its checksum; return what is stored.
 
     Args:
-        path: JSON file to write.
+        path: JSON file to write, atomically.
         facts: Its content; a checksum in it is replaced.
     """
     # What JSON cannot hold (NaN, numpy values) is changed by writing: the checksum is of the rest.
@@ -72,6 +72,28 @@ def write_description(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     stored[_CHECKSUM] = checksum(stored)
     write_json(path, stored)
     return stored
+
+
+def describe(
+    folder: Path,
+    architecture: Architecture,
+    labels: LabelSet,
+    calibration: Calibration,
+    **sections: Any,
+) -> dict[str, Any]:
+    """Write the description of a bundle whose other files are complete; return what is stored."""
+    files = sorted(path.name for path in folder.iterdir())
+    facts = {
+        "format": FORMAT,
+        "dermlens_version": __version__,
+        "architecture": asdict(architecture),
+        "labels": labels.to_json(),
+        "calibration": calibration.to_json(),
+        "outlier": None,
+        **sections,
+        "sha256": {name: sha256_of_file(folder / name) for name in files},
+    }
+    return write_description(folder / NAME, facts)
 
 
 class StoredArchitecture(Section):
@@ -147,11 +169,8 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Description]:
 
     A bundle of an earlier version, without the checksum, is taken with a warning.
 
-    Args:
-        folder: The bundle.
-
     Returns:
-        The whole content, as it is; and what it says.
+        The whole content as it is, and what it says.
 
     Raises:
         ModelError: If it comes from a newer version, is damaged or impossible, or a file is

@@ -3,19 +3,16 @@
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dermlens import __version__
 from dermlens.errors import DataError, ModelError
-from dermlens.files import sha256_of_file
 from dermlens.folders import folder_beside
 from dermlens.labels import LabelSet
-from dermlens.model.bundle_description import FORMAT, write_description
+from dermlens.model.bundle_description import describe
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.classifier import Architecture
 from dermlens.model.image_classifier import ImageClassifier
@@ -131,29 +128,23 @@ def adopt(
         calibration, facts = _calibrated(classifier, Path(data), batch_size)
     with folder_beside(Path(out), KIND) as folder:
         shutil.copyfile(path, folder / "model.keras")
-        description = {
-            "format": FORMAT,
-            "dermlens_version": __version__,
-            "architecture": asdict(
-                # There is no backbone of ours.
-                Architecture("keras", classifier.input_size, classifier.classes, 0.0)
-            ),
-            "labels": labels.to_json(),
-            "calibration": calibration.to_json(),
-            "adopted": {
+        describe(
+            folder,
+            # There is no backbone of ours.
+            Architecture("keras", classifier.input_size, classifier.classes, 0.0),
+            labels,
+            calibration,
+            adopted={
                 **settings,
                 "value_range": list(classifier.value_range),
                 "custom": list(custom),
                 "file": Path(path).name,
                 "note": classifier.note,
             },
-            "training": {},
-            "data": facts,
-            "license": "as the adopted model",
-            "outlier": None,
-            "sha256": {"model.keras": sha256_of_file(folder / "model.keras")},
-        }
-        write_description(folder / "bundle.json", description)
+            training={},
+            data=facts,
+            license="as the adopted model",
+        )
     return load_bundle(Path(out), custom=custom)
 
 

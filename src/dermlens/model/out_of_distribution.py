@@ -15,7 +15,7 @@ import math
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from dermlens.schema import Count, Positive, Section, Share
 
 FALSE_REJECTS = 0.02
 """Share of validation images that the threshold turns away."""
+KIND: Final = "mahalanobis_nearest_class"
 DIRECTIONS = 64
 """At most so many keep a variance of their own."""
 _MAX_BYTES = 1 << 26
@@ -86,6 +87,7 @@ class OODDetector:
     def to_json(self) -> dict[str, Any]:
         """Return what is stored as JSON types."""
         return StoredDetector(
+            kind=KIND,
             rest=self.rest,
             threshold=self.threshold,
             false_rejects_on_validation=self.false_rejects,
@@ -96,7 +98,7 @@ class OODDetector:
 class StoredDetector(Section):
     """What ``bundle.json`` holds of a detector; ``outlier.npz`` holds its arrays."""
 
-    kind: Literal["mahalanobis_nearest_class"] = "mahalanobis_nearest_class"
+    kind: Literal["mahalanobis_nearest_class"]
     rest: Positive
     threshold: float
     false_rejects_on_validation: Share
