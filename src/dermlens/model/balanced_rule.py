@@ -108,11 +108,9 @@ def fit_balanced_rule(
     1984, for paired figures).
 
     Args:
-        scaled: Calibrated logits (N, C).
-        labels: int (N,), class positions.
-        log_prior: (C,).
-        groups: Lesion of each image, (N,).
-        seed: Seed of the resampling.
+        scaled: Calibrated logits (N, C); log_prior (C,).
+        labels: Class positions, int (N,); groups: lesion of each image, (N,).
+        seed: Of the resampling.
     """
     curve, resampled = rule_curve(scaled, labels, log_prior, groups, seed=seed)
     allowed = np.flatnonzero(TAUS <= LARGEST_TAU)

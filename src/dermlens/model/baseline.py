@@ -17,14 +17,8 @@ def color_histogram_baseline(data: Path, *, seed: int = 0) -> float:
     """Classify by color histogram alone and return the balanced accuracy on the test split.
 
     Joint RGB histograms of 8x8x8 bins of every image at 48x64 pixels, standardized over the
-    training split, into a class-balanced logistic regression.
-
-    Args:
-        data: Prepared data set with a split.
-        seed: Seed of the solver.
-
-    Returns:
-        Balanced accuracy, 0 to 1: the mean recall over the classes present in the test split.
+    training split, into a class-balanced logistic regression, whose solver ``seed`` sets. The
+    figure, 0 to 1, is the mean recall over the classes present in the test split.
 
     Raises:
         DataError: If the data set is not split, or an image is missing or damaged.

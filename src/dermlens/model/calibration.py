@@ -120,10 +120,7 @@ class Calibration:
     def set_of(self, probabilities: np.ndarray) -> tuple[int, ...] | None:
         """Return the class positions that cannot be excluded in one image, most probable first.
 
-        None if the bundle carries no sets.
-
-        Args:
-            probabilities: Calibrated, (C,).
+        ``probabilities`` are calibrated, (C,); None if the bundle carries no sets.
         """
         if self.prediction_sets is None:
             return None

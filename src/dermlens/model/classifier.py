@@ -4,8 +4,7 @@ The model takes raw RGB 0..255, holds its preprocessing, and returns float32 log
 (the backbone's layers are the model's layers), so that any layer can be explained.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dermlens.errors import ModelError
@@ -52,8 +51,7 @@ class Architecture:
 
     def transposed(self) -> "Architecture":
         """The same network for images turned by 90 degrees."""
-        height, width = self.input_size
-        return Architecture(self.backbone, (width, height), self.classes, self.dropout)
+        return replace(self, input_size=self.input_size[::-1])
 
 
 def build_classifier(
@@ -123,12 +121,9 @@ def _build(architecture: Architecture, imagenet: bool, any_size: bool) -> Any:
     size = (None, None) if any_size else architecture.input_size
     pixels = keras.Input((*size, 3), name="image")
     backbone = getattr(keras.applications, application)
-    options: dict[str, Any] = {"include_top": False, "weights": None}
+    options = {"include_top": False, "weights": "imagenet" if imagenet else None}
     try:
-        features = backbone(
-            **(options | {"weights": "imagenet"} if imagenet else options),
-            input_tensor=preprocess(pixels, preprocessing),
-        ).output
+        features = backbone(**options, input_tensor=preprocess(pixels, preprocessing)).output
     except Exception as error:
         if not imagenet:
             raise
@@ -179,15 +174,9 @@ def backbone_layers(model: Any) -> list[Any]:
 
 
 def stage_start(model: Any, stage: str) -> int:
-    """Return the position in ``backbone_layers`` of the first layer of a stage.
+    """Return the position in ``backbone_layers`` of the first layer whose name starts with a stage.
 
-    Args:
-        model: From ``build_classifier``.
-        stage: Prefix of layer names, such as ``"conv4"``; ``"all"`` for the first layer and
-            ``"none"`` for no layer.
-
-    Raises:
-        ModelError: If no layer's name starts so.
+    ``"all"`` is the first layer and ``"none"`` no layer. Raises ModelError if no name starts so.
     """
     layers = backbone_layers(model)
     if stage == "all":
@@ -197,12 +186,8 @@ def stage_start(model: Any, stage: str) -> int:
     for position, layer in enumerate(layers):
         if layer.name.startswith(stage):
             return position
+    stages = list(dict.fromkeys(layer.name.split("_")[0] for layer in layers))
     raise ModelError(
         f"No layer of {model.name} starts with {stage!r}. Use 'all', 'none', or the beginning of "
-        f"a layer's name, such as {_some_stages(layers)}."
+        f"a layer's name, such as {', '.join(stages[:8])}."
     )
-
-
-def _some_stages(layers: Sequence[Any]) -> str:
-    stages = list(dict.fromkeys(layer.name.split("_")[0] for layer in layers))
-    return ", ".join(stages[:8])

@@ -96,13 +96,7 @@ def check_level(level: float) -> None:
 def fit_prediction_sets(
     probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> PredictionSets:
-    """Fit prediction sets on validation images.
-
-    Args:
-        probabilities: Calibrated, (N, C).
-        labels: int (N,), class positions.
-        classes: Codes in the order of ``probabilities``.
-    """
+    """Fit sets to calibrated probabilities (N, C) and class positions (N,) of validation images."""
     labels = np.asarray(labels)
     known = {}
     for k, code in enumerate(classes):

@@ -61,16 +61,10 @@ def choose_trainable(
 
 
 class Finetuning:
-    """The second phase of a run; picks up where a stored state left off.
+    """The second phase of a run in the folder ``out``; picks up where a stored state left off.
 
-    Args:
-        model: Network for training, taking images of any size.
-        coverage: Which layers came with pretrained weights.
-        configuration: How to train.
-        data: What to train on.
-        out: Folder of the run.
-        history: Record to add to.
-        teacher: Frozen network to learn from beside the labels, or None.
+    The model takes images of any size; ``teacher`` is a frozen network to learn from beside the
+    labels, or None.
     """
 
     def __init__(
@@ -83,11 +77,8 @@ class Finetuning:
         history: History,
         teacher: Any | None = None,
     ) -> None:
-        self._model = model
-        self._teacher = teacher
-        self._configuration = configuration
-        self._data = data
-        self._history = history
+        self._model, self._teacher = model, teacher
+        self._configuration, self._data, self._history = configuration, data, history
         self._state_path = Path(out) / "checkpoint" / "state.npz"
         self._best_path = Path(out) / "checkpoint" / "best.npz"
         pretrained, fresh = choose_trainable(model, coverage, configuration.train_from)
@@ -109,8 +100,7 @@ class Finetuning:
         self._average = RunningAverage(
             [*self._optimizer.trained, *statistics], configuration.average_decay
         )
-        self._best = -1.0
-        self._best_epoch = -1
+        self._best, self._best_epoch = -1.0, -1
         self._step = self._make_step()
         self._predictor = Predictor(model, batch_size=configuration.batch_size)
 

@@ -19,11 +19,7 @@ def confusion_matrices(
 ) -> np.ndarray:
     """Return weighted confusion matrices, (R, C, C): truth in rows, prediction in columns.
 
-    Args:
-        labels: int (N,).
-        predicted: int (N,).
-        classes: C.
-        weights: (R, N), one row per resample; a row of ones is the plain count.
+    Labels and predictions are int (N,), weights (R, N): one row per resample, ones to count.
     """
     cell = np.eye(classes * classes)[labels * classes + predicted]
     return (weights @ cell).reshape(len(weights), classes, classes)
@@ -177,15 +173,9 @@ def flag_metrics(
 
 
 def lesion_resamples(groups: Sequence[Any] | np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return bootstrap weights per image when whole lesions are drawn with replacement.
+    """Return float64 (R, N): how often each image's lesion is drawn with replacement in a resample.
 
-    Args:
-        groups: Lesion of each image, (N,).
-        resamples: R.
-        seed: Of the drawing.
-
-    Returns:
-        float64 (R, N): how often each image's lesion was drawn.
+    ``groups`` is the lesion of each image, (N,); ``seed`` sets the drawing.
     """
     _, lesion = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     count = int(lesion.max()) + 1

@@ -31,8 +31,7 @@ def set_metrics(
     Returns:
         For the default level ``coverage`` (share of images whose set holds the diagnosis),
         ``mean_size``, ``singletons`` (share of sets with one diagnosis) and ``per_class`` coverage,
-        with 95 % intervals over lesions; ``subgroups``; ``always_inside``; and the main figures
-        of other levels under ``levels``.
+        with 95 % intervals over lesions; ``subgroups``; ``always_inside``; other ``levels``.
     """
     inside = sets.contain(probabilities)
     covered = inside[np.arange(len(labels)), labels]

@@ -25,13 +25,10 @@ _PROBES = 6
 
 @dataclass(frozen=True)
 class Standard:
-    """A network from photographs to logits.
+    """A network from photographs, RGB 0..255 (N, H, W, 3), to logits (N, C), both float32.
 
-    Attributes:
-        network: ``keras.Model``: images (N, H, W, 3), RGB 0..255, float32, to logits (N, C),
-            float32.
-        link: What turns the logits into the probabilities that the model itself would give.
-        note: How the logits were found, where that is not exact; else empty.
+    ``link`` turns the logits into the probabilities that the model itself would give; ``note`` says
+    how the logits were found, where that is not exact.
     """
 
     network: Any
@@ -47,16 +44,7 @@ def standard_network(
     preprocessing: str = "inside",
     output: str = "auto",
 ) -> Standard:
-    """Bring a Keras model into the standard form.
-
-    Args:
-        model: Keras model with one image as input, (N, H, W, 3), and one output, (N, C).
-        input_size: (height, width) in pixels; needed where the model takes any size.
-        value_range: What black and white are for the model, such as (0, 1) or (-1, 1).
-        preprocessing: ``"inside"``: the model does the rest by itself; ``"caffe"`` or ``"torch"``:
-            it wants what ``keras.applications`` calls so (BGR less the mean color; channels
-            standardized).
-        output: ``"logits"``, ``"softmax"`` or ``"sigmoid"``; ``"auto"`` finds it out.
+    """Bring a Keras model into the standard form; settings are those of ``ImageClassifier``.
 
     Raises:
         ModelError: If the model is no image classifier, or a setting does not fit it.
