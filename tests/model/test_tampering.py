@@ -257,10 +257,6 @@ def virtual_data(file: h5py.File) -> None:
     file.create_virtual_dataset(KERNEL, layout)
 
 
-def names_put(value: Any) -> Callable[[h5py.File], None]:
-    return lambda file: file.attrs.__setitem__("layer_names", value)
-
-
 WEIGHTS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "NaN": (lambda file: file[KERNEL].write_direct(np.full((8, 7), np.nan, "f4")), "'logits' that"),
     "infinite": (lambda file: file[KERNEL].write_direct(np.full((8, 7), np.inf, "f4")), "'logits'"),
@@ -285,18 +281,7 @@ WEIGHTS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     ),
     "empty": (replaced(data=h5py.Empty("f4")), "logits/kernel:0 holds no numbers"),
     "a group": (lambda file: file.move("logits/logits", "logits/a"), "is missing or a link"),
-    "no names": (lambda file: file.attrs.__delitem__("layer_names"), "has no layer_names"),
-    "a number for names": (names_put(3), "cannot be read as HDF5 weights"),
-    "names of nothing": (names_put([b"nosuch"]), "nosuch is missing or a link"),
-    "fewer names": (names_put([b"logits"]), "lacks layer 'conv"),
-    "no weights of a layer": (
-        lambda file: file["logits"].attrs.__delitem__("weight_names"),
-        "cannot be read as HDF5 weights",
-    ),
-    "one weight of a layer": (
-        lambda file: file["logits"].attrs.__setitem__("weight_names", [b"logits/kernel:0"]),
-        "layer 'logits' has shapes",
-    ),
+    "no layer": (lambda file: file.__delitem__("conv1_bn"), "conv1_bn/"),
 }
 
 
@@ -329,6 +314,45 @@ def checked_before_reading(copy: Callable[..., None]) -> Callable[..., None]:
         copy(layers, {k: [Unread(part.shape) for part in v] for k, v in stored.items()}, path)
 
     return watched
+
+
+def names_put(value: Any) -> Callable[[h5py.File], None]:
+    return lambda file: file.attrs.__setitem__("layer_names", value)
+
+
+LISTS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
+    "no names": (lambda file: file.attrs.__delitem__("layer_names"), "has no layer_names"),
+    "a number for names": (names_put(3), "cannot be read as HDF5 weights"),
+    "names of nothing": (names_put([b"nosuch"]), "nosuch is missing or a link"),
+    "names of other layers": (names_put([b"logits"]), "none of its 1 layers (such as 'logits')"),
+    "no weights of a layer": (
+        lambda file: file["logits"].attrs.__delitem__("weight_names"),
+        "cannot be read as HDF5 weights",
+    ),
+    "one weight of a layer": (
+        lambda file: file["logits"].attrs.__setitem__("weight_names", [b"logits/kernel:0"]),
+        "layer 'logits' has shapes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_pretrained_weights_that_are_listed_wrongly_are_refused(bundle: Path, name: str) -> None:
+    change, words = LISTS[name]
+    model = load_bundle(bundle).model
+    with h5py.File(bundle / "weights.h5", "r+") as file:
+        change(file)
+    with pytest.raises(ModelError) as found:
+        weights.load_by_name(model, bundle / "weights.h5")
+    is_one_sentence(found.value, words, "weights.h5")
+
+
+def test_damaged_text_in_a_bundles_weights_is_never_read(bundle: Path) -> None:
+    """HDF5 can read damaged lists of names forever; a bundle's layers are known without them."""
+    with h5py.File(bundle / "weights.h5", "r+") as file:
+        del file.attrs["layer_names"], file["logits"].attrs["weight_names"]
+    reseal(bundle, "weights.h5")
+    assert np.isfinite(load_bundle(bundle).model(np.zeros((1, *SIZE, 3), np.float32))).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])

@@ -70,7 +70,7 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
         file.attrs["backend"] = b"tensorflow"
         for layer_name, layer in layers.items():
             group = file.create_group(layer_name)
-            names = [f"{layer_name}/{weight.name}:0" for weight in layer.weights]
+            names = _names(layer_name, layer)
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, value in zip(names, layer.get_weights(), strict=True):
                 stored = value.astype(_storage(value, dtype))
@@ -124,7 +124,8 @@ def load_by_name(model: Any, path: Path) -> Coverage:
             the same name but another shape.
     """
     layers, everything = backbone_layers(model), _stored_layers(model)
-    with _opened(Path(path)) as stored:
+    with _opened(Path(path)) as root:
+        stored = _listed(root, path)
         matching = {name: layer for name, layer in everything.items() if name in stored}
         found = {id(layer) for layer in matching.values()}
         if not any(id(layer) in found for layer in layers):
@@ -134,31 +135,39 @@ def load_by_name(model: Any, path: Path) -> Coverage:
                 "the file was made for."
             )
         _copy(matching, stored, path)
-        return Coverage(
-            tuple(layer.name for layer in layers if id(layer) in found),
-            tuple(layer.name for layer in layers if id(layer) not in found),
-        )
+    return Coverage(
+        tuple(layer.name for layer in layers if id(layer) in found),
+        tuple(layer.name for layer in layers if id(layer) not in found),
+    )
 
 
 def load_all_by_name(model: Any, path: Path) -> None:
     """Copy every weight of a model from a file that ``save_by_name`` wrote.
+
+    The file is not asked for names: damaged text in it can keep HDF5 busy forever.
 
     Raises:
         ModelError: If the file lacks a layer of the model, has it in another shape, or holds what
             is no finite number.
     """
     layers = _stored_layers(model)
-    with _opened(Path(path)) as stored:
-        for name in layers:
-            if name not in stored:
-                raise ModelError(f"{path} lacks layer {name!r} of {model.name}. Copy it again.")
+    with _opened(Path(path)) as root:
+        stored = {
+            name: [_plain_data(root, f"{name}/{part}") for part in _names(name, layer)]
+            for name, layer in layers.items()
+        }
         _copy(layers, stored, path)
 
 
 def _copy(layers: Mapping[str, Any], stored: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Copy stored data sets into layers, once all shapes are known to match."""
     for name, layer in layers.items():
-        _check_shapes(layer, stored[name], path)
+        expected, found = ([tuple(w.shape) for w in each] for each in (layer.weights, stored[name]))
+        if expected != found:
+            raise ModelError(
+                f"{path} holds the weights of another network: layer {layer.name!r} has shapes "
+                f"{found} there and {expected} here. Choose the backbone the file was made for."
+            )
     read = {name: [np.asarray(part[()], np.float32) for part in stored[name]] for name in layers}
     for name, weights in read.items():
         if not all(np.isfinite(weight).all() for weight in weights):
@@ -185,34 +194,43 @@ def _settle(layer: Any) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[dict[str, list[Any]]]:
-    """Yield the data sets of each layer that has some, by name; nothing of them is read yet."""
+def _opened(path: Path) -> Iterator[Any]:
+    """Yield the group that holds the layers of a file; nothing of them is read yet."""
     import h5py
 
     if not path.is_file():
         raise ModelError(f"The weights file {path} is missing. Check the path.")
     try:
         with h5py.File(path, "r") as file:
-            root = file
-            if "model_weights" in file:
-                root = _member(file, "model_weights", h5py.Group)
-            if "layer_names" not in root.attrs:
-                raise ModelError(
-                    f"{path} is not a by-name weights file (it has no layer_names). Save it with "
-                    "the legacy HDF5 format of keras.applications."
-                )
-            stored = {}
-            for name in map(_text, root.attrs["layer_names"]):
-                group = _member(root, name, h5py.Group)
-                names = map(_text, group.attrs["weight_names"])
-                stored[name] = [_plain_data(group, weight) for weight in names]
-            yield {name: weights for name, weights in stored.items() if weights}
+            inside = "model_weights" in file
+            yield _member(file, "model_weights", h5py.Group) if inside else file
     except ModelError:
         raise
     except Exception as error:  # Damaged files make HDF5 fail in many ways.
         raise ModelError(
             f"{path} cannot be read as HDF5 weights ({error}). Get the file again."
         ) from error
+
+
+def _listed(root: Any, path: Path) -> dict[str, list[Any]]:
+    """Return the data sets of each layer that has some, by the names that the file lists."""
+    import h5py
+
+    if "layer_names" not in root.attrs:
+        raise ModelError(
+            f"{path} is not a by-name weights file (it has no layer_names). Save it with "
+            "the legacy HDF5 format of keras.applications."
+        )
+    stored = {}
+    for name in map(_text, root.attrs["layer_names"]):
+        group = _member(root, name, h5py.Group)
+        stored[name] = [_plain_data(group, _text(part)) for part in group.attrs["weight_names"]]
+    return {name: weights for name, weights in stored.items() if weights}
+
+
+def _names(name: str, layer: Any) -> list[str]:
+    """Return what the weights of a layer are called within its group."""
+    return [f"{name}/{weight.name}:0" for weight in layer.weights]
 
 
 def _member(group: Any, name: str, kind: type) -> Any:
@@ -244,13 +262,3 @@ def _plain_data(group: Any, name: str) -> Any:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _check_shapes(layer: Any, weights: Sequence[Any], path: Path) -> None:
-    expected = [tuple(w.shape) for w in layer.weights]
-    found = [tuple(w.shape) for w in weights]
-    if expected != found:
-        raise ModelError(
-            f"{path} holds the weights of another network: layer {layer.name!r} has shapes {found} "
-            f"there and {expected} here. Choose the backbone the file was made for."
-        )
