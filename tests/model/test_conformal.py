@@ -8,8 +8,7 @@ import pytest
 from dermlens.errors import UsageError
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.calibration import probabilities as softmax
-from dermlens.model.conformal import PredictionSets, fit_prediction_sets
-from dermlens.model.set_metrics import set_metrics
+from dermlens.model.conformal import PredictionSets, fit_prediction_sets, set_metrics
 
 CODES = ("bkl", "mel", "nv")
 

@@ -16,7 +16,7 @@ Loading builds the network from its description and copies weights into it, or h
 adopted file in its safe mode: nothing is unpickled and no stored code is run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,22 +150,19 @@ class Bundle(ImageClassifier):
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        tta_views: int = 1,
         batch_size: int = 32,
-        advance: Callable[..., None] | None = None,
+        **how: Any,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return logits and out-of-distribution scores; see the base class."""
         if self.ood_detector is None:
-            return super().logits_and_ood_scores(
-                images, rows, tta_views=tta_views, batch_size=batch_size, advance=advance
-            )
+            return super().logits_and_ood_scores(images, rows, batch_size=batch_size, **how)
         if batch_size not in self._joint:
             self._joint[batch_size] = Predictor(
                 with_features(self.model),
                 transposed=lambda: with_features(self._transposed()),
                 batch_size=batch_size,
             )
-        joined = self._joint[batch_size].logits(images, rows, tta_views=tta_views, advance=advance)
+        joined = self._joint[batch_size].logits(images, rows, **how)
         logits, features = split_features(joined, len(self.classes))
         return logits, self.ood_detector.scores(features)
 
@@ -194,13 +191,12 @@ def save_bundle(
         path: Folder to write; an older bundle there is replaced, anything else is not.
         model: float32 network built from ``architecture``.
         architecture: Its description.
-        calibration: Fitted on validation.
+        calibration: Fitted on validation, as the threshold of ``ood_detector``.
         training: Configuration and outcome of the training.
         data: Name, fingerprint and counts of the data set.
         history: Training record.
         split: Columns image_id and split, and any others.
         labels: The classes; default those of HAM10000 with the codes of the architecture.
-        ood_detector: Fitted on training features, its threshold on validation.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
 
     Raises:

@@ -12,7 +12,7 @@ from dermlens.labels import MALIGNANT
 from dermlens.model import metrics
 from dermlens.model.balanced_rule import rule_curve
 from dermlens.model.calibration import Calibration, OperatingPoint, probabilities
-from dermlens.model.set_metrics import set_metrics
+from dermlens.model.conformal import set_metrics
 
 RESAMPLES = 2000
 SMALL_GROUP = 30

@@ -1,6 +1,6 @@
 """What everything downstream takes: a Keras model with all that is needed to understand it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,24 +177,21 @@ class ImageClassifier:
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        tta_views: int = 1,
         batch_size: int = 32,
-        advance: Callable[..., None] | None = None,
+        **how: Any,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return logits and, where the classifier has a detector, out-of-distribution scores.
 
         Args:
             images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
             rows: int (N,): which images, in which order; default all.
-            tta_views: Views of test-time augmentation; see ``Predictor``.
             batch_size: Images per pass.
-            advance: Called with the number of images done.
+            **how: ``tta_views`` and ``advance``, as ``Predictor.logits`` takes them.
 
         Returns:
             float32 (N, C), and float64 (N,) or None.
         """
-        predictor = self.predictor(batch_size)
-        return predictor.logits(images, rows, tta_views=tta_views, advance=advance), None
+        return self.predictor(batch_size).logits(images, rows, **how), None
 
     def logits(self, images: np.ndarray, *, tta_views: int = 1, batch_size: int = 32) -> np.ndarray:
         """Return logits, float32 (N, C), of images as ``photographs`` takes them."""

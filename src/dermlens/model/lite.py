@@ -112,10 +112,10 @@ class LiteClassifier:
 
         count = workers or available_cores()
         try:
-            interpreters = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
             # Images side by side, one thread each: threads that share an image wait for each other
             # after every layer, and a larger batch gains nothing over that.
-            self._lanes = [_Lane(interpreter) for interpreter in interpreters]
+            interpreters = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
+            self._runners = [found.get_signature_runner() for found in interpreters]
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{path} is no LiteRT file that runs here ({error}).") from error
         self._pool = ThreadPoolExecutor(count) if count > 1 else None
@@ -123,31 +123,18 @@ class LiteClassifier:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Return float32 logits (n, C) of images (n, H, W, 3), RGB 0..255."""
         images = np.ascontiguousarray(images, np.float32)
-        count = len(self._lanes)
-        results = np.empty((len(images), self._lanes[0].classes), np.float32)
-        jobs = [(self._lanes[i], images[i::count], results[i::count]) for i in range(count)]
-        run = map if self._pool is None else self._pool.map
-        for _ in run(lambda job: job[0].fill(job[1], job[2]), jobs):
+        count = len(self._runners)
+        classes = int(self._runners[0].get_output_details()["logits"]["shape"][-1])
+        results = np.empty((len(images), classes), np.float32)
+
+        def fill(lane: int) -> None:
+            for position in range(lane, len(images), count):
+                found = self._runners[lane](image=images[position : position + 1])
+                results[position] = found["logits"][0]
+
+        for _ in (map if self._pool is None else self._pool.map)(fill, range(count)):
             pass
         return results
-
-
-class _Lane:
-    """One interpreter, evaluating one image after the other."""
-
-    def __init__(self, interpreter: Any) -> None:
-        interpreter.allocate_tensors()
-        self._interpreter = interpreter
-        self._input = interpreter.get_input_details()[0]["index"]
-        self._output = interpreter.get_output_details()[0]["index"]
-        self.classes = int(interpreter.get_output_details()[0]["shape"][-1])
-
-    def fill(self, images: np.ndarray, results: np.ndarray) -> None:
-        """Write the logits of images (n, H, W, 3) into results (n, C)."""
-        for position, image in enumerate(images):
-            self._interpreter.set_tensor(self._input, image[None])
-            self._interpreter.invoke()
-            results[position] = self._interpreter.get_tensor(self._output)[0]
 
 
 def weights_checksum(model: Any) -> int:
