@@ -47,10 +47,9 @@ def color_histogram(image: np.ndarray) -> np.ndarray:
         >>> int(histogram.argmax()) == 7 * 64 + 0 * 8 + 1, float(histogram.max())
         (True, 1.0)
     """
-    bins = image.reshape(-1, 3).astype(np.int64) * _BINS // 256
-    flat = (bins[:, 0] * _BINS + bins[:, 1]) * _BINS + bins[:, 2]
-    counts = np.bincount(flat, minlength=_BINS**3)
-    return (counts / len(flat)).astype(np.float32)
+    pixels = image.reshape(-1, 3)
+    counts, _ = np.histogramdd(pixels, bins=_BINS, range=[(0, 256)] * 3)
+    return (counts.ravel() / len(pixels)).astype(np.float32)
 
 
 def _histograms(data: Path, table: pd.DataFrame) -> np.ndarray:

@@ -23,13 +23,7 @@ class StoredState(Section):
 
 
 def save_state(path: Path, groups: Mapping[str, Sequence[Any]], facts: dict[str, Any]) -> None:
-    """Write variables and facts as one ``.npz``, atomically.
-
-    Args:
-        path: File to write.
-        groups: Named lists of variables (anything ``numpy.asarray`` takes).
-        facts: JSON-able facts (epoch, history, best score, configuration).
-    """
+    """Write named lists of variables or arrays, and facts, as one ``.npz``, atomically."""
     arrays = {
         f"{group}/{position:05d}": _storable(variable)
         for group, variables in groups.items()

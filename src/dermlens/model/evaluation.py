@@ -313,11 +313,9 @@ def _subgroup(data: _Answers, calibration: Calibration) -> dict[str, Any]:
 def isic_submission(table: pd.DataFrame, calibration: Calibration) -> pd.DataFrame | None:
     """Return the official ISIC 2018 Task 3 submission: image, then one column per class.
 
-    None for a model of other classes than the challenge's.
-
-    The scorer takes a row's largest column as the decision. So that it scores the balanced rule,
-    a row holds the softmax of the adjusted logits; the calibrated probabilities stand in
-    ``predictions.csv``. Columns are in the challenge's order, not the alphabetical one.
+    None for a model of other classes than the challenge's. The scorer takes a row's largest column
+    as the decision. So that it scores the balanced rule, a row holds the softmax of the adjusted
+    logits. Columns are in the challenge's order, not the alphabetical one.
     """
     if {code.upper() for code in calibration.classes} != set(_ISIC_COLUMNS):
         return None

@@ -30,8 +30,8 @@ def load_keras_model(path: Path, custom: Sequence[str] = (), *, needed: Sequence
 
     Args:
         path: The file.
-        custom: Layers and functions of the user's own that it holds, as ``module:Name``. Importing
-            them runs their module, so they are never taken from a file.
+        custom: Layers and functions of the user's own, as ``module:Name``. Importing them runs
+            their module, so they are never taken from a file.
         needed: Those that are known to be in it.
 
     Raises:
@@ -115,11 +115,9 @@ def adopt(
     """
     from dermlens.model.bundle import KIND, load_bundle
 
-    settings: dict[str, Any] = {
-        "value_range": value_range,
-        "preprocessing": preprocessing,
-        "output": output,
-    }
+    settings: dict[str, Any] = dict(
+        zip(ADOPTED_SETTINGS, (value_range, preprocessing, output), strict=True)
+    )
     model = load_keras_model(path, custom)
     classifier = ImageClassifier(model, labels, input_size=input_size, **settings)
     facts: dict[str, Any] = {"source": "unknown", "synthetic": False}

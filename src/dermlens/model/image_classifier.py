@@ -33,9 +33,8 @@ class ImageClassifier:
         preprocessing: ``"inside"``; or ``"caffe"`` or ``"torch"`` for what ``preprocess_input`` of
             ``keras.applications`` does outside of a model under these names.
         output: ``"logits"``, ``"softmax"``, ``"sigmoid"`` or ``"auto"``. The last activation is
-            left out,
-            so that logits are explained, exactly. One output becomes two classes, whose logits are
-            the log-odds against and for it.
+            left out, so that logits are explained, exactly. One output becomes two classes, whose
+            logits are the log-odds against and for it.
         calibration: Fitted on validation images; default none.
 
     Raises:
@@ -210,12 +209,9 @@ def as_classifier(model: Any) -> ImageClassifier:
 def _labels(given: LabelSet | str | Path | Sequence[str] | None, count: int) -> LabelSet:
     if given is None:
         return numbered_classes(count)
-    if isinstance(given, LabelSet):
-        labels = given
-    elif isinstance(given, str | Path):
-        labels = label_set(given)
-    else:
-        labels = named_classes(given)
+    if isinstance(given, str | Path):
+        given = label_set(given)
+    labels = given if isinstance(given, LabelSet) else named_classes(given)
     if len(labels) != count:
         raise ModelError(
             f"{len(labels)} class names ({', '.join(labels.codes)}) were given for a model with "

@@ -69,10 +69,7 @@ class StoredAgreement(StoredCopy):
 
 @dataclass(frozen=True)
 class Int8Copy:
-    """A copy on disk: its folder, the content of ``copy.json``, and what a bundle carried along.
-
-    That is what was measured with a copy of its weights elsewhere, or None.
-    """
+    """A copy on disk, the content of ``copy.json``, and what a bundle brought along as measured."""
 
     folder: Path
     facts: dict[str, Any]

@@ -382,9 +382,9 @@ def _check_logits(raw: Any, kind: str) -> None:
     shape = getattr(raw, "shape", None)
     if shape is None or len(shape) != 2 or shape[1] is None:
         raise ModelError(
-            f"The model's output has the shape {shape}, not (N, classes): it gives no one "
-            "answer per "
-            "image. Pool it, or give the layer that does: keras.Model(model.inputs, layer.output)."
+            f"The model's output has the shape {shape}, not (N, classes): it gives no one answer "
+            "per image. Pool it, or give the layer that does: keras.Model(model.inputs, "
+            "layer.output)."
         )
     if shape[1] == 1 and kind == "softmax":
         raise ModelError(
@@ -398,7 +398,6 @@ def _logits(raw: Any, kind: str) -> tuple[Any, Link]:
     import keras
 
     values = raw if raw.dtype == "float32" else keras.ops.cast(raw, "float32")
-    single = raw.shape[1] == 1
-    if not single:
-        return values, "sigmoid" if kind == "sigmoid" else "softmax"
-    return keras.ops.concatenate([-values, values], axis=1), "sigmoid"
+    if raw.shape[1] == 1:
+        return keras.ops.concatenate([-values, values], axis=1), "sigmoid"
+    return values, "sigmoid" if kind == "sigmoid" else "softmax"
