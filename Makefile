@@ -1,14 +1,22 @@
 # Everything runs in .venv, which the first target that needs it makes.
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+# One line that counts, in place of pip's pages.
+COUNTED := | awk '/^Collecting/ { printf "\r  %d packages found", ++n; fflush() } /^Installing/ { printf ", installing them\n"; fflush() }'
 OUT ?= demo
 # Test files run in parallel; each stays in one process.
 WORKERS ?= 2
 
-.PHONY: demo test check app bench clean
+.PHONY: demo app test check docs wheel bench clean
 
 demo: .venv/.installed
 	$(BIN)/dermlens demo --out $(OUT)
+
+app: .venv/.installed
+	$(BIN)/dermlens app
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -17,6 +25,14 @@ check: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.installed-test
+	$(PIP) --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# Builds wheel and sdist, installs the wheel into an empty environment and uses it in another folder.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 # On a machine that does nothing else; takes hours. BUNDLE and DATA: a trained model and its data set.
 BENCH := $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(DATA),--data $(DATA))
@@ -36,17 +52,19 @@ bench: .venv/.installed-test
 	$(BIN)/python benchmarks/curves.py $(BENCH) $(INT8)
 
 .venv/.installed: pyproject.toml requirements.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dermlens needs Python 3.11 or newer; run make PYTHON=python3.11 ...')"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	touch $@
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and 'dermlens needs Python 3.11, 3.12 or 3.13; run make PYTHON=python3.12 ...')"
+	@echo "Installing into .venv: one to two minutes, about 700 MB"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) -r requirements.txt $(COUNTED)
+	@$(PIP) --quiet --no-deps -e .
+	@touch $@
 
 .venv/.installed-test: .venv/.installed requirements-test.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@echo "Installing what tests and checks need"
+	@$(PIP) -r requirements-test.txt $(COUNTED)
 # Its pins refuse the TensorFlow used here, with which it works; without it one comparison is skipped.
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps xplique==2.0.2
-	touch $@
+	-@$(PIP) --quiet --no-deps xplique==2.0.2
+	@touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

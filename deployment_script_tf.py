@@ -2,7 +2,7 @@
 
     python deployment_script_tf.py [BUNDLE] [--host ADDRESS] [--port PORT] [--share]
 
-Without BUNDLE the newest model trained here is served; ``make demo`` trains one in minutes.
+Without BUNDLE the trained model that comes with dermlens is served.
 Research and education only, not a medical device.
 """
 

@@ -256,7 +256,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*TRAIN, "--preset", "best"), "Unknown preset 'best'"),
     ((*TRAIN, "--imbalance", "much"), "Unknown imbalance handling 'much'"),
     ((*TRAIN, "--precision", "float8"), "precision must be 'float32' or 'mixed_bfloat16', not"),
-    ((*TRAIN, "--epochs", "0"), "epochs must be at least 1, not 0"),
+    ((*TRAIN, "--epochs", "-1"), "epochs must be at least 0, not -1"),
     ((*TRAIN, "--epochs", "many"), "Invalid value for '--epochs'"),
     ((*TRAIN, "--batch-size", "0"), "batch_size must be at least 1, not 0"),
     ((*TRAIN, "--fresh-rate", "-1"), "fresh_rate must be at least 0, not -1.0"),
@@ -303,7 +303,7 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     (("data", "synthetic", "--size", "64"), "'64' is no size"),
     (("data", "synthetic", "--out", "{data}"), "is not a synthetic data set"),
     (("data", "download", "--only", "nosuch"), "Unknown group 'nosuch'"),
-    (("demo", "--epochs", "0"), "epochs must be at least 1, not 0"),
+    (("demo", "--from-scratch", "--epochs", "0"), "needs pretrained weights and head_epochs"),
     (("nosuch",), "No such command 'nosuch'"),
 )
 

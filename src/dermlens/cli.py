@@ -30,6 +30,7 @@ from dermlens.cli_options import (
 from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
 from dermlens.progress import printable, say
+from dermlens.quiet import quiet_tensorflow
 
 _INTERRUPTED = 130
 """What typer exits with after Ctrl+C."""
@@ -43,7 +44,6 @@ app = typer.Typer(
     help="Train, explain and measure a classifier of dermatoscopic images. Research and "
     "education only, not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
@@ -86,11 +86,12 @@ def root(
 def train(
     data: Annotated[Path, typer.Argument(help="Prepared and split data set.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    preset: Annotated[str, typer.Option(help="Recipe to start from: ham10000 or demo.")] = (
-        "ham10000"
-    ),
+    preset: Annotated[
+        str, typer.Option(help="Recipe to start from: ham10000, demo or scratch.")
+    ] = ("ham10000"),
     weights: Annotated[
-        str | None, typer.Option(help="imagenet (download), none, or a .h5 file by layer name.")
+        str | None,
+        typer.Option(help="imagenet (download), shipped, none, or a .h5 file by layer name."),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Such as resnet50, densenet169.")] = None,
     size: Annotated[str | None, typer.Option(help="Input size HxW, such as 192x256.")] = None,
@@ -339,6 +340,9 @@ def web(
 
     Example: dermlens app runs/first/bundle --port 7860
     """
+    from dermlens.extras import optional
+
+    optional("gradio")
     from dermlens.model.bundle import find_bundle
     from dermlens.serve.app import launch
     from dermlens.serve.app_access import sign_in
@@ -351,17 +355,22 @@ def web(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo"),
     images: Annotated[int, typer.Option(help="Drawn images.")] = 1600,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Fine-tuning epochs.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train the whole network from nothing.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Do everything on the embedded data set of drawn images: minutes, no download.
+
+    The shipped network gets a new last layer, which takes seconds to train.
 
     Example: dermlens demo --out demo
     """
     from dermlens.serve.demo import run_demo
 
     claim(out)
-    page, good = run_demo(out, images=images, epochs=epochs, seed=seed)
+    page, good = run_demo(out, images=images, epochs=epochs, from_scratch=from_scratch, seed=seed)
     say(f"Open {page}")
     if not good:
         raise typer.Exit(1)
@@ -373,8 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command and options; default those of the process.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     try:
         with held:
             app(args=None if arguments is None else list(arguments), prog_name="dermlens")

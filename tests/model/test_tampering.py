@@ -474,7 +474,7 @@ def test_a_data_set_that_says_what_it_may_not_is_refused(
         (drop("data_fingerprint"), "data_fingerprint is missing"),
         (put([], "training"), "training must be an object"),
         (put("x", "training", "batch_size"), "training.batch_size must be a valid integer"),
-        (put(0, "training", "epochs"), "training.epochs must be at least 1"),
+        (put(-1, "training", "epochs"), "training.epochs must be at least 0"),
         (put(-1, "training", "head_rate"), "training.head_rate must be at least 0"),
         (put("float8", "training", "precision"), "training.precision must be 'float32' or"),
         (
@@ -508,7 +508,7 @@ def test_a_run_that_says_what_it_may_not_is_refused(
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
-        (TrainingConfiguration, {"epochs": 0}, "epochs must be at least 1, not 0"),
+        (TrainingConfiguration, {"epochs": -1}, "epochs must be at least 0, not -1"),
         (TrainingConfiguration, {"clip_norm": NAN}, "clip_norm must be a finite number"),
         (TrainingConfiguration, {"label_smoothing": 1.0}, "label_smoothing must be less than 1"),
         (TrainingConfiguration, {"seed": 2**32}, "seed must be less than 4294967296"),

@@ -25,19 +25,26 @@ def fit_on_data(
     seed: int,
     batch_size: int = 32,
     dtype: str = "float32",
+    features: np.ndarray | None = None,
 ) -> tuple[Calibration, OODDetector]:
     """Fit the calibration and the out-of-distribution detector of a classifier's final weights.
 
     ``dtype`` says how the detector will be stored; its threshold is that of the stored one.
-    ``seed`` is of the resampling behind the balanced rule.
+    ``seed`` is of the resampling behind the balanced rule. ``features`` are the pooled ones of all
+    images, float32 (N, D), where they are known.
     """
     rows = np.concatenate([data.rows["train"], data.rows["validation"]])
     classes = len(architecture.classes)
-    images = data.images(architecture.input_size)
-    predictor = Predictor(with_features(model), batch_size=batch_size)
-    with progress("Calibrating", len(rows)) as advance:
-        joined = predictor.logits(images, rows, advance=advance)
-    logits, features = split_features(joined, classes)
+    if features is None:
+        images = data.images(architecture.input_size)
+        predictor = Predictor(with_features(model), batch_size=batch_size)
+        with progress("Calibrating", len(rows)) as advance:
+            joined = predictor.logits(images, rows, advance=advance)
+        logits, features = split_features(joined, classes)
+    else:
+        features = features[rows]
+        kernel, bias = model.get_layer("logits").get_weights()
+        logits = features @ kernel + bias
     known, held = np.split(features, [len(data.rows["train"])])
     training, validation = (data.labels[data.rows[split]] for split in ("train", "validation"))
     calibration = fit_calibration(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import ModelError, UsageError
+from dermlens.extras import optional
 
 KINDS: tuple[str, ...] = ("float32", "float16", "int8", "dynamic")
 
@@ -108,8 +109,7 @@ class LiteClassifier:
     """
 
     def __init__(self, path: Path, *, workers: int | None = None) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
+        Interpreter = optional("ai_edge_litert.interpreter").Interpreter
         count = workers or available_cores()
         try:
             # Images side by side, one thread each: threads that share an image wait for each other

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dermlens.errors import ModelError, UsageError
 from dermlens.explainers.perturbation import FLOAT32, Scorer
 from dermlens.explainers.registry import METHODS
+from dermlens.extras import installed
 from dermlens.model.bundle import Bundle
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import say
@@ -45,6 +46,12 @@ def choose_scorers(
         raise UsageError(f"Unknown scorer {choice!r}. Use one of: {', '.join(SCORERS)}.")
     able = [name for name in methods if METHODS[name].family == "perturbation"]
     if choice == FLOAT32 or not able or (choice is None and not isinstance(bundle, Bundle)):
+        return {}
+    if choice is None and not installed("ai_edge_litert"):
+        say(
+            "The model itself is evaluated; its int8 copy would be several times faster: "
+            "pip install 'dermlens[export]'."
+        )
         return {}
     if not isinstance(bundle, Bundle):
         raise UsageError("Only a bundle has an int8 copy. Make one of the model: dermlens adopt.")

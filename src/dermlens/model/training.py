@@ -12,7 +12,7 @@ from dermlens.data.manifest import data_facts
 from dermlens.errors import ModelError
 from dermlens.files import write_csv, write_json
 from dermlens.locks import folder_lock
-from dermlens.model.bundle import Bundle, load_bundle, save_bundle
+from dermlens.model.bundle import SHIPPED, Bundle, load_bundle, save_bundle
 from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import StoredRun, TrainingConfiguration
 from dermlens.model.distillation import load_teacher, teacher_facts
@@ -72,6 +72,11 @@ def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: 
     started = time.monotonic()
     model, coverage = _build(configuration)
     stage_start(model, configuration.train_from)
+    if not configuration.epochs and not coverage.complete:
+        raise ModelError(
+            f"{coverage.sentence()} Training the last layer alone would leave them so. Use weights "
+            "of the whole backbone, or --epochs of at least 1."
+        )
     teacher = load_teacher(configuration, training_data)
     training_data.images(configuration.architecture.input_size)
     # All that was given has proved usable; only now does the run get its folder.
@@ -81,11 +86,20 @@ def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: 
     if configuration.head_epochs and not coverage.complete:
         say("Skipping phase one: features of a backbone that is not wholly pretrained mean little.")
     began = (out / "checkpoint" / "state.npz").is_file()
+    features = None
     if configuration.head_epochs and coverage.complete and not began:
-        _head_phase(model, training_data, configuration, out, history)
-    finetuning = Finetuning(model, coverage, configuration, training_data, out, history, teacher)
-    finetuning.run()
-    bundle = _finish(out, finetuning, coverage, configuration, training_data, history)
+        features = _head_phase(model, training_data, configuration, out, history)
+    weights, best_epoch = model.get_weights(), None
+    if configuration.epochs:
+        features = None  # They change with the backbone.
+        finetuning = Finetuning(
+            model, coverage, configuration, training_data, out, history, teacher
+        )
+        finetuning.run()
+        weights, best_epoch = finetuning.best_weights(), finetuning.best_epoch
+    bundle = _finish(
+        out, weights, best_epoch, features, coverage, configuration, training_data, history
+    )
     say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
     return bundle
 
@@ -136,6 +150,9 @@ def _build(configuration: TrainingConfiguration) -> tuple[Any, Coverage]:
         return model, full_coverage(model)
     if configuration.weights == "none":
         return model, no_coverage(model)
+    if configuration.weights == "shipped":
+        # Its last layer knows other classes, or knows these already; a new one is to be learned.
+        return model, load_by_name(model, SHIPPED / "weights.h5", backbone_only=True)
     return model, load_by_name(model, Path(configuration.weights))
 
 
@@ -145,7 +162,8 @@ def _head_phase(
     configuration: TrainingConfiguration,
     out: Path,
     history: History,
-) -> None:
+) -> np.ndarray:
+    """Train the last layer; return the features of all images, float32 (N, channels)."""
     images = data.images(configuration.architecture.input_size)
     key = f"{data.fingerprint} {asdict(configuration.architecture)} {configuration.weights}"
     with progress("Backbone features", len(images)) as advance:
@@ -162,11 +180,14 @@ def _head_phase(
         history.add("head", epoch, figures, logits)
 
     train_head(model, features, data.labels, data.rows, configuration, report)
+    return features
 
 
 def _finish(
     out: Path,
-    finetuning: Finetuning,
+    weights: list[np.ndarray],
+    best_epoch: int | None,
+    features: np.ndarray | None,
     coverage: Coverage,
     configuration: TrainingConfiguration,
     data: TrainingData,
@@ -175,9 +196,14 @@ def _finish(
     """Build the float32 model, calibrate it on validation and save the bundle."""
     architecture = configuration.architecture
     model = build_classifier(architecture, seed=configuration.seed)
-    set_weights(model, finetuning.best_weights())
+    set_weights(model, weights)
     calibration, ood_detector = fit_on_data(
-        model, architecture, data, seed=configuration.seed, batch_size=configuration.batch_size
+        model,
+        architecture,
+        data,
+        seed=configuration.seed,
+        batch_size=configuration.batch_size,
+        features=features,
     )
     bundle = save_bundle(
         out / "bundle",
@@ -189,7 +215,7 @@ def _finish(
             "weights": Path(configuration.weights).name,
             "teacher": teacher_facts(configuration),
             "uncovered_layers": list(coverage.uncovered),
-            "best_epoch": finetuning.best_epoch,
+            "best_epoch": best_epoch,
         },
         data={"fingerprint": data.fingerprint, **data_facts(data.folder).without("fingerprint")},
         history=history.table(),

@@ -112,18 +112,21 @@ def rounded(weights: Sequence[np.ndarray], dtype: str) -> list[np.ndarray]:
     return [w.astype(_storage(w, dtype)).astype(np.float32) for w in weights]
 
 
-def load_by_name(model: Any, path: Path) -> Coverage:
+def load_by_name(model: Any, path: Path, *, backbone_only: bool = False) -> Coverage:
     """Copy weights from a by-name HDF5 file (the form ``keras.applications`` uses).
 
     Layers are matched by name; a file may hold only part of the network; float16 storage is
-    widened. The last layer is copied too if the file has it. Nothing is copied unless everything
-    that matches by name also matches in shape.
+    widened. The last layer is copied too if the file has it, unless it is not wanted. Nothing is
+    copied unless everything that matches by name also matches in shape.
 
     Raises:
         ModelError: If the file cannot be read, holds no layer of this network, or holds layers of
             the same name but another shape.
     """
     layers, everything = backbone_layers(model), _stored_layers(model)
+    if backbone_only:
+        own = set(map(id, layers))
+        everything = {name: layer for name, layer in everything.items() if id(layer) in own}
     with _opened(Path(path)) as root:
         stored = _listed(root, path)
         matching = {name: layer for name, layer in everything.items() if name in stored}

@@ -3,42 +3,50 @@
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from dermlens.data.images import load_image, load_mask
-from dermlens.data.manifest import read_manifest, select_split
-from dermlens.data.splits import audit, split_data_set
+from dermlens.data.manifest import read_manifest
+from dermlens.data.splits import split_data_set
 from dermlens.data.synthetic import make_synthetic
 from dermlens.files import read_json, write_json
-from dermlens.labels import HAM10000
 from dermlens.model.baseline import color_histogram_baseline
 from dermlens.model.bundle import Bundle
 from dermlens.model.configuration import preset
 from dermlens.model.training import train
 from dermlens.progress import duration, say
-from dermlens.report.evaluation_report import summary_line, write_evaluation
-from dermlens.report.figures import attribution_grid
-from dermlens.report.html import Page
+from dermlens.report.demo_report import demo_page, explain_one_per_class, overview, quality
+from dermlens.report.evaluation_report import write_evaluation, write_figure
 from dermlens.report.training_report import write_training_figures
 from dermlens.serve.prediction import predict_split
 
 GOOD_BALANCED_ACCURACY = 0.80
 GOOD_MARGIN = 0.15
 SIZE = (96, 128)
+NEXT = (
+    "Your own images next: 'dermlens predict photo.jpg', 'dermlens explain photo.jpg', 'dermlens "
+    "app'. Your own model: 'dermlens adopt model.keras --classes a,b,c --out bundle'."
+)
 
 
 def run_demo(
-    out: Path, *, images: int = 1600, epochs: int | None = None, seed: int = 0
+    out: Path,
+    *,
+    images: int = 1600,
+    epochs: int | None = None,
+    from_scratch: bool = False,
+    seed: int = 0,
 ) -> tuple[Path, bool]:
     """Run everything on drawn images and write ``OUT/report.html``.
 
     A demo that was interrupted goes on where it stopped.
 
     Args:
-        out: Folder to write: ``data/``, ``run/bundle/``, ``evaluation/``, ``report.html``.
+        out: Folder to write: ``data/``, ``run/bundle/``, ``evaluation/``,
+            ``explanations.png``, ``report.html``, ``demo.json``.
         images: Drawn images.
-        epochs: Training epochs; default those of the demo preset.
+        epochs: Fine-tuning epochs; default those of the recipe.
+        from_scratch: Train the whole network from its initializer, in place of a new last layer on
+            the shipped one.
         seed: Sets everything random.
 
     Returns:
@@ -46,38 +54,52 @@ def run_demo(
     """
     out = Path(out)
     started = time.monotonic()
-    configuration = preset("demo", seed=seed, **({} if epochs is None else {"epochs": epochs}))
+    changes = {} if epochs is None else {"epochs": epochs}
+    configuration = preset("scratch" if from_scratch else "demo", seed=seed, **changes)
     data = out / "data"
-    say("1/5 Drawing the embedded data set")
+    say("1/6 Drawing the embedded data set")
     _draw(data, images, seed)
-    say("2/5 Color-histogram baseline")
+    say("2/6 Color-histogram baseline")
     baseline = color_histogram_baseline(data)
-    say("3/5 Training ResNet50 from scratch")
+    say(
+        "3/6 Training ResNet50 from scratch"
+        if from_scratch
+        else "3/6 Training a new last layer on the shipped network"
+    )
     resume = (out / "run" / "configuration.json").is_file()
     bundle = train(data, out / "run", configuration, resume=resume)
     write_training_figures(out / "run", data)
-    say("4/5 Evaluating")
-    result = _evaluate(bundle, data, out / "evaluation", seed)
-    say("5/5 Explaining and reporting")
-    page = _report(out, bundle, baseline)
-    score = result["balanced_accuracy"]
+    say("4/6 Evaluating")
+    score = _evaluate(bundle, data, out / "evaluation", seed)["balanced_accuracy"]
+    say("5/6 Explaining by six methods")
+    predictions = pd.read_csv(out / "evaluation" / "predictions.csv")
+    explained = explain_one_per_class(bundle, data, predictions, seed=seed)
+    say("6/6 Measuring the explanations and reporting")
+    measured = None
+    if explained is not None:
+        measured = quality(bundle, explained, seed=seed)
+        write_figure(out / "explanations.png", overview(explained))
+    page = demo_page(out, bundle, explained, measured, baseline).write(out / "report.html")
     good = score >= GOOD_BALANCED_ACCURACY and score >= baseline + GOOD_MARGIN
+    seconds = round(time.monotonic() - started, 1)
     summary = {
         "test_balanced_accuracy": score,
         "color_histogram_balanced_accuracy": baseline,
+        "explanations": measured,
         "good": good,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": seconds,
     }
     write_json(out / "demo.json", summary)
     say(
         f"Test balanced accuracy {score:.3f}; color histogram with logistic regression "
-        f"{baseline:.3f}. Took {duration(summary['seconds'])}."
+        f"{baseline:.3f}. Took {duration(seconds)}."
     )
     if not good:
         say(
             f"Expected at least {GOOD_BALANCED_ACCURACY} and {GOOD_MARGIN} above the histogram. "
             "Train longer with --epochs."
         )
+    say(NEXT)
     return page, good
 
 
@@ -91,95 +113,3 @@ def _evaluate(bundle: Bundle, data: Path, out: Path, seed: int) -> dict[str, flo
     table = predict_split(bundle, data, "test")
     paths = write_evaluation(table, bundle.calibration, out, seed=seed, model=bundle.identity)
     return read_json(paths["metrics"])
-
-
-def _report(out: Path, bundle: Bundle, baseline: float) -> Path:
-    data, evaluation = out / "data", out / "evaluation"
-    result = read_json(evaluation / "metrics.json")
-    predictions = pd.read_csv(evaluation / "predictions.csv")
-    page = Page(
-        "dermlens demo",
-        "A ResNet50 trained from scratch on drawn images. Nothing here says anything about "
-        "patients.",
-    )
-    _data_section(page, data)
-    page.section("Training", f"{bundle.history.seconds.sum():.0f} seconds of training.")
-    for name, caption in (
-        ("training_curves", "Loss and validation scores by epoch."),
-        ("augmentation", "What training images look like."),
-    ):
-        page.figure((out / "run" / f"{name}.png").read_bytes(), caption)
-    page.section(
-        "How good is it?",
-        f"{summary_line(result)}. A color histogram with logistic regression reaches a balanced "
-        f"accuracy of {baseline:.3f}: the classes cannot be told by color alone. Intervals are "
-        "95 %, by bootstrap over lesions.",
-    )
-    rows = [
-        {"diagnosis": f"{one.code}: {one.name}", **result["per_class"][one.code]}
-        for one in HAM10000.labels
-    ]
-    page.table(pd.DataFrame(rows), "Figures per diagnosis on the test split.")
-    for name, caption in (
-        ("confusion_matrix", "Confusion matrix, most probable class."),
-        ("roc_and_pr_curves", "One class against the rest."),
-        ("reliability_diagram", "Is the confidence honest?"),
-        ("operating_points", "Thresholds chosen on validation, figures on test."),
-    ):
-        page.figure((evaluation / f"{name}.png").read_bytes(), caption)
-    _explanations(page, bundle, data, predictions)
-    return page.write(out / "report.html")
-
-
-def _data_section(page: Page, data: Path) -> None:
-    table = read_manifest(data)
-    leak_table, leaks = audit(data)
-    counts = pd.crosstab(table.dx, table.split).reindex(
-        index=list(HAM10000.codes), columns=["train", "validation", "test"]
-    )
-    page.section(
-        "Data",
-        f"{len(table):,} synthetic images of {table.lesion_id.nunique():,} lesions, split by "
-        f"lesion. Lesions in two splits: {leaks['lesions_in_two_splits']}; a split by image would "
-        f"have put {leak_table.leaking_under_image_level_split_percent.iloc[-1]:.0f} % of the test "
-        "images on lesions seen in training.",
-    )
-    page.table(counts.reset_index(), "Images per diagnosis and split.")
-
-
-def _explanations(page: Page, bundle: Bundle, data: Path, predictions: pd.DataFrame) -> None:
-    """One test image per class with its Grad-CAM maps, beside the structure that was drawn."""
-    from dermlens.explainers.registry import create
-
-    table = select_split(read_manifest(data), "test").set_index("image_id")
-    right = predictions[predictions.predicted == predictions.dx]
-    chosen = [
-        right[right.dx == code].image_id.iloc[0]
-        for code in HAM10000.codes
-        if (right.dx == code).any()
-    ]
-    if not chosen:
-        page.section("Why?", "No test image was classified correctly; there is nothing to show.")
-        return
-    size = bundle.input_size
-    images = np.stack([load_image(data / table.path[i], size) for i in chosen])
-    targets = [table.dx[i] for i in chosen]
-    lesions = [load_mask(data / table.mask_path[i], size) for i in chosen]
-    structures = np.stack(
-        [load_mask(data / "structures" / f"{i}_structure.png", size) for i in chosen]
-    )
-    maps: dict[str, np.ndarray] = {"drawn structure": structures.astype(np.float32)}
-    signed = {"drawn structure": False}
-    for name in ("grad_cam", "grad_cam_plus_plus"):
-        explainer = create(name, bundle)
-        attribution = explainer.attribute(images, targets)
-        maps[name], signed[name] = attribution.maps, attribution.signed
-    page.section(
-        "Why?",
-        "Where the network found the evidence for its answer. Because the images are drawn, the "
-        "structure that decides the class is known and stands beside it.",
-    )
-    figure = attribution_grid(
-        list(images), maps, signed=signed, labels=targets, lesions=list(lesions)
-    )
-    page.figure(figure, "Correctly classified test images; the lesion is outlined in cyan.")

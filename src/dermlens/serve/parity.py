@@ -14,6 +14,7 @@ from dermlens.errors import ModelError
 from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.integrated_gradients import IntegratedGradients
 from dermlens.explainers.target import resolve_targets
+from dermlens.extras import optional
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import pearson
@@ -368,9 +369,11 @@ def saved_model_runner(path: Path) -> tuple[Runner, Callable[[np.ndarray, np.nda
 
 def tflite_runner(path: Path) -> Runner:
     """Return a runner of an exported LiteRT file."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_path=str(path), num_threads=2).get_signature_runner()
+    runner = (
+        optional("ai_edge_litert.interpreter")
+        .Interpreter(model_path=str(path), num_threads=2)
+        .get_signature_runner()
+    )
 
     def run(images: np.ndarray, targets: np.ndarray) -> Outputs:
         parts = []
