@@ -28,7 +28,7 @@ from dermlens.model.int8_copy import carried_agreement
 from dermlens.quality.benchmark_plan import BenchmarkPlan
 from dermlens.quality.benchmark_tables import Store
 from dermlens.schema import checked_file
-from serving_support import SIZE, picture
+from serving_support import SIZE, picture, save_untrained
 from tampering_support import Change, Facts, drop, put, reseal, rewrite, save_detecting
 
 NAN, INF = float("nan"), float("inf")
@@ -215,6 +215,13 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     with pytest.raises(ModelError) as found:
         load_bundle(bundle)
     is_one_sentence(found.value, f"{name} is missing")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as found:
+        save_untrained(tmp_path / "bundle", Calibration(NAN))
+    is_one_sentence(found.value, "calibration.temperature must be a valid number, not None")
+    assert not (tmp_path / "bundle").exists()
 
 
 # Weights -------------------------------------------------------------------------------------

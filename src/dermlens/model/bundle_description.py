@@ -81,7 +81,15 @@ def describe(
     calibration: Calibration,
     **sections: Any,
 ) -> dict[str, Any]:
-    """Write the description of a bundle whose other files are complete; return what is stored."""
+    """Write the description of a bundle whose other files are complete; return what is stored.
+
+    Raises:
+        ModelError: If it says what could not be read again.
+    """
+
+    def refuse(problem: str) -> ModelError:
+        return ModelError(f"The model cannot be saved as a bundle: {problem}.")
+
     files = sorted(path.name for path in folder.iterdir())
     facts = {
         "format": FORMAT,
@@ -93,7 +101,9 @@ def describe(
         **sections,
         "sha256": {name: sha256_of_file(folder / name) for name in files},
     }
-    return write_description(folder / NAME, facts)
+    stored = write_description(folder / NAME, facts)
+    checked(Description, stored, refuse)
+    return stored
 
 
 class StoredArchitecture(Section):
