@@ -269,8 +269,8 @@ WEIGHTS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "infinite": (lambda file: file[KERNEL].write_direct(np.full((8, 7), np.inf, "f4")), "'logits'"),
     "linked": (link_to_another_file, "logits/kernel:0 is missing or a link"),
     "linked inside": (link_inside, "logits/kernel:0 is missing or a link"),
-    "external": (data_in_another_file, "the data of logits/kernel:0 lie in another file"),
-    "virtual": (virtual_data, "the data of logits/kernel:0 lie in another file"),
+    "external": (data_in_another_file, "the data of logits/logits/kernel:0 lie in another file"),
+    "virtual": (virtual_data, "the data of logits/logits/kernel:0 lie in another file"),
     "1 TiB": (
         replaced(shape=(1 << 19, 1 << 19), dtype="f4", chunks=(64, 64)),
         "layer 'logits' has shapes",

@@ -18,6 +18,8 @@ from dermlens.errors import ModelError
 from dermlens.files import written_beside
 from dermlens.model.classifier import backbone_layers
 
+_NUMBERED = re.compile(r"variable(_\d+)?(:0)?$")
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -70,7 +72,7 @@ def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
         file.attrs["backend"] = b"tensorflow"
         for layer_name, layer in layers.items():
             group = file.create_group(layer_name)
-            names = _names(layer_name, layer)
+            names = [f"{layer_name}/{weight.name}:0" for weight in layer.weights]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, value in zip(names, layer.get_weights(), strict=True):
                 stored = value.astype(_storage(value, dtype))
@@ -155,10 +157,7 @@ def load_all_by_name(model: Any, path: Path) -> None:
     """
     layers = _stored_layers(model)
     with _opened(Path(path)) as root:
-        stored = {
-            name: [_plain_data(root, f"{name}/{part}") for part in _names(name, layer)]
-            for name, layer in layers.items()
-        }
+        stored = {name: _known(root, name, layer) for name, layer in layers.items()}
         _copy(layers, stored, path)
 
 
@@ -231,9 +230,19 @@ def _listed(root: Any, path: Path) -> dict[str, list[Any]]:
     return {name: weights for name, weights in stored.items() if weights}
 
 
-def _names(name: str, layer: Any) -> list[str]:
-    """Return what the weights of a layer are called within its group."""
-    return [f"{name}/{weight.name}:0" for weight in layer.weights]
+def _known(root: Any, name: str, layer: Any) -> list[Any]:
+    """Return the data sets of a layer by the names of its weights.
+
+    Keras numbers weights without a name through the life of a process (``variable_10``); those
+    are matched in their order.
+    """
+    import h5py
+
+    group, names = _member(root, f"{name}/{name}", h5py.Group), [w.name for w in layer.weights]
+    if any(map(_NUMBERED.match, names)):
+        numbered = iter(sorted(filter(_NUMBERED.match, group), key=lambda n: (len(n), n)))
+        names = [next(numbered, n)[:-2] if _NUMBERED.match(n) else n for n in names]
+    return [_plain_data(root, f"{name}/{name}/{part}:0") for part in names]
 
 
 def _member(group: Any, name: str, kind: type) -> Any:
