@@ -94,6 +94,16 @@ def make_readers_folder(folder: Path) -> Path:
     return shipped
 
 
+def export_shipped(folder: Path) -> None:
+    """Export the stand-in for the shipped bundle, as the page on deployment has it."""
+    from dermlens.model.bundle import load_bundle
+    from dermlens.serve.export import export, export_images
+
+    bundle = load_bundle(folder / "runs" / "mine" / "bundle")
+    images = export_images(folder=folder / "folder")
+    export(bundle, folder / "exported", ("saved_model", "float32"), images)
+
+
 def seven_classes(folder: Path) -> Path:
     """Write a bundle of seven diagnoses at the shipped model's size, tiny and untrained."""
     import pandas as pd
