@@ -42,8 +42,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Do it all on real data."""
     from dermlens.cli_options import parse_size
-    from dermlens.data.ham10000 import prepare
     from dermlens.data.manifest import read_manifest
+    from dermlens.data.preparation import prepare
     from dermlens.data.splits import split_data_set
     from dermlens.model.configuration import preset
     from dermlens.model.training import train

@@ -104,7 +104,7 @@ def ham_source(tmp_path: Path) -> HamSource:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared and split data set; treat it as read-only."""
-    from dermlens.data.ham10000 import prepare
+    from dermlens.data.preparation import prepare
     from dermlens.data.splits import split_data_set
 
     folder = tmp_path_factory.mktemp("ham")

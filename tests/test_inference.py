@@ -17,6 +17,7 @@ from dermlens.explainers.grad_cam import GradCAM
 from dermlens.model.bundle import Bundle
 from dermlens.report.figures import overlay
 from dermlens.serve.export import ExportImages, export
+from pictures_support import DISPLAY_P3, png, profile
 from serving_support import SIZE, picture, untrained_bundle
 
 SCRIPT = Path(__file__).parents[1] / "inference.py"
@@ -60,6 +61,11 @@ def odd_images(folder: Path) -> list[Path]:
     base.convert("CMYK").save(folder / "cmyk.jpg")
     see_through.save(folder / "alpha.png")
     Image.fromarray(deep).save(folder / "deep.png")
+    Image.fromarray(deep // 16).save(folder / "deep_12_bits.png")
+    (folder / "colors_12_bits.png").write_bytes(png(np.asarray(base).astype(np.uint16) * 16, 2))
+    Image.fromarray((deep / 65535).astype(np.float32)).save(folder / "fractions.tif")
+    base.save(folder / "telephone.jpg", icc_profile=profile(DISPLAY_P3), quality=95)
+    base.save(folder / "pages.tif", save_all=True, append_images=[base.resize((8, 6))])
     picture(2, 90, 40).save(folder / "upright.webp", lossless=True)
     return sorted(folder.iterdir())
 

@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermlens.data import decoding
+from dermlens.data import color_profiles, decoding, sources
 from dermlens.files import sha256_of_file
 from dermlens.model.bundle_description import checksum
 from dermlens.serve import export as exporting
+from dermlens.serve.prediction import find_images
 from serving_support import picture, untrained_bundle
 from test_inference import artifacts, bundle, inference  # noqa: F401
+from wild_datasets import with_outline
 
 SHARED = (
     *("open_header", "_open", "_open_jpeg_without_descriptions", "_tiff_without_descriptions"),
     *("memory_needed", "_stored_bytes", "_in_several_scans", "_strip_bytes", "orientation"),
-    *("decode_upright", "_no_tags", "_turns", "to_rgb", "_bands", "_largest", "_deep_to_rgb"),
-    "_part_to_rgb",
+    *("decode_upright", "_no_tags", "_turns", "to_rgb", "_bands", "_range_in_use", "_deep_to_rgb"),
+    *("_part_to_rgb", "_page", "_second_bytes", "_loaded_low_bytes", "_brightest", "_brighten"),
+    *("_joined", "_white"),
 )
 
 
@@ -53,8 +56,38 @@ def test_pictures_are_decoded_by_the_same_code(inference: ModuleType) -> None:  
     for name in SHARED:
         mine, packaged = getattr(inference, name), getattr(decoding, name)
         assert inspect.getsource(mine) == inspect.getsource(packaged), name
-    for name in ("FORMATS", "MAX_MEMORY", "_BAND_PIXELS", "_PIXEL_TAGS", "_DECODER_BYTES"):
+    constants = ("FORMATS", "MAX_MEMORY", "_BAND_PIXELS", "_PIXEL_TAGS", "_DECODER_BYTES")
+    for name in (*constants, "_MAX_PAGES"):
         assert getattr(inference, name) == getattr(decoding, name), name
+    for name in ("profile_transform", "keeps_grays"):
+        mine, packaged = getattr(inference, name), getattr(color_profiles, name)
+        assert inspect.getsource(mine) == inspect.getsource(packaged), name
+    assert inference._STEPS == color_profiles._STEPS
+    functions = {name for name, one in inspect.getmembers(decoding, inspect.isfunction)}
+    assert functions - set(SHARED) == {"as_array", "check_memory", "profile_transform"}
+
+
+def test_outlines_are_told_from_photographs_by_the_same_code(
+    inference: ModuleType,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    mine, packaged = inference.outline_owner, sources.outline_owner
+    assert inspect.getsource(mine) == inspect.getsource(packaged)
+    for name in ("_OUTLINE_NAME", "_PERHAPS_OUTLINE_NAME", "_OTHER_NAME", "_OUTLINE_FOLDER"):
+        assert getattr(inference, name) == getattr(sources, name), name
+    with_outline("images/a.jpg", "images/a_Segmentation.PNG", tmp_path)
+    with_outline("images/b.jpg", "gt/b.png", tmp_path)
+    found = inference.find_images([str(tmp_path)])
+    assert found == find_images([tmp_path]) == [tmp_path / "images" / n for n in ("a.jpg", "b.jpg")]
+
+
+def test_an_empty_argument_does_not_mean_this_folder(
+    inference: ModuleType,  # noqa: F811
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert inference.main([str(model), ""]) == 2
+    assert "An image is named by nothing" in capsys.readouterr().err
 
 
 def test_pipes_devices_and_odd_names_lose_nothing(

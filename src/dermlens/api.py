@@ -160,6 +160,7 @@ def evaluate(
     data: str | Path,
     *,
     split: str = "test",
+    allow_training_images: bool = False,
     tta_views: int = 1,
     resamples: int = 2000,
     batch_size: int = 32,
@@ -171,6 +172,8 @@ def evaluate(
         model: ``ImageClassifier``, or a Keras model that it takes without more.
         data: Folder of the data set; its classes must be among the model's.
         split: ``train``, ``validation``, ``test`` or ``all``.
+        allow_training_images: Whether to score images that the model was trained on; else they are
+            left out, and the metrics tell how many they are.
         tta_views: Test-time tta_views: 1, 4 or 8.
         resamples: Bootstrap resamples over lesions.
         batch_size: Images per pass.
@@ -180,18 +183,35 @@ def evaluate(
         DataError: If the data set is not split, or has a class that the model does not know.
     """
     from dermlens.model.evaluation import metrics_from_predictions
+    from dermlens.model.training_overlap import training_overlap
     from dermlens.serve.prediction import predict_split
 
     classifier = as_classifier(model)
-    table = predict_split(classifier, Path(data), split, tta_views=tta_views, batch_size=batch_size)
+    overlap = training_overlap(classifier, Path(data), split)
+    table = predict_split(
+        classifier,
+        Path(data),
+        split,
+        leave_out=overlap.to_leave_out(allow_training_images),
+        tta_views=tta_views,
+        batch_size=batch_size,
+    )
     metrics = metrics_from_predictions(
         table, classifier.calibration, resamples=resamples, seed=seed
     )
-    return Evaluation({**metrics, "model": classifier.identity}, table)
+    about = {"model": classifier.identity, "training_overlap": overlap.counts()}
+    return Evaluation({**metrics, **about}, table)
 
 
 def benchmark(
-    model: Any, data: str | Path, out: str | Path, *, pairs: int = 0, probes: int = 0, **plan: Any
+    model: Any,
+    data: str | Path,
+    out: str | Path,
+    *,
+    pairs: int = 0,
+    probes: int = 0,
+    allow_training_images: bool = False,
+    **plan: Any,
 ) -> dict[str, Any]:
     """Measure explanation methods and controls on a data set; resumes what is there.
 
@@ -201,6 +221,7 @@ def benchmark(
         out: Folder to write tables into.
         pairs: Lesions photographed twice, for consistency.
         probes: Images for the shortcut probe.
+        allow_training_images: Whether to measure images that the model was trained on.
         **plan: Fields of ``BenchmarkPlan``: ``methods``, ``n``, ``split``, ``seed``, ….
 
     Returns:
@@ -209,16 +230,21 @@ def benchmark(
     from dermlens.data.manifest import data_labels
     from dermlens.files import read_json
     from dermlens.lesion.benchmark import LesionMeasures
+    from dermlens.model.training_overlap import training_overlap
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
 
+    classifier, settings = as_classifier(model), BenchmarkPlan(**plan)
+    overlap = training_overlap(classifier, Path(data), settings.split)
     paths = run_benchmark(
-        as_classifier(model),
+        classifier,
         Path(data),
         Path(out),
-        BenchmarkPlan(**plan),
+        settings,
         labels=data_labels(Path(data)),
         extension=LesionMeasures(pairs, probes),
+        about={"training_overlap": overlap.counts()},
+        leave_out=overlap.to_leave_out(allow_training_images),
     )
     summary: dict[str, Any] = read_json(paths["summary"])
     return summary

@@ -17,6 +17,7 @@ from dermlens.cli_data import data_app
 from dermlens.cli_explain import benchmark, compare, explain, scorer
 from dermlens.cli_model import adopt, card, export, pack
 from dermlens.cli_options import (
+    AllowTrainingImages,
     BatchSize,
     BundleAndImages,
     BundlePath,
@@ -170,6 +171,7 @@ def evaluate(
     ] = None,
     tta_views: Annotated[int, typer.Option(help="Test-time tta_views: 1, 4 or 8.")] = 1,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples over lesions.")] = 2000,
+    allow_training_images: AllowTrainingImages = False,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
 ) -> None:
@@ -178,6 +180,7 @@ def evaluate(
     Example: dermlens evaluate runs/first/bundle DATA --out evaluation
     """
     from dermlens.model.bundle import bundle_and_rest
+    from dermlens.model.training_overlap import training_overlap
     from dermlens.report.evaluation_report import write_evaluation
     from dermlens.serve.prediction import predict_external, predict_split
 
@@ -189,14 +192,33 @@ def evaluate(
     if len(rest) > 1 or both or (data is None and (images is None or labels is None)):
         raise typer.BadParameter("Give either DATA, or both --images and --labels.")
     claim(out, reading=data)
-    loaded = load_named(bundle)
+    loaded, about = load_named(bundle), {}
     if data is not None:
-        table = predict_split(loaded, data, split, tta_views=tta_views, batch_size=batch_size)
+        overlap = training_overlap(loaded, data, split)
+        leave_out = overlap.to_leave_out(allow_training_images)
+        about = {"training_overlap": overlap.counts()}
+        overlap.write(out)
+        table = predict_split(
+            loaded, data, split, leave_out=leave_out, tta_views=tta_views, batch_size=batch_size
+        )
     else:
         assert images is not None and labels is not None
-        table = predict_external(loaded, images, labels, tta_views=tta_views, batch_size=batch_size)
+        table = predict_external(
+            loaded,
+            images,
+            labels,
+            allow_training_images=allow_training_images,
+            tta_views=tta_views,
+            batch_size=batch_size,
+        )
     written = write_evaluation(
-        table, loaded.calibration, out, resamples=resamples, seed=seed, model=loaded.identity
+        table,
+        loaded.calibration,
+        out,
+        resamples=resamples,
+        seed=seed,
+        model=loaded.identity,
+        about=about,
     )
     say_written(written.values())
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import Seed, claim, parse_size, say_written
+from dermlens.cli_options import Seed, claim, parse_pairs, parse_size, say_written
 from dermlens.progress import say
 
 data_app = typer.Typer(
@@ -38,28 +38,62 @@ def download(
 
 @data_app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder with archives or images and metadata.")],
+    source: Annotated[Path, typer.Argument(help="Folder with archives or images and their table.")],
     out: Annotated[Path, typer.Option(help="Prepared data set to write.")],
+    table_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="ham10000, isic2018, isic2019, isic2020, isic_archive, pad_ufes, derm7pt, or "
+            "folders named by class; default found out by columns.",
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Of any other table: image=…,label=… and, where known, lesion=…,patient=…,age=…,"
+            "sex=…,localization=…."
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Name of the table, where several could be meant.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Label set to map diagnoses to: ham10000, isic2019, binary, a file, or names; "
+            "default what the format says."
+        ),
+    ] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(help="JSON or CSV file of label and code; an empty code leaves a label out."),
+    ] = None,
+    image_type: Annotated[
+        str | None, typer.Option(help="Only images of this type, such as dermoscopic.")
+    ] = None,
 ) -> None:
     """Turn archives or folders into one checked data set.
 
     Example: dermlens data prepare archives --out DATA
     """
-    from dermlens.data.ham10000 import prepare as prepare_data
+    from dermlens.data.annotation_classes import read_mapping
+    from dermlens.data.formats import Wanted
+    from dermlens.data.preparation import prepare as prepare_data
+    from dermlens.data.preparation_report import described
 
-    claim(out)
-    done = prepare_data(source, out)
-    summary = done.summary
-    say(
-        f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions, "
-        f"{summary['n_masks']:,} with an outline ({done.added:,} new, {done.reused:,} kept)."
+    wanted = Wanted(
+        table_format,
+        {} if columns is None else parse_pairs(columns),
+        table,
+        classes,
+        {} if mapping is None else read_mapping(mapping),
+        image_type,
     )
-    say("Images per diagnosis: " + ", ".join(f"{k} {v}" for k, v in summary["per_class"].items()))
-    if summary["n_missing_images"]:
-        say(
-            f"{summary['n_missing_images']:,} of {summary['n_metadata_rows']:,} metadata rows have "
-            "no image here; their ids are in dataset.json. Images found are complete."
-        )
+    claim(out)
+    done = prepare_data(source, out, wanted=wanted)
+    for line in described(done.summary, done.added, done.reused, done.left_out):
+        say(line)
     say(f"Wrote {done.data}. Next: dermlens data split {done.data}")
 
 
@@ -90,7 +124,7 @@ def synthetic(
 
 @data_app.command()
 def split(data: Data, seed: Seed = 0) -> None:
-    """Assign images to train, validation and test, lesion by lesion.
+    """Assign images to train, validation and test, patient by patient or lesion by lesion.
 
     Example: dermlens data split DATA --seed 0
     """
@@ -124,7 +158,8 @@ def audit(data: Data) -> None:
     if any(leaks.values()):
         say("This split leaks. Run 'dermlens data split' again.")
         raise typer.Exit(1)
-    say("No lesion, near-duplicate or identical image stands in two splits.")
+    whose = "patient, lesion" if "patients" in table else "lesion"
+    say(f"No {whose}, near-duplicate or identical image stands in two splits.")
 
 
 @data_app.command()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dermlens.cli_options import (
+    AllowTrainingImages,
     BatchSize,
     BundleAndData,
     BundleAndImages,
@@ -128,6 +129,7 @@ def benchmark(
         bool, typer.Option(help="Measure maps that know nothing beside the methods.")
     ] = True,
     scorer: ScorerChoice = None,
+    allow_training_images: AllowTrainingImages = False,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
 ) -> None:
@@ -141,18 +143,22 @@ def benchmark(
     from dermlens.explainers.registry import parse_methods
     from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.model.scorers import choose_scorers
+    from dermlens.model.training_overlap import training_overlap
     from dermlens.quality.benchmark import run_benchmark
     from dermlens.quality.benchmark_plan import BenchmarkPlan
     from dermlens.report.benchmark_report import write_benchmark_report
 
     options = {**context.params, "methods": tuple(parse_methods(methods))}
-    for name in ("paths", "out", "pairs", "probes", "scorer"):
+    for name in ("paths", "out", "pairs", "probes", "scorer", "allow_training_images"):
         del options[name]
     plan = BenchmarkPlan(**options)
     extension = LesionMeasures(pairs, probes)
     bundle, data = bundle_and_data(paths)
     claim(out, reading=data)
     loaded = load_named(bundle)
+    overlap = training_overlap(loaded, data, split)
+    leave_out = overlap.to_leave_out(allow_training_images)
+    overlap.write(out)
     written = run_benchmark(
         loaded,
         data,
@@ -161,7 +167,8 @@ def benchmark(
         labels=data_labels(data),
         extension=extension,
         scorers=choose_scorers(loaded, plan.methods, scorer, images=plan.n),
-        about={"synthetic_model": loaded.synthetic},
+        about={"synthetic_model": loaded.synthetic, "training_overlap": overlap.counts()},
+        leave_out=leave_out,
     )
     say_written({**written, **write_benchmark_report(out)}.values())
 

@@ -36,6 +36,12 @@ Target = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
+AllowTrainingImages = Annotated[
+    bool,
+    typer.Option(
+        "--allow-training-images", help="Keep images that the model was trained on; else left out."
+    ),
+]
 ScorerChoice = Annotated[
     str | None,
     typer.Option(
@@ -113,6 +119,25 @@ def parse_range(text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"{text!r} is no range. Write black,white, such as 0,1.") from None
     return low, high
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    """Turn ``"image=file,label=diagnosis"`` into a dictionary.
+
+    Raises:
+        UsageError: If a part has another form, or a word stands twice.
+
+    Example:
+        >>> parse_pairs("image=file,label=diagnosis")
+        {'image': 'file', 'label': 'diagnosis'}
+    """
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        word, sign, value = (one.strip() for one in part.partition("="))
+        if not (word and sign and value) or word in pairs:
+            raise UsageError(f"{part.strip()!r} cannot be used. Write word=column,word=column.")
+        pairs[word] = value
+    return pairs
 
 
 held = ExitStack()

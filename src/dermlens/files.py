@@ -15,6 +15,9 @@ from dermlens.errors import DataError
 from dermlens.leftovers import remove, sweep, temporary_beside
 from dermlens.locks import missing_above, remove_empty
 
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""What a cell begins with that spreadsheets take for a formula."""
+
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
@@ -83,10 +86,43 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not valid JSON ({error}). Make it again.") from error
 
 
+def without_formula(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: an apostrophe goes before its start.
+
+    Example:
+        >>> without_formula("=HYPERLINK(1)"), without_formula("-12.5"), without_formula("back")
+        ("'=HYPERLINK(1)", '-12.5', 'back')
+    """
+    # Where lines end in a line feed, a carriage return alone would not be quoted.
+    text = text.replace("\r", "\\r")
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def safe_for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which no text, names of columns included, is taken for a formula."""
+    changed = {}
+    for name in table.columns:
+        column = table[name]
+        if column.dtype != object and not pd.api.types.is_string_dtype(column):
+            continue
+        texts = column.map(lambda cell: isinstance(cell, str)).astype(bool)
+        safe = column[texts].map(without_formula)
+        if not safe.equals(column[texts]):
+            changed[name] = column.where(~texts, safe)
+    named = {name: without_formula(name) for name in table.columns if isinstance(name, str)}
+    return table.assign(**changed).rename(columns=named)
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table atomically, without index, floats at full precision."""
+    """Write a table atomically, without index, floats at full precision, safe for spreadsheets."""
     with written_beside(path) as temporary:
-        table.to_csv(temporary, index=False)
+        safe_for_spreadsheets(table).to_csv(temporary, index=False)
     return Path(path)
 
 

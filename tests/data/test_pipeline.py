@@ -265,7 +265,7 @@ def test_labels_one_hot_and_plain(tmp_path):
     plain = tmp_path / "labels.csv"
     plain.write_text("image_id;dx;age\nISIC_1.jpg;MEL;30\n")
     table = read_labels(plain, HAM10000)
-    assert table.to_dict("records") == [{"image_id": "ISIC_1", "age": "30", "dx": "mel"}]
+    assert table.to_dict("records") == [{"image_id": "ISIC_1", "age": 30.0, "dx": "mel"}]
 
 
 @pytest.mark.parametrize(

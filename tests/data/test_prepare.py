@@ -7,16 +7,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from cli_support import content
 from conftest import HamSource, jpeg_bytes, mask_bytes, metadata
-from dermlens.data.ham10000 import prepare
+from dermlens.data.annotations import read_annotations
+from dermlens.data.formats import Wanted
 from dermlens.data.images import load_mask
 from dermlens.data.manifest import read_manifest
-from dermlens.data.sources import find_source, read_metadata
+from dermlens.data.preparation import prepare
+from dermlens.data.sources import survey
 from dermlens.data.splits import split_data_set
 from dermlens.errors import DataError
 from dermlens.files import read_json
@@ -87,17 +88,11 @@ def test_kaggle_copy_with_folders_repeated_in_lower_case(ham_source, tmp_path):
 def test_metadata_forms(ham_source, name, sep):
     ham_source.table["dataset"] = "vidir_modern"
     ham_source.write_metadata(name, sep)
-    table = read_metadata(ham_source.folder / name)
-    assert list(table.columns) == [
-        "lesion_id",
-        "image_id",
-        "dx",
-        "dx_type",
-        "age",
-        "sex",
-        "localization",
-    ]
-    assert len(table) == 56
+    known = read_annotations(survey(ham_source.folder), ham_source.folder, Wanted())
+    assert (known.format, len(known.table)) == ("ham10000", 56)
+    expected = ham_source.table
+    for column in ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"):
+        assert list(known.table[column]) == list(expected[column]), column
 
 
 def test_unknown_and_age_zero_become_missing(ham_source):
@@ -105,8 +100,8 @@ def test_unknown_and_age_zero_become_missing(ham_source):
     ham_source.table["age"] = ham_source.table.age.astype(object)
     ham_source.table.loc[1, "age"] = "unknown"
     ham_source.write_metadata()
-    table = read_metadata(ham_source.folder / "HAM10000_metadata.csv")
-    assert np.isnan(table.age[0]) and np.isnan(table.age[1])
+    table = read_annotations(survey(ham_source.folder), ham_source.folder, Wanted()).table
+    assert table.age[0] is None and table.age[1] is None
     assert pd.isna(table.sex[0]) and pd.isna(table.localization[0])
     assert table.age[2] == ham_source.table.age[2]
 
@@ -270,7 +265,11 @@ def test_failed_second_run_leaves_the_first_result(ham_source, tmp_path):
 def test_test_set_beside_the_training_set_is_left_alone(ham_source):
     ham_source.write_archives()
     (ham_source.folder / "ISIC2018_Task3_Test_Images.zip").write_bytes(b"not even a zip")
-    assert len(find_source(ham_source.folder).images) == 56
+    found = survey(ham_source.folder)
+    assert len(found.images) == 56
+    assert found.left_out == {
+        "belongs to the ISIC 2018 test set": ["ISIC2018_Task3_Test_Images.zip"]
+    }
 
 
 @pytest.fixture
@@ -294,7 +293,7 @@ def rewrite(archive: Path, change) -> None:
 def test_masks_replaced_in_the_source_are_taken_and_the_split_stays(split_set) -> None:
     source, data = split_set
     before = read_manifest(data)
-    other = mask_bytes((36, 40))
+    other = mask_bytes((60, 80))
     name = "masks/ISIC_0000003_segmentation.png"
     rewrite(source.folder / "HAM10000_segmentations.zip", lambda members: members | {name: other})
     again = prepare(source.folder, data)
@@ -347,30 +346,39 @@ def test_changed_images_need_a_new_split(split_set) -> None:
     assert not (data / "near_duplicates.csv").exists()
 
 
-def test_name_that_stands_twice_in_an_archive_changes_nothing_on_a_rerun(split_set) -> None:
+def test_name_that_stands_twice_in_an_archive_must_be_one_file(split_set) -> None:
     source, data = split_set
-    last = jpeg_bytes(999)
+    before = content(data)
+    path = source.folder / "HAM10000_images_part_1.zip"
     with (
-        zipfile.ZipFile(source.folder / "HAM10000_images_part_1.zip", "a") as archive,
+        zipfile.ZipFile(path, "a") as archive,
         pytest.warns(UserWarning, match="Duplicate name"),
     ):
-        archive.writestr("ISIC_0000003.jpg", last)
-    assert prepare(source.folder, data).added == 1
-    # What unpacking would leave.
-    assert (data / "images" / "ISIC_0000003.jpg").read_bytes() == last
-    split_data_set(data)
-    before = content(data)
-    again = prepare(source.folder, data)
-    assert (again.added, content(data)) == (0, before)
-
-
-def test_image_that_stands_in_two_archives_changes_nothing_on_a_rerun(split_set) -> None:
-    source, data = split_set
-    with zipfile.ZipFile(source.folder / "HAM10000_images_part_3.zip", "w") as archive:
-        archive.writestr("ISIC_0000003.jpg", jpeg_bytes(999))
-    before = content(data)
+        archive.writestr("ISIC_0000003.jpg", source.images()["ISIC_0000003"])
     assert prepare(source.folder, data).added == 0
+    with (
+        zipfile.ZipFile(path, "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        archive.writestr("ISIC_0000003.jpg", jpeg_bytes(999))
+    with pytest.raises(DataError, match=r"holds two different files ISIC_0000003\.jpg"):
+        prepare(source.folder, data)
     assert content(data) == before
+
+
+def test_image_that_stands_in_two_archives_must_be_one_file(split_set) -> None:
+    source, data = split_set
+    before = content(data)
+    for image, words in ((source.images()["ISIC_0000003"], None), (jpeg_bytes(999), "differ")):
+        with zipfile.ZipFile(source.folder / "HAM10000_images_part_3.zip", "w") as archive:
+            archive.writestr("ISIC_0000003.jpg", image)
+        if words is None:
+            done = prepare(source.folder, data)
+            assert done.added == 0
+        else:
+            with pytest.raises(DataError, match=r"part_1\.zip:ISIC_0000003\.jpg and .* differ"):
+                prepare(source.folder, data)
+        assert content(data) == before
 
 
 def test_data_set_below_its_source_is_not_taken_for_a_source(ham_source) -> None:
@@ -385,9 +393,9 @@ def test_data_set_below_its_source_is_not_taken_for_a_source(ham_source) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dermlens.data import ham10000
-ham10000._write_tables = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-ham10000.prepare(Path(sys.argv[1]), Path(sys.argv[2]))
+from dermlens.data import preparation
+preparation._write_tables = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+preparation.prepare(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -413,7 +421,7 @@ def test_full_disk_leaves_the_older_data_set_and_no_debris(split_set, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dermlens.data.ham10000.write_manifest", full)
+    monkeypatch.setattr("dermlens.data.preparation.write_manifest", full)
     with pytest.raises(OSError, match="No space left"):
         prepare(source.folder, data)
     assert content(data.parent) == before

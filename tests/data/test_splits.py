@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from dermlens.data.duplicates import hash_pairs, near_duplicates
-from dermlens.data.ham10000 import prepare
 from dermlens.data.images import perceptual_hash
 from dermlens.data.manifest import read_manifest
+from dermlens.data.preparation import prepare
 from dermlens.data.splits import assign, audit, connected_groups, read_checks, split_data_set
 from dermlens.errors import DataError
 from dermlens.labels import HAM10000

@@ -81,7 +81,8 @@ def test_packing_halves_the_weights_and_calibrates_what_is_stored(finished, tmp_
     packed = pack(*finished, tmp_path / "packed")
     again = load_bundle(tmp_path / "packed")
     assert again.facts["storage"] == "float16"
-    assert list(pd.read_csv(tmp_path / "packed" / "split.csv")) == ["image_id", "split"]
+    columns = ["image_id", "split", "perceptual_hash"]
+    assert list(pd.read_csv(tmp_path / "packed" / "split.csv")) == columns
     for mine, kept in zip(
         again.model.get_weights(), rounded(whole.model.get_weights(), "float16"), strict=True
     ):

@@ -7,10 +7,12 @@ PostScript). Here every failure is a ``DataError``, and only the formats of phot
 
 import io
 import struct
+import sys
 from typing import Any
 
 import numpy as np
 
+from dermlens.data.color_profiles import profile_transform
 from dermlens.errors import DataError
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
@@ -25,6 +27,7 @@ _MULTI_PICTURE_HEADER = b"MPF\x00"
 # Of TIFF: size, depth, compression, color, strips, tiles, planes, predictor, palette, JPEG tables.
 _PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293})
 _PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
+_MAX_PAGES = 64
 # Bytes per pixel that decoders hold beside the picture itself, measured.
 _DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
 
@@ -32,7 +35,8 @@ _DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
 def open_header(content: bytes) -> Any:
     """Open a picture of a known format without decoding its pixels.
 
-    Broken descriptions (EXIF, resolution, multi-picture) do not matter: they are left out then.
+    Broken descriptions (EXIF, resolution, multi-picture) do not matter: they are left out then. Of
+    the pages of a TIFF file the largest is taken; smaller ones are previews.
 
     Args:
         content: The bytes of the file.
@@ -42,15 +46,41 @@ def open_header(content: bytes) -> Any:
 
     Raises:
         Exception: Whatever Pillow raises on what is no picture.
+        ValueError: If the file holds several pages or frames, of which any could be meant.
     """
     try:
-        return _open(content)
+        image = _open(content)
     except Exception:
         if content.startswith(b"\xff\xd8"):
             return _open_jpeg_without_descriptions(content)
-        if content.startswith((b"II*\x00", b"MM\x00*")):
-            return _open(_tiff_without_descriptions(content))
-        raise
+        if not content.startswith((b"II*\x00", b"MM\x00*")):
+            raise
+        content = _tiff_without_descriptions(content)
+        image = _open(content)
+    if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+        raise ValueError("it is an animation, not one image")
+    if image.format == "TIFF" and (page := _page(content)):
+        image.seek(page)
+    return image
+
+
+def _page(content: bytes) -> int:
+    """Return the number of the one full-sized page of a TIFF file, 0 is the first."""
+    pages = _open(content)
+    sizes: list[tuple[int, int]] = []
+    for number in range(_MAX_PAGES + 1):
+        try:
+            pages.seek(number)
+        except Exception:  # There are no more, or what follows is damaged.
+            break
+        # Marked as a reduced copy or as a mask of another page.
+        minor = int(pages.tag_v2.get(254, 0)) & 5
+        sizes.append((0 if minor else pages.width * pages.height, number))
+    largest = max(sizes, default=(0, 0))[0]
+    found = [number for size, number in sizes if size == largest]
+    if len(sizes) > _MAX_PAGES or (largest and len(found) > 1):
+        raise ValueError(f"it holds {len(sizes)} pages; save the one that is meant as a file")
+    return found[0] if largest else 0
 
 
 def _open(content: bytes) -> Any:
@@ -98,6 +128,8 @@ def memory_needed(image: Any, content: bytes) -> int:
     if image.format in ("JPEG", "MPO") and _in_several_scans(image, content):
         # The decoder keeps all coefficients, 16 bits each, until the last scan.
         loading += 2 * len(image.getbands())
+    if _second_bytes(image):
+        loading *= 2
     # Of PNG the orientation may stand behind the pixels.
     turned = image.format == "PNG" or orientation(image) > 1
     turning = 2 * stored if turned else stored
@@ -146,6 +178,7 @@ def decode_upright(image: Any) -> Any:
     """Decode an opened picture completely and turn it upright.
 
     ``ImageOps.exif_transpose`` writes the whole EXIF block again and fails if any tag is broken.
+    Colors of 10, 12 or 14 bits in a file of 16 come out in their whole brightness.
 
     Raises:
         Exception: Whatever Pillow raises on damaged files.
@@ -154,11 +187,64 @@ def decode_upright(image: Any) -> Any:
     if is_tiff:
         # Pillow turns TIFF files itself while decoding, and reads every tag for it.
         turn, image.getexif = orientation(image), _no_tags
+    second, page = _second_bytes(image), image.tell()
     image.load()
+    if second and _brightest(image) < 64:
+        _brighten(image, _loaded_low_bytes(stream.getvalue(), page, second))
     stream.close()  # Else the file's bytes would stay in memory as long as the picture.
     if not is_tiff:
         turn = orientation(image)
     return image if turn == 1 else image.transpose(_turns()[turn])
+
+
+def _second_bytes(image: Any) -> list[Any]:
+    """Return tiles that read the lower bytes of colors of 16 bits; empty where there are none.
+
+    Pillow keeps the upper bytes alone. Read in the other byte order, they are the lower ones.
+    """
+    other = "16B" if sys.byteorder == "little" else "16L"
+    turned = {"16B": "16L", "16L": "16B", "16N": other}
+    tiles = []
+    for tile in image.tile if image.mode in ("RGB", "RGBA") else ():
+        several = isinstance(tile[3], tuple)
+        mode = tile[3][0] if several else tile[3]
+        name, _, order = str(mode).partition(";")
+        if order not in turned:
+            return []
+        mode = f"{name};{turned[order]}"
+        tiles.append(tile._replace(args=(mode, *tile[3][1:]) if several else mode))
+    return tiles
+
+
+def _loaded_low_bytes(content: bytes, page: int, tiles: list[Any]) -> Any:
+    image = _open(content)
+    if page:
+        image.seek(page)
+    image.tile, image.getexif = tiles, _no_tags
+    image.load()
+    return image
+
+
+def _brightest(image: Any) -> int:
+    """Return the largest value of the colors, without alpha."""
+    return max(high for _, high in image.getextrema()[:3])
+
+
+def _brighten(image: Any, low: Any) -> None:
+    """Put upper and lower bytes together and scale them to 0..255, in place."""
+    from PIL import Image
+
+    boxes = _bands(image)
+    tops = [65535.0] * len(image.getbands())
+    tops[:3] = [_white(max(_joined(image, low, box)[..., :3].max() for box in boxes))] * 3
+    for box in boxes:
+        scaled = np.minimum(_joined(image, low, box) / tops, 1) * 255 + 0.5
+        image.paste(Image.fromarray(scaled.astype(np.uint8)), box)
+
+
+def _joined(image: Any, low: Any, box: tuple[int, int, int, int]) -> np.ndarray:
+    upper = np.asarray(image.crop(box), dtype=np.float32)
+    return upper * 256 + np.asarray(low.crop(box), dtype=np.float32)
 
 
 def _no_tags() -> Any:
@@ -184,18 +270,24 @@ def _turns() -> dict[int, Any]:
 def to_rgb(image: Any) -> Any:
     """Turn a decoded picture of any mode into RGB, band by band.
 
-    16-bit and floating-point pictures are scaled to 0..255; an alpha channel is laid over white.
+    16-bit and floating-point pictures are scaled to 0..255 (``_range_in_use``); an alpha channel is
+    laid over white; colors of another profile, such as a telephone's Display P3, become sRGB.
     """
     from PIL import Image
 
-    if image.mode == "RGB":
+    profile = profile_transform(image)
+    if image.mode == "RGB" and profile is None:
         return image
     deep = image.mode.startswith(("I", "F"))
-    top = _largest(image) if deep else 0.0
-    whole = Image.new("RGB", image.size)
+    values = _range_in_use(image) if deep else (0.0, 255.0)
+    whole = image if image.mode == "RGB" else Image.new("RGB", image.size)
     for box in _bands(image):
         part = image.crop(box)
-        whole.paste(_deep_to_rgb(part, top) if deep else _part_to_rgb(part), box[:2])
+        if profile is None:
+            part = _deep_to_rgb(part, *values) if deep else _part_to_rgb(part)
+        else:
+            part = profile(part if part.mode in ("RGB", "CMYK") else _part_to_rgb(part))
+        whole.paste(part, box[:2])
     return whole
 
 
@@ -207,16 +299,44 @@ def _bands(image: Any) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def _largest(image: Any) -> float:
-    largest = max(np.max(np.asarray(image.crop(box)), initial=0) for box in _bands(image))
-    return 65535.0 if largest > 255 else 255.0
+def _range_in_use(image: Any) -> tuple[float, float]:
+    """Return the values that are black and white.
+
+    0..1 or -1..1 for fractions, else the first of 8, 10, 12, 14 and 16 bits that holds all; for
+    what is below zero or above 16 bits, its own smallest and largest value.
+
+    Raises:
+        ValueError: If no value is finite.
+    """
+    lows, highs = [], []
+    for box in _bands(image):
+        values = np.asarray(image.crop(box))
+        values = values[np.isfinite(values)]
+        if values.size:
+            lows.append(float(values.min()))
+            highs.append(float(values.max()))
+    if not lows:
+        raise ValueError("it holds no finite value")
+    low, high = min(lows), max(highs)
+    # Scaling leaves values a little outside of the range that is meant.
+    slack = 0.1 if image.mode == "F" else 0.0
+    if image.mode == "F" and low >= -1 - slack and high <= 1 + slack:
+        return (0.0 if low >= -slack else -1.0), 1.0
+    if low >= -slack * high and high <= 65535:
+        return 0.0, _white(high)
+    return low, max(high, low + 1)
 
 
-def _deep_to_rgb(part: Any, top: float) -> Any:
+def _white(largest: float) -> float:
+    """Return the largest value of 8, 10, 12, 14 or 16 bits, whichever is the first to hold it."""
+    return next(top for top in (255.0, 1023.0, 4095.0, 16383.0, 65535.0) if largest <= top)
+
+
+def _deep_to_rgb(part: Any, low: float, high: float) -> Any:
     from PIL import Image
 
-    values = np.nan_to_num(np.asarray(part, dtype=np.float64))
-    scaled = (np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8)
+    values = np.nan_to_num(np.asarray(part, dtype=np.float64), nan=low)
+    scaled = (np.clip((values - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8)
     return Image.fromarray(scaled).convert("RGB")
 
 

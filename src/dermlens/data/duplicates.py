@@ -93,6 +93,27 @@ def hash_pairs(
     )
 
 
+def hash_distances(hashes: np.ndarray, others: np.ndarray, block: int = 1024) -> np.ndarray:
+    """Return how far each hash is from the nearest of others, in bits.
+
+    Args:
+        hashes: uint8 (N, bytes).
+        others: uint8 (M, bytes), at least one.
+        block: Rows compared at a time; bounds memory.
+
+    Example:
+        >>> hash_distances(np.array([[3]], np.uint8), np.array([[0], [7]], np.uint8)).tolist()
+        [1]
+    """
+    signs = np.unpackbits(others, axis=1).astype(np.float32) * 2 - 1
+    nearest = np.zeros(len(hashes), int)
+    for start in range(0, len(hashes), block):
+        mine = np.unpackbits(hashes[start : start + block], axis=1).astype(np.float32) * 2 - 1
+        closest = (mine @ signs.T).max(axis=1)
+        nearest[start : start + block] = (signs.shape[1] - closest) / 2
+    return nearest
+
+
 def _detail(path: Path) -> np.ndarray:
     """Spectrum of an image's fine structure with local contrast evened out, unit energy.
 

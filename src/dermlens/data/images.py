@@ -3,7 +3,7 @@
 import stat
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from dermlens.data.decoding import (
     open_header,
     to_rgb,
 )
+from dermlens.data.masks import mask_of
 from dermlens.errors import DataError
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -56,12 +57,26 @@ def open_rgb(content: bytes, name: str) -> Any:
         DataError: If the bytes are no image of ``decoding.FORMATS``, are cut off or damaged, hold
             more than ``MAX_PIXELS``, or would take too much memory.
     """
+    return _open(content, name, lambda image, _: to_rgb(image))
+
+
+def open_mask(content: bytes, name: str) -> Any:
+    """Decode the file of an outline into an upright gray PIL image 0..255; see ``masks.mask_of``.
+
+    Raises:
+        DataError: As ``open_rgb`` does.
+    """
+    return _open(content, name, mask_of)
+
+
+def _open(content: bytes, name: str, convert: Callable[[Any, str | None], Any]) -> Any:
     try:
         image = open_header(content)
         _check_pixels(image, name)
         check_memory(image, content, name)
+        kind = image.format
         image = decode_upright(image)
-        return to_rgb(image)
+        return convert(image, kind)
     except DataError:
         raise
     except Exception as error:  # Damaged files make decoders fail in many ways.
@@ -79,6 +94,19 @@ def opened_rgb(content: bytes, name: str) -> Iterator[Any]:
         image = open_rgb(content, name)
         del content
         yield image
+
+
+@contextmanager
+def opened_mask(content: bytes, name: str) -> Iterator[Any]:
+    """Yield what ``open_mask`` returns; large ones are held by one thread at a time.
+
+    Raises:
+        DataError: As ``open_rgb`` does.
+    """
+    with _LARGE if _is_large(content) else nullcontext():
+        mask = open_mask(content, name)
+        del content
+        yield mask
 
 
 def _is_large(content: bytes) -> bool:
@@ -149,12 +177,14 @@ def fit_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, floa
 def fit_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """Bring a mask PIL image to a model's input size with the geometry of ``fit_image``.
 
+    Its range in use counts, as ``masks.mask_of`` says.
+
     Returns:
         bool array (height, width).
     """
     from PIL import Image
 
-    gray = mask.convert("L")
+    gray = mask_of(mask)
     box = fit_box(gray.height, gray.width, size)
     fitted = gray.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     return np.asarray(fitted) >= 128
@@ -176,8 +206,8 @@ def load_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises:
         DataError: If the file is missing or cannot be decoded.
     """
-    with opened_rgb(read_bytes(path), str(path)) as mask:
-        return as_array(mask.convert("L")) >= 128 if size is None else fit_mask(mask, size)
+    with opened_mask(read_bytes(path), str(path)) as mask:
+        return as_array(mask) >= 128 if size is None else fit_mask(mask, size)
 
 
 def image_size(path: Path) -> tuple[int, int]:

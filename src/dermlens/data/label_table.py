@@ -1,72 +1,109 @@
-"""Labels of any folder of images: ISIC one-hot columns, or image_id and dx."""
+"""Labels of any folder of images: a table of the field, one-hot columns, or image_id and dx."""
 
-import csv
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
+from dermlens.data.annotation_rows import Row, image_name, rows_of
+from dermlens.data.formats import COMPANION_IMAGES, FORMATS, TableFormat
+from dermlens.data.tables import TextTable, read_table
+from dermlens.data.vocabulary import Vocabulary
 from dermlens.errors import DataError
 from dermlens.labels import LabelSet
+from dermlens.progress import say
+
+_KEPT = ("lesion_id", "age", "sex", "localization", "dx_type")
 
 
 def read_labels(path: Path, labels: LabelSet) -> pd.DataFrame:
-    """Read labels in either of two forms.
+    """Read labels in one of three forms.
 
-    One-hot: a column ``image`` (or ``image_id``) and one column per class in any order and case,
-    with a single 1 per row, as the ISIC challenges publish them. Or two columns ``image_id`` (or
-    ``image``) and ``dx``. Columns lesion_id, age, sex, localization and dx_type are kept.
+    A table of ``formats`` (ISIC challenges, ISIC Archive, PAD-UFES-20, …), whose diagnoses without
+    a class here are listed and left out. A column ``image`` (or ``image_id``, ``image_name``,
+    ``isic_id``) and one column per class in any order and case, with a single 1 per row. Or
+    ``image_id`` and ``dx``. Columns lesion_id, age, sex, localization and dx_type are kept.
 
     Args:
-        path: The table.
+        path: The table; separators and encodings as ``tables`` reads them.
         labels: Classes that may stand in it; codes are compared without regard to case.
 
     Returns:
         image_id (without file ending), dx and the kept columns.
 
     Raises:
-        DataError: If the file has neither form, a row has no or several classes, a diagnosis is
-            unknown, or an image is listed twice.
+        DataError: If the file has none of the forms, a row has no or several classes, a diagnosis
+            of the plain form is unknown, or an image is listed twice.
     """
     try:
-        table = pd.read_csv(path, sep=None, engine="python", dtype=object)
-    except (OSError, ValueError, csv.Error, pd.errors.ParserError) as error:
-        raise DataError(f"{path} cannot be read as a table of labels ({error}).") from error
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    if "image_id" not in table.columns and "image" in table.columns:
-        table = table.rename(columns={"image": "image_id"})
-    if "image_id" not in table.columns:
-        raise DataError(f"{path} has no column image_id or image. Add one.")
-    codes, known = labels.codes, {code.lower(): code for code in labels.codes}
-    if "dx" in table.columns:
-        dx = table.dx.astype(str).str.strip().map(lambda text: known.get(text.lower(), text))
-    elif all(code in table.columns for code in known):
-        dx = _from_one_hot(table, path, known)
-    else:
-        raise DataError(
-            f"{path} has neither a column dx nor one column for each of {', '.join(codes)}."
-        )
-    wrong = sorted(set(dx) - set(codes))
-    if wrong:
-        raise DataError(f"{path} holds the diagnosis {wrong[0]!r}, none of {', '.join(codes)}.")
-    kept = [c for c in ("lesion_id", "age", "sex", "localization", "dx_type") if c in table]
-    result = table[["image_id", *kept]].copy()
-    result["image_id"] = result.image_id.astype(str).str.strip()
-    result["image_id"] = result.image_id.str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
-    result["dx"] = dx
+        text = read_table(Path(path).read_bytes(), str(path))
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise DataError(f"{path} cannot be read as a table of labels ({reason}).") from error
+    known = _format_of(text, labels)
+    rows = rows_of(known, text)
+    result = _with_classes(rows, known, text.name, labels)
     twice = result.image_id[result.image_id.duplicated()]
     if len(twice):
         raise DataError(f"{path} lists image {twice.iloc[0]} twice. Keep one of its rows.")
     return result
 
 
-def _from_one_hot(table: pd.DataFrame, path: Path, known: dict[str, str]) -> pd.Series:
-    values = table[list(known)].apply(pd.to_numeric, errors="coerce").fillna(0.0).to_numpy()
-    wrong = (values.max(axis=1) <= 0) | ((values > 0).sum(axis=1) != 1)
-    if wrong.any():
-        marked = int((values[wrong][0] > 0).sum())
+def _format_of(text: TextTable, labels: LabelSet) -> TableFormat:
+    """Return how a table is read.
+
+    Raises:
+        DataError: If it has no form that is known.
+    """
+    columns = list(text.cells.columns)
+    if "dx" not in columns:
+        for known in FORMATS:
+            if known.fits(columns):
+                return known
+    image = next((name for name in COMPANION_IMAGES if name in columns), None)
+    if image is None:
+        raise DataError(f"{text.name} has no column image_id or image. Add one.")
+    codes = tuple(code.lower() for code in labels.codes)
+    if "dx" not in columns and not set(codes) <= set(columns):
         raise DataError(
-            f"{path}: image {table.image_id[wrong].iloc[0]} has {marked} classes marked; exactly "
-            "one is needed."
+            f"{text.name} has neither a column dx nor one column for each of "
+            f"{', '.join(labels.codes)}."
         )
-    codes = list(known.values())
-    return pd.Series([codes[k] for k in values.argmax(axis=1)], index=table.index)
+    facts = {one: one if one in columns else "" for one in _KEPT}
+    return TableFormat(
+        "labels",
+        "a table of labels",
+        (image,),
+        {image: ""},
+        ("dx",) if "dx" in columns else (),
+        () if "dx" in columns else codes,
+        lesion=facts["lesion_id"],
+        age=facts["age"],
+        sex=facts["sex"],
+        localization=facts["localization"],
+        confirmation=facts["dx_type"],
+        strict=False,
+    )
+
+
+def _with_classes(rows: list[Row], known: TableFormat, name: str, labels: LabelSet) -> pd.DataFrame:
+    vocabulary, missing = Vocabulary(labels), Counter[str]()
+    found = []
+    for row in rows:
+        code = next((c for one in row["labels"] if (c := vocabulary.code_of(one))), None)
+        label = row["labels"][0] if row["labels"] else "(empty)"
+        if code is not None:
+            found.append({**row, "image_id": image_name(row["listed_as"], name), "dx": code})
+        elif known.name == "labels":
+            raise DataError(
+                f"{name} holds the diagnosis {label!r}, none of {', '.join(labels.codes)}."
+            )
+        else:
+            missing[label] += 1
+    if missing:
+        listed = ", ".join(f"{label!r} {count:,}" for label, count in missing.most_common())
+        say(f"Left out: rows whose labels have no class here: {listed}.")
+    if not found:
+        raise DataError(f"No label of {name} is one of {', '.join(labels.codes)}.")
+    there = ["image_id", *(one for one in _KEPT if any(row[one] is not None for row in found))]
+    return pd.DataFrame(found).loc[:, [*there, "dx"]]

@@ -3,7 +3,8 @@
 A prepared data set is a folder::
 
     DATA/manifest.csv      image_id, path, mask_path, lesion_id, dx, dx_type, age, sex,
-                           localization, split   (paths relative to DATA; missing stays empty)
+                           localization, split   (paths relative to DATA; missing stays empty);
+                           patient_id, image_type where they are known
     DATA/dataset.json      label set, counts, fingerprint, where it came from
     DATA/images.csv        image_id, width, height, bytes, crc32, perceptual_hash
     DATA/images/           <image_id>.jpg
@@ -39,8 +40,12 @@ COLUMNS: tuple[str, ...] = (
     "localization",
     "split",
 )
+OPTIONAL_COLUMNS: tuple[str, ...] = ("patient_id", "image_type")
+"""Columns that stand behind the others where they are known."""
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
-_TEXT_COLUMNS = tuple(column for column in COLUMNS if column != "age")
+AS_WRITTEN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+"""How our own tables are read: an image may be called ``null`` or ``NA``."""
+_TEXT_COLUMNS = tuple(column for column in (*COLUMNS, *OPTIONAL_COLUMNS) if column != "age")
 
 
 def data_set_kind(name: str) -> Kind:
@@ -137,7 +142,7 @@ def read_manifest(data: Path) -> pd.DataFrame:
             f"{data} is not a prepared data set: it holds no manifest.csv. Make one with "
             "'dermlens data prepare SOURCE --out DATA' or 'dermlens data synthetic --out DATA'."
         )
-    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "object"))
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, "object"), **AS_WRITTEN)
     check_manifest(table, data_labels(data), str(path))
     return table
 
@@ -163,8 +168,21 @@ def check_manifest(table: pd.DataFrame, labels: LabelSet, name: str = "manifest.
 def write_manifest(data: Path, table: pd.DataFrame, labels: LabelSet) -> Path:
     """Check the table and write it as ``DATA/manifest.csv``, sorted by image_id."""
     check_manifest(table, labels)
-    ordered = table.loc[:, list(COLUMNS)].sort_values("image_id", kind="stable")
+    ordered = table.loc[:, present_columns(table)].sort_values("image_id", kind="stable")
     return write_csv(Path(data) / "manifest.csv", ordered)
+
+
+def present_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns of a manifest, of the optional ones those that hold anything."""
+    more = [one for one in OPTIONAL_COLUMNS if one in table and table[one].notna().any()]
+    return [*COLUMNS, *more]
+
+
+def patients(table: pd.DataFrame) -> pd.Series:
+    """Return the patient of each row, missing where it is not known."""
+    if "patient_id" in table:
+        return table.patient_id
+    return pd.Series(None, index=table.index, dtype=object)
 
 
 def select_split(table: pd.DataFrame, split: str) -> pd.DataFrame:

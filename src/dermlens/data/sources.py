@@ -1,33 +1,42 @@
-"""Finding HAM10000 in whatever layout a user has it.
+"""What a folder of data holds: images, outlines and tables, in folders, archives or both.
 
-Archives as published, the Kaggle copy's folders, one flat folder, or any mixture: every
-image, every lesion outline and the metadata file are found by their names alone.
+Everything is found by names alone, so that archives as published, Kaggle's folders, one flat folder
+and any mixture work. What is left out is counted, by why.
 """
 
+import re
+import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import pandas as pd
-
-from dermlens.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, read_bytes
+from dermlens.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, kind_of, read_bytes
 from dermlens.errors import DataError
-from dermlens.labels import HAM10000
+from dermlens.progress import printable
 
-METADATA_COLUMNS: tuple[str, ...] = (
-    "lesion_id",
-    "image_id",
-    "dx",
-    "dx_type",
-    "age",
-    "sex",
-    "localization",
+TABLE_SUFFIXES = (".csv", ".tab", ".tsv", ".txt")
+_HEAD_BYTES = 1 << 20
+ISIC_2018_TEST = frozenset(
+    {
+        "isic2018_task3_test_images",
+        "isic2018_task3_test_input",
+        "isic2018_task3_test_groundtruth",
+        "isic2018_task3_test_naturemedicine_ai_interaction_benefit",
+    }
 )
-_MASK_ENDING = "_segmentation"
-_METADATA_SUFFIXES = ("", ".csv", ".tab", ".tsv", ".txt")
+"""Names, without ending, of the files of the ISIC 2018 test set, which HAM10000's come with."""
+_OUTLINE_WORDS = r"segmentation|segmentation[ _-]?mask|mask|ground[ _-]?truth"
+_OUTLINE_NAME = re.compile(rf"(.+?)[ _.-]({_OUTLINE_WORDS})", re.IGNORECASE)
+# These may belong to a photograph's own name, and count only beside the photograph.
+_PERHAPS_OUTLINE_NAME = re.compile(r"(.+?)[ _.-](lesion|seg|gt|outline|contour)", re.IGNORECASE)
+_OTHER_NAME = re.compile(r".+_(superpixels|attribute_\w+)", re.IGNORECASE)
+_OUTLINE_FOLDER = re.compile(
+    r"(.*[ _.-])?(segmentations?|masks?|ground[ _-]?truths?|outlines?|contours?)([ _.-].*)?"
+    r"|(.*[ _.-])?gt(\.zip)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +49,43 @@ class Member:
     size: int
     crc32: int | None
     """Known without reading for archive members only."""
+    place: PurePosixPath = field(default_factory=PurePosixPath)
+    """Path below the source, that of the archive included."""
 
     def label(self) -> str:
         """Name for messages."""
-        return f"{self.path}:{self.name}" if self.in_archive else str(self.path)
+        return printable(f"{self.path}:{self.name}" if self.in_archive else str(self.path))
+
+    @property
+    def stem(self) -> str:
+        """File name without its ending."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """Ending in lower case, with its dot."""
+        return PurePosixPath(self.name).suffix.lower()
 
 
 @dataclass
-class Source:
-    """What was found: image and mask files by image_id, and the metadata file."""
+class Survey:
+    """What was found.
 
-    images: dict[str, Member] = field(default_factory=dict)
-    masks: dict[str, Member] = field(default_factory=dict)
-    metadata: Path | None = None
+    Attributes:
+        images: Image files by their name without ending, several where a name occurs again.
+        outlines: Files of outlines by the image they belong to, likewise.
+        tables: Files that may be tables.
+        left_out: Files that are not used, by why.
+    """
+
+    images: dict[str, list[Member]] = field(default_factory=dict)
+    outlines: dict[str, list[Member]] = field(default_factory=dict)
+    tables: list[Member] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, why: str, what: str) -> None:
+        """Note that something is not used."""
+        self.left_out.setdefault(why, []).append(printable(what))
 
 
 class MemberReader:
@@ -72,26 +105,40 @@ class MemberReader:
             return read_bytes(member.path)
         if member.size > MAX_FILE_BYTES:
             raise DataError(_too_large(member.label()))
+        content = self._read(member, MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(_too_large(member.label()))
+        return content
+
+    def read_head(self, member: Member) -> bytes:
+        """Return a member's first megabyte.
+
+        Raises:
+            DataError: If the file or the archive is damaged.
+        """
+        if member.in_archive:
+            return self._read(member, _HEAD_BYTES)
+        try:
+            with member.path.open("rb") as stream:
+                return stream.read(_HEAD_BYTES)
+        except OSError as error:
+            raise DataError(f"{member.label()} cannot be read ({error.strerror}).") from error
+
+    def _read(self, member: Member, size: int) -> bytes:
         try:
             if member.path not in self._archives:
                 self._archives[member.path] = zipfile.ZipFile(member.path)
             with self._archives[member.path].open(member.name) as stream:
-                content = stream.read(MAX_FILE_BYTES + 1)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            OSError,
-            EOFError,
-            ValueError,
-            RuntimeError,
-        ) as error:
+                return stream.read(size)
+        except Exception as error:  # Each kind of compression fails in ways of its own.
             raise DataError(
-                f"The archive {member.path} is damaged at {member.name} ({error}). "
-                "Download it again."
+                f"The archive {member.path} is damaged at {printable(member.name)} "
+                f"({printable(str(error)) or type(error).__name__}). Download it again."
             ) from error
-        if len(content) > MAX_FILE_BYTES:
-            raise DataError(_too_large(member.label()))
-        return content
+
+    def crc32(self, member: Member) -> int:
+        """Return the checksum of a member, without reading it where the archive tells."""
+        return member.crc32 if member.crc32 is not None else zlib.crc32(self.read(member))
 
 
 def _too_large(label: str) -> str:
@@ -101,164 +148,182 @@ def _too_large(label: str) -> str:
     )
 
 
-def find_source(folder: Path, *, besides: Path | None = None) -> Source:
-    """Find images, masks and metadata below a folder.
+def survey(folder: Path, *, besides: Path | None = None) -> Survey:
+    """Find images, outlines and tables below a folder.
 
-    Files of the ISIC 2018 test set (anything with ``test`` in its name below ``folder``) are
-    left alone. Where an image occurs twice (the Kaggle copy repeats its folders), the first in
-    alphabetical order is taken; of several members of one archive with the same name, the last, as
-    unpacking it would leave.
+    Files of the ISIC 2018 test set are left out, unless there is nothing else.
 
     Args:
         folder: Where to look.
         besides: Folder below it to leave out, such as the data set made from it.
 
     Raises:
-        DataError: If the folder is missing, holds no image or no metadata, or an archive is
-            damaged or tries to write outside its folder.
+        DataError: If the folder is missing, or an archive is damaged, tries to write outside its
+            folder, or holds different files under one name.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder. Give the folder that holds HAM10000's files.")
-    source = Source()
-    files = [path for path in _files(folder) if besides is None or besides not in path.parents]
-    for member in _members(files):
-        stem, suffix = _split_name(member.name)
-        if suffix == ".png" and stem.endswith(_MASK_ENDING):
-            source.masks.setdefault(stem.removesuffix(_MASK_ENDING), member)
-        elif suffix in IMAGE_SUFFIXES:
-            source.images.setdefault(stem, member)
-    source.metadata = _find_metadata(files)
-    if source.metadata is None:
-        raise DataError(
-            f"No metadata found in {folder}: a file named like HAM10000_metadata.csv with the "
-            f"columns {', '.join(METADATA_COLUMNS)}. Download it and put it beside the images."
-        )
-    if not source.images:
-        raise DataError(
-            f"No image found in {folder}. Put HAM10000_images_part_1.zip and _part_2.zip, or "
-            "folders with their images, there."
-        )
-    return source
+        raise DataError(f"{folder} is not a folder. Give the folder that holds the images' files.")
+    found = Survey()
+    files = [
+        path for path in _files(folder, found) if besides is None or besides not in path.parents
+    ]
+    test = [path for path in files if _is_test_file(path.relative_to(folder))]
+    chosen = [path for path in files if path not in set(test)]
+    if not chosen:
+        chosen, test = test, []
+    for path in test:
+        found.leave_out("belongs to the ISIC 2018 test set", str(path.relative_to(folder)))
+    members = list(_members(folder, chosen))
+    stems = {one.stem for one in members if one.suffix in IMAGE_SUFFIXES}
+    for member in members:
+        _sort_in(member, stems, found)
+    return found
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    path = PurePosixPath(name)
-    return path.stem, path.suffix.lower()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in relative.parts)
-        if path.is_file() and not hidden and "test" not in relative.as_posix().lower():
-            yield path
-
-
-def _members(files: list[Path]) -> Iterator[Member]:
-    for path in files:
-        if path.suffix.lower() == ".zip":
-            yield from _archive_members(path)
+def _sort_in(member: Member, stems: set[str], found: Survey) -> None:
+    if member.suffix in IMAGE_SUFFIXES:
+        owner = outline_owner(member.place, stems)
+        if owner is None:
+            found.images.setdefault(member.stem, []).append(member)
+        elif owner:
+            found.outlines.setdefault(owner, []).append(member)
         else:
-            yield Member(path.name, path, False, path.stat().st_size, None)
+            found.leave_out("shows superpixels or attributes, not a photograph", member.name)
+    elif member.suffix in TABLE_SUFFIXES or (
+        not member.suffix and "metadata" in member.stem.lower()
+    ):
+        found.tables.append(member)
+    else:
+        found.leave_out(f"is of the type {member.suffix or 'without ending'}", member.name)
 
 
-def _archive_members(path: Path) -> Iterator[Member]:
+def outline_owner(place: PurePosixPath, stems: Iterable[str]) -> str | None:
+    """Tell by its name and folders whether an image file is no photograph but an outline.
+
+    Args:
+        place: Path below the folder that is looked through.
+        stems: Names, without ending, of all image files there.
+
+    Returns:
+        The name of the photograph that the outline belongs to, without ending; "" for pictures of
+        superpixels and attributes; None for photographs.
+
+    Example:
+        >>> outline_owner(PurePosixPath("a/ISIC_1_Segmentation.PNG"), [])
+        'ISIC_1'
+        >>> outline_owner(PurePosixPath("gt/ISIC_1.png"), [])
+        'ISIC_1'
+        >>> outline_owner(PurePosixPath("latest/ISIC_1.png"), [])
+    """
+    stem = place.stem
+    if _OTHER_NAME.fullmatch(stem):
+        return ""
+    if match := _OUTLINE_NAME.fullmatch(stem):
+        return match[1]
+    match = _PERHAPS_OUTLINE_NAME.fullmatch(stem)
+    if match and match[1] in stems:
+        return match[1]
+    if any("superpixel" in part.lower() for part in place.parent.parts):
+        return ""
+    if any(_OUTLINE_FOLDER.fullmatch(part) for part in place.parent.parts):
+        return match[1] if match else stem
+    return None
+
+
+def photographs_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the photographs below a folder, and the pictures that show outlines or superpixels."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        # Archives made on a Mac hold a hidden companion beside each file.
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    stems = {path.stem for path in files}
+    outlines = [
+        path
+        for path in files
+        if outline_owner(PurePosixPath(path.relative_to(folder).as_posix()), stems) is not None
+    ]
+    drawn = set(outlines)
+    return [path for path in files if path not in drawn], outlines
+
+
+def _is_test_file(place: Path) -> bool:
+    return any(part.split(".")[0].lower() in ISIC_2018_TEST for part in place.parts)
+
+
+def _files(folder: Path, found: Survey) -> Iterator[Path]:
+    """Yield plain files in order; hidden ones and what Macs add are no files of a data set."""
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts):
+            continue
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            found.leave_out("cannot be read", path.name)
+            continue
+        if stat.S_ISREG(mode):
+            yield path
+        elif not stat.S_ISDIR(mode):
+            found.leave_out(f"is a {kind_of(mode)}", path.name)
+
+
+def _members(folder: Path, files: list[Path]) -> Iterator[Member]:
+    for path in files:
+        place = PurePosixPath(path.relative_to(folder).as_posix())
+        if path.suffix.lower() == ".zip":
+            yield from _archive_members(path, place)
+        else:
+            yield Member(path.name, path, False, path.stat().st_size, None, place)
+
+
+def _archive_members(path: Path, place: PurePosixPath) -> Iterator[Member]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # Damaged directories make the reader fail in many ways.
         raise DataError(
             f"{path} is not a complete zip archive ({error}). Download it again."
         ) from error
-    # A name may stand there twice, after an update; reading and unpacking both give the last.
-    for entry in {entry.filename: entry for entry in entries}.values():
+    seen: dict[str, zipfile.ZipInfo] = {}
+    for entry in entries:
         name = PurePosixPath(entry.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        if name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0]):
             raise DataError(
-                f"The archive {path} holds {entry.filename!r}, which would be written outside "
-                "its folder. Do not trust this archive; download the official one."
+                f"The archive {path} holds {printable(entry.filename)!r}, which would be written "
+                "outside its folder. Do not trust this archive; download the official one."
             )
-        if not entry.is_dir() and "__MACOSX" not in name.parts and not name.name.startswith("."):
-            yield Member(entry.filename, path, True, entry.file_size, entry.CRC)
+        if entry.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
+            continue
+        other = seen.setdefault(entry.filename, entry)
+        if (other.CRC, other.file_size) != (entry.CRC, entry.file_size):
+            raise DataError(
+                f"The archive {path} holds two different files {printable(entry.filename)}. Remove "
+                "the wrong one."
+            )
+        if other is entry:
+            yield Member(entry.filename, path, True, entry.file_size, entry.CRC, place / name)
 
 
-def _find_metadata(files: list[Path]) -> Path | None:
-    found = [
-        path
-        for path in files
-        if "metadata" in path.stem.lower() and path.suffix.lower() in _METADATA_SUFFIXES
-    ]
-    order = {".csv": 0, "": 1, ".tab": 2, ".tsv": 3, ".txt": 4}
-    return min(found, key=lambda path: (order[path.suffix.lower()], str(path)), default=None)
+def the_one(members: list[Member], name: str, reader: MemberReader) -> Member:
+    """Return the first of several files that must be the same.
 
-
-def read_metadata(path: Path) -> pd.DataFrame:
-    """Read HAM10000's metadata, comma or tab separated, with 7 or 8 columns.
-
-    Ages of 0 and the word ``unknown`` become missing; codes are lower-cased.
-
-    Returns:
-        One row per image with the columns in ``METADATA_COLUMNS``; age in years as float.
+    Args:
+        members: Files that could be meant.
+        name: What they would be, for messages.
+        reader: Reads them, as far as needed.
 
     Raises:
-        DataError: If a column is missing, an image is listed twice, a diagnosis is unknown or
-            an age is not a number.
+        DataError: If two of them differ.
     """
-    try:
-        if Path(path).stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{path} is far too large for a table of images. Download it again.")
-        text = Path(path).read_text(encoding="utf-8-sig")
-        header = text.split("\n", 1)[0]
-        from io import StringIO
-
-        table = pd.read_csv(StringIO(text), sep="\t" if "\t" in header else ",", dtype=object)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(
-            f"{path} cannot be read as a table ({error}). Download it again."
-        ) from error
-    table.columns = [str(column).strip().lower() for column in table.columns]
-    for column in METADATA_COLUMNS:
-        if column not in table.columns:
+    first = members[0]
+    for other in members[1:]:
+        if first.size != other.size or reader.crc32(first) != reader.crc32(other):
             raise DataError(
-                f"{path} lacks the column {column!r}. It needs {', '.join(METADATA_COLUMNS)}."
+                f"{first.label()} and {other.label()} differ, and either could be {name}. Remove "
+                "or rename the wrong one."
             )
-    table = table.loc[:, list(METADATA_COLUMNS)].copy()
-    for column in METADATA_COLUMNS:
-        table[column] = table[column].astype(object).where(table[column].notna(), None)
-        table[column] = [None if v is None else str(v).strip() for v in table[column]]
-    table["dx"] = [None if v is None else v.lower() for v in table.dx]
-    _check_metadata(table, path)
-    for column in ("dx_type", "sex", "localization"):
-        unknown = {"unknown", "", "nan", None}
-        table[column] = [None if v in unknown else v for v in table[column]]
-    table["age"] = _ages(table.age, path)
-    return table
-
-
-def _check_metadata(table: pd.DataFrame, path: Path) -> None:
-    for column in ("image_id", "lesion_id"):
-        if table[column].isna().any():
-            row = int(np.flatnonzero(table[column].isna())[0]) + 2
-            raise DataError(f"{path}, line {row}: {column} is empty. Correct the file.")
-    twice = table.image_id[table.image_id.duplicated()]
-    if len(twice):
-        raise DataError(f"{path} lists image {twice.iloc[0]} twice. Keep one of its rows.")
-    wrong = [i for i, code in enumerate(table.dx) if code not in HAM10000.codes]
-    if wrong:
-        raise DataError(
-            f"{path}, line {wrong[0] + 2}: the diagnosis {table.dx.iloc[wrong[0]]!r} is none of "
-            f"{', '.join(HAM10000.codes)}. Correct the file."
-        )
-
-
-def _ages(values: pd.Series, path: Path) -> pd.Series:
-    words = values.where(values.notna() & ~values.isin(["unknown", ""]), None)
-    ages = pd.to_numeric(words, errors="coerce")
-    wrong = np.flatnonzero(ages.isna() & words.notna())
-    if len(wrong):
-        raise DataError(
-            f"{path}, line {int(wrong[0]) + 2}: the age {words.iloc[wrong[0]]!r} is not a number. "
-            "Correct the file."
-        )
-    return ages.where(ages > 0).astype(float)
+    return first

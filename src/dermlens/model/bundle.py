@@ -9,7 +9,8 @@
     BUNDLE/model.keras    instead of weights.h5, the file of an adopted model
     BUNDLE/outlier.npz    directions and means of the out-of-distribution detector
     BUNDLE/history.csv    the training record
-    BUNDLE/split.csv      image_id, split (before packing also lesion_id, dx)
+    BUNDLE/split.csv      image_id, split, perceptual_hash of training images (before packing also
+                          lesion_id, dx)
     BUNDLE/.dermlens      marks a folder that may be replaced by a newer bundle
 
 Loading builds the network from its description and copies weights into it, or has Keras read the

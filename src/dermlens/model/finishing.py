@@ -13,6 +13,7 @@ from dermlens.model.classifier import Architecture
 from dermlens.model.out_of_distribution import OODDetector, fit_ood_detector, with_threshold
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.training_data import TrainingData, load_training_data, require_same_data
+from dermlens.model.training_overlap import with_hashes
 from dermlens.model.weights import rounded, set_weights
 from dermlens.progress import progress
 
@@ -109,8 +110,8 @@ def pack(
         training=training,
         data=bundle.facts["data"],
         history=bundle.history,
-        # Ids alone: the data set's metadata is not ours to hand out.
-        split=training_data.table.loc[:, ["image_id", "split"]],
+        # Ids and hashes alone: the data set's metadata is not ours to hand out.
+        split=with_hashes(training_data.folder, training_data.table[["image_id", "split"]]),
         labels=bundle.labels,
         ood_detector=ood_detector,
         dtype=dtype,

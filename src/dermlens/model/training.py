@@ -21,6 +21,7 @@ from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
 from dermlens.model.history import History
 from dermlens.model.training_data import TrainingData, load_training_data
+from dermlens.model.training_overlap import with_hashes
 from dermlens.model.weights import (
     Coverage,
     full_coverage,
@@ -219,7 +220,7 @@ def _finish(
         },
         data={"fingerprint": data.fingerprint, **data_facts(data.folder).without("fingerprint")},
         history=history.table(),
-        split=data.table.loc[:, ["image_id", "lesion_id", "dx", "split"]],
+        split=with_hashes(data.folder, data.table[["image_id", "lesion_id", "dx", "split"]]),
         labels=data.classes,
         ood_detector=ood_detector,
     )

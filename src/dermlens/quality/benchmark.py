@@ -12,7 +12,7 @@ OUT/pieces/            finished pieces, by which a run goes on after a kill
 An extension (``benchmark_plan.Extension``) adds tables of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def run_benchmark(
     scorers: Mapping[str, Scorer] | None = None,
     extra: Mapping[str, Explainer] | None = None,
     about: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
 ) -> dict[str, Path]:
     """Measure methods and controls on a prepared data set and write tables and summary.
 
@@ -74,6 +75,7 @@ def run_benchmark(
             (``model.scorers.choose_scorers``).
         extra: More explainers by name, measured like methods.
         about: More facts for the summary.
+        leave_out: Ids of images that are not measured, as ``training_overlap`` finds them.
 
     Returns:
         Paths by name.
@@ -86,6 +88,7 @@ def run_benchmark(
     plan = plan or BenchmarkPlan()
     data, out = Path(data), Path(out)
     table = select_split(read_manifest(data), plan.split)
+    table = table[~table.image_id.isin(set(leave_out))].reset_index(drop=True)
     bench = Bench(classifier, plan, extra, scorers, extension)
     codes = (labels or bench.classifier.labels).codes
     items = select_items(table, data, codes, plan.n, plan.seed)

@@ -60,12 +60,14 @@ def write_evaluation(
     resamples: int = RESAMPLES,
     seed: int = 0,
     model: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write ``metrics.json``, ``predictions.csv``, ``submission.csv`` and the figures."""
     out = Path(out)
     result = metrics_from_predictions(table, calibration, resamples=resamples, seed=seed)
     if model is not None:
         result["model"] = dict(model)
+    result.update(about or {})
     paths = {
         "predictions": write_csv(out / "predictions.csv", table),
         "calibration": write_json(out / "calibration.json", calibration.to_json()),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import fit_image, fit_mask, opened_rgb, read_bytes
+from dermlens.data.images import fit_image, fit_mask, opened_mask, opened_rgb, read_bytes
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.base import Attribution
 from dermlens.explainers.output import parse_output
@@ -69,7 +69,7 @@ def fitted_photographs(
         with opened_rgb(read_bytes(path), str(path)) as picture:
             place[:], shape = fit_image(picture, size), picture.size
         if masks and path in masks:
-            with opened_rgb(read_bytes(masks[path]), str(masks[path])) as drawn:
+            with opened_mask(read_bytes(masks[path]), str(masks[path])) as drawn:
                 if drawn.size != shape:
                     raise DataError(
                         f"The outline {masks[path]} has {drawn.width}x{drawn.height} pixels, its "

@@ -1,6 +1,6 @@
 """Predictions on data sets, labelled folders and single files."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.cache import cached_images
-from dermlens.data.images import IMAGE_SUFFIXES, load_image, read_bytes
+from dermlens.data.images import inspect_image, load_image, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
+from dermlens.data.sources import photographs_in
 from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
+from dermlens.model.training_overlap import overlap_of
 from dermlens.progress import printable, progress, say
 from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
 from dermlens.report.html import NOTICE
@@ -23,12 +25,22 @@ _CHUNK = 256
 
 
 def predict_split(
-    bundle: ImageClassifier, data: Path, split: str, *, tta_views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier,
+    data: Path,
+    split: str,
+    *,
+    leave_out: Collection[str] = (),
+    tta_views: int = 1,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Predict one split of a prepared data set; see ``predictions_table`` for the columns."""
+    """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
+
+    Images of ``leave_out``, as ``training_overlap`` finds them, are not predicted.
+    """
     table = read_manifest(data)
     chosen = select_split(table, split)
-    rows = np.flatnonzero(table.image_id.isin(chosen.image_id))
+    wanted = table.image_id.isin(chosen.image_id) & ~table.image_id.isin(set(leave_out))
+    rows = np.flatnonzero(wanted)
     images = cached_images(data, table, bundle.input_size)
     with progress("Predicting", len(rows)) as advance:
         found = bundle.logits_and_ood_scores(
@@ -51,9 +63,18 @@ def _table(
 
 
 def predict_external(
-    bundle: ImageClassifier, images: Path, labels: Path, *, tta_views: int = 1, batch_size: int = 32
+    bundle: ImageClassifier,
+    images: Path,
+    labels: Path,
+    *,
+    allow_training_images: bool = False,
+    tta_views: int = 1,
+    batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Predict a labelled folder; rows without an image are reported and left out."""
+    """Predict a labelled folder; rows without an image are reported and left out.
+
+    So are images that the model was trained on, unless they are allowed.
+    """
     known = read_labels(labels, bundle.labels)
     files = _files_by_id(find_images([images]), set(known.image_id))
     here = known[known.image_id.isin(list(files))].reset_index(drop=True)
@@ -62,6 +83,10 @@ def predict_external(
     if len(here) < len(known):
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
+    hashes = {i: inspect_image(files[i])["perceptual_hash"] for i in here.image_id}
+    overlap = overlap_of(bundle, here, here, hashes)
+    leave_out = overlap.to_leave_out(allow_training_images)
+    here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
     chosen = [files[i] for i in here.image_id]
     logits, scores, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
     return _table(bundle, here, logits, scores)
@@ -118,7 +143,7 @@ def _predicted(
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """Return the image files among files and folders, in order.
 
-    Folders are searched through, hidden files and folders in them left out.
+    Folders are searched through; hidden files and folders in them and outlines are left out.
 
     Raises:
         DataError: If a path does not exist or no image is found.
@@ -132,11 +157,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                # Archives made on a Mac hold a hidden companion beside each file.
-                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not hidden:
-                    yield file
+            photographs, outlines = photographs_in(path)
+            if outlines:
+                say(
+                    f"{len(outlines)} outlines of lesions in {printable(str(path))} are left out, "
+                    f"first {printable(outlines[0].name)}."
+                )
+            yield from photographs
         elif path.is_file():
             yield path
         elif path.exists():
