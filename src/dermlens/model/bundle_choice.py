@@ -7,7 +7,7 @@ none must therefore never be taken for something else.
 from collections.abc import Sequence
 from pathlib import Path
 
-from dermlens.data.images import IMAGE_SUFFIXES
+from dermlens.data.images import PHOTOGRAPH_SUFFIXES
 from dermlens.errors import ModelError, UsageError
 from dermlens.model.bundle_description import NAME
 
@@ -121,6 +121,6 @@ def _is_run(path: Path) -> bool:
 
 def _without_images(path: Path) -> str | None:
     """Return that a folder holds neither a bundle nor an image, else None."""
-    if not path.is_dir() or any(f.suffix.lower() in IMAGE_SUFFIXES for f in path.rglob("*")):
+    if not path.is_dir() or any(f.suffix.lower() in PHOTOGRAPH_SUFFIXES for f in path.rglob("*")):
         return None
     return f"{path} is not a bundle: it holds no {NAME}, and no image either. {_ELSE}."
