@@ -22,7 +22,7 @@ from tests_support import register_tiny_backbone
 
 ISIC = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 TINY = (
-    *("--preset", "demo", "--backbone", "tiny", "--weights", "none", "--size", "32x40"),
+    *("--preset", "scratch", "--backbone", "tiny", "--weights", "none", "--size", "32x40"),
     *("--imbalance", "none", "--batch-size", "8", "--fresh-rate", "5e-3"),
 )
 
