@@ -208,7 +208,7 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=80)
     if path.stat().st_size > LIMIT:
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-    print(f"{path} {path.stat().st_size // 1000} kB")
+    print(f"{path} {path.stat().st_size // 1000} kB")  # noqa: T201
 
 
 def save_favicon(values: np.ndarray, path: Path) -> None:

@@ -50,9 +50,9 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
-        reason = match["reason"]
+        reason = match["reason"] and " ".join(match["reason"].split())
         code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
-        found.append(Block(page, line, match["language"], code, reason and " ".join(reason.split())))
+        found.append(Block(page, line, match["language"], code, reason))
     return found
 
 
@@ -88,9 +88,7 @@ def make_readers_folder(folder: Path) -> Path:
     (folder / "runs" / "mine").mkdir(parents=True)
     shipped = seven_classes(folder / "runs" / "mine" / "bundle")
     foreign_network().save(folder / "mine.keras")
-    adopt(
-        folder / "mine.keras", label_set("benign,malignant"), folder / "mine", value_range=(0, 1)
-    )
+    adopt(folder / "mine.keras", label_set("benign,malignant"), folder / "mine", value_range=(0, 1))
     return shipped
 
 

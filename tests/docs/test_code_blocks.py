@@ -105,7 +105,8 @@ def test_what_is_wrong_is_found() -> None:
     assert "no command" in str(problem(["dermlens", "explian", "a.jpg"]))
     assert "--opactiy" in str(problem(["dermlens", "explain", "a.jpg", "--opactiy", "1"]))
     assert "Unknown method" in str(problem(["dermlens", "explain", "a.jpg", "--methods", "cam"]))
-    assert "Unknown preset" in str(problem(["dermlens", "train", "d", "--out", "o", "--preset", "x"]))
+    unknown = ["dermlens", "train", "data", "--out", "o", "--preset", "x"]
+    assert "Unknown preset" in str(problem(unknown))
     assert problem(["dermlens", "train", "data"]) is not None
     assert "no target" in str(problem(["make", "coffee"]))
     assert "no option" in str(problem(["python", "inference.py", "--explian", "x"]))
