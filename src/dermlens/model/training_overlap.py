@@ -120,6 +120,12 @@ def seen_images(classifier: Any) -> SeenImages | None:
     return SeenImages(frozenset(table.image_id), frozenset(named), stored)
 
 
+def knows_looks(classifier: Any) -> bool:
+    """Tell whether a model knows its training images by their hashes, not by their ids alone."""
+    seen = seen_images(classifier)
+    return seen is not None and len(seen.hashes) > 0
+
+
 def _unpacked(hashes: pd.Series) -> np.ndarray:
     rows = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in hashes]
     return np.stack(rows) if rows else np.zeros((0, 32), np.uint8)
