@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> None:
     from dermlens.model.configuration import preset
     from dermlens.model.training import train
     from dermlens.progress import say
-    from dermlens.report.evaluation_report import write_evaluation
-    from dermlens.report.training_report import write_training_figures
+    from dermlens.report.evaluation_report import write_evaluation, write_training_figures
     from dermlens.serve.prediction import predict_split
 
     out = options.out or Path("runs/first")

@@ -18,7 +18,7 @@ from bench_tools import machine, markdown, write_section
 
 from dermlens.errors import ModelError
 from dermlens.files import read_json
-from dermlens.serve.parity_table import TITLES
+from dermlens.serve.parity import TITLES
 
 PAGE = Path(__file__).parents[1] / "docs" / "deployment.md"
 FILES = {

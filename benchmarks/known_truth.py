@@ -28,10 +28,10 @@ from dermlens.quality.metrics import STRUCTURE_PREFIX, metric
 from dermlens.report.benchmark_report import (
     describe,
     interval_text,
-    markdown_table,
     ranking_table,
     write_benchmark_report,
 )
+from dermlens.report.html import markdown_table
 
 RIVAL = "centered_gaussian"
 

@@ -21,7 +21,7 @@ from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.synthetic import draw
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
-from dermlens.report.benchmark_report import markdown_table
+from dermlens.report.html import markdown_table
 from dermlens.serve.usability import usability
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {

@@ -20,9 +20,9 @@ from dermlens.explainers.integrated_gradients import IntegratedGradients
 from dermlens.explainers.registry import METHODS, create_several
 from dermlens.explainers.shap import GaussianProcessSHAP
 from dermlens.model.bundle import Bundle, find_bundle, load_bundle
-from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.figures import attribution_grid
+from dermlens.report.html import markdown_table
 
 
 def chosen_images(data: Path, count: int) -> pd.DataFrame:

@@ -20,14 +20,14 @@ from dermlens.data.images import load_mask
 from dermlens.data.manifest import read_manifest
 from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.layers import find_features
-from dermlens.explainers.registration import Drawing
+from dermlens.explainers.registration import Drawing, tiles
 from dermlens.model.bundle import find_bundle, load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.progress import progress
 from dermlens.quality import metrics
 from dermlens.quality.statistics import cluster_intervals
-from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.evaluation_report import write_figure
+from dermlens.report.html import markdown_table
 from dermlens.report.style import INK, WARNING, new_figure, style
 
 KINDS = ("tiles", "receptive_field")
@@ -101,7 +101,9 @@ def figure() -> Any:
             axes.imshow(weights[0] @ np.maximum(lit - dark, 0) @ weights[1].T, cmap="inferno")
             axes.set_title(title)
             tiled = kind == "tiles"
-            rows, columns = (a.tiles() if tiled else a for a in (grid.rows, grid.columns))
+            rows, columns = (
+                tiles(a.cells, a.pixels) if tiled else a for a in (grid.rows, grid.columns)
+            )
             places = np.meshgrid(columns.centers, rows.centers)
             axes.plot(*places, ".", color="white", markersize=2.5)
         for axes in panels:

@@ -21,7 +21,7 @@ from dermlens.explainers.coalitions import Coalitions, coalitions
 from dermlens.explainers.perturbation import MaskedModel
 from dermlens.explainers.shap import constrained_values
 from dermlens.explainers.shapley_process import process_values
-from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS, superpixel_masks
+from dermlens.explainers.superpixel_explainer import DEFAULT_SUPERPIXELS, superpixel_masks
 from dermlens.explainers.superpixels import superpixels
 
 BUDGETS = (125, 250, 500, 1000)
@@ -38,8 +38,9 @@ REFERENCE_SEED = 1000
 class Game:
     """Scores of one image under masks, for one class."""
 
-    def __init__(self, masked: MaskedModel, image: np.ndarray, goal: int) -> None:
+    def __init__(self, masked: MaskedModel, image: np.ndarray, goal: int, batch: int) -> None:
         self.masked, self.image, self.goal = masked, image.astype(np.float32), goal
+        self.batch = batch
         self.labels = superpixels(self.image, DEFAULT_SUPERPIXELS)
         self.pieces = int(self.labels.max()) + 1
         self.baseline = baseline_image(self.image, "border")
@@ -48,7 +49,7 @@ class Game:
         """Return masks and their scores (n, 1)."""
         made = coalitions(self.pieces, samples, design, np.random.default_rng(seed))
         kept = made.masks.astype(np.float32)
-        logits = self.masked.logits(self.image, self.baseline, self.labels, kept)
+        logits = self.masked.logits(self.image, self.baseline, self.labels, kept, self.batch)
         return made, logits[:, [self.goal]].astype(np.float64)
 
 
@@ -114,11 +115,12 @@ def main() -> None:
     model, scorer = model_and_scorer(given.bundle, size, given.scorer)
     images = given_images(given.data, 1 if given.quick else given.images, size)
     goals = model.predict(images.astype(np.float32), verbose=0).argmax(axis=1)
-    masked = MaskedModel(model, superpixel_masks, given.batch_size, Cost(), scorer=scorer)
+    masked = MaskedModel(model, superpixel_masks, Cost(), scorer)
     rows: list[dict[str, Any]] = []
     for image, goal in zip(images, goals, strict=True):
         budgets = BUDGETS[:2] if given.quick else BUDGETS
-        rows += measure(Game(masked, image, int(goal)), budgets, 20 if given.quick else 1)
+        game = Game(masked, image, int(goal), given.batch_size)
+        rows += measure(game, budgets, 20 if given.quick else 1)
         print(f"{len(rows)} rows", flush=True)
     # Medians: one image of which nothing can be said would decide every mean.
     mean = pd.DataFrame(rows).groupby(["estimator", "passes"], sort=False).median().reset_index()

@@ -13,8 +13,8 @@ from cli_support import content
 from dermlens import folders, leftovers
 from dermlens.errors import DataError, UsageError
 from dermlens.folders import MARKER, Kind, folder_beside, require_replaceable
+from dermlens.leftovers import HOST
 from dermlens.locks import folder_lock
-from dermlens.processes import HOST
 
 KIND = Kind("a letter", "letter.txt", lambda _: ("letter.txt", "pages/1.txt"), later=("reply.txt",))
 OTHER = Kind("a parcel", "letter.txt", lambda _: ("letter.txt",))

@@ -333,9 +333,9 @@ def test_11_the_reported_gap_can_fail(
     """Halved weights explain half of the change, and the gap must say so."""
     fit: Callable[..., Any] = kind._estimated
 
-    def halved(*arguments: Any) -> tuple[np.ndarray, ...]:
-        weights, *rest = fit(*arguments)
-        return weights / 2, *rest
+    def halved(*arguments: Any) -> tuple[Any, ...]:
+        name, weights, *rest = fit(*arguments)
+        return name, weights / 2, *rest
 
     monkeypatch.setattr(kind, "_estimated", halved)
     explainer = kind(model, superpixels=12, n_samples=60)

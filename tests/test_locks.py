@@ -16,9 +16,8 @@ from cli_support import refused as refused_by_program
 from dermlens import leftovers
 from dermlens.errors import UsageError
 from dermlens.files import write_json, written_beside
-from dermlens.leftovers import sweep, temporary_beside
+from dermlens.leftovers import HOST, is_alive, sweep, temporary_beside
 from dermlens.locks import folder_lock
-from dermlens.processes import HOST, is_alive
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="locks need flock")
 HOLD = """

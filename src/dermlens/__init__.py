@@ -31,7 +31,13 @@ _WHERE = {
     "dermlens.explainers.output": ("Contrast", "Logit", "Probability"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-__all__ = [*sorted(_MODULE_OF), "metrics"]
+# What type checkers read.
+__all__ = [
+    "HAM10000", "LIME", "RISE", "Contrast", "GaussianProcessSHAP", "GradCAM", "GradCAMPlusPlus",
+    "GradientSHAP", "HiResCAM", "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label",
+    "LabelSet", "LayerCAM", "Logit", "Occlusion", "Probability", "SmoothGrad", "adopt",
+    "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -47,70 +53,16 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from dermlens.api import (
-        benchmark as benchmark,
-    )
-    from dermlens.api import (
-        compare as compare,
-    )
-    from dermlens.api import (
-        evaluate as evaluate,
-    )
-    from dermlens.api import (
-        explain as explain,
-    )
-    from dermlens.api import (
-        load as load,
-    )
-    from dermlens.explainers.grad_cam import (
-        GradCAM as GradCAM,
-    )
-    from dermlens.explainers.grad_cam import (
-        GradCAMPlusPlus as GradCAMPlusPlus,
-    )
-    from dermlens.explainers.grad_cam import (
-        HiResCAM as HiResCAM,
-    )
-    from dermlens.explainers.grad_cam import (
-        LayerCAM as LayerCAM,
-    )
-    from dermlens.explainers.integrated_gradients import IntegratedGradients as IntegratedGradients
-    from dermlens.explainers.lime import LIME as LIME
-    from dermlens.explainers.occlusion import Occlusion as Occlusion
-    from dermlens.explainers.output import (
-        Contrast as Contrast,
-    )
-    from dermlens.explainers.output import (
-        Logit as Logit,
-    )
-    from dermlens.explainers.output import (
-        Probability as Probability,
-    )
-    from dermlens.explainers.rise import RISE as RISE
-    from dermlens.explainers.sampled_gradients import (
-        GradientSHAP as GradientSHAP,
-    )
-    from dermlens.explainers.sampled_gradients import (
-        SmoothGrad as SmoothGrad,
-    )
-    from dermlens.explainers.shap import (
-        GaussianProcessSHAP as GaussianProcessSHAP,
-    )
-    from dermlens.explainers.shap import (
-        KernelSHAP as KernelSHAP,
-    )
-    from dermlens.labels import (
-        HAM10000 as HAM10000,
-    )
-    from dermlens.labels import (
-        Label as Label,
-    )
-    from dermlens.labels import (
-        LabelSet as LabelSet,
-    )
-    from dermlens.labels import (
-        label_set as label_set,
-    )
-    from dermlens.model.foreign import adopt as adopt
-    from dermlens.model.image_classifier import ImageClassifier as ImageClassifier
-    from dermlens.quality import metrics as metrics
+    from dermlens.api import benchmark, compare, evaluate, explain, load
+    from dermlens.explainers.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+    from dermlens.explainers.integrated_gradients import IntegratedGradients
+    from dermlens.explainers.lime import LIME
+    from dermlens.explainers.occlusion import Occlusion
+    from dermlens.explainers.output import Contrast, Logit, Probability
+    from dermlens.explainers.rise import RISE
+    from dermlens.explainers.sampled_gradients import GradientSHAP, SmoothGrad
+    from dermlens.explainers.shap import GaussianProcessSHAP, KernelSHAP
+    from dermlens.labels import HAM10000, Label, LabelSet, label_set
+    from dermlens.model.foreign import adopt
+    from dermlens.model.image_classifier import ImageClassifier
+    from dermlens.quality import metrics

@@ -13,22 +13,22 @@ from typing import Annotated, Any
 import typer
 
 from dermlens import __version__
-from dermlens.cli_compare import compare
 from dermlens.cli_data import data_app
+from dermlens.cli_explain import benchmark, compare, explain, scorer
 from dermlens.cli_model import adopt, card, export, pack
 from dermlens.cli_options import (
     AllowTrainingImages,
     BatchSize,
     BundleAndImages,
+    BundlePath,
     Decision,
-    ScorerChoice,
     Seed,
     claim,
     held,
     load_named,
     parse_size,
+    say_written,
 )
-from dermlens.cli_quality import benchmark, scorer
 from dermlens.errors import DermlensError
 from dermlens.progress import printable, say
 from dermlens.quiet import quiet_tensorflow
@@ -48,17 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-app.command()(compare)
-app.command()(benchmark)
-app.command()(scorer)
-app.command()(adopt)
-app.command()(pack)
-app.command()(export)
-app.command()(card)
-
-BundlePath = Annotated[
-    Path, typer.Argument(help="Folder of a trained model, as train writes it (RUN/bundle).")
-]
+for command in (explain, compare, benchmark, scorer, adopt, pack, export, card):
+    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -85,6 +76,7 @@ def root(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Prepared and split data set.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
@@ -139,40 +131,22 @@ def train(
     from dermlens.data.pipeline import ImbalanceHandling
     from dermlens.model.configuration import preset as preset_configuration
     from dermlens.model.training import train as run_training
-    from dermlens.report.training_report import write_training_figures
+    from dermlens.report.evaluation_report import write_training_figures
 
-    base = preset_configuration(preset)
-    given: dict[str, Any] = {
-        "weights": weights,
-        "epochs": epochs,
-        "head_epochs": head_epochs,
-        "train_from": train_from,
-        "pretrained_rate": pretrained_rate,
-        "fresh_rate": fresh_rate,
-        "label_smoothing": label_smoothing,
-        "focal_gamma": focal_gamma,
-        "mixup": mixup,
+    options: dict[str, Any] = {
+        **context.params,
         "augmentation": None if augmentation is None else augmentation_named(augmentation),
-        "teacher": teacher,
-        "teacher_share": teacher_share,
-        "patience": patience,
-        "precision": precision,
         "early_size": None if early_size is None else parse_size(early_size),
-        "early_epochs": early_epochs,
-        "batch_size": batch_size,
-        "seed": seed,
         "imbalance": None if imbalance is None else ImbalanceHandling(imbalance, imbalance_power),
     }
-    network: dict[str, Any] = {
-        "backbone": backbone,
-        "input_size": None if size is None else parse_size(size),
-    }
-    architecture = replace(base.architecture, **_given(network))
-    configuration = preset_configuration(preset, architecture=architecture, **_given(given))
+    network = {"backbone": backbone, "input_size": None if size is None else parse_size(size)}
+    for name in ("data", "out", "preset", "resume", "backbone", "size", "imbalance_power"):
+        del options[name]
+    architecture = replace(preset_configuration(preset).architecture, **_given(network))
+    configuration = preset_configuration(preset, architecture=architecture, **_given(options))
     claim(out, reading=data)
     run_training(data, out, configuration, resume=resume)
-    for path in write_training_figures(out, data):
-        say(f"Wrote {path}")
+    say_written(write_training_figures(out, data))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -246,8 +220,7 @@ def evaluate(
         model=loaded.identity,
         about=about,
     )
-    for path in written.values():
-        say(f"Wrote {path}")
+    say_written(written.values())
 
 
 @app.command()
@@ -284,58 +257,9 @@ def predict(
         raise typer.Exit(1)
 
 
-@app.command()
-def explain(
-    paths: BundleAndImages,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("explanations"),
-    methods: Annotated[
-        str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
-    ] = "grad_cam",
-    target: Annotated[
-        str | None,
-        typer.Option(help="A code, predicted (the default), runner_up or flagged."),
-    ] = None,
-    output: Annotated[
-        str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")
-    ] = "logit",
-    scorer: ScorerChoice = None,
-    opacity: Annotated[float, typer.Option(help="Of the overlay, 0..1.")] = 0.5,
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-) -> None:
-    """Explain images: attributions.npz, overlays and explanation.json for each.
-
-    Example: dermlens explain photo.jpg --methods grad_cam,lime --target mel
-    """
-    from dermlens.model.bundle import bundle_and_rest
-    from dermlens.report.explanation import explain_files
-    from dermlens.serve.prediction import find_images
-
-    bundle, images = bundle_and_rest(paths)
-    files = find_images(images)
-    claim(out)
-    written = explain_files(
-        load_named(bundle),
-        files,
-        out,
-        methods=methods,
-        target=target,
-        output=output,
-        scorer=scorer,
-        opacity=opacity,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    for path in written:
-        say(f"Wrote {path}")
-
-
 @app.command("app")
 def web(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
-    ] = None,
+    bundle: BundlePath = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free from 7860.")] = None,
     share: Annotated[
@@ -367,7 +291,7 @@ def web(
     optional("gradio")
     from dermlens.model.bundle import find_bundle
     from dermlens.serve.app import launch
-    from dermlens.serve.app_access import sign_in
+    from dermlens.serve.app_limits import sign_in
 
     place = find_bundle(bundle)
     launch(place, host, port, share, sign_in(auth), tuple(allow_host or ()))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import Seed, claim, parse_pairs, parse_size
+from dermlens.cli_options import Seed, claim, parse_pairs, parse_size, say_written
 from dermlens.progress import say
 
 data_app = typer.Typer(
@@ -33,8 +33,7 @@ def download(
     from dermlens.data.download import download as fetch
 
     claim(out)
-    for path in fetch(out, [part.strip() for part in only.split(",") if part.strip()]):
-        say(f"Wrote {path}")
+    say_written(fetch(out, [part.strip() for part in only.split(",") if part.strip()]))
 
 
 @data_app.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, claim, parse_range, parse_size
+from dermlens.cli_options import BatchSize, BundlePath, claim, parse_range, parse_size, say_written
 from dermlens.progress import say
 
 
@@ -89,10 +89,7 @@ def adopt(
 
 
 def export(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
-    ] = None,
+    bundle: BundlePath = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("exported"),
     formats: Annotated[
         str,
@@ -118,25 +115,19 @@ def export(
     Example: dermlens export --out exported --formats saved_model,tflite --data DATA
     """
     from dermlens.model.bundle import find_bundle, load_bundle
-    from dermlens.serve.export import export as write_artifacts
-    from dermlens.serve.export import parse_formats
-    from dermlens.serve.export_data import export_images
+    from dermlens.serve import export as exporting
 
     if data is not None and images is not None:
         raise typer.BadParameter("Give either --data or --images.")
-    names = parse_formats([name.strip() for name in formats.split(",") if name.strip()])
+    names = exporting.parse_formats([name.strip() for name in formats.split(",") if name.strip()])
     claim(out, reading=data)
     loaded = load_bundle(find_bundle(bundle))
-    written = write_artifacts(loaded, out, names, export_images(data, images, limit))
-    for path in written.values():
-        say(f"Wrote {path}")
+    written = exporting.export(loaded, out, names, exporting.export_images(data, images, limit))
+    say_written(written.values())
 
 
 def card(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
-    ] = None,
+    bundle: BundlePath = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="Folder of 'dermlens evaluate': writes the model card.")
     ] = None,
@@ -152,8 +143,9 @@ def card(
 
     Example: dermlens card --evaluation evaluation --data DATA --out docs
     """
+    from dermlens.files import write_text
     from dermlens.model.bundle import find_bundle, load_bundle
-    from dermlens.report.cards import benchmark_sections, data_card, model_card, write_card
+    from dermlens.report.cards import benchmark_sections, data_card, model_card
 
     if evaluation is None and data is None:
         raise typer.BadParameter("Give --evaluation, --data or both.")
@@ -170,4 +162,4 @@ def card(
     if data is not None:
         cards["data_card.md"] = data_card(data)
     for name, text in cards.items():
-        say(f"Wrote {write_card(out / name, text)}")
+        say(f"Wrote {write_text(out / name, text)}")

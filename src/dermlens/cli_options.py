@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import re
+from collections.abc import Iterable
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,16 @@ class Decision(StrEnum):
     BALANCED = "balanced"
 
 
+BundlePath = Annotated[
+    Path | None,
+    typer.Argument(help="Folder of a trained model; default the one that comes with dermlens."),
+]
+Methods = Annotated[
+    str, typer.Option(help="Names separated by commas; 'six' for the six methods; 'all'.")
+]
+Target = Annotated[
+    str | None, typer.Option(help="A code, predicted (the default), runner_up or flagged.")
+]
 Seed = Annotated[int, typer.Option(help="Sets everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Images per pass; bounds memory.")]
 AllowTrainingImages = Annotated[
@@ -47,6 +58,25 @@ BundleAndImages = Annotated[
         "comes with dermlens.",
     ),
 ]
+BundleAndData = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[BUNDLE] DATA",
+        help="Prepared and split data set; before it, a bundle if it is not to be the one that "
+        "comes with dermlens.",
+    ),
+]
+
+
+def bundle_and_data(paths: list[Path]) -> tuple[Path, Path]:
+    """Return the bundle, which may be left out, and the data set that were given."""
+    from dermlens.model.bundle import bundle_and_rest
+
+    # Of two paths the first can only be meant as a bundle, and is refused if it is none.
+    bundle, rest = (paths[0], paths[1:]) if len(paths) == 2 else bundle_and_rest(paths)
+    if len(rest) != 1:
+        raise UsageError("Give one prepared data set, and before it at most one bundle.")
+    return bundle, rest[0]
 
 
 def load_named(path: Path) -> "Bundle":
@@ -58,11 +88,14 @@ def load_named(path: Path) -> "Bundle":
     return bundle
 
 
+def say_written(paths: Iterable[Path]) -> None:
+    """Say what was written, a line for each path."""
+    for path in paths:
+        say(f"Wrote {path}")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Turn ``"192x256"`` (height x width) into ``(192, 256)``.
-
-    Raises:
-        UsageError: If the text has another form.
 
     Example:
         >>> parse_size("192x256")
@@ -76,9 +109,6 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_range(text: str) -> tuple[float, float]:
     """Turn ``"0,1"`` into ``(0.0, 1.0)``.
-
-    Raises:
-        UsageError: If the text has another form.
 
     Example:
         >>> parse_range("-1,1")
@@ -115,15 +145,7 @@ held = ExitStack()
 
 
 def claim(out: Path, *, reading: Path | None = None) -> None:
-    """Keep other runs out of a folder until this command ends.
-
-    Args:
-        out: Folder the command writes into.
-        reading: Data set that must stay as it is meanwhile.
-
-    Raises:
-        UsageError: If another run uses one of them.
-    """
+    """Keep other runs out of a folder until this command ends."""
     held.enter_context(folder_lock(out))
     if reading is not None:
         held.enter_context(folder_lock(reading, shared=True))

@@ -60,8 +60,13 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON atomically, numpy values included; NaN and infinity become null."""
+    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text atomically."""
     with written_beside(path) as temporary:
-        temporary.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(text, encoding="utf-8")
     return Path(path)
 
 

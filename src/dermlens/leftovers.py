@@ -1,4 +1,4 @@
-"""Temporary names, and removing what killed processes left under them.
+"""Temporary names, whose process still lives, and removing what killed ones left.
 
 ``.NAME.dermlens-HOST-PID-NUMBER.part`` is being written and will be renamed to ``NAME`` (or holds
 what stood there before); ``….old`` was moved aside where two folders cannot be exchanged at once.
@@ -6,14 +6,16 @@ what stood there before); ``….old`` was moved aside where two folders cannot b
 
 import itertools
 import os
+import platform
 import re
 import shutil
+import threading
 import time
 from contextlib import suppress
+from multiprocessing import parent_process
 from pathlib import Path
 
 from dermlens import locks
-from dermlens.processes import HOST, is_alive
 
 _FOREIGN_SECONDS = 7 * 24 * 3600
 """After so long untouched, what a process of another machine or container left is leftover."""
@@ -26,14 +28,57 @@ _mine: set[str] = set()
 _swept: set[Path] = set()
 
 
-def temporary_beside(path: Path, ending: str = "part", *, suffix: str = "") -> Path:
-    """Return a name in the same folder that no other process or thread uses.
+def _host() -> str:
+    """Return a name for where process numbers mean the same: machine and, on Linux, namespace."""
+    name = re.sub(r"[^A-Za-z0-9]", "_", platform.node())[:32] or "host"
+    try:
+        # Containers can share a host name and a folder, but count their processes apart.
+        namespace = re.sub(r"\D", "", str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:
+        namespace = ""
+    return f"{name}_{namespace}"
 
-    Args:
-        path: What it will be, or was.
-        ending: ``"part"`` or ``"old"``.
-        suffix: To end with, for writers that look at it.
+
+HOST = _host()
+"""Where this process runs; letters, digits and underscores."""
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process of this host runs, whoever's it is."""
+    if os.name == "nt":  # os.kill would end the process there.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    try:
+        # A process that was killed but not yet waited for writes nothing any more.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
+
+
+def end_with_parent() -> None:
+    """Make this worker process end as soon as the process that started it is gone.
+
+    A worker waits for tasks at a pipe that its siblings keep open, so that without this it would
+    outlive a parent that was killed. Meant as ``initializer`` of a pool of processes.
     """
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def temporary_beside(path: Path, ending: str = "part", *, suffix: str = "") -> Path:
+    """Return a name in the same folder that no other process or thread uses."""
     name = f"{_prefix(path)}{HOST}-{os.getpid()}-{next(_numbers)}.{ending}{suffix}"
     _mine.add(name)
     return path.with_name(name)

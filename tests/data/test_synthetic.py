@@ -19,7 +19,7 @@ from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
 from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json
 from dermlens.labels import HAM10000
-from dermlens.processes import is_alive
+from dermlens.leftovers import is_alive
 
 SIZE = (48, 64)
 

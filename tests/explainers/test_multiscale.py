@@ -6,6 +6,7 @@ import pytest
 from dermlens.errors import UsageError
 from dermlens.explainers.base import Attribution
 from dermlens.explainers.grad_cam import LayerCAM
+from dermlens.explainers.layers import find_features
 from dermlens.explainers.multiscale import (
     KINDS,
     MultiScale,
@@ -18,8 +19,8 @@ from dermlens.explainers.multiscale import (
 from dermlens.explainers.occlusion import Occlusion
 from dermlens.explainers.output import Contrast
 from dermlens.explainers.shap import GaussianProcessSHAP
-from dermlens.explainers.stages import StageCAM, find_stages
-from dermlens.explainers.superpixel_bank import SuperpixelBank
+from dermlens.explainers.stages import StageCAM, stages_of
+from dermlens.explainers.superpixel_explainer import SuperpixelBank
 from explain_networks import function_network, linear_network, smooth_images, trained_like
 
 SIZE = (32, 48)
@@ -34,7 +35,7 @@ def model():
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_stages_of_a_small_network(nested: bool) -> None:
-    stages = find_stages(trained_like(SIZE, nested=nested))
+    stages = stages_of(find_features(trained_like(SIZE, nested=nested)))
     prefix = "backbone/" if nested else ""
     assert [(s.layer, s.size) for s in stages] == [
         (f"{prefix}relu1", (16, 24)),
@@ -61,7 +62,7 @@ def test_side_branches_padding_and_squeezing_are_no_stages() -> None:
     pooled = keras.layers.GlobalAveragePooling2D()(x)
     network = keras.Model(inputs, keras.layers.Dense(7)(pooled))
     # "side" is the last at 16 x 24, but the shortcut goes around it.
-    assert [s.layer for s in find_stages(network)] == ["everything", "gated", "last"]
+    assert [s.layer for s in stages_of(find_features(network))] == ["everything", "gated", "last"]
 
 
 def test_deepest_stage_is_layer_cam_and_scores_can_be_chosen(model) -> None:

@@ -13,7 +13,7 @@ from dermlens.explainers.lime import LIME
 from dermlens.explainers.occlusion import Occlusion
 from dermlens.explainers.perturbation import MaskedModel
 from dermlens.explainers.registry import create, create_several
-from dermlens.explainers.superpixel_bank import SuperpixelBank
+from dermlens.explainers.superpixel_explainer import SuperpixelBank
 from dermlens.files import read_json, write_json
 from dermlens.model import int8_copy as copies
 from dermlens.model.bundle import Bundle, load_bundle
@@ -465,13 +465,12 @@ def test_scorer_is_traced_once_for_any_image() -> None:
     masked = MaskedModel(
         linear_network(np.zeros((4, 6, 3, 3))),
         lambda shared, kept: 1.0 - shared[None] * kept[:, :1, None],
-        2,
         Occlusion(linear_network(np.zeros((4, 6, 3, 3)))).network.cost,
         scorer=recording,
     )
     area = np.zeros((4, 6), np.float32)
     area[0] = 1.0
     for image in smooth_images(3, (4, 6)).astype(np.float32):
-        masked.logits(image, np.zeros_like(image), area, np.ones((3, 1), np.float32))
+        masked.logits(image, np.zeros_like(image), area, np.ones((3, 1), np.float32), 2)
     assert masked.traces == 1 and masked.cost.forward == 9
     assert (np.concatenate(recording.seen)[:, 0] == 0).all()

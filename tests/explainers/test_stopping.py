@@ -1,5 +1,7 @@
 """Work that is no longer wanted ends before its next batch, and leaves nothing half-made."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,14 @@ from dermlens.explainers.stopping import Stopped, stop_point, stoppable
 from dermlens.model.bundle import Bundle
 from serving_support import picture, untrained_bundle
 
-MANY_BATCHES = ("lime", "gp_shap", "occlusion", "rise", "integrated_gradients", "smooth_grad")
+MANY_BATCHES: dict[str, dict[str, Any]] = {
+    "lime": {"n_samples": 120},
+    "gp_shap": {"n_samples": 120},
+    "occlusion": {"patch_size": 12},
+    "rise": {"n_samples": 60},
+    "integrated_gradients": {"tolerance": None},
+    "smooth_grad": {"n_samples": 15},
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def test_stop_points_do_nothing_where_all_is_wanted() -> None:
 
 @pytest.mark.parametrize("name", MANY_BATCHES)
 def test_methods_end_before_their_next_batch(bundle: Bundle, name: str) -> None:
-    explainer, fresh = (create(name, bundle) for _ in range(2))
+    explainer, fresh = (create(name, bundle, **MANY_BATCHES[name]) for _ in range(2))
     image = np.asarray(picture(4, 32, 48))[None]
     asked = 0
 

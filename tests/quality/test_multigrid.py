@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermlens.quality.multigrid import _coarser, _finest, neighbor_sum, solve_removed
+from dermlens.quality.imputation import _coarser, _finest, neighbor_sum, solve_removed
 
 
 def solved_directly(image: np.ndarray, removed: np.ndarray) -> np.ndarray:

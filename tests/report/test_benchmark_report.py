@@ -16,16 +16,15 @@ from dermlens.quality.benchmark_summary import summarize
 from dermlens.quality.benchmark_tables import Tables
 from dermlens.report import benchmark_figures as figures
 from dermlens.report.benchmark_report import (
-    benchmark_markdown,
     benchmark_page,
     comparison_table,
     excluded_text,
     interval_text,
-    markdown_table,
     ranking_table,
     write_benchmark_report,
     zone_table,
 )
+from dermlens.report.html import markdown_table
 
 NAMES = ["grad_cam", "occlusion", "uniform", "untrained_grad_cam"]
 LEVEL = {"grad_cam": 0.8, "occlusion": 0.6, "uniform": 0.3, "untrained_grad_cam": 0.4}
@@ -165,7 +164,7 @@ def test_tables_hold_the_numbers(summary: dict[str, Any]) -> None:
 
 
 def test_markdown_has_well_formed_tables(summary: dict[str, Any]) -> None:
-    text = benchmark_markdown(summary)
+    text = benchmark_page(summary).markdown()
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {line.count("|") for line in block.strip().split("\n")}
         assert len(widths) == 1 and len(block.strip().split("\n")) > 2, block

@@ -11,7 +11,7 @@ from dermlens.data.synthetic import make_synthetic
 from dermlens.errors import DataError
 from dermlens.files import read_json, write_json
 from dermlens.labels import HAM10000
-from dermlens.report import exploration_figures as figures
+from dermlens.report import exploration as figures
 from dermlens.report.exploration import explore
 
 CODES = HAM10000.codes

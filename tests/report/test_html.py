@@ -46,7 +46,7 @@ def full_page() -> Page:
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
     page = Page("Title & more", "Under <it>")
-    page.section("First part", "Some text.").figure(figure, "A line.", alt="Rising line")
+    page.section("First part", "Some text.").figure(figure, "A line.")
     page.section("First part").table(
         pd.DataFrame({"dx": ["nv", "<script>"], "images": [6705, 3], "share": [0.5, np.nan]}),
         "Counts.",
@@ -70,8 +70,8 @@ def test_everything_put_in_is_escaped() -> None:
     text = full_page().html()
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "<title>Title &amp; more</title>" in text and "Under &lt;it&gt;" in text
-    page = Page('"quoted"').figure(np.zeros((2, 2, 3), np.uint8), 'c"><img src=x>', alt='a"b')
-    assert [a["alt"] for a in Reader(page.html()).attributes("img")] == ['a"b']
+    page = Page('"quoted"').figure(np.zeros((2, 2, 3), np.uint8), 'c"><img src=x>')
+    assert [a["alt"] for a in Reader(page.html()).attributes("img")] == ['c"><img src=x>']
 
 
 def test_page_loads_nothing_from_elsewhere() -> None:
@@ -93,13 +93,6 @@ def test_figure_is_embedded_with_size_caption_and_alt() -> None:
     assert head == "data:image/png;base64"
     decoded = Image.open(io.BytesIO(base64.b64decode(content)))
     np.testing.assert_array_equal(np.asarray(decoded), image)
-
-
-def test_empty_alt_marks_a_decoration() -> None:
-    (attributes,) = Reader(
-        Page("t").figure(np.zeros((2, 2, 3), np.uint8), "c", alt="").html()
-    ).attributes("img")
-    assert attributes["alt"] == ""
 
 
 def test_png_bytes_stay_as_they_are() -> None:

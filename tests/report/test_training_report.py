@@ -16,7 +16,7 @@ from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
-from dermlens.report.training_report import augmentation_preview, write_training_figures
+from dermlens.report.evaluation_report import augmentation_preview, write_training_figures
 from tests_support import register_tiny_backbone
 
 CODES = HAM10000.codes

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serving_support import picture, save_untrained
+from dermlens.serve.app_actions import Actions
+from dermlens.serve.app_desk import Desk
+from serving_support import picture, save_untrained, untrained_bundle
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def desk() -> Desk:
+    """A desk without a server, traced once for all tests of what it does."""
+    return Desk(untrained_bundle())
+
+
+@pytest.fixture(scope="session")
+def actions(desk: Desk) -> Actions:
+    return desk.actions
 
 
 @pytest.fixture(scope="session")

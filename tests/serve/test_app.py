@@ -22,23 +22,17 @@ from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report import layers as app_layers
 from dermlens.serve import app_page, app_page_about, app_page_results
 from dermlens.serve.app_actions import Actions, Analysis
-from dermlens.serve.app_errors import sentences
+from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_explaining import Explaining
+from dermlens.serve.app_guard import sentences
 from serving_support import SIZE, picture, text_of, untrained_bundle
 
 NOTE = "Research and education only, not a medical device."
 
 
 @pytest.fixture(scope="module")
-def actions() -> Actions:
-    made = Actions(untrained_bundle())
-    made.warm_up()
-    return made
-
-
-@pytest.fixture(scope="module")
-def explaining(actions: Actions) -> Explaining:
-    return Explaining(actions)
+def explaining(desk: Desk) -> Explaining:
+    return desk.explaining
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +152,7 @@ def test_methods_are_explained_one_after_the_other(
 ) -> None:
     names = ["grad_cam", "integrated_gradients"]
     states = list(explaining.explain(analysis, names, "mel"))
-    progress = [(list(step.results), step.running) for step in states]
+    progress = [(list(work.comparison.combined), work.running) for work in states]
     assert progress == [
         ([], "grad_cam"),
         (["grad_cam"], "integrated_gradients"),
@@ -166,19 +160,21 @@ def test_methods_are_explained_one_after_the_other(
     ]
     last, bundle = states[-1], explaining.bundle
     expected = GradCAM(bundle).attribute(load_image(photo, SIZE)[None], "mel")
-    np.testing.assert_allclose(last.results["grad_cam"].maps, expected.maps, atol=1e-5)
-    assert last.target == 4 and states[0].agreement == {} and states[1].agreement == {}
-    maps = smoothed(np.stack([result.maps[0] for result in last.results.values()]))
+    np.testing.assert_allclose(last.comparison.combined["grad_cam"].maps, expected.maps, atol=1e-5)
+    assert (
+        last.comparison.target == "mel" and states[0].agreement == {} and states[1].agreement == {}
+    )
+    maps = smoothed(np.stack([result.maps[0] for result in last.comparison.combined.values()]))
     both = spearman(maps[:1], maps[1:])[0]
     assert last.agreement == {name: pytest.approx(both) for name in names}
-    text = text_of(app_page_results.cards("Melanoma", analysis, last))
+    text = text_of(app_page_results.cards(Job("", analysis, last)))
     assert "Melanoma" in text and "convergence delta" in text
     assert f"agreement with others {both:.2f}" in text
     for name in names:
         assert METHODS[name].title in text and METHODS[name].question in text
-    running = text_of(app_page_results.cards("Melanoma", analysis, states[1]))
+    running = text_of(app_page_results.cards(Job("", analysis, states[1])))
     assert "2 of 2: Integrated Gradients" in running and "about 22 forward, 64 backward" in running
-    stopped = text_of(app_page_results.cards("Melanoma", analysis, states[1], stopped=True))
+    stopped = text_of(app_page_results.cards(Job("", analysis, states[1]), stopped=True))
     assert stopped.startswith("Stopped after 1 of 2 methods.")
     facts = explaining.facts(last)
     assert facts["target"] == "mel" and list(facts["methods"]) == names
@@ -203,7 +199,11 @@ def test_default_target_is_the_most_probable_and_wrong_choices_are_refused(
     explaining: Explaining, analysis: Analysis
 ) -> None:
     *_, last = explaining.explain(analysis, ["grad_cam"], PREDICTED)
-    assert last.target == analysis.predicted == explaining.actions.target(analysis, PREDICTED)
+    assert (
+        last.comparison.reading.target
+        == analysis.predicted
+        == explaining.actions.target(analysis, PREDICTED)
+    )
     assert explaining.actions.target(analysis, "vasc") == 6
     for methods, target in (([], PREDICTED), (["magic"], PREDICTED), (["grad_cam"], "moles")):
         with pytest.raises(UsageError):
@@ -215,7 +215,7 @@ def test_color_maps_and_contours_change_nothing_but_colors(
 ) -> None:
     *_, last = explaining.explain(analysis, ["grad_cam", "integrated_gradients"], "mel")
     first, other = (
-        app_page_results.cards("Melanoma", analysis, last, color_map)
+        app_page_results.cards(Job("", analysis, last), color_map)
         for color_map in ("inferno", "viridis")
     )
     assert text_of(first) == text_of(other) and first != other
@@ -240,7 +240,7 @@ def test_contour_surrounds_the_strongest_fifth() -> None:
 
 
 def test_every_registered_method_can_be_chosen(explaining: Explaining) -> None:
-    assert [value for _, value in explaining.method_choices()] == list(METHODS)
+    assert explaining.methods == list(METHODS)
     assert len(explaining.actions.target_choices()) == 8
 
 

@@ -83,12 +83,11 @@ def test_grad_cam_of_a_head_that_is_no_pooling_and_dense_layer(
 def test_explained_and_compared(desk: Desk, photo: Path) -> None:
     methods = ["grad_cam", "integrated_gradients"]
     *_, last = desk.explain(None, str(photo), methods, "golden retriever")
-    assert last.step is not None and list(last.step.results) == methods
+    assert list(last.work.comparison.combined) == methods
     *_, done = desk.compare(None, str(photo), methods, PREDICTED, RUNNER_UP)
-    assert done.progress is not None
-    text = text_of(app_page_results.comparison(done.analysis.display, done.progress))
+    text = text_of(app_page_results.comparison(done))
     assert "Why this class and not another" in text and "not calibrated" in text
-    assert done.progress.comparison.scales is not None
+    assert done.work.comparison.scales is not None
     questions = [METHODS[name].question for name in methods]
     for question in questions:
         text = text.replace(question, "")
@@ -110,8 +109,9 @@ def test_batch_of_two_classes(two: Bundle, desk: Desk, photo: Path) -> None:
 
 def test_subclassed_model_offers_the_other_methods_and_says_why(photo: Path) -> None:
     desk = Desk(adopted_bundle(subclassed=True))
-    names = [value for _, value in desk.explaining.method_choices()]
-    assert names == [name for name, entry in METHODS.items() if entry.family != "activation"]
+    assert desk.explaining.methods == [
+        name for name, entry in METHODS.items() if entry.family != "activation"
+    ]
     assert desk.explaining.without
     found = desk.actions.analyze(photo)
     assert desk.actions.map_of(found, 0) is None
@@ -119,7 +119,7 @@ def test_subclassed_model_offers_the_other_methods_and_says_why(photo: Path) -> 
     with pytest.raises(Exception, match="activation map"):
         list(desk.explain(None, str(photo), ["grad_cam"], PREDICTED))
     *_, last = desk.explain(None, str(photo), ["occlusion"], PREDICTED)
-    assert last.step is not None and last.step.results["occlusion"].maps.shape == (1, *SIZE)
+    assert last.work.comparison.combined["occlusion"].maps.shape == (1, *SIZE)
     page = build_app(desk.bundle)
     shown = str(page.get_config_file())
     assert "Without class activation maps." in shown

@@ -16,18 +16,13 @@ from dermlens.report.comparer import Comparer
 from dermlens.report.comparison_view import matrix_table
 from dermlens.serve import app_batch, app_page_results, app_style
 from dermlens.serve.app_actions import Actions, Analysis
-from dermlens.serve.app_desk import Desk
-from dermlens.serve.app_explaining import Explaining, Progress
+from dermlens.serve.app_desk import Desk, Job
+from dermlens.serve.app_explaining import Explaining, Work
 from dermlens.serve.app_tabs import name_of
 from dermlens.serve.app_tabs_compare import maps_file
-from serving_support import text_of, untrained_bundle
+from serving_support import text_of
 
 METHODS = ["grad_cam", "integrated_gradients"]
-
-
-@pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(untrained_bundle())
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +31,12 @@ def analysis(desk: Desk, lesion: Path) -> Analysis:
 
 
 @pytest.fixture(scope="module")
-def states(desk: Desk, analysis: Analysis) -> list[Progress]:
+def states(desk: Desk, analysis: Analysis) -> list[Work]:
     return list(desk.explaining.compare(analysis, METHODS, "mel", "vasc"))
 
 
 def test_comparison_is_what_the_command_computes(
-    desk: Desk, analysis: Analysis, states: list[Progress]
+    desk: Desk, analysis: Analysis, states: list[Work]
 ) -> None:
     expected = Comparer(desk.bundle, METHODS).compare(analysis.image, target="mel", against="vasc")
     found = states[-1].comparison
@@ -58,22 +53,22 @@ def test_comparison_is_what_the_command_computes(
     np.testing.assert_array_equal(loaded["grad_cam"], found.combined["grad_cam"].maps[0])
 
 
-def test_every_part_is_shown_when_it_is_ready(analysis: Analysis, states: list[Progress]) -> None:
+def test_every_part_is_shown_when_it_is_ready(analysis: Analysis, states: list[Work]) -> None:
     assert [s.running for s in states] == [*METHODS, "agreement", "scales", "discrimination", None]
     assert [s.done for s in states] == [1, 2, 3, 4, 5, 6] and states[0].total == 6
-    pages = [text_of(app_page_results.comparison(analysis.display, s)) for s in states]
+    pages = [text_of(app_page_results.comparison(Job("", analysis, s))) for s in states]
     assert "2 of 6: Grad-CAM." in pages[0] and "1. Methods" not in pages[0]
     assert "1. Methods" in pages[1] and "2. How far" not in pages[2]
     assert "2. How far" in pages[3] and "3. Several" not in pages[3]
     assert "3. Several" in pages[4] and "4. Why" not in pages[4]
     assert "Complete." in pages[5] and "Summary" in pages[5]
     assert pages[5].index("Summary") < pages[5].index("1. Methods")
-    stopped = text_of(app_page_results.comparison(analysis.display, states[2], stopped=True))
+    stopped = text_of(app_page_results.comparison(Job("", analysis, states[2]), stopped=True))
     assert stopped.startswith("Stopped after 3 of 6 parts.")
 
 
-def test_warnings_stand_before_the_sentences(analysis: Analysis, states: list[Progress]) -> None:
-    text = text_of(app_page_results.comparison(analysis.display, states[-1]))
+def test_warnings_stand_before_the_sentences(analysis: Analysis, states: list[Work]) -> None:
+    text = text_of(app_page_results.comparison(Job("", analysis, states[-1])))
     summary = states[-1].comparison.summary
     assert summary is not None and summary.doubts
     sentence = " ".join(summary.sentences["diagnosis"].replace("\xa0", " ").split())
@@ -185,11 +180,6 @@ def test_batch_table_and_csv(actions: Actions, lesion: Path, tmp_path: Path) -> 
     assert app_batch.as_data(actions, states[-1])[0]["logits"]["mel"] == pytest.approx(
         float(expected.logits[4])
     )
-
-
-@pytest.fixture(scope="module")
-def actions(desk: Desk) -> Actions:
-    return desk.actions
 
 
 def test_batches_have_limits(

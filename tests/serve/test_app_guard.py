@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dermlens.errors import UsageError
-from dermlens.serve import app_access, app_guard
+from dermlens.serve import app_guard, app_limits
 from dermlens.serve.app_guard import MAX_CALL_BYTES, MAX_REQUEST_BYTES, Guard, Readers, Site
 from dermlens.serve.app_limits import (
     ALL,
@@ -297,36 +297,36 @@ def test_readers_are_known_as_long_as_they_read() -> None:
 
 
 def test_the_password_is_never_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert app_access.sign_in(None) is None
+    assert app_limits.sign_in(None) is None
     monkeypatch.setenv("DERMLENS_PASSWORD", "a:long word")
-    assert app_access.sign_in(" ann ") == ("ann", "a:long word")
+    assert app_limits.sign_in(" ann ") == ("ann", "a:long word")
     with pytest.raises(UsageError, match="command line can be read"):
-        app_access.sign_in("ann:secret")
+        app_limits.sign_in("ann:secret")
     with pytest.raises(UsageError, match="needs a name"):
-        app_access.sign_in(" ")
+        app_limits.sign_in(" ")
     monkeypatch.setenv("DERMLENS_PASSWORD", "short")
     with pytest.raises(UsageError, match="at least 8"):
-        app_access.sign_in("ann")
+        app_limits.sign_in("ann")
     monkeypatch.delenv("DERMLENS_PASSWORD")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(UsageError, match="Set DERMLENS_PASSWORD"):
-        app_access.sign_in("ann")
+        app_limits.sign_in("ann")
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     typed = iter(["long enough", "long enough", "long enough", "longer"])
     monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
-    assert app_access.sign_in("ann") == ("ann", "long enough")
+    assert app_limits.sign_in("ann") == ("ann", "long enough")
     with pytest.raises(UsageError, match="differ"):
-        app_access.sign_in("ann")
+        app_limits.sign_in("ann")
 
 
 def test_open_pages_are_warned_of() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "[::1]", "127.0.0.9"):
-        assert app_access.warning(host, False, False) is None
+        assert app_limits.warning(host, False, False) is None
     for host in ("0.0.0.0", "::", "192.168.1.5", "ward7"):
-        said = app_access.warning(host, False, False)
+        said = app_limits.warning(host, False, False)
         assert said is not None and "--auth NAME" in said and "can reach this computer" in said
-        said = app_access.warning(host, False, True)
+        said = app_limits.warning(host, False, True)
         assert said is not None and "unencrypted" in said
-    said = app_access.warning("127.0.0.1", True, False)
+    said = app_limits.warning("127.0.0.1", True, False)
     assert said is not None and "internet" in said and "--auth NAME" in said
-    assert app_access.warning("127.0.0.1", True, True) is None
+    assert app_limits.warning("127.0.0.1", True, True) is None

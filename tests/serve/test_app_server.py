@@ -19,7 +19,7 @@ from PIL import Image
 from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.labels import HAM10000
 from dermlens.serve.app_actions import Actions
-from serving_support import picture, text_of, untrained_bundle
+from serving_support import picture, text_of
 
 SENTENCES = {
     "text": "cannot be decoded as an image",
@@ -55,8 +55,7 @@ def test_endpoints_are_named_typed_and_described(client: Any) -> None:
     assert given == ["image", "methods", "target", "against", "color_map"]
 
 
-def test_analyze(client: Any, lesion: Path) -> None:
-    actions = Actions(untrained_bundle())
+def test_analyze(client: Any, actions: Actions, lesion: Path) -> None:
     expected = actions.analyze(lesion)
     answer, overlay, facts, _ = client.predict(sent(lesion), api_name="/analyze")
     assert facts["predicted"] == actions.bundle.classes[expected.predicted]
@@ -422,7 +421,7 @@ def test_nothing_is_written_into_the_package_or_the_working_folder(served: Any) 
 
 def test_decompression_bombs_of_every_format_are_refused(tmp_path: Path) -> None:
     from dermlens.errors import DataError
-    from dermlens.serve.app_reading import read_upload
+    from dermlens.serve.app_actions import read_upload
 
     large = Image.new("1", (9000, 9000))
     for kind in ("png", "tiff", "bmp"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dermlens.serve.app_results import Results
+from dermlens.serve.app_desk import Results
 from dermlens.serve.app_uploads import RunFolder, Uploads, sweep_dead_runs
 
 
@@ -74,7 +74,7 @@ def test_sweeping_goes_on_in_the_background(
 
 def test_results_are_few_and_short_lived(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("dermlens.serve.app_results.time.monotonic", lambda: now)
+    monkeypatch.setattr("dermlens.serve.app_desk.time.monotonic", lambda: now)
     results = Results(sessions=2, seconds=100)
     results.put("ann", "analysis", 1)
     results.put("ann", "explanation", 2)
@@ -164,16 +164,18 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_the_end_of_terminal_or_supervisor_deletes_uploads(tmp_path: Path, number: int) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+def test_the_end_of_terminal_or_supervisor_deletes_uploads(tmp_path: Path) -> None:
+    how: Any = {"stdout": subprocess.PIPE, "text": True}
+    how["env"] = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", SERVE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as serving:
-        assert serving.stdout is not None
-        folder = Path(serving.stdout.readline().strip())
-        assert (folder / "photo.png").exists() and folder.is_relative_to(tmp_path)
-        serving.send_signal(number)
-        assert serving.wait(60) == 0
+    # Both at once: each takes long to start.
+    with subprocess.Popen(command, **how) as first, subprocess.Popen(command, **how) as second:
+        for number, serving in ((signal.SIGHUP, first), (signal.SIGTERM, second)):
+            folder = Path(serving.stdout.readline().strip())
+            assert (folder / "photo.png").exists() and folder.is_relative_to(tmp_path)
+            serving.send_signal(number)
+            assert serving.wait(60) == 0
+            assert not folder.exists()
     assert list(tmp_path.glob("dermlens-app-*")) == []
 
 

@@ -380,5 +380,5 @@ def test_unknown_formats_and_foreign_folders_are_refused(bundle: Bundle, tmp_pat
         exporting.export(bundle, tmp_path, [])
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is not a SavedModel of dermlens, so it is not replaced"):
-        exporting.export_saved_model(bundle, tmp_path, Reference(bundle, [pixels(0, *SIZE)]))
+        exporting.export_saved_model(tmp_path, Reference(bundle, [pixels(0, *SIZE)]))
     assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -63,11 +63,11 @@ def test_a_graph_explains_what_the_package_explains(kind: str) -> None:
     assert out["target"].numpy().tolist() == goals.tolist()
     assert out["target_code"].numpy()[1] == b"benign"
 
-    every, maps = graph.all_maps(pixels)
+    every, maps, _ = graph.all_maps_and_features(pixels)
     np.testing.assert_allclose(every, logits, rtol=1e-4, atol=1e-5)
     whole = GradCAM(model).attribute(images, "all").maps
     np.testing.assert_allclose(maps, whole, atol=1e-4 * whole.max())
-    assert graph.answers(every)["class_name"].numpy()[0].decode() in ("Benign", "Malignant")
+    assert graph.outputs(pixels)["class_name"].numpy()[0].decode() in ("Benign", "Malignant")
 
     path = graph.integrated_gradients(pixels, targets)
     wanted = IntegratedGradients(model, tolerance=None).attribute(images, goals.tolist())

@@ -35,8 +35,8 @@ from dermlens.errors import DataError, UsageError
 from dermlens.files import read_json, write_csv, write_json
 from dermlens.folders import folder_beside
 from dermlens.labels import HAM10000, LabelSet
+from dermlens.leftovers import end_with_parent
 from dermlens.locks import folder_lock
-from dermlens.processes import end_with_parent
 from dermlens.progress import progress
 
 KIND = data_set_kind("a synthetic data set")

@@ -36,14 +36,7 @@ _calls: ContextVar[tuple[Cost, ...]] = ContextVar("calls", default=())
 
 @contextmanager
 def counted() -> Iterator[Cost]:
-    """Count what is paid inside, and nothing that other threads pay meanwhile.
-
-    Example:
-        >>> with counted() as cost:
-        ...     Cost().pay(3, 2)
-        >>> cost.forward, cost.backward
-        (3, 2)
-    """
+    """Count what is paid inside, and nothing that other threads pay meanwhile."""
     cost, start = Cost(), time.perf_counter()
     token = _calls.set((*_calls.get(), cost))
     try:
@@ -109,14 +102,14 @@ class Attribution:
                 found[one.name] = value[position].item()
         return found
 
-    def of_class(self: "Result", place: int, target: int | None = None) -> "Result":
+    def of_class(self: "Result", place: int, target: Any = None) -> "Result":
         """Return a result for all classes as a result for one of them.
 
         The cost stays what was paid for all: they come together.
 
         Args:
             place: On the second axis of ``maps``.
-            target: Position of that class, where it is not the place.
+            target: Position of that class, one or one per image, where it is not the place.
         """
         chosen: dict[str, Any] = {
             one.name: getattr(self, one.name)[:, place]
@@ -145,13 +138,8 @@ def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
     if len({a.shape[1:] for a in arrays}) == 1:
         return np.concatenate(arrays)
     width = max(a.shape[-1] for a in arrays)
+    missing = [[(0, 0)] * (a.ndim - 1) + [(0, width - a.shape[-1])] for a in arrays]
+    padded = zip(arrays, missing, strict=True)
     return np.concatenate(
-        [
-            np.pad(
-                a.astype(np.float32),
-                [(0, 0)] * (a.ndim - 1) + [(0, width - a.shape[-1])],
-                constant_values=np.nan,
-            )
-            for a in arrays
-        ]
+        [np.pad(a.astype(np.float32), pad, constant_values=np.nan) for a, pad in padded]
     )

@@ -2,17 +2,26 @@
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, cast
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explainers.attribution import Attribution, Cost, Result, counted
+from dermlens.explainers.attribution import Attribution, Cost, Result, counted, joined
 from dermlens.explainers.folding import folded_logits
 from dermlens.explainers.output import Output, chosen_output
 from dermlens.explainers.stopping import stop_point
-from dermlens.explainers.target import Targets, check_targets, is_all, part_of, resolve_targets
+from dermlens.explainers.target import (
+    Targets,
+    check_targets,
+    depend_on_answer,
+    is_all,
+    part_of,
+    resolve_targets,
+)
+from dermlens.labels import LabelSet
 from dermlens.model.image_classifier import as_classifier
 
 Progress = Callable[[int], None]
@@ -53,6 +62,41 @@ def call(model: Any, images: Any) -> Any:
     import tensorflow as tf
 
     return tf.cast(folded_logits(model, tf.cast(images, tf.float32)), tf.float32)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of ``Explainer.attribute`` asks for, checked."""
+
+    images: np.ndarray
+    targets: Targets
+    output: Output
+    batch_size: int
+    seed: int
+    progress: Progress | None
+    classes: LabelSet
+
+    @property
+    def every(self) -> bool:
+        """Whether all classes are explained."""
+        return is_all(self.targets)
+
+    def batches(self, size: int | None = None) -> Iterator["Request"]:
+        """Yield the request for up to ``size`` images at a time, as float32."""
+        for part in batches(len(self.images), size or self.batch_size):
+            images = self.images[part].astype(np.float32)
+            yield replace(self, images=images, targets=part_of(self.targets, part))
+
+    def goals(self, logits: np.ndarray) -> np.ndarray:
+        """Return the class positions to explain in each image, int32 (n, T), from logits (n, C)."""
+        if self.every:
+            return np.tile(np.arange(len(self.classes), dtype=np.int32), (len(logits), 1))
+        return resolve_targets(self.targets, logits, self.classes)[:, None]
+
+    def finished(self, count: int = 1) -> None:
+        """Report that images are finished."""
+        if self.progress is not None:
+            self.progress(count)
 
 
 class Explainer(ABC, Generic[Result]):
@@ -110,75 +154,50 @@ class Explainer(ABC, Generic[Result]):
             UsageError: If the images have another shape than the model takes or are not finite, a
                 target is unknown, or the batch size is no whole number above 0.
         """
-        images = self.classifier.photographs(images)
+        images, labels = self.classifier.photographs(images), self.classifier.labels
         if not is_all(targets):
-            check_targets(targets, self.classifier.labels, len(images))
+            check_targets(targets, labels, len(images))
         size = whole_number(batch_size, "The batch size")
         explained = chosen_output(output, self.classifier)
         with counted() as cost:
-            result = self._attribute(images, targets, explained, size, seed, progress)
-        result.cost = cost
-        return result
-
-    def resolve(self, targets: Targets, logits: np.ndarray, offset: int = 0) -> np.ndarray:
-        """Return the class position of each image of a batch, int32 (n,).
-
-        Args:
-            targets: As given to ``attribute`` (not ``"all"``).
-            logits: float (n, C) of the batch.
-            offset: Position of the batch's first image in the call.
-        """
-        part = part_of(targets, slice(offset, offset + len(logits)))
-        return resolve_targets(part, logits, self.classifier.labels)
+            asked = Request(images, targets, explained, size, seed, progress, labels)
+            parts = list(self._parts(asked))
+        none = np.zeros(0, np.int32)
+        if is_all(targets):
+            return replace(joined([replace(part, targets=none) for part in parts]), cost=cost)
+        return replace(joined([part.of_class(0, part.targets) for part in parts]), cost=cost)
 
     @abstractmethod
-    def _attribute(
-        self,
-        images: np.ndarray,
-        targets: Targets,
-        output: Output,
-        batch_size: int,
-        seed: int,
-        progress: Progress | None,
-    ) -> Result:
-        """Explain checked images; the cost is filled in by the caller."""
+    def _parts(self, asked: Request) -> Iterator[Result]:
+        """Explain some of the images at a time, in order; see ``_part``."""
 
-    def result(
-        self,
-        maps: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray],
-        values: Sequence[np.ndarray],
-        output: Output,
-        **more: Any,
+    def _part(
+        self, asked: Request, maps: Any, goals: np.ndarray, values: np.ndarray, **more: Any
     ) -> Result:
-        """Put batches together in a result of ``kind``, with the fields that it has more."""
+        """Return the attribution of n images for T classes each: maps (n, T, H, W), else (n, T).
+
+        ``more`` are the fields that ``kind`` has more, (n, T, ...) where they are per class.
+        """
         made = self.kind(
-            maps=np.concatenate(maps).astype(np.float32, copy=False),
+            maps=np.asarray(maps, np.float32),
             method=self.name,
-            targets=np.concatenate(targets) if len(targets) else np.zeros(0, np.int32),
-            values=np.concatenate(values).astype(np.float32, copy=False),
-            output=output.name,
+            targets=goals[:, 0],
+            values=np.asarray(values, np.float32),
+            output=asked.output.name,
             signed=self.signed,
             **more,
         )
         return cast(Result, made)
 
+    def _answers(self, asked: Request) -> np.ndarray:
+        """Return logits to resolve targets by; the model is asked only if they depend on it."""
+        if depend_on_answer(asked.targets):
+            return np.asarray(self.network.logits(asked.images))
+        return np.zeros((len(asked.images), len(self.classes)), np.float32)
+
 
 def whole_number(value: Any, what: str, least: int = 1) -> int:
-    """Return a size as an int, NumPy's whole numbers too.
-
-    Args:
-        value: As given.
-        what: Begins the sentence of the error, such as ``"The batch size"``.
-        least: Smallest number allowed.
-
-    Raises:
-        UsageError: If it is no whole number or too small.
-
-    Example:
-        >>> whole_number(np.int64(4), "The batch size")
-        4
-    """
+    """Return a size, NumPy's whole numbers too, or raise UsageError, begun with ``what``."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -194,13 +213,13 @@ def batches(count: int, size: int) -> list[slice]:
 
 
 def even_batch(total: int, largest: int) -> int:
-    """Return the batch size up to ``largest`` that covers ``total`` with the least padding.
-
-    Example:
-        >>> even_batch(20, 16), even_batch(32, 16), even_batch(5, 16)
-        (10, 16, 5)
-    """
+    """Return the batch size up to ``largest`` that covers ``total`` with the least padding."""
     return -(-total // -(-total // largest))
+
+
+def filled(array: np.ndarray, size: int) -> np.ndarray:
+    """Return an array padded to ``size`` rows by repeating its last."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
 
 
 def image_generator(seed: int, image: np.ndarray) -> np.random.Generator:

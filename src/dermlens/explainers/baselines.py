@@ -40,7 +40,13 @@ def baseline_image(image: np.ndarray, baseline: Baseline) -> np.ndarray:
     """
     image = np.asarray(image, dtype=np.float32)
     if isinstance(baseline, str):
-        return _named(image, baseline)
+        _check_name(baseline)
+        if baseline == "blur":
+            from scipy.ndimage import gaussian_filter
+
+            sigma = _BLUR_SHARE * min(image.shape[:2])
+            return gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
+        baseline = border_color(image) if baseline == "border" else 0.0
     value = np.asarray(baseline, dtype=np.float32)
     if value.shape not in ((), (3,), image.shape):
         raise UsageError(
@@ -50,40 +56,21 @@ def baseline_image(image: np.ndarray, baseline: Baseline) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(value, image.shape))
 
 
-def _named(image: np.ndarray, name: str) -> np.ndarray:
-    if name == "black":
-        return np.zeros_like(image)
-    if name == "border":
-        return np.ascontiguousarray(np.broadcast_to(border_color(image), image.shape))
-    if name == "blur":
-        from scipy.ndimage import gaussian_filter
-
-        sigma = _BLUR_SHARE * min(image.shape[:2])
-        return gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
-    raise UsageError(f"Unknown baseline {name!r}. Use one of: {', '.join(BASELINES)}; or a color.")
+def _check_name(name: str) -> None:
+    if name not in BASELINES:
+        raise UsageError(
+            f"Unknown baseline {name!r}. Use one of: {', '.join(BASELINES)}; or a color."
+        )
 
 
 def own_baseline(baseline: Any, classifier: ImageClassifier) -> Baseline:
-    """Return a baseline that a user gave as ``baseline_image`` takes it.
+    """Return a baseline that a user gave as ``baseline_image`` takes it, or raise UsageError.
 
-    Args:
-        baseline: A name; or a gray value, a color or an image: uint8 as a photograph, else in the
-            classifier's range of values.
-        classifier: Whose range counts.
-
-    Raises:
-        UsageError: If the name is unknown, or a value is no finite number.
-
-    Example:
-        >>> import keras
-        >>> head = [keras.layers.Flatten(), keras.layers.Dense(2)]
-        >>> model = keras.Sequential([keras.Input((4, 6, 3)), *head])
-        >>> float(own_baseline(0.5, ImageClassifier(model, value_range=(0, 1))))
-        127.5
+    A name stays; a gray value, a color or an image is a photograph where it is uint8, else in the
+    classifier's range of values.
     """
     if isinstance(baseline, str):
-        if baseline not in BASELINES:
-            _named(np.zeros((1, 1, 3), np.float32), baseline)
+        _check_name(baseline)
         return baseline
     values = np.asarray(baseline)
     if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
@@ -97,11 +84,7 @@ def own_baseline(baseline: Any, classifier: ImageClassifier) -> Baseline:
 
 
 def own_baselines(baseline: Any, classifier: ImageClassifier) -> list[Baseline]:
-    """Return one baseline or several, as ``own_baseline`` does; three plain numbers are a color.
-
-    Raises:
-        UsageError: If there is none, or one cannot be used.
-    """
+    """Return one baseline or several, as ``own_baseline`` does; three plain numbers are a color."""
     several = isinstance(baseline, Sequence) and not isinstance(baseline, str)
     color = several and len(baseline) == 3 and all(np.isscalar(v) for v in baseline)
     if not several or (color and not any(isinstance(v, str) for v in baseline)):
@@ -122,12 +105,7 @@ def border_color(image: np.ndarray) -> np.ndarray:
 
 
 def border_color_in_graph(image: Any, size: tuple[int, int]) -> Any:
-    """Return what ``border_color`` does, float32 (3,), in TensorFlow operations.
-
-    Args:
-        image: float32 tensor (H, W, 3), 0..255.
-        size: (H, W).
-    """
+    """Return what ``border_color`` does of a float32 tensor (H, W, 3), in TensorFlow operations."""
     import tensorflow as tf
 
     ring = border_ring(size)
@@ -141,11 +119,9 @@ def border_color_in_graph(image: Any, size: tuple[int, int]) -> Any:
 
 
 def border_ring(size: tuple[int, ...], share: float = BORDER_RING) -> np.ndarray:
-    """Return the ring along the image's border: bool (H, W).
+    """Return the ring along the border of an image of (height, width): bool (H, W).
 
-    Args:
-        size: (H, W).
-        share: Width as a share of the shorter side; at least one pixel.
+    It is a share of the shorter side wide, and at least one pixel.
 
     Example:
         >>> border_ring((3, 4)).astype(int).tolist()

@@ -7,6 +7,7 @@ pairs of a mask and its complement.
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy.special import comb, gammaln
@@ -22,14 +23,10 @@ _ROUNDS = 50
 
 
 def shapley_mass(pieces: int) -> np.ndarray:
-    """Return the Shapley kernel summed over all masks of each size 1..M-1: float64 (M + 1,).
+    """Return the Shapley kernel summed over all masks of each size: float64 (M + 1,).
 
-    Lundberg & Lee, NIPS 2017, theorem 2. Sizes 0 and M have infinite weight there, which the
-    additivity constraint stands for; here they are 0.
-
-    Example:
-        >>> shapley_mass(4).tolist()
-        [0.0, 1.0, 0.75, 1.0, 0.0]
+    Lundberg & Lee, NIPS 2017, theorem 2. Sizes 0 and M, of infinite weight there, are 0 here: the
+    additivity constraint stands for them.
     """
     sizes = np.arange(1, pieces)
     mass = np.zeros(pieces + 1)
@@ -69,21 +66,14 @@ class Coalitions:
         return self.masks.shape[1]
 
     @property
-    def enumerated(self) -> int:
-        """How many masks come first that were not drawn."""
-        return int((self.pairs < 0).sum())
-
-    @property
     def exhaustive(self) -> bool:
         """True if all 2^M masks are here."""
         return bool(self.complete.all())
 
     def weights(self, mass: np.ndarray) -> np.ndarray:
-        """Return the weight of each mask: float64 (n,).
+        """Return the weight of each mask, (n,), from that of all masks of each size, (M + 1,).
 
-        Args:
-            mass: (M + 1,): weight of all masks of each size together. Sums over the set then
-                estimate, without bias, sums over all masks.
+        Sums over the set then estimate, without bias, sums over all masks.
         """
         sizes = self.masks.sum(axis=1)
         each = mass / comb(self.pieces, np.arange(self.pieces + 1))
@@ -97,20 +87,12 @@ class Coalitions:
 def coalitions(
     pieces: int, n_samples: int, design: str, generator: np.random.Generator
 ) -> Coalitions:
-    """Choose the masks to evaluate.
+    """Choose at most ``n_samples`` masks to evaluate, at least 4; all 2^M where they are no more.
 
-    Args:
-        pieces: Number of superpixels, at least 2.
-        n_samples: Largest number of masks, at least 4.
-        design: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the
-            Shapley kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask
-            twice, for fits that need no weights; ``"both"``: half after LIME, half with all sizes
-            alike. Fewer than ``FEW_MASKS`` a piece are, with the last two designs, the beginnings
-            of permutations and of their reverses.
-        generator: Source of randomness.
-
-    Returns:
-        At most ``n_samples`` masks; all 2^M where that is no more than ``n_samples``.
+    Designs: ``"lime"``: every piece kept with probability 1/2; ``"shap"``: sizes after the Shapley
+    kernel, the extreme sizes completely; ``"even"``: all sizes alike and no mask twice, for fits
+    that need no weights; ``"both"``: half after LIME, half with all sizes alike. Fewer than
+    ``FEW_MASKS`` a piece are, with the last two, the beginnings of permutations and their reverses.
 
     Raises:
         UsageError: If there are too few pieces or samples, or the design is unknown.
@@ -128,35 +110,30 @@ def coalitions(
     complete[[0, pieces]] = True
     blocks = [np.ones((1, pieces), bool), np.zeros((1, pieces), bool)]
     left = n_samples - 2
-    shapley = shapley_mass(pieces)
     if design == "shap":
-        for size in _worth_enumerating(pieces, left, shapley):
+        for size in _worth_enumerating(pieces, left):
             blocks.append(_masks_of_size(pieces, size))
             complete[size] = True
             left -= len(blocks[-1])
-    paths = left // (2 * (pieces - 1))
+    paths, orders = left // (2 * (pieces - 1)), None
     if design in ("even", "both") and n_samples < FEW_MASKS * pieces and paths:
-        return _beginnings(pieces, paths, np.concatenate(blocks), complete, generator)
-    chances = _chances(pieces, design, shapley, complete)
-    draw = _draw_different if design == "even" else _draw
-    drawn, pairs = draw(pieces, left, chances, generator)
+        orders, drawn = _beginnings(pieces, paths, generator)
+        chances = np.where(complete, 0.0, 1.0 / (pieces - 1))
+    else:
+        chances = _chances(pieces, design, complete)
+        draw = _different if design == "even" else _independent
+        drawn = draw(pieces, -(-left // 2), chances, generator)
+    # Each mask is followed by its complement.
+    both = np.stack([drawn, ~drawn], axis=1).reshape(-1, pieces)[:left]
     known = np.concatenate(blocks)
-    return Coalitions(
-        np.concatenate([known, drawn]),
-        complete,
-        chances,
-        np.concatenate([np.full(len(known), -1), pairs]),
-    )
+    pairs = np.concatenate([np.full(len(known), -1), np.arange(len(both)) // 2])
+    return Coalitions(np.concatenate([known, both]), complete, chances, pairs, orders)
 
 
 def _beginnings(
-    pieces: int,
-    paths: int,
-    known: np.ndarray,
-    complete: np.ndarray,
-    generator: np.random.Generator,
-) -> Coalitions:
-    """Return the beginnings of permutations, each followed by its complement.
+    pieces: int, paths: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return permutations, each followed by its reverse, and the beginnings of the former.
 
     The complement of a beginning is a beginning of the reverse, so both are permutations.
     """
@@ -164,25 +141,21 @@ def _beginnings(
     orders = np.stack([ahead, ahead[:, ::-1]], axis=1).reshape(-1, pieces)
     ranks = ahead.argsort(axis=1)
     masks = (np.arange(1, pieces)[None, :, None] > ranks[:, None]).reshape(-1, pieces)
-    both = np.stack([masks, ~masks], axis=1).reshape(-1, pieces)
-    chances = np.where(complete, 0.0, 1.0 / (pieces - 1))
-    pairs = np.concatenate([np.full(len(known), -1), np.repeat(np.arange(len(masks)), 2)])
-    return Coalitions(np.concatenate([known, both]), complete, chances, pairs, orders)
+    return orders, masks
 
 
 def _all(pieces: int) -> Coalitions:
     codes = np.arange(2**pieces)
     masks = (codes[:, None] >> np.arange(pieces)) & 1 == 1
-    others = masks[1:-1]
-    ordered = np.concatenate([masks[-1:], masks[:1], others])
+    ordered = np.concatenate([masks[-1:], masks[:-1]])
     everything = np.ones(pieces + 1, bool)
     return Coalitions(ordered, everything, np.zeros(pieces + 1), np.full(len(codes), -1))
 
 
-def _worth_enumerating(pieces: int, budget: int, mass: np.ndarray) -> list[int]:
+def _worth_enumerating(pieces: int, budget: int) -> list[int]:
     """Return sizes (each with its complement) that sampling would evaluate completely anyway."""
     chosen: list[int] = []
-    remaining = mass.copy()
+    remaining = shapley_mass(pieces)
     for size in range(1, pieces // 2 + 1):
         both = sorted({size, pieces - size})
         count = sum(comb(pieces, s, exact=True) for s in both)
@@ -198,45 +171,40 @@ def _worth_enumerating(pieces: int, budget: int, mass: np.ndarray) -> list[int]:
 
 
 def _masks_of_size(pieces: int, size: int) -> np.ndarray:
-    from itertools import combinations
-
-    kept = list(combinations(range(pieces), size))
+    kept = np.array(list(combinations(range(pieces), size)))
     masks = np.zeros((len(kept), pieces), bool)
-    masks[np.arange(len(kept))[:, None], np.array(kept)] = True
+    masks[np.arange(len(kept))[:, None], kept] = True
     return masks
 
 
-def _chances(pieces: int, design: str, shapley: np.ndarray, complete: np.ndarray) -> np.ndarray:
+def _chances(pieces: int, design: str, complete: np.ndarray) -> np.ndarray:
     """Return the probability of each size among drawn masks; symmetric under complement."""
-    masses = {"shap": shapley, "lime": binomial_mass(pieces), "even": np.ones(pieces + 1)}
+    even = np.ones(pieces + 1)
+    masses = {"shap": shapley_mass(pieces), "lime": binomial_mass(pieces), "even": even}
     chances = np.zeros(pieces + 1)
-    for name, mass in masses.items():
-        share = 0.5 if design == "both" and name != "shap" else float(design == name)
-        open_mass = np.where(complete, 0.0, mass)
-        if share and open_mass.sum() > 0:
-            chances += share * open_mass / open_mass.sum()
+    for name in ("lime", "even") if design == "both" else (design,):
+        open_mass = np.where(complete, 0.0, masses[name])
+        if open_mass.sum() > 0:
+            chances += (0.5 if design == "both" else 1.0) * open_mass / open_mass.sum()
     return chances / chances.sum() if chances.sum() > 0 else chances
 
 
-def _draw(
+def _independent(
     pieces: int, count: int, chances: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw masks, each followed by its complement."""
+) -> np.ndarray:
+    """Draw masks independently."""
     if count <= 0 or chances.sum() <= 0:
-        return np.zeros((0, pieces), bool), np.zeros(0, int)
-    couples = -(-count // 2)
-    masks = _masks_of(generator.choice(pieces + 1, size=couples, p=chances), pieces, generator)
-    both = np.stack([masks, ~masks], axis=1).reshape(2 * couples, pieces)
-    return both[:count], np.repeat(np.arange(couples), 2)[:count]
+        return np.zeros((0, pieces), bool)
+    return _masks_of(generator.choice(pieces + 1, size=count, p=chances), pieces, generator)
 
 
-def _draw_different(
+def _different(
     pieces: int, count: int, chances: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw masks, each followed by its complement, none of them twice."""
-    couples, found = -(-count // 2), dict[bytes, np.ndarray]()
+) -> np.ndarray:
+    """Draw masks of which none is another or its complement."""
+    found = dict[bytes, np.ndarray]()
     for _ in range(_ROUNDS):
-        missing = couples - len(found)
+        missing = count - len(found)
         if missing <= 0:
             break
         # At even distances along the distribution: as many of each size as there should be.
@@ -245,9 +213,7 @@ def _draw_different(
         for mask in _masks_of(generator.permutation(sizes), pieces, generator):
             if (~mask).tobytes() not in found:
                 found.setdefault(mask.tobytes(), mask)
-    masks = np.array(list(found.values()), bool).reshape(len(found), pieces)
-    both = np.stack([masks, ~masks], axis=1).reshape(2 * len(found), pieces)[:count]
-    return both, np.repeat(np.arange(len(found)), 2)[:count]
+    return np.array(list(found.values()), bool).reshape(len(found), pieces)
 
 
 def _masks_of(sizes: np.ndarray, pieces: int, generator: np.random.Generator) -> np.ndarray:

@@ -29,13 +29,6 @@ class SignedCAM(GradCAM):
     The map is linear in the output, so contrasts of any two classes follow from one pass. At the
     size of the feature maps, with global average pooling and one Dense layer, it sums to the
     logit less its bias.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (64, 96)))
-        >>> result = SignedCAM(model).attribute(np.zeros((1, 64, 96, 3)), "all")
-        >>> result.maps.shape, result.cost.forward, result.cost.backward
-        ((1, 7, 64, 96), 1, 0)
     """
 
     name = "grad_cam"
@@ -64,12 +57,7 @@ class ClassContrast:
 
 
 def contrast(method: str, for_target: np.ndarray, for_other: np.ndarray) -> ClassContrast:
-    """Compare one method's signed maps for two classes of one image.
-
-    Args:
-        method: Name in the registry.
-        for_target: float (H, W): map for class A, linear in the output.
-        for_other: float (H, W): map for class B, in the same units.
+    """Compare one method's signed maps (H, W) for two classes of one image, in the same units.
 
     Raises:
         UsageError: If the maps differ in shape.
@@ -80,28 +68,17 @@ def contrast(method: str, for_target: np.ndarray, for_other: np.ndarray) -> Clas
             "contrasted. Both must be (H, W) of the same image."
         )
     values = np.asarray(for_target, np.float64) - np.asarray(for_other, np.float64)
-    apart = discrimination(np.asarray(for_target)[None], np.asarray(for_other)[None])
-    return ClassContrast(
-        method, values.astype(np.float32), float(apart[0]), float(negative_share(values[None])[0])
-    )
+    apart = float(discrimination(np.asarray(for_target)[None], np.asarray(for_other)[None])[0])
+    against = float(negative_share(values[None])[0])
+    return ClassContrast(method, values.astype(np.float32), apart, against)
 
 
 def discrimination(for_target: np.ndarray, for_other: np.ndarray) -> np.ndarray:
     """Return how far the evidence for two classes lies in different places: float64 (N,), 0..1.
 
-    d = 1/2 sum |p - q|, with p and q the positive parts of the maps, each divided by its sum:
-    the share of the evidence for A that would have to move to lie as that for B does. 0: same
-    places in the same proportions, whatever the strength; 1: no place in common. Where only one
-    class has positive evidence d is 1, where neither has any it is 0.
-
-    Args:
-        for_target: float (N, H, W): maps for class A.
-        for_other: float (N, H, W): maps for class B.
-
-    Example:
-        >>> a, b = np.array([[[1.0, 0.0, 1.0]]]), np.array([[[0.0, 5.0, 5.0]]])
-        >>> discrimination(a, b).tolist(), discrimination(a, 7 * a).tolist()
-        ([0.5], [0.0])
+    d = 1/2 sum |p - q|, with p and q the positive parts of the maps (N, H, W), each divided by its
+    sum: the share of the evidence for A that would have to move to lie as that for B does. Where
+    only one class has positive evidence d is 1, where neither has any it is 0.
     """
     p, q = _distribution(for_target), _distribution(for_other)
     one_empty = p.any(axis=1) != q.any(axis=1)
@@ -109,13 +86,9 @@ def discrimination(for_target: np.ndarray, for_other: np.ndarray) -> np.ndarray:
 
 
 def negative_share(maps: np.ndarray) -> np.ndarray:
-    """Return the share of a map, by size of values, that is negative: float64 (N,), 0..1.
+    """Return the share of maps (N, H, W), by size of values, that is negative: float64 (N,), 0..1.
 
     0 where a map is zero everywhere.
-
-    Example:
-        >>> negative_share(np.array([[[3.0, -1.0, 0.0]]])).tolist()
-        [0.25]
     """
     flat = np.asarray(maps, np.float64).reshape(len(maps), -1)
     size = np.abs(flat).sum(axis=1)
@@ -123,25 +96,17 @@ def negative_share(maps: np.ndarray) -> np.ndarray:
 
 
 def strongest_other(values: np.ndarray, target: int, preferred: Sequence[int] | None = None) -> int:
-    """Return the class with the highest value apart from the target.
+    """Return the class with the highest value (C,) apart from the target.
 
-    Args:
-        values: float (C,): logits or probabilities, with at least two classes.
-        target: Position of the class to leave out.
-        preferred: Positions that come first, such as those of a prediction set.
+    ``preferred`` positions come first, such as those of a prediction set.
 
     Raises:
         ExplanationError: If there is only one class.
-
-    Example:
-        >>> values = np.array([0.1, 0.6, 0.3])
-        >>> strongest_other(values, 1), strongest_other(values, 1, preferred=(1, 0))
-        (2, 0)
     """
     if len(values) < 2:
         raise ExplanationError("A model with one class has no other class to compare with.")
-    others = [one for one in preferred or () if one != target]
-    others = others or [one for one in range(len(values)) if one != target]
+    first = [one for one in preferred or () if one != target]
+    others = first or [one for one in range(len(values)) if one != target]
     return max(others, key=lambda one: float(values[one]))
 
 

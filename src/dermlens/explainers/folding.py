@@ -15,15 +15,9 @@ from dermlens.model.standard_network import graph_is_known
 
 
 def folded_logits(model: Any, images: Any) -> Any:
-    """Run a model in inference mode with its normalizations folded.
+    """Return what ``model(images, training=False)`` gives, (n, C), up to rounding.
 
-    Args:
-        model: Keras model, images (n, H, W, 3) to logits (n, C).
-        images: float32 tensor (n, H, W, 3).
-
-    Returns:
-        Tensor (n, C): what ``model(images, training=False)`` gives, up to rounding. A model whose
-        graph is not known is called as it is.
+    Normalizations are folded; a model whose graph is not known is called as it is.
     """
     if not graph_is_known(model):
         return model(images, training=False)

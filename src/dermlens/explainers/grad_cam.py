@@ -12,6 +12,7 @@ the gradient (tape form); both agree where both apply.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +20,11 @@ import numpy as np
 
 from dermlens.errors import ExplanationError, UsageError
 from dermlens.explainers.attribution import Attribution
-from dermlens.explainers.base import Explainer, Progress, batches
+from dermlens.explainers.base import Explainer, Request
 from dermlens.explainers.layers import find_features
 from dermlens.explainers.output import Output
 from dermlens.explainers.registration import Drawing, Registration, registered
-from dermlens.explainers.target import (
-    PREDICTED,
-    PREDICTED_POSITION,
-    Targets,
-    depend_on_answer,
-    is_all,
-    part_of,
-)
+from dermlens.explainers.target import PREDICTED, PREDICTED_POSITION
 
 FORMS = ("auto", "closed", "tape")
 
@@ -88,83 +82,56 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
         self.traces = 0
 
     @abstractmethod
-    def _combine(self, activations: Any, gradients: Any) -> Any:
-        """Return maps (n, T, h, w) from activations (n, h, w, K), gradients (n, T, h, w, K)."""
+    def _weights(self, activations: Any, gradients: Any) -> Any:
+        """Return weights of activations (n, h, w, K) from gradients (n, T, h, w, K).
 
-    @abstractmethod
-    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
-        """The same where gradients (n, T, K) are equal at every place."""
+        In the closed form gradients are equal at every place, (n, T, 1, 1, K); weights may be too.
+        """
 
     def closed(self, output: Output) -> bool:
         """Tell whether the closed form is used for an output."""
-        possible = self.features.dense is not None and output.linear
+        linear = output.weights(len(self.classes)) is not None
+        possible = self.features.dense is not None and linear
         if self.form == "closed" and not possible:
             raise ExplanationError(f"The closed form cannot explain a {output.name}. Use 'tape'.")
         return possible and self.form != "tape"
 
-    def _attribute(
-        self,
-        images: np.ndarray,
-        targets: Targets,
-        output: Output,
-        batch_size: int,
-        seed: int,
-        progress: Progress | None,
-    ) -> ActivationAttribution:
-        every, closed = is_all(targets), self.closed(output)
-        sides = self.drawing.weights(images.shape[1:3])[0]
-        maps, chosen, values = [], [], []
-        for part in batches(len(images), batch_size):
-            batch = images[part].astype(np.float32)
-            count = len(batch)
-            index = self._wanted(targets, part.start, batch, every)
+    def _parts(self, asked: Request) -> Iterator[ActivationAttribution]:
+        closed = self.closed(asked.output)
+        sides = self.drawing.weights(asked.images.shape[1:3])[0]
+        for batch in asked.batches():
+            wanted = self._wanted(batch)
             if closed:
-                logits, drawn = self._function(output, closed, every)(batch, index, *sides)
-                self.network.cost.pay(count)
+                function = self._function(asked.output, True, asked.every)
+                logits, drawn = function(batch.images, wanted[0], *sides)
+                self.network.cost.pay(len(batch.images))
             else:
-                logits, drawn = self._taped(batch, index, sides, output, every)
+                logits, drawn = self._taped(batch, wanted, sides)
             logits = np.asarray(logits)
-            known = np.asarray(output.values(logits))
-            maps.append(np.asarray(drawn))
-            if every:
-                values.append(known)
-            else:
-                index = self.resolve(targets, logits, part.start)
-                chosen.append(index)
-                values.append(known[np.arange(count), index])
-            if progress is not None:
-                progress(count)
-        result = self.result(maps, chosen, values, output, layer=self.features.layer)
-        if not every:
-            result.maps = result.maps[:, 0]
-        return result
+            goals = batch.goals(logits)
+            known = np.take_along_axis(np.asarray(asked.output.values(logits)), goals, axis=1)
+            asked.finished(len(goals))
+            yield self._part(asked, drawn, goals, known, layer=self.features.layer)
 
-    def _wanted(self, targets: Targets, start: int, batch: np.ndarray, every: bool) -> np.ndarray:
-        """Return the targets of a batch; -1 stands for the most probable class."""
-        if every or targets is None or (isinstance(targets, str) and targets == PREDICTED):
-            return np.full(len(batch), PREDICTED_POSITION, np.int32)
-        if depend_on_answer(part_of(targets, slice(start, start + len(batch)))):
-            logits = np.asarray(self.network.logits(batch))
-        else:
-            logits = np.zeros((len(batch), len(self.classes)), np.float32)
-        return self.resolve(targets, logits, start)
+    def _wanted(self, batch: Request) -> np.ndarray:
+        """Return the positions to explain one after the other, int32 (T, n).
+
+        Where it can, the graph finds the most probable class itself, -1.
+        """
+        predicted = isinstance(batch.targets, str) and batch.targets == PREDICTED
+        if batch.targets is None or predicted:
+            return np.full((1, len(batch.images)), PREDICTED_POSITION, np.int32)
+        return batch.goals(self._answers(batch)).T
 
     def _taped(
-        self,
-        batch: np.ndarray,
-        index: np.ndarray,
-        sides: tuple[np.ndarray, np.ndarray],
-        output: Output,
-        every: bool,
+        self, batch: Request, wanted: np.ndarray, sides: tuple[np.ndarray, np.ndarray]
     ) -> tuple[Any, np.ndarray]:
-        function = self._function(output, False, every)
-        goals = range(len(self.classes)) if every else [None]
+        function = self._function(batch.output, False, batch.every)
         drawn, logits = [], None
-        for goal in goals:
-            chosen = index if goal is None else np.full(len(batch), goal, np.int32)
-            logits, part = function(batch, chosen, *sides)
+        for goals in wanted:
+            logits, part = function(batch.images, goals, *sides)
             drawn.append(np.asarray(part))
-            self.network.cost.pay(len(batch), len(batch))
+            self.network.cost.pay(len(goals), len(goals))
         return logits, np.concatenate(drawn, axis=1)
 
     def _function(self, output: Output, closed: bool, every: bool) -> Any:
@@ -178,15 +145,10 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
                 index = None if closed and every else index
                 return self.graph(images, index, (rows, columns), output)[1:]
 
-            self._functions[key] = tf.function(
-                traced,
-                input_signature=[
-                    tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32),
-                    tf.TensorSpec((None,), tf.int32),
-                    tf.TensorSpec((None, None), tf.float32),
-                    tf.TensorSpec((None, None), tf.float32),
-                ],
-            )
+            pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+            side = tf.TensorSpec((None, None), tf.float32)
+            signature = [pixels, tf.TensorSpec((None,), tf.int32), side, side]
+            self._functions[key] = tf.function(traced, input_signature=signature)
         return self._functions[key]
 
     def graph(
@@ -204,8 +166,16 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
         Returns:
             Feature maps (n, h, w, K), logits (n, C), and maps (n, T, H, W) of T = 1 or C classes.
         """
-        body = self._closed_graph if self.closed(output) else self._tape_graph
-        activations, logits, maps = body(images, index, output)
+        import tensorflow as tf
+
+        body = self._closed_gradients if self.closed(output) else self._taped_gradients
+        activations, logits, gradients = body(images, index, output)
+        activations = tf.cast(activations, tf.float32)
+        weights = self._weights(activations, gradients)
+        if weights.shape[2:4] == (1, 1):
+            maps = tf.einsum("nhwk,ntk->nthw", activations, weights[:, :, 0, 0])
+        else:
+            maps = tf.einsum("nhwk,nthwk->nthw", activations, weights)
         return activations, logits, registered(self._rectified(maps), *sides)
 
     def _rectified(self, maps: Any) -> Any:
@@ -214,13 +184,13 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
 
         return tf.nn.relu(maps)
 
-    def _closed_graph(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
+    def _closed_gradients(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
+        """Return activations, logits and gradients (n, T, 1, 1, K) without a backward pass."""
         import tensorflow as tf
 
         dense: Any = self.features.dense
         mixing = tf.constant(output.weights(len(self.classes)))
         activations, logits = self.features.run(images)
-        activations = tf.cast(activations, tf.float32)
         kernel = tf.cast(dense.kernel.value, tf.float32)
         places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
         weights = tf.transpose(tf.matmul(kernel, mixing)) / places
@@ -229,9 +199,10 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
             gradients = tf.broadcast_to(weights[None], shape)
         else:
             gradients = tf.gather(weights, most_probable_or(index, logits))[:, None]
-        return activations, logits, self._combine_uniform(activations, gradients)
+        return activations, logits, gradients[:, :, None, None]
 
-    def _tape_graph(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
+    def _taped_gradients(self, images: Any, index: Any, output: Output) -> tuple[Any, Any, Any]:
+        """Return activations, logits and gradients (n, T, h, w, K)."""
         import tensorflow as tf
 
         with tf.GradientTape(persistent=index is None, watch_accessed_variables=False) as tape:
@@ -243,9 +214,7 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
                 values = [tf.gather(known, most_probable_or(index, logits), axis=1, batch_dims=1)]
         none = tf.UnconnectedGradients.ZERO
         found = [tape.gradient(v, activations, unconnected_gradients=none) for v in values]
-        gradients = tf.cast(tf.stack(found, axis=1), tf.float32)
-        activations = tf.cast(activations, tf.float32)
-        return activations, logits, self._combine(activations, gradients)
+        return activations, logits, tf.cast(tf.stack(found, axis=1), tf.float32)
 
 
 def most_probable_or(index: Any, logits: Any) -> Any:
@@ -268,15 +237,10 @@ class GradCAM(ClassActivationMap):
 
     name = "grad_cam"
 
-    def _combine(self, activations: Any, gradients: Any) -> Any:
+    def _weights(self, activations: Any, gradients: Any) -> Any:
         import tensorflow as tf
 
-        return self._combine_uniform(activations, tf.reduce_mean(gradients, axis=(2, 3)))
-
-    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
-        import tensorflow as tf
-
-        return tf.einsum("nhwk,ntk->nthw", activations, gradients)
+        return tf.reduce_mean(gradients, axis=(2, 3), keepdims=True)
 
 
 class GradCAMPlusPlus(ClassActivationMap):
@@ -290,39 +254,19 @@ class GradCAMPlusPlus(ClassActivationMap):
 
     name = "grad_cam_plus_plus"
 
-    def _combine(self, activations: Any, gradients: Any) -> Any:
+    def _weights(self, activations: Any, gradients: Any) -> Any:
         import tensorflow as tf
 
-        positive = _unit_scale(gradients, (2, 3, 4))
+        positive = tf.nn.relu(gradients)
+        largest = tf.reduce_max(positive, axis=(2, 3, 4), keepdims=True)
+        positive = tf.math.divide_no_nan(positive, largest)
         total = tf.reduce_sum(tf.nn.relu(activations), axis=(1, 2))[:, None, None, None]
-        weights = tf.reduce_sum(_alpha(positive, total) * positive, axis=(2, 3))
-        return tf.einsum("nhwk,ntk->nthw", activations, weights)
-
-    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
-        import tensorflow as tf
-
-        positive = _unit_scale(gradients, (2,))
-        places = tf.cast(tf.shape(activations)[1] * tf.shape(activations)[2], tf.float32)
-        total = tf.reduce_sum(tf.nn.relu(activations), axis=(1, 2))[:, None]
-        weights = places * _alpha(positive, total) * positive
-        return tf.einsum("nhwk,ntk->nthw", activations, weights)
-
-
-def _unit_scale(gradients: Any, axes: tuple[int, ...]) -> Any:
-    """Return positive gradients divided by the largest of each image and target."""
-    import tensorflow as tf
-
-    positive = tf.nn.relu(gradients)
-    largest = tf.reduce_max(positive, axis=axes, keepdims=True)
-    return tf.math.divide_no_nan(positive, largest)
-
-
-def _alpha(gradients: Any, total: Any) -> Any:
-    """Return g^2 / (2 g^2 + total g^3), zero where the gradient is zero."""
-    import tensorflow as tf
-
-    square = gradients**2
-    return tf.math.divide_no_nan(square, 2 * square + total * gradients * square)
+        square = positive**2
+        alpha = tf.math.divide_no_nan(square, 2 * square + total * positive * square)
+        # A gradient that is equal at every place counts at each.
+        places, given = (tf.reduce_prod(tf.shape(a)[-3:-1]) for a in (activations, gradients))
+        times = tf.cast(places // given, tf.float32)
+        return tf.reduce_sum(times * alpha * positive, axis=(2, 3), keepdims=True)
 
 
 class LayerCAM(ClassActivationMap):
@@ -330,15 +274,10 @@ class LayerCAM(ClassActivationMap):
 
     name = "layer_cam"
 
-    def _combine(self, activations: Any, gradients: Any) -> Any:
+    def _weights(self, activations: Any, gradients: Any) -> Any:
         import tensorflow as tf
 
-        return tf.einsum("nhwk,nthwk->nthw", activations, tf.nn.relu(gradients))
-
-    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
-        import tensorflow as tf
-
-        return tf.einsum("nhwk,ntk->nthw", activations, tf.nn.relu(gradients))
+        return tf.nn.relu(gradients)
 
 
 class HiResCAM(ClassActivationMap):
@@ -346,12 +285,5 @@ class HiResCAM(ClassActivationMap):
 
     name = "hires_cam"
 
-    def _combine(self, activations: Any, gradients: Any) -> Any:
-        import tensorflow as tf
-
-        return tf.einsum("nhwk,nthwk->nthw", activations, gradients)
-
-    def _combine_uniform(self, activations: Any, gradients: Any) -> Any:
-        import tensorflow as tf
-
-        return tf.einsum("nhwk,ntk->nthw", activations, gradients)
+    def _weights(self, activations: Any, gradients: Any) -> Any:
+        return gradients

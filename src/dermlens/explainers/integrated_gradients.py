@@ -123,8 +123,9 @@ class IntegratedGradients(GradientExplainer[PathAttribution]):
         whole = _Stretch(starts, ends, lowest, highest)
         stretches = self._integrated([whole], goals, engine, self.n_steps)
         n_steps, half = self.n_steps, -(-self.n_steps // 2)
-        drawn, delta = self._summed(stretches, values, lowest)
-        while self._too_far(delta, values - lowest.mean(axis=0)):
+        lowest = lowest.mean(axis=0)
+        drawn, delta = _summed(stretches, values, lowest)
+        while self._too_far(delta, values - lowest):
             worst = max(stretches, key=lambda stretch: stretch.error)
             if n_steps + 2 * half - worst.n_steps > MAX_STEPS:
                 break
@@ -137,30 +138,24 @@ class IntegratedGradients(GradientExplainer[PathAttribution]):
                 _Stretch(middle, worst.ends, between, worst.at_end),
             ]
             stretches += self._integrated(halves, goals, engine, half)
-            drawn, delta = self._summed(stretches, values, lowest)
-        return drawn, {
-            "convergence_delta": delta,
-            "baseline_output": lowest.mean(axis=0),
-            "n_steps": np.full(len(goals), n_steps),
-        }
+            drawn, delta = _summed(stretches, values, lowest)
+        used = np.full(len(goals), n_steps)
+        return drawn, {"convergence_delta": delta, "baseline_output": lowest, "n_steps": used}
 
     def _too_far(self, delta: np.ndarray, change: np.ndarray) -> bool:
-        """Tell whether what is missing for some target (T,) is over the tolerance.
-
-        Relative to the largest change of output: a class whose output hardly changes would
-        otherwise cost the most passes to be told apart from nothing.
-        """
+        """Tell whether what is missing for some target (T,) is over the tolerance."""
         if self.tolerance is None:
             return False
+        # Relative to the largest change of output: a class whose output hardly changes would
+        # otherwise cost the most passes to be told apart from nothing.
         missing = delta * np.maximum(np.abs(change), LEAST_CHANGE)
         return bool(missing.max() > self.tolerance * max(np.abs(change).max(), LEAST_CHANGE))
 
     def _along(self, pixels: np.ndarray, goals: np.ndarray, engine: GradientEngine) -> np.ndarray:
         """Return the outputs of images (F, H, W, 3) for targets (T,): (F, T)."""
         parts = batches(len(pixels), engine.batch_size)
-        return np.concatenate([self._outputs(pixels[part], engine.output)[0] for part in parts])[
-            :, goals
-        ]
+        found = [self._outputs(pixels[part], engine.output)[0] for part in parts]
+        return np.concatenate(found)[:, goals]
 
     def _integrated(
         self,
@@ -170,37 +165,24 @@ class IntegratedGradients(GradientExplainer[PathAttribution]):
         n_steps: int,
     ) -> "list[_Stretch]":
         """Return the stretches with the attribution along each, all in the same passes."""
-        positions, weights = quadrature(n_steps)
         targets = len(goals)
         starts = np.concatenate([np.repeat(one.starts, targets, axis=0) for one in stretches])
         ends = np.concatenate([np.repeat(one.ends, targets, axis=0) for one in stretches])
         paths = np.tile(goals, len(starts) // targets).astype(np.int32)
-        slopes = engine.integrate(starts, ends, paths, positions, weights)
+        slopes = engine.integrate(starts, ends, paths, *quadrature(n_steps))
         parts = np.split(path_sum(ends, starts, slopes), len(stretches))
         return [
             replace(one, maps=part.reshape(-1, targets, *part.shape[1:]), n_steps=n_steps)
             for one, part in zip(stretches, parts, strict=True)
         ]
 
-    def _summed(
-        self, stretches: "Sequence[_Stretch]", values: np.ndarray, lowest: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return maps (T, H, W), averaged over baselines, and convergence deltas (T,)."""
-        drawn = np.sum([stretch.maps for stretch in stretches], axis=0).mean(axis=0)
-        return drawn, convergence_delta(drawn, values, lowest.mean(axis=0))
-
 
 @dataclass(frozen=True)
 class _Stretch:
     """A part of the paths from F baselines to an image, for T targets.
 
-    Attributes:
-        starts: float32 (F, H, W, 3).
-        ends: float32 (F, H, W, 3).
-        at_start: Outputs there, (F, T).
-        at_end: Outputs there, (F, T).
-        maps: Attribution along it, float32 (F, T, H, W).
-        n_steps: Evaluations along it.
+    Images (F, H, W, 3) and outputs (F, T) at both ends, the attribution along it (F, T, H, W), and
+    evaluations along it.
     """
 
     starts: np.ndarray
@@ -218,14 +200,16 @@ class _Stretch:
         return float(np.abs(missing.mean(axis=0)).max())
 
 
-def convergence_delta(maps: np.ndarray, values: np.ndarray, lowest: np.ndarray) -> np.ndarray:
-    """Return |sum of map - (output - baseline output)| / |output - baseline output|, (T,).
+def _summed(
+    stretches: Sequence[_Stretch], values: np.ndarray, lowest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return maps (T, H, W), averaged over baselines, and convergence deltas (T,)."""
+    drawn = np.sum([stretch.maps for stretch in stretches], axis=0).mean(axis=0)
+    return drawn, convergence_delta(drawn, values, lowest)
 
-    Args:
-        maps: (T, H, W).
-        values: Outputs of the image, (T,).
-        lowest: Outputs of the baseline, (T,).
-    """
+
+def convergence_delta(maps: np.ndarray, values: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+    """Return what maps (T, H, W) miss of the change of outputs (T,), relative to it: (T,)."""
     change = (values - lowest).astype(np.float64)
     missing = np.abs(maps.astype(np.float64).sum(axis=(1, 2)) - change)
     scale = np.maximum(np.abs(change), LEAST_CHANGE)

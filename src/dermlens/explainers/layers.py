@@ -5,11 +5,10 @@ feature maps are caught as they pass. Nothing is rebuilt, so shared layers, nest
 mixed precision need no special treatment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
-
-import numpy as np
 
 from dermlens.errors import ExplanationError
 from dermlens.model.standard_network import graph_is_known
@@ -35,7 +34,6 @@ class Features:
     """Feature maps a class activation map is drawn from.
 
     Attributes:
-        model: The whole model.
         layer: Path of the operation that produces the maps, ``outer/inner`` where nested.
         step: Its position in the order in which operations run.
         dense: The last layer, where the head is global average pooling and one linear Dense
@@ -50,33 +48,34 @@ class Features:
     steps: "list[Step]" = field(repr=False, compare=False)
 
     def run(self, images: Any, watch: Callable[[Any], None] | None = None) -> tuple[Any, Any]:
-        """Run the model in inference mode.
+        """Return feature maps (n, h, w, K) in the model's precision, and float32 logits (n, C).
 
-        Args:
-            images: Float32 tensor (n, H, W, 3).
-            watch: Called with the feature maps when they appear, such as ``tape.watch``.
-
-        Returns:
-            Feature maps (n, h, w, K) in the model's precision, and float32 logits (n, C).
+        ``watch`` is called with the feature maps when they appear, such as ``tape.watch``.
         """
-        import tensorflow as tf
+        caught, logits = run_catching(self.model, images, {self.step}, watch)
+        return caught[0], logits
 
-        caught: list[Any] = []
-        counter = 0
 
-        def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
-            nonlocal counter
-            output = apply_operation(operation, args, kwargs)
-            if counter == self.step:
-                output = tf.identity(output)
-                if watch is not None:
-                    watch(output)
-                caught.append(output)
-            counter += 1
-            return output
+def run_catching(
+    model: Any, images: Any, wanted: Collection[int], watch: Callable[[Any], None] | None = None
+) -> tuple[list[Any], Any]:
+    """Return the outputs of the wanted steps, and logits; see ``Features.run``."""
+    import tensorflow as tf
 
-        logits = run_graph(self.model, images, each)
-        return caught[0], tf.cast(logits, tf.float32)
+    caught: list[Any] = []
+    position = count()
+
+    def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
+        output = apply_operation(operation, args, kwargs)
+        if next(position) in wanted:
+            output = tf.identity(output)
+            if watch is not None:
+                watch(output)
+            caught.append(output)
+        return output
+
+    logits = run_graph(model, images, each)
+    return caught, tf.cast(logits, tf.float32)
 
 
 def find_features(model: Any, layer: str | None = None) -> Features:
@@ -105,13 +104,9 @@ def apply_operation(operation: Any, args: Any, kwargs: Any) -> Any:
 
 
 def run_graph(model: Any, inputs: Any, each: Callable[..., Any], prefix: str = "") -> Any:
-    """Run a model's graph, calling ``each`` for every operation that is not a model itself.
+    """Run a model, calling ``each`` for every operation that is not a model itself.
 
-    Args:
-        model: Keras functional or sequential model.
-        inputs: Tensor (n, H, W, 3).
-        each: Called with operation, path, positional and named arguments; returns the output.
-        prefix: Path of the model that holds this one, with a slash at its end.
+    It takes operation, path (after ``prefix``), positional and named arguments; gives the output.
     """
     import keras
 
@@ -136,16 +131,7 @@ def _one(operation: Any, prefix: str, args: Any, kwargs: Any, each: Callable[...
 
 
 def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step]:
-    """Run a model's graph on symbols and return every operation in the order in which they ran.
-
-    Args:
-        model: Keras functional or sequential model.
-        size: (height, width) of the images in pixels; default the model's, or 64 where it takes
-            any.
-
-    Raises:
-        ExplanationError: If the model is no functional or sequential Keras model.
-    """
+    """Return every operation in the order in which they run, or raise ExplanationError."""
     import tensorflow as tf
 
     steps: list[Step] = []
@@ -155,19 +141,8 @@ def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step
         read = [v for v in tf.nest.flatten((args, kwargs)) if tf.is_tensor(v)]
         shapes = [tuple(v.shape) for v in read]
         shape = tuple(output.shape) if tf.is_tensor(output) else ()
-        steps.append(
-            Step(
-                operation,
-                path,
-                [id(v) for v in read],
-                shapes,
-                id(output),
-                shape,
-                output,
-                args,
-                kwargs,
-            )
-        )
+        seen = ([id(v) for v in read], shapes, id(output), shape)
+        steps.append(Step(operation, path, *seen, output, args, kwargs))
         return output
 
     if not graph_is_known(model):
@@ -190,10 +165,13 @@ def traced_size(model: Any) -> tuple[int, int]:
 
 
 def _last(steps: list[Step], model: Any) -> int:
+    import keras
+
     spatial = [p for p, step in enumerate(steps) if _places(step) > 1]
-    if any(_is_convolution(steps[p].operation) for p in spatial):
+    if any("Conv" in type(steps[p].operation).__name__ for p in spatial):
         return spatial[-1]
-    closed = [step.path for step in steps if _is_closed(step.operation)]
+    models = [step for step in steps if isinstance(step.operation, keras.Model)]
+    closed = [step.path for step in models if not graph_is_known(step.operation)]
     why = (
         f"what is inside of {closed[-1]!r} cannot be seen, since it is a subclassed model: rebuild "
         "it with keras.Model(inputs, outputs)"
@@ -214,23 +192,13 @@ def _places(step: Step) -> int:
     return height * width
 
 
-def _is_closed(operation: Any) -> bool:
-    import keras
-
-    return isinstance(operation, keras.Model) and not graph_is_known(operation)
-
-
-def _is_convolution(operation: Any) -> bool:
-    return "Conv" in type(operation).__name__
-
-
 def _named(steps: list[Step], layer: str, model: Any) -> int:
     found = [p for p, step in enumerate(steps) if layer in (step.path, step.operation.name)]
     if not found:
-        spatial = [step.path for step in steps if len(step.shape) == 4]
+        spatial = ", ".join([step.path for step in steps if len(step.shape) == 4][-6:])
         raise ExplanationError(
             f"The model {model.name!r} has no layer {layer!r}. Its last layers with feature maps "
-            f"are {', '.join(spatial[-6:])}."
+            f"are {spatial}."
         )
     shape = steps[found[-1]].shape
     if len(shape) != 4:
@@ -264,12 +232,3 @@ def _passes(step: Step) -> bool:
     widens = type(step.operation).__name__ == "Cast" and step.output.dtype == "float32"
     flat = isinstance(step.operation, keras.layers.Flatten | keras.layers.Reshape)
     return widens or (flat and list(step.read_shapes) == [step.shape])
-
-
-def layer_paths(model: Any) -> list[tuple[str, tuple[int, int]]]:
-    """Return path and (height, width) of every operation that gives feature maps, in order."""
-    return [
-        (step.path, (int(np.asarray(step.shape[1])), int(np.asarray(step.shape[2]))))
-        for step in recorded_steps(model)
-        if len(step.shape) == 4 and step.shape[1] is not None and step.shape[2] is not None
-    ]

@@ -23,12 +23,7 @@ from dermlens.explainers.superpixel_explainer import (
 
 
 def proximity_kernel(pieces: int, width: float) -> np.ndarray:
-    """Return the exponential kernel by mask size 0..M: float64 (M + 1,), 1 for the full mask.
-
-    Example:
-        >>> proximity_kernel(4, 0.25)[[0, 4]].round(4).tolist()
-        [0.0003, 1.0]
-    """
+    """Return the exponential kernel by mask size 0..M: float64 (M + 1,), 1 for the full mask."""
     distance = 1.0 - np.sqrt(np.arange(pieces + 1) / pieces)
     return np.exp(-(distance**2) / (2 * width**2))
 
@@ -55,14 +50,6 @@ class LIME(SuperpixelExplainer[LIMEAttribution]):
         **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
 
     Returns results of the kind ``LIMEAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> result = LIME(model, superpixels=6, n_samples=40).attribute(images, targets=4)
-        >>> result.maps.shape, result.cost.forward
-        ((1, 32, 48), 40)
     """
 
     name = "lime"

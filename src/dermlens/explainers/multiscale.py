@@ -10,7 +10,7 @@ divided by its root mean square, so that neither a kind with more scales nor a m
 units decides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from dermlens.explainers.occlusion import (
 from dermlens.explainers.output import Output
 from dermlens.explainers.shap import GaussianProcessSHAP
 from dermlens.explainers.stages import StageCAM
-from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS, SuperpixelBank
+from dermlens.explainers.superpixel_explainer import DEFAULT_SUPERPIXELS, SuperpixelBank
 from dermlens.model.image_classifier import as_classifier
 
 KINDS = ("depth", "patch", "superpixels")
@@ -41,14 +41,11 @@ SAMPLES_PER_SUPERPIXEL = 10
 
 @dataclass(frozen=True)
 class ScaleMap:
-    """One map of one scale.
+    """One map (H, W) of one scale.
 
     Attributes:
-        kind: One of ``KINDS``.
         label: For people, such as ``"patch 32 px"``.
         pixels: About how many pixels wide the smallest thing is that this scale can show.
-        values: Raw map, float32 (H, W).
-        signed: Whether negative values speak against the target.
     """
 
     kind: str
@@ -73,23 +70,13 @@ class MultiScaleResult:
     cost: Cost
 
     def of_kind(self, kind: str) -> tuple[ScaleMap, ...]:
-        """Return the maps of one kind."""
         return tuple(one for one in self.maps if one.kind == kind)
 
 
 class PatchPyramid(Occlusion):
-    """Occlusion with patches of several sizes in one go: one traced function for all of them.
+    """Occlusion with patches of several sizes in one go: one traced function for all of them."""
 
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        shares: Patch sides as shares of the image's shorter side, 0..1.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        shares: Sequence[float] = PATCH_SHARES,
-    ) -> None:
+    def __init__(self, model: Any, shares: Sequence[float] = PATCH_SHARES) -> None:
         super().__init__(model)
         if not shares or not all(0 < share <= 1 for share in shares):
             raise UsageError(f"Patch sizes are shares of the shorter side, 0..1, not {shares}.")
@@ -109,7 +96,6 @@ class PatchPyramid(Occlusion):
         return found
 
     def boxes(self, size: tuple[int, int]) -> np.ndarray:
-        """Return the patches of all sizes, int32 (P, 4)."""
         return np.concatenate(self.levels(size))
 
     def split(self, result: OcclusionAttribution) -> list[np.ndarray]:
@@ -117,11 +103,8 @@ class PatchPyramid(Occlusion):
         size = (result.maps.shape[-2], result.maps.shape[-1])
         levels = self.levels(size)
         ends = np.cumsum([len(boxes) for boxes in levels])[:-1]
-        parts = np.split(result.effects, ends, axis=-1)
-        return [
-            spread_over_boxes(effects, boxes, size)
-            for effects, boxes in zip(parts, levels, strict=True)
-        ]
+        pairs = zip(np.split(result.effects, ends, axis=-1), levels, strict=True)
+        return [spread_over_boxes(effects, boxes, size) for effects, boxes in pairs]
 
 
 class MultiScale:
@@ -164,85 +147,55 @@ class MultiScale:
         batch_size: int = 16,
         seed: int = 0,
     ) -> MultiScaleResult:
-        """Explain one image at all scales.
+        """Explain one image, uint8 RGB (H, W, 3) at the model's input size, at all scales.
 
         Args:
-            image: uint8 RGB (H, W, 3) at the model's input size.
+            image: The image.
             target: Class position.
             output: What is explained; default the logit.
             known: Occlusion with default settings of this image, target and output, if it was
                 computed before: its patch size is then not paid again.
             batch_size: Images per pass; bounds memory.
             seed: Sets everything random.
-
-        Returns:
-            The maps and their fusion.
         """
+        how: dict[str, Any] = {"output": output, "batch_size": batch_size, "seed": seed}
         with counted() as cost:
             maps = (
                 *self._depths(image, target, output),
-                *self._occluded(image, target, output, known, batch_size),
-                *self._pieces(image, target, output, batch_size, seed),
+                *self._occluded(image, target, known, **how),
+                *self._pieces(image, target, **how),
             )
         return MultiScaleResult(maps, fused_map(maps), cost)
 
-    def _depths(self, image: np.ndarray, target: int, output: Output | None) -> list[ScaleMap]:
+    def _depths(self, image: np.ndarray, target: int, output: Output | None) -> Iterator[ScaleMap]:
         drawn = self.cam.maps(image[None], np.array([target]), output=output)
-        return [
-            ScaleMap(
-                "depth",
-                f"depth {stage.size[0]} x {stage.size[1]}",
-                image.shape[0] / stage.size[0],
-                values[0],
-                False,
-            )
-            for stage, values in reversed(list(zip(self.cam.stages, drawn, strict=True)))
-        ]
+        for stage, values in reversed(list(zip(self.cam.stages, drawn, strict=True))):
+            (height, width), pixels = stage.size, image.shape[0] / stage.size[0]
+            yield ScaleMap("depth", f"depth {height} x {width}", pixels, values[0], False)
 
     def _occluded(
-        self,
-        image: np.ndarray,
-        target: int,
-        output: Output | None,
-        known: Attribution | None,
-        batch_size: int,
-    ) -> list[ScaleMap]:
+        self, image: np.ndarray, target: int, known: Attribution | None, **how: Any
+    ) -> Iterator[ScaleMap]:
         size = (image.shape[0], image.shape[1])
-        middle = max(1, min(size) // 6)
-        everything = self._pyramid(self.patches)
-        sides = everything.sides(size)
+        middle, sides = max(1, min(size) // 6), self._pyramid(self.patches).sides(size)
         maps: dict[int, np.ndarray] = {}
         if known is not None and middle in sides:
             maps[middle] = known.maps[0]
         left = tuple(s for s, side in zip(self.patches, sides, strict=True) if side not in maps)
         if left:
             pyramid = self._pyramid(left)
-            result = pyramid.attribute(image[None], target, output=output, batch_size=batch_size)
-            drawn = pyramid.split(result)
+            drawn = pyramid.split(pyramid.attribute(image[None], target, **how))
             maps |= {s: m[0] for s, m in zip(pyramid.sides(size), drawn, strict=True)}
-        return [
-            ScaleMap("patch", f"patch {side} px", float(side), maps[side], True)
-            for side in sorted(maps, reverse=True)
-        ]
+        for side in sorted(maps, reverse=True):
+            yield ScaleMap("patch", f"patch {side} px", float(side), maps[side], True)
 
-    def _pieces(
-        self,
-        image: np.ndarray,
-        target: int,
-        output: Output | None,
-        batch_size: int,
-        seed: int,
-    ) -> list[ScaleMap]:
-        maps = []
+    def _pieces(self, image: np.ndarray, target: int, **how: Any) -> Iterator[ScaleMap]:
         for explainer in self.shap.values():
-            result = explainer.attribute(
-                image[None], target, output=output, batch_size=batch_size, seed=seed
-            )
-            count = int(result.superpixels.max()) + 1
-            width = float(np.sqrt(image.shape[0] * image.shape[1] / count))
-            label = f"{count} superpixels"
-            maps.append(ScaleMap("superpixels", label, width, result.maps[0], True))
-        return maps
+            result = explainer.attribute(image[None], target, **how)
+            pieces = int(result.superpixels.max()) + 1
+            width = float(np.sqrt(image.shape[0] * image.shape[1] / pieces))
+            label = f"{pieces} superpixels"
+            yield ScaleMap("superpixels", label, width, result.maps[0], True)
 
     def _pyramid(self, shares: tuple[float, ...]) -> PatchPyramid:
         if shares not in self._pyramids:
@@ -251,44 +204,31 @@ class MultiScale:
 
     def _shap(self, pieces: int, bank: SuperpixelBank | None) -> GaussianProcessSHAP:
         if bank is None or bank.superpixels != pieces:
+            samples = max(2 * pieces + 2, SAMPLES_PER_SUPERPIXEL * pieces)
             bank = SuperpixelBank(
-                self.classifier,
-                superpixels=pieces,
-                n_samples=max(2 * pieces + 2, SAMPLES_PER_SUPERPIXEL * pieces),
-                design="shap",
+                self.classifier, superpixels=pieces, n_samples=samples, design="shap"
             )
         return GaussianProcessSHAP(self.classifier, bank=bank)
 
 
 def fuse(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the mean of maps in a common unit: float32 (H, W), largest absolute value 1.
-
-    Each map is divided by its root mean square first. The fusion of equal maps is that map, scaled
-    so that its largest absolute value is 1; maps that are zero everywhere add nothing.
-
-    Args:
-        maps: float (H, W) each, signed or not.
+    """Return the mean of maps (H, W), each divided by its root mean square, largest size 1.
 
     Raises:
         UsageError: If there is no map, or sizes differ.
-
-    Example:
-        >>> fuse([np.array([[1.0, -2.0]]), np.array([[50.0, -100.0]])]).tolist()
-        [[0.5, -1.0]]
     """
     if len({np.shape(one) for one in maps}) != 1:
         raise UsageError("Fusion needs at least one map, and all maps of the same size.")
-    return _to_unit(np.mean([_by_size(one) for one in maps], axis=0))
+    mean = np.mean([_by_size(one) for one in maps], axis=0)
+    largest = np.abs(mean).max(initial=0.0)
+    return (mean / (largest if largest > 0 else 1.0)).astype(np.float32)
 
 
 def fused_map(maps: Sequence[ScaleMap]) -> np.ndarray:
     """Return the fusion of all scales, every kind counting alike: float32 (H, W), -1..1."""
     kinds = dict.fromkeys(one.kind for one in maps)
-    within = [
-        np.mean([_by_size(one.values) for one in maps if one.kind == kind], axis=0)
-        for kind in kinds
-    ]
-    return fuse(within)
+    parts = ([_by_size(one.values) for one in maps if one.kind == kind] for kind in kinds)
+    return fuse([np.mean(part, axis=0) for part in parts])
 
 
 def _by_size(values: np.ndarray) -> np.ndarray:
@@ -298,10 +238,5 @@ def _by_size(values: np.ndarray) -> np.ndarray:
     if largest == 0:
         return values
     # Divided by the largest first, so that squares neither vanish nor overflow.
-    scaled: np.ndarray = values / largest
-    return scaled / np.sqrt(np.mean(scaled**2))
-
-
-def _to_unit(values: np.ndarray) -> np.ndarray:
-    largest = np.abs(values).max(initial=0.0)
-    return (values / (largest if largest > 0 else 1.0)).astype(np.float32)
+    scaled = values / largest
+    return np.divide(scaled, np.sqrt(np.mean(scaled**2)))

@@ -11,22 +11,16 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explainers.attribution import PER_CLASS, Attribution
-from dermlens.explainers.base import even_batch, whole_number
+from dermlens.explainers.base import Request, even_batch, whole_number
 from dermlens.explainers.baselines import Baseline, baseline_image, own_baseline
-from dermlens.explainers.output import Output
-from dermlens.explainers.perturbation import Choose, PerturbationExplainer, Scorer, output_values
+from dermlens.explainers.perturbation import PerturbationExplainer, Scorer, output_values
 
 _PATCHES_PER_SHORT_SIDE = 6
 _NOWHERE = np.zeros(4, np.int32)
 
 
 def patch_starts(length: int, patch: int, stride: int) -> np.ndarray:
-    """Return where patches start along one side; the last ends at the border: int32 (P,).
-
-    Example:
-        >>> patch_starts(10, 4, 3).tolist(), patch_starts(11, 4, 3).tolist()
-        ([0, 3, 6], [0, 3, 6, 7])
-    """
+    """Return where patches start along one side; the last ends at the border: int32 (P,)."""
     patch = min(patch, length)
     starts = np.arange(0, length - patch + 1, stride)
     if starts[-1] != length - patch:
@@ -46,16 +40,7 @@ def patch_boxes(
 
 
 def spread_over_boxes(effects: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the mean effect of the patches that cover each pixel.
-
-    Args:
-        effects: float (T, P).
-        boxes: int (P, 4): top, left, bottom, right.
-        size: (H, W).
-
-    Returns:
-        float32 (T, H, W).
-    """
+    """Return the mean effect (T, P) of the patches that cover each pixel: float32 (T, H, W)."""
     total = np.zeros((len(effects), *size))
     coverage = np.zeros(size)
     for position, (top, left, bottom, right) in enumerate(boxes):
@@ -98,14 +83,6 @@ class Occlusion(PerturbationExplainer[OcclusionAttribution]):
         scorer: Evaluates the covered images in place of the model.
 
     Returns results of the kind ``OcclusionAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> explainer = Occlusion(model, patch_size=16, stride=16)
-        >>> result = explainer.attribute(np.zeros((1, 32, 48, 3)))
-        >>> result.maps.shape, result.cost.forward
-        ((1, 32, 48), 7)
     """
 
     name = "occlusion"
@@ -141,27 +118,19 @@ class Occlusion(PerturbationExplainer[OcclusionAttribution]):
             )
         return patch_boxes(size, patch, stride)
 
-    def _one(
-        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
-    ) -> OcclusionAttribution:
+    def _one(self, image: np.ndarray, asked: Request) -> OcclusionAttribution:
         size = (image.shape[0], image.shape[1])
         boxes = self.boxes(size)
-        masked = self.masked_model(even_batch(len(boxes) + 1, batch_size))
         background, extent = baseline_image(image, self.baseline), np.array(size, np.int32)
         jobs = np.concatenate([_NOWHERE[None], boxes])
-        logits = masked.logits(image, background, extent, jobs)
-        goals = choose(logits[:1])
-        values = output_values(output, logits)[:, goals].T
+        batch = even_batch(len(jobs), asked.batch_size)
+        logits = self.masked.logits(image, background, extent, jobs, batch)
+        goals = asked.goals(logits[:1])[0]
+        values = output_values(asked.output, logits)[:, goals].T
         effects = values[:, :1] - values[:, 1:]
-        return self.result(
-            [spread_over_boxes(effects, boxes, size)[None]],
-            [goals],
-            [values[None, :, 0]],
-            output,
-            effects=effects[None].astype(np.float32),
-            boxes=boxes,
-            scorer=self.scorer_name,
-        )
+        maps = spread_over_boxes(effects, boxes, size)
+        effects = effects[None].astype(np.float32)
+        return self._scored(asked, logits, goals, maps, effects=effects, boxes=boxes)
 
 
 def _outside(size: Any, boxes: Any) -> Any:

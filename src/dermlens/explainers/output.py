@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dermlens.errors import ExplanationError, UsageError
+from dermlens.errors import UsageError
 from dermlens.explainers.target import class_position
 from dermlens.model.calibration import Link
 from dermlens.model.image_classifier import ImageClassifier
@@ -24,12 +24,8 @@ class Output(Protocol):
     def values(self, logits: Any) -> Any:
         """Return the output of every class, (N, C), from logits (N, C), as TensorFlow tensors."""
 
-    @property
-    def linear(self) -> bool:
-        """True if the output is a linear function of the logits."""
-
-    def weights(self, classes: int) -> np.ndarray:
-        """Return the linear map from logits to outputs, (C logits, C targets); linear only."""
+    def weights(self, classes: int) -> np.ndarray | None:
+        """Return the linear map from logits to outputs, (C logits, C targets), if there is one."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,11 @@ class Logit:
     """The logit of the target: the default, since it does not saturate."""
 
     name: str = "logit"
-    linear: bool = True
 
     def values(self, logits: Any) -> Any:
-        """Return the logits."""
         return logits
 
     def weights(self, classes: int) -> np.ndarray:
-        """Return the identity."""
         return np.eye(classes, dtype=np.float32)
 
 
@@ -58,17 +51,15 @@ class Probability:
 
     name: str = "probability"
     link: Link | None = None
-    linear: bool = False
 
     def values(self, logits: Any) -> Any:
-        """Return the probabilities of all classes."""
         import tensorflow as tf
 
         return tf.sigmoid(logits) if self.link == "sigmoid" else tf.nn.softmax(logits)
 
-    def weights(self, classes: int) -> np.ndarray:
-        """Raise ExplanationError: a probability is not linear in the logits."""
-        raise ExplanationError("A probability is not a linear function of the logits.")
+    def weights(self, classes: int) -> None:
+        """Return None: a probability is not linear in the logits."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -81,14 +72,11 @@ class Contrast:
 
     other: int
     name: str = "contrast"
-    linear: bool = True
 
     def values(self, logits: Any) -> Any:
-        """Return logits minus the other class's logit."""
         return logits - logits[:, self.other : self.other + 1]
 
     def weights(self, classes: int) -> np.ndarray:
-        """Return the identity minus the other class's unit vector."""
         matrix = np.eye(classes, dtype=np.float32)
         matrix[self.other] -= 1.0
         return matrix

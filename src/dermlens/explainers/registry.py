@@ -1,7 +1,8 @@
 """The methods by name: what they answer, what they cost, how to build them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dermlens.errors import UsageError
@@ -10,7 +11,7 @@ from dermlens.model.image_classifier import as_classifier
 
 if TYPE_CHECKING:
     from dermlens.explainers.perturbation import Scorer
-    from dermlens.explainers.superpixel_bank import SuperpixelBank
+    from dermlens.explainers.superpixel_explainer import SuperpixelBank
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Method:
             ``fixed`` holds options.
         backward: Backward passes per image, likewise.
         question: The question it answers, in one plain sentence.
-        build: Makes the explainer from a model.
+        defined: Module and class in this package.
         fixed: Options under which every image costs the same; empty where it does anyway.
         superpixels: True if it fits evaluations of masked superpixels, of which one set serves all
             methods that do.
@@ -37,27 +38,15 @@ class Method:
     forward: int
     backward: int
     question: str
-    build: Callable[..., Explainer]
+    defined: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     superpixels: bool = False
 
     @property
     def cost(self) -> str:
         """The passes in words."""
-        about = "about " if self.fixed else ""
-        if not self.backward:
-            return f"{about}{self.forward:,} forward"
-        return f"{about}{self.forward:,} forward, {self.backward:,} backward"
-
-
-def _class(module: str, kind: str) -> Callable[..., Explainer]:
-    def build(model: Any, **options: Any) -> Explainer:
-        from importlib import import_module
-
-        explainer: type[Explainer] = getattr(import_module(f"dermlens.explainers.{module}"), kind)
-        return explainer(model, **options)
-
-    return build
+        about, back = "about " if self.fixed else "", f", {self.backward:,} backward"
+        return f"{about}{self.forward:,} forward{back if self.backward else ''}"
 
 
 METHODS: dict[str, Method] = {
@@ -65,40 +54,40 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("grad_cam", "Grad-CAM", "activation", 1, 0,
             "Which coarse regions hold the features that raise the output of this class?",
-            _class("grad_cam", "GradCAM")),
+            "grad_cam.GradCAM"),
         Method("grad_cam_plus_plus", "Grad-CAM++", "activation", 1, 0,
             "The same, counting every occurrence of a helpful feature, not only the strongest.",
-            _class("grad_cam", "GradCAMPlusPlus")),
+            "grad_cam.GradCAMPlusPlus"),
         Method("integrated_gradients", "Integrated Gradients", "gradient", 22, 64,
             "How much does each pixel add to the output on the way from a plain image to this one?",
-            _class("integrated_gradients", "IntegratedGradients"), {"tolerance": None}),
+            "integrated_gradients.IntegratedGradients", {"tolerance": None}),
         Method("occlusion", "Occlusion", "perturbation", 166, 0,
             "How much does the output drop when a patch is covered with the color of the border?",
-            _class("occlusion", "Occlusion")),
+            "occlusion.Occlusion"),
         Method("lime", "LIME", "perturbation", 500, 0,
             "Which pieces of the image, kept or removed at random, does the output follow most?",
-            _class("lime", "LIME"), superpixels=True),
+            "lime.LIME", superpixels=True),
         Method("gp_shap", "Shapley values (Gaussian process)", "perturbation", 500, 0,
             "What is each piece's fair share of the output, over all orders of adding pieces?",
-            _class("shap", "GaussianProcessSHAP"), superpixels=True),
+            "shap.GaussianProcessSHAP", superpixels=True),
         Method("kernel_shap", "Kernel SHAP", "perturbation", 500, 0,
             "The same by the published least squares, which need more samples for the same error.",
-            _class("shap", "KernelSHAP"), superpixels=True),
+            "shap.KernelSHAP", superpixels=True),
         Method("layer_cam", "Layer-CAM", "activation", 1, 0,
             "Which places, each by its own gradient, hold features that raise the output?",
-            _class("grad_cam", "LayerCAM")),
+            "grad_cam.LayerCAM"),
         Method("hires_cam", "HiRes-CAM", "activation", 1, 0,
             "Which places does the output provably draw on in the last feature maps?",
-            _class("grad_cam", "HiResCAM")),
+            "grad_cam.HiResCAM"),
         Method("smooth_grad", "SmoothGrad", "gradient", 26, 25,
             "Which pixels would change the output most if they changed a little?",
-            _class("sampled_gradients", "SmoothGrad")),
+            "sampled_gradients.SmoothGrad"),
         Method("gradient_shap", "GradientSHAP", "gradient", 51, 50,
             "How much does each pixel add to the output, averaged over several plain backgrounds?",
-            _class("sampled_gradients", "GradientSHAP")),
+            "sampled_gradients.GradientSHAP"),
         Method("rise", "RISE", "perturbation", 1001, 0,
             "How much higher is the output on average when a place is visible?",
-            _class("rise", "RISE")),
+            "rise.RISE"),
     )
 }  # fmt: skip
 
@@ -120,10 +109,8 @@ def parse_methods(text: str) -> list[str]:
     Raises:
         UsageError: If a name is unknown or none is given.
     """
-    if text == "all":
-        return list(METHODS)
-    if text == "six":
-        return list(SIX)
+    if text in ("all", "six"):
+        return list(METHODS if text == "all" else SIX)
     names = [part.strip() for part in text.split(",") if part.strip()]
     if not names:
         raise UsageError(f"No method given. Use some of: {', '.join(METHODS)}; or six; or all.")
@@ -148,7 +135,9 @@ def create(name: str, model: Any, **options: Any) -> Explainer:
         UsageError: If there is no such method.
         ExplanationError: If the method cannot explain this model.
     """
-    return method(name).build(model, **options)
+    module, _, kind = method(name).defined.partition(".")
+    explainer: type[Explainer] = getattr(import_module(f"dermlens.explainers.{module}"), kind)
+    return explainer(model, **options)
 
 
 def create_several(
@@ -170,42 +159,28 @@ def create_several(
     model, sharing = as_classifier(model), sharing_methods(names)
     if bank is None and len(sharing) > 1:
         bank = shared_bank(model, names, scorers)
-    options: dict[str, dict[str, Any]] = {
-        name: {"scorer": scorer} for name, scorer in (scorers or {}).items()
-    }
+    options: dict[str, Any] = {name: {"scorer": one} for name, one in (scorers or {}).items()}
     if bank is not None:
         options |= {name: {"bank": bank} for name in sharing}
     return {name: create(name, model, **options.get(name, {})) for name in names}
 
 
 def sharing_methods(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the methods that fit masked superpixels, and so share evaluations.
-
-    Example:
-        >>> sharing_methods(["grad_cam", "lime", "gp_shap"])
-        ('lime', 'gp_shap')
-    """
+    """Return those of the methods that fit masked superpixels, and so share evaluations."""
     return tuple(name for name in names if name in METHODS and METHODS[name].superpixels)
 
 
 def shared_bank(
-    model: Any,
-    names: Sequence[str],
-    scorers: Mapping[str, "Scorer"] | None = None,
-    **options: Any,
+    model: Any, names: Sequence[str], scorers: Mapping[str, "Scorer"] | None = None, **options: Any
 ) -> "SuperpixelBank | None":
     """Return what keeps the masked evaluations that methods share, None if none of them does.
 
-    Args:
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        names: Keys of ``METHODS``.
-        scorers: By method; used only if every method that shares has one.
-        **options: Arguments of ``SuperpixelBank``.
+    ``options`` are those of ``SuperpixelBank``. A scorer is used only if every method that shares
+    has one.
     """
-    from dermlens.explainers.superpixel_bank import SuperpixelBank
+    from dermlens.explainers.superpixel_explainer import SuperpixelBank
 
-    sharing, given = sharing_methods(names), scorers or {}
-    if not sharing:
+    found = [(scorers or {}).get(name) for name in sharing_methods(names)]
+    if not found:
         return None
-    every = all(name in given for name in sharing)
-    return SuperpixelBank(model, scorer=given[sharing[0]] if every else None, **options)
+    return SuperpixelBank(model, scorer=None if None in found else found[0], **options)

@@ -16,10 +16,9 @@ import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.explainers.attribution import PER_CLASS, Attribution
-from dermlens.explainers.base import batches, even_batch, image_generator, whole_number
+from dermlens.explainers.base import Request, batches, even_batch, image_generator, whole_number
 from dermlens.explainers.baselines import Baseline, baseline_image, own_baseline
-from dermlens.explainers.output import Output
-from dermlens.explainers.perturbation import Choose, PerturbationExplainer, Scorer, output_values
+from dermlens.explainers.perturbation import PerturbationExplainer, Scorer, output_values
 
 
 @dataclass(kw_only=True)
@@ -50,13 +49,6 @@ class RISE(PerturbationExplainer[RISEAttribution]):
         scorer: Evaluates the masked images in place of the model.
 
     Returns results of the kind ``RISEAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> result = RISE(model, n_samples=31).attribute(np.zeros((1, 32, 48, 3)), targets=4)
-        >>> result.maps.shape, result.cost.forward
-        ((1, 32, 48), 32)
     """
 
     name = "rise"
@@ -88,42 +80,30 @@ class RISE(PerturbationExplainer[RISEAttribution]):
     def draw(self, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """Return masks as (samples, rows + 1, columns + 2) numbers.
 
-        The last two columns hold, in the first two rows, the shift in cells (0..1) down and right;
-        the rest the visible cells, one more than the grid each way so that shifts stay inside.
+        The last column holds, in the first two rows, the shift in cells (0..1) down and right; the
+        rest the visible cells, one more than the grid each way so that shifts stay inside.
         """
         rows, columns = self.grid(size)
-        visible = generator.random((self.n_samples, rows + 1, columns + 1)) < self.keep
-        shift = generator.random((self.n_samples, 2))
         packed = np.zeros((self.n_samples, rows + 1, columns + 2), np.float32)
-        packed[:, :, : columns + 1] = visible
-        packed[:, :2, columns + 1] = shift
+        packed[:, :, :-1] = generator.random((self.n_samples, rows + 1, columns + 1)) < self.keep
+        packed[:, :2, -1] = generator.random((self.n_samples, 2))
         return packed
 
-    def _one(
-        self, image: np.ndarray, choose: Choose, output: Output, batch_size: int, seed: int
-    ) -> RISEAttribution:
+    def _one(self, image: np.ndarray, asked: Request) -> RISEAttribution:
         size = (image.shape[0], image.shape[1])
-        drawn = self.draw(size, image_generator(seed, image))
+        drawn = self.draw(size, image_generator(asked.seed, image))
         whole = np.ones_like(drawn[:1])
         whole[:, :2, -1] = 0.0
-        batch, extent = even_batch(self.n_samples + 1, batch_size), np.array(size, np.int32)
-        logits = self.masked_model(batch).logits(
-            image, baseline_image(image, self.baseline), extent, np.concatenate([whole, drawn])
-        )
-        goals = choose(logits[:1])
-        values = output_values(output, logits)[:, goals]
+        batch, extent = even_batch(self.n_samples + 1, asked.batch_size), np.array(size, np.int32)
+        background, jobs = baseline_image(image, self.baseline), np.concatenate([whole, drawn])
+        logits = self.masked.logits(image, background, extent, jobs, batch)
+        goals = asked.goals(logits[:1])[0]
+        values = output_values(asked.output, logits)[:, goals]
         # The change of output is summed up, which keeps its digits where outputs are large.
         change = values[1:] - values[0]
         maps, error = _maps_and_error(self._sums(extent, drawn, change, batch), change)
-        return self.result(
-            [maps[None]],
-            [goals],
-            [values[:1]],
-            output,
-            expected_error=error[None].astype(np.float32),
-            n_samples=self.n_samples,
-            scorer=self.scorer_name,
-        )
+        facts = {"expected_error": error[None].astype(np.float32), "n_samples": self.n_samples}
+        return self._scored(asked, logits, goals, maps, **facts)
 
     def _sums(
         self, extent: np.ndarray, drawn: np.ndarray, change: np.ndarray, batch: int
@@ -147,12 +127,7 @@ class RISE(PerturbationExplainer[RISEAttribution]):
 
 
 def _maps_and_error(sums: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return maps (T, H, W) of all masks, and their relative standard error (T,).
-
-    Args:
-        sums: What ``RISE._sums`` returns, (2 halves, T + 1, H, W).
-        change: Changes of output, (n, T); the halves take turns.
-    """
+    """Return maps (T, H, W), and their relative standard error (T,); ``sums`` are of two halves."""
     maps = _mean_where_visible(sums.sum(axis=0), change)
     pair = [_mean_where_visible(sums[half], change[half::2]) for half in range(2)]
     missing = np.sqrt(((pair[0] - pair[1]) ** 2).mean(axis=(1, 2))) / 2

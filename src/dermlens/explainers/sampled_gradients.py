@@ -21,19 +21,17 @@ from dermlens.explainers.gradients import GradientEngine, GradientExplainer
 class _SampledGradients(GradientExplainer[Attribution]):
     """Averages something made of gradients at randomly drawn points."""
 
+    baselines: Sequence[Baseline] = ()
+
     def __init__(self, model: Any, *, n_samples: int) -> None:
         self.n_samples = whole_number(n_samples, "The number of samples")
         super().__init__(model, self.n_samples)
 
     @abstractmethod
     def _draw(
-        self, image: np.ndarray, baselines: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, baselines: Sequence[np.ndarray], generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         """Return start, end (H, W, 3), position 0..1, and the factor for the gradient there."""
-
-    def _baselines(self, image: np.ndarray) -> np.ndarray:
-        """Return the baselines of an image, (B, H, W, 3)."""
-        return np.zeros((0, *image.shape), np.float32)
 
     @abstractmethod
     def _channels(self, mean: np.ndarray) -> np.ndarray:
@@ -47,19 +45,17 @@ class _SampledGradients(GradientExplainer[Attribution]):
         engine: GradientEngine,
         seed: int,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        return np.stack([self._map(image, int(goal), engine, seed) for goal in goals]), {}
+        return np.stack([self._map(image, goal, engine, seed) for goal in goals]), {}
 
     def _map(self, image: np.ndarray, goal: int, engine: GradientEngine, seed: int) -> np.ndarray:
         """Explain one image; draws come one by one, so that batches change nothing."""
-        generator, baselines = image_generator(seed, image), self._baselines(image)
+        generator = image_generator(seed, image)
+        baselines = [baseline_image(image, baseline) for baseline in self.baselines]
         total = np.zeros(image.shape, np.float64)
         for part in batches(self.n_samples, engine.batch_size):
             drawn = [self._draw(image, baselines, generator) for _ in range(part.stop - part.start)]
-            starts, ends, positions, factors = (
-                np.stack(values) for values in zip(*drawn, strict=True)
-            )
-            goals = np.full(len(drawn), goal, np.int32)
-            gradients, _ = engine.at(starts, ends, positions, goals)
+            starts, ends, places, factors = (np.stack(part) for part in zip(*drawn, strict=True))
+            gradients = engine.at(starts, ends, places, np.full(len(drawn), goal, np.int32))
             total += (gradients * factors).sum(axis=0, dtype=np.float64)
         return self._channels((total / self.n_samples).astype(np.float32))
 
@@ -76,18 +72,12 @@ class SmoothGrad(_SampledGradients):
     name = "smooth_grad"
     signed = False
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        n_samples: int = 25,
-        noise: float = 0.1,
-    ) -> None:
+    def __init__(self, model: Any, *, n_samples: int = 25, noise: float = 0.1) -> None:
         super().__init__(model, n_samples=n_samples)
         self.noise = noise
 
     def _draw(
-        self, image: np.ndarray, baselines: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, baselines: Sequence[np.ndarray], generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         spread = np.float32(self.noise * float(image.max() - image.min()))
         point = image + generator.standard_normal(image.shape, dtype=np.float32) * spread
@@ -120,13 +110,10 @@ class GradientSHAP(_SampledGradients):
         super().__init__(model, n_samples=n_samples)
         self.baselines, self.noise = own_baselines(baseline, self.classifier), noise
 
-    def _baselines(self, image: np.ndarray) -> np.ndarray:
-        return np.stack([baseline_image(image, baseline) for baseline in self.baselines])
-
     def _draw(
-        self, image: np.ndarray, baselines: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, baselines: Sequence[np.ndarray], generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-        start = baselines[generator.integers(len(baselines))]
+        start = baselines[int(generator.integers(len(baselines)))]
         position = float(generator.random())
         noise = generator.standard_normal(image.shape, dtype=np.float32) * np.float32(self.noise)
         end = image + noise

@@ -31,30 +31,22 @@ from dermlens.explainers.superpixel_explainer import (
 
 
 def shapley_values(values: np.ndarray) -> np.ndarray:
-    """Return exact Shapley values of a game by its definition.
+    """Return exact Shapley values (T, M) of a game by its definition.
 
     Args:
         values: (2^M, T): worth of every coalition; bit i of the position says whether i is in.
-
-    Returns:
-        float64 (T, M).
-
-    Example:
-        >>> shapley_values(np.array([[0.0], [1.0], [2.0], [6.0]])).tolist()
-        [[2.5, 3.5]]
     """
     values = np.asarray(values, np.float64)
     players = len(values).bit_length() - 1
     codes = np.arange(len(values))
-    sizes = sum((codes >> i) & 1 for i in range(players))
-    chance = np.array(
-        [factorial(s) * factorial(players - s - 1) / factorial(players) for s in range(players)]
-    )
+    sizes = ((codes[:, None] >> np.arange(players)) & 1).sum(axis=1)
+    ways = [factorial(s) * factorial(players - s - 1) for s in range(players)]
+    chance = np.array([count / factorial(players) for count in ways])
     result = np.zeros((values.shape[1], players))
     for player in range(players):
         without = codes[(codes >> player) & 1 == 0]
         gain = values[without | (1 << player)] - values[without]
-        result[:, player] = chance[np.asarray(sizes)[without]] @ gain
+        result[:, player] = chance[sizes[without]] @ gain
     return result
 
 
@@ -86,36 +78,25 @@ class ShapleyExplainer(SuperpixelExplainer[ShapleyAttribution]):
 
     def _fit(self, masks: Coalitions, values: np.ndarray) -> Fit:
         if masks.exhaustive:
-            weights = exact_values(masks, values)
+            name, weights = "exact", exact_values(masks, values)
             half_width, found = np.zeros_like(weights), np.ones(len(weights))
-        else:
-            self._enough(masks)
-            weights, half_width, found = self._estimated(masks, values)
-        gap = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
-        facts = {"baseline_output": values[1], "additivity_gap": gap, "explained": found}
-        return Fit(weights, half_width, facts)
-
-    def _shared(self, masks: Coalitions) -> dict[str, np.ndarray]:
-        name = "exact" if masks.exhaustive else self._estimator(masks)
-        return {"estimator": np.array([name])}
-
-    @abstractmethod
-    def _estimated(
-        self, masks: Coalitions, values: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return values and half widths (T, M), and how much is explained (T,)."""
-
-    @abstractmethod
-    def _estimator(self, masks: Coalitions) -> str:
-        """Return the name of what estimates the values from masks that are not all there are."""
-
-    def _enough(self, masks: Coalitions) -> None:
-        if masks.orders is None and len(masks.masks) < 2 * masks.pieces + 2:
+        elif masks.orders is None and len(masks.masks) < 2 * masks.pieces + 2:
             raise UsageError(
                 f"{len(masks.masks)} samples are too few for the Shapley values of "
                 f"{masks.pieces} superpixels. Use at least {2 * masks.pieces + 2} samples, or "
                 "fewer superpixels."
             )
+        else:
+            name, weights, half_width, found = self._estimated(masks, values)
+        gap = np.abs(weights.sum(axis=1) - (values[0] - values[1]))
+        facts = {"baseline_output": values[1], "additivity_gap": gap, "explained": found}
+        return Fit(weights, half_width, facts, {"estimator": np.array([name])})
+
+    @abstractmethod
+    def _estimated(
+        self, masks: Coalitions, values: np.ndarray
+    ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the estimator's name, values and half widths (T, M), and the explained share."""
 
 
 class KernelSHAP(ShapleyExplainer):
@@ -131,19 +112,16 @@ class KernelSHAP(ShapleyExplainer):
     name = "kernel_shap"
     design = "shap"
 
-    def _estimator(self, masks: Coalitions) -> str:
-        return "least_squares"
-
     def _estimated(
         self, masks: Coalitions, values: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         weights, half_width = constrained_values(masks, values)
         share = masks.weights(shapley_mass(masks.pieces))[:, None]
         left = values - values[1] - masks.masks @ weights.T
         around = values - (share * values).sum(axis=0) / share.sum()
         spread = (share * around**2).sum(axis=0)
         missing = (share * left**2).sum(axis=0) / np.where(spread > 0, spread, 1.0)
-        return weights, half_width, 1.0 - missing
+        return "least_squares", weights, half_width, 1.0 - missing
 
 
 class GaussianProcessSHAP(ShapleyExplainer):
@@ -154,31 +132,19 @@ class GaussianProcessSHAP(ShapleyExplainer):
         **options: superpixels, n_samples, baseline, bank, scorer; see ``SuperpixelExplainer``.
 
     Returns results of the kind ``ShapleyAttribution``.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-        >>> explainer = GaussianProcessSHAP(model, superpixels=6, n_samples=64)
-        >>> result = explainer.attribute(images, targets=4)
-        >>> result.maps.shape, str(result.estimator[0])
-        ((1, 32, 48), 'exact')
     """
 
     name = "gp_shap"
     design = "even"
 
-    def _estimator(self, masks: Coalitions) -> str:
-        return "gaussian_process" if masks.orders is None else "permutations"
-
     def _estimated(
         self, masks: Coalitions, values: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
         if masks.orders is not None:
             weights, half_width = permutation_values(masks, values)
-            return weights, half_width, np.full(len(weights), np.nan)
-        fit = process_values(masks, values)
-        return fit.values, NORMAL_95 * fit.deviation, fit.explained
+            return "permutations", weights, half_width, np.full(len(weights), np.nan)
+        weights, deviation, found = process_values(masks, values)
+        return "gaussian_process", weights, NORMAL_95 * deviation, found
 
 
 def exact_values(masks: Coalitions, values: np.ndarray) -> np.ndarray:
@@ -189,15 +155,11 @@ def exact_values(masks: Coalitions, values: np.ndarray) -> np.ndarray:
 
 
 def permutation_values(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Shapley values and half widths at 95 %, (T, M) each, from permutations.
+    """Return Shapley values and half widths at 95 %, (T, M) each, from ``masks.orders``.
 
     The mean over permutations of what each piece adds to those before it; a permutation and its
     reverse are drawn together, and make their mean vary less than the interval, which takes them
     for independent, allows for.
-
-    Args:
-        masks: Of the design ``"permutations"``; ``masks.orders`` is not None.
-        values: float64 (n, T).
     """
     from scipy.stats import t
 

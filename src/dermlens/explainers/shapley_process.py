@@ -24,7 +24,7 @@ a polynomial that Gauss-Legendre integrates exactly; for a piece outside it has 
 t, M - t - 1 as powers.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,16 +40,12 @@ _EXACT = 1e-9
 _TINY = 1e-300
 
 
-@dataclass(frozen=True)
-class ProcessFit:
-    """Shapley values of T games.
+class ProcessFit(NamedTuple):
+    """Shapley values (T, M) of T games and their posterior standard deviations (T, M).
 
-    Attributes:
-        values: float64 (T, M); they sum to the worth of all pieces less that of none.
-        deviation: float64 (T, M): posterior standard deviation.
-        explained: float64 (T,): share of the variance of the odd part that is predicted where it
-            was left out, at most 1; low or negative where the values deserve no trust, NaN where
-            there are too few masks to say.
+    ``explained`` (T,) is the share of the variance of the odd part that is predicted where it was
+    left out, at most 1: low or negative where the values deserve no trust, NaN where there are
+    too few masks to say.
     """
 
     values: np.ndarray
@@ -60,17 +56,7 @@ class ProcessFit:
 def coalition_shapley(pieces: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the Shapley values of the game S -> rho^|S differs from T|, by the size of T.
 
-    Args:
-        pieces: Number of pieces, M.
-        rho: Covariance of coalitions that differ in one piece, 0..1.
-
-    Returns:
-        float64 (M + 1,) each: of a piece in T (NaN for size 0) and of a piece outside (NaN for M).
-
-    Example:
-        >>> inside, outside = coalition_shapley(2, 0.5)
-        >>> float(inside[1]), float(outside[1])  # by hand: 0.5 * (1 - 0.25) and the other sign
-        (0.375, -0.375)
+    float64 (M + 1,) each: of a piece in T (NaN for size 0) and of a piece outside (NaN for M).
     """
     nodes, weights = np.polynomial.legendre.leggauss(pieces // 2 + 1)
     u = (nodes + 1) / 2
@@ -82,16 +68,9 @@ def coalition_shapley(pieces: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def odd_parts(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return one coalition of each couple and the odd part of the worth there.
+    """Return one coalition of each couple, bool (K, M), and the odd part of the worth there (K, T).
 
-    Args:
-        masks: The first two keep all and none; couples of a mask and its complement stand
-            together.
-        values: float64 (n, T): worth of each.
-
-    Returns:
-        bool (K, M), the first keeping all, and float64 (K, T). A mask whose complement is missing
-        is left out.
+    The first keeps all. A mask whose complement is missing is left out.
     """
     everything = masks.masks
     first: dict[bytes, int] = {}
@@ -104,11 +83,9 @@ def odd_parts(masks: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def process_values(masks: Coalitions, values: np.ndarray) -> ProcessFit:
-    """Return Shapley values from the worth of some coalitions.
+    """Return the values of T games from their worth (n, T) for some coalitions.
 
-    Args:
-        masks: At least M + 1 couples of a coalition and its complement.
-        values: float64 (n, T): worth of each in T games.
+    At least M + 1 couples of a coalition and its complement are needed.
     """
     kept, odd = odd_parts(masks, np.asarray(values, np.float64))
     signs = kept - 0.5
@@ -117,10 +94,10 @@ def process_values(masks: Coalitions, values: np.ndarray) -> ProcessFit:
         _posterior(kept, signs, odd[:, target], length, noise)
         for target, (length, noise) in enumerate(chosen)
     ]
-    found = [np.stack(part) for part in zip(*results, strict=True)]
+    shapley, deviation, explained = (np.stack(part) for part in zip(*results, strict=True))
     # Up to rounding they add up already, since the worth of all and of none is known exactly.
-    missing = 2 * odd[0] - found[0].sum(axis=1)
-    return ProcessFit(found[0] + missing[:, None] / kept.shape[1], found[1], found[2])
+    missing = 2 * odd[0] - shapley.sum(axis=1)
+    return ProcessFit(shapley + missing[:, None] / kept.shape[1], deviation, explained)
 
 
 def _covariance(signs: np.ndarray, rho: float) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from dermlens.explainers.attribution import Cost
 from dermlens.explainers.base import batches
-from dermlens.explainers.layers import Features, Step, apply_operation, find_features, run_graph
+from dermlens.explainers.layers import Features, Step, find_features, run_catching
 from dermlens.explainers.output import Output, chosen_output
 from dermlens.explainers.registration import Drawing, Registration, registered
 from dermlens.model.image_classifier import as_classifier
@@ -28,43 +28,19 @@ from dermlens.model.image_classifier import as_classifier
 
 @dataclass(frozen=True)
 class Stage:
-    """Feature maps at the end of a stage.
-
-    Attributes:
-        layer: Path of the operation that produces them.
-        size: (height, width) of the maps.
-        step: Position in the order in which operations run.
-    """
+    """Feature maps at the end of a stage: path, (height, width) and position of the operation."""
 
     layer: str
     size: tuple[int, int]
     step: int
 
 
-def find_stages(model: Any) -> tuple[Stage, ...]:
-    """Return the stages of a network from shallow to deep; the last is what the head reads.
-
-    Args:
-        model: Keras functional or sequential model, images (N, H, W, 3) to logits (N, C).
-
-    Raises:
-        ExplanationError: If the model has no feature maps.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (64, 96)))
-        >>> [stage.size for stage in find_stages(model)]
-        [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
-    """
-    return stages_of(find_features(model))
-
-
 def stages_of(features: Features) -> tuple[Stage, ...]:
-    """Return the stages up to some feature maps, see ``find_stages``."""
+    """Return the stages of a network from shallow to deep; the last is what the head reads."""
     model, steps = features.model, features.steps[: features.step + 1]
     last = steps[-1].shape[1:3]
     found: dict[tuple[int, int], Stage] = {}
-    smallest = _sides(model.input_shape[1:3], (64, 64))
+    full = smallest = _sides(model.input_shape[1:3], (64, 64))
     for position in _passages(steps):
         height, width = _sides(steps[position].shape[1:3], (0, 0))
         # Padding makes maps a little larger for a moment; that is no stage.
@@ -72,7 +48,6 @@ def stages_of(features: Features) -> tuple[Stage, ...]:
             continue
         smallest = (height, width)
         found[smallest] = Stage(steps[position].path, smallest, position)
-    full = _sides(model.input_shape[1:3], (64, 64))
     kept = [stage for size, stage in found.items() if size != full and size != last]
     return (*kept, Stage(features.layer, _sides(last, (1, 1)), features.step))
 
@@ -102,30 +77,13 @@ def _passages(steps: list[Step]) -> list[int]:
 
 
 class StageCAM:
-    """Layer-CAM at every stage.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
-        registration: Where cells are drawn, see ``explainers.registration``.
+    """Layer-CAM at every stage; ``registration`` as in ``explainers.registration``.
 
     Raises:
         ExplanationError: If the model has no feature maps.
-
-    Example:
-        >>> from dermlens.model.classifier import Architecture, build_classifier
-        >>> model = build_classifier(Architecture("mobilenetv3small", (32, 48)))
-        >>> cam = StageCAM(model)
-        >>> maps = cam.maps(np.zeros((1, 32, 48, 3), np.uint8), np.array([4]))
-        >>> len(maps) == len(cam.stages), maps[0].shape, cam.cost.forward, cam.cost.backward
-        (True, (1, 32, 48), 1, 1)
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        registration: Registration = "receptive_field",
-    ) -> None:
+    def __init__(self, model: Any, *, registration: Registration = "receptive_field") -> None:
         self.classifier = as_classifier(model)
         self.model, self.classes = self.classifier.model, self.classifier.classes
         features = find_features(self.model)
@@ -144,11 +102,8 @@ class StageCAM:
     ) -> list[np.ndarray]:
         """Return one stack of maps per stage, shallow to deep, float32 (N, H, W), 0 or more.
 
-        Args:
-            images: uint8 or float (N, H, W, 3), RGB 0..255, at the model's input size.
-            goals: int (N,): class position explained in each image.
-            output: What is explained; default the logit.
-            batch_size: Images per pass.
+        Images (N, H, W, 3) are RGB 0..255; class positions are int (N,); the logit is the default
+        output.
         """
         function = self._function(chosen_output(output, self.classifier))
         goals = np.asarray(goals, np.int32)
@@ -164,54 +119,26 @@ class StageCAM:
         import tensorflow as tf
 
         if repr(output) not in self._functions:
+            wanted = {stage.step for stage in self.stages}
 
             def traced(images: Any, goals: Any, sides: Any) -> Any:
                 self.traces += 1
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    caught, logits = self._caught(images, tape.watch)
+                    caught, logits = run_catching(self.model, images, wanted, tape.watch)
                     value = tf.gather(output.values(logits), goals, axis=1, batch_dims=1)
-                gradients = tape.gradient(value, caught)
-                last = len(caught) - 1
+                found = zip(caught, tape.gradient(value, caught), sides, strict=True)
                 return [
-                    registered(_layer_cam(*pair, even=position < last), *weights)
-                    for position, (*pair, weights) in enumerate(
-                        zip(caught, gradients, sides, strict=True)
-                    )
+                    registered(_layer_cam(maps, slopes, even=maps is not caught[-1]), *weights)
+                    for maps, slopes, weights in found
                 ]
 
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             side = tf.TensorSpec((None, None), tf.float32)
+            signature = [pixels, tf.TensorSpec((None,), tf.int32), [(side, side)] * len(wanted)]
             self._functions[repr(output)] = tf.function(
-                traced,
-                autograph=False,
-                input_signature=[
-                    pixels,
-                    tf.TensorSpec((None,), tf.int32),
-                    [(side, side) for _ in self.stages],
-                ],
+                traced, autograph=False, input_signature=signature
             )
         return self._functions[repr(output)]
-
-    def _caught(self, images: Any, watch: Any) -> tuple[list[Any], Any]:
-        """Run the model; return the feature maps of every stage and float32 logits."""
-        import tensorflow as tf
-
-        wanted = {stage.step for stage in self.stages}
-        caught: list[Any] = []
-        counter = 0
-
-        def each(operation: Any, path: str, args: Any, kwargs: Any) -> Any:
-            nonlocal counter
-            output = apply_operation(operation, args, kwargs)
-            if counter in wanted:
-                output = tf.identity(output)
-                watch(output)
-                caught.append(output)
-            counter += 1
-            return output
-
-        logits = run_graph(self.model, images, each)
-        return caught, tf.cast(logits, tf.float32)
 
 
 def _layer_cam(activations: Any, gradients: Any, *, even: bool) -> Any:

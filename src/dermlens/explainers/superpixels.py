@@ -13,27 +13,13 @@ SMOOTHING_SHARE = 0.006
 
 
 def superpixels(image: np.ndarray, count: int = 50, *, compactness: float = 8.0) -> np.ndarray:
-    """Cut an image into connected pieces of similar color and size.
+    """Cut an image, RGB 0..255, (H, W, 3), into about ``count`` pieces of similar color and size.
 
-    SLIC starts from a regular grid, so nothing is random: the same image always gives the same
-    pieces.
-
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        superpixels: About how many pieces; at most half the number of pixels.
-        compactness: Weight of proximity_kernel against color; larger gives squarer pieces.
-
-    Returns:
-        int32 (H, W): piece of each pixel, numbered 0..M-1 without gaps.
+    SLIC starts from a regular grid, so nothing is random. Returns the piece of each pixel, int32
+    (H, W), numbered 0..M-1 without gaps; a larger ``compactness`` gives squarer pieces.
 
     Raises:
         UsageError: If fewer than 2 pieces are asked for.
-
-    Example:
-        >>> smooth = np.full((48, 64, 3), 190, np.uint8)
-        >>> labels = superpixels(smooth, 12)
-        >>> labels.shape, int(labels.max()) + 1
-        ((48, 64), 12)
     """
     from skimage.segmentation import slic
 

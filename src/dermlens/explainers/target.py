@@ -79,11 +79,6 @@ def class_position(target: str | int, labels: LabelSet) -> int:
 
     Raises:
         UsageError: If it does, or the class is unknown.
-
-    Example:
-        >>> from dermlens.labels import label_set
-        >>> class_position("mel", label_set("ham10000"))
-        4
     """
     if depend_on_answer(target):
         raise UsageError(
@@ -94,9 +89,7 @@ def class_position(target: str | int, labels: LabelSet) -> int:
 
 def depend_on_answer(targets: Targets) -> bool:
     """Tell whether any of the targets depends on what the model answers."""
-    return any(
-        one is None or (isinstance(one, str) and one in RELATIVE) for one in _listed(targets, None)
-    )
+    return any(map(_is_relative, _listed(targets, None)))
 
 
 def is_all(targets: Targets) -> bool:
@@ -104,22 +97,24 @@ def is_all(targets: Targets) -> bool:
     return isinstance(targets, str) and targets == ALL
 
 
-def per_image(targets: Targets) -> bool:
-    """Tell whether there is one target per image, not one for all."""
-    return not (targets is None or isinstance(targets, str) or np.ndim(cast(Any, targets)) == 0)
-
-
 def part_of(targets: Targets, part: slice) -> Targets:
     """Return the targets of some of the images."""
-    return _listed(targets, None)[part] if per_image(targets) else targets
+    return targets if _is_one(targets) else _listed(targets, None)[part]
+
+
+def _is_one(targets: Targets) -> bool:
+    return targets is None or isinstance(targets, str) or np.ndim(cast(Any, targets)) == 0
+
+
+def _is_relative(target: Target) -> bool:
+    return target is None or (isinstance(target, str) and target in RELATIVE)
 
 
 def _listed(targets: Targets, count: int | None) -> list[Target]:
-    if not per_image(targets):
+    if _is_one(targets):
         return [cast(Target, targets)] * (1 if count is None else count)
-    listed = (
-        _from_array(np.asarray(targets)) if hasattr(targets, "shape") else list(cast(Any, targets))
-    )
+    array = hasattr(targets, "shape")
+    listed = _from_array(np.asarray(targets)) if array else list(cast(Any, targets))
     if count is not None and len(listed) != count:
         raise UsageError(
             f"{len(listed)} targets were given for {count} images. Give one per image, or one for "
@@ -143,14 +138,13 @@ def _from_array(values: np.ndarray) -> list[Any]:
 
 def _position(target: Target, logits: np.ndarray | None, labels: LabelSet) -> int:
     """Return one target's position; without logits 0 stands for what depends on them."""
-    if target is None or (isinstance(target, str) and target in RELATIVE):
-        return _relative(target or PREDICTED, logits, labels)
+    if _is_relative(target):
+        return _relative(cast(str, target or PREDICTED), logits, labels)
     if isinstance(target, str) and target in labels.codes:
         return labels.codes.index(target)
-    value = None if isinstance(target, str) else np.asarray(target)
-    whole = value is not None and value.ndim == 0 and value.dtype.kind in "iu"
-    if whole and 0 <= int(cast(Any, value)) < len(labels):
-        return int(cast(Any, value))
+    value = np.asarray(target)
+    if value.ndim == 0 and value.dtype.kind in "iu" and 0 <= int(value) < len(labels):
+        return int(value)
     raise UsageError(
         f"Unknown target class {target!r}. Use one of: {', '.join((*labels.codes, *RELATIVE))}; "
         f"or a position from 0 to {len(labels) - 1}."
@@ -164,9 +158,8 @@ def _relative(target: str, logits: np.ndarray | None, labels: LabelSet) -> int:
     if logits is None:
         return 0
     if target == FLAGGED:
-        return malignant[int(np.argmax(np.asarray(logits)[malignant]))]
-    if target == PREDICTED:
-        return int(np.argmax(logits))
+        return malignant[int(np.argmax(logits[malignant]))]
     others = np.array(logits, np.float64)
-    others[int(np.argmax(logits))] = -np.inf
+    if target == RUNNER_UP:
+        others[int(np.argmax(logits))] = -np.inf
     return int(others.argmax())

@@ -8,7 +8,9 @@ of each map among the measurements. Only where there are masks and lesion ids.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,7 @@ from dermlens.lesion.relevance import (
 from dermlens.lesion.shortcuts import probe
 from dermlens.lesion.zones import ZONES, lesion_zones, zone_areas
 from dermlens.quality.benchmark_measure import Bench
-from dermlens.quality.benchmark_plan import (
-    Extension,
-    Item,
-    Loaded,
-    Piece,
-    Tick,
-    in_turn,
-    item_of,
-    load,
-)
+from dermlens.quality.benchmark_plan import Extension, Item, Loaded, Piece, in_turn, item_of, load
 from dermlens.quality.benchmark_tables import Store, Tables
 from dermlens.quality.controls import is_control
 from dermlens.quality.statistics import cluster_intervals, holm
@@ -76,20 +69,13 @@ class LesionMeasures(Extension):
         self.watched: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return how many pairs and probes were asked for."""
         return {"pairs": self.pairs, "probes": self.probes}
 
     def select(
-        self,
-        table: pd.DataFrame,
-        data: Path,
-        codes: Sequence[str],
-        items: Sequence[Item],
-        seed: int,
+        self, table: pd.DataFrame, data: Path, codes: Sequence[str], items: list[Item], seed: int
     ) -> list[str]:
-        """Choose the photo pairs and the images to probe."""
         self._pairs = select_pairs(table, data, codes, self.pairs, seed)
-        self._probed = list(items[: self.probes])
+        self._probed = items[: self.probes]
         # Only drawn data sets have structures, and only there photographs may be mirrored.
         self._mirrors = any(item.structure is not None for item in items)
         return [first.lesion_id for first, _ in self._pairs]
@@ -97,7 +83,6 @@ class LesionMeasures(Extension):
     def of_image(
         self, loaded: Loaded, maps: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Return traits and zone areas, and zones and relations of each map."""
         if loaded.item.mask is None:
             return {}, {}
         image, mask = loaded.image, loaded.mask
@@ -106,7 +91,7 @@ class LesionMeasures(Extension):
             "color_relation": color_variety_map(image, mask),
         }
         areas = zone_areas(lesion_zones(mask))
-        facts = lesion_traits(image, mask).to_json()
+        facts = asdict(lesion_traits(image, mask))
         facts |= {f"area_{z}": float(share) for z, share in zip(ZONES, areas, strict=True)}
         values = {}
         for name, map_ in maps.items():
@@ -116,30 +101,21 @@ class LesionMeasures(Extension):
         return facts, values
 
     def pieces(self, bench: Bench, efforts: Mapping[str, int]) -> list[Piece]:
-        """Return a piece for each photo pair and each probed image."""
-        size = bench.classifier.input_size
         self.watched = watched_class(bench.classifier.labels)
-
-        def pair(both: tuple[Item, Item], tick: Tick) -> Any:
-            return measure_pair(bench, *(load(item, size) for item in both))
-
-        def shortcut(item: Item, tick: Tick) -> Any:
-            return measure_shortcuts(bench, load(item, size), self.watched)
-
         twice, probed = 2 * efforts["explain"], 9 + 7 * efforts["cheap"]
+
+        def piece(kind: str, name: str, effort: int, measure: Any, *items: Item) -> Piece:
+            size = bench.classifier.input_size
+            return Piece(kind, name, effort, lambda _: measure(*(load(one, size) for one in items)))
+
+        pair = partial(measure_pair, bench)
+        shortcut = partial(measure_shortcuts, bench, self.watched)
         return [
-            *(
-                Piece("pairs", both[0].lesion_id, twice, partial(pair, both), arrays=True)
-                for both in self._pairs
-            ),
-            *(
-                Piece("shortcuts", item.image_id, probed, partial(shortcut, item))
-                for item in self._probed
-            ),
+            *(piece("pairs", both[0].lesion_id, twice, pair, *both) for both in self._pairs),
+            *(piece("shortcuts", one.image_id, probed, shortcut, one) for one in self._probed),
         ]
 
     def tables(self, store: Store, names: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """Return the tables of photo pairs and probes."""
         return {
             "consistency": _consistency(store, self._pairs, names, self._mirrors),
             "shortcuts": _shortcuts(store, self._probed),
@@ -148,25 +124,19 @@ class LesionMeasures(Extension):
     def values(
         self, tables: Tables, names: Sequence[str]
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return the consistency of each lesion and method."""
         table = tables.more.get("consistency")
         if table is None:
             return {}
-        lesions = table.lesion_id.unique()
-        return {
-            name: (
-                table.pivot(index="lesion_id", columns="method", values=name)
-                .reindex(index=lesions, columns=list(names))
-                .to_numpy(np.float64),
-                lesions,
-            )
-            for name in CONSISTENCY
-        }
+        lesions, found = table.lesion_id.unique(), {}
+        for name in CONSISTENCY:
+            wide = table.pivot(index="lesion_id", columns="method", values=name)
+            ordered = wide.reindex(index=lesions, columns=list(names))
+            found[name] = (ordered.to_numpy(np.float64), lesions)
+        return found
 
     def summarize(
         self, tables: Tables, names: Sequence[str], resamples: int, seed: int
     ) -> dict[str, Any]:
-        """Return zones, relations to traits, and reactions to probes."""
         settings = {"resamples": resamples, "seed": seed}
         table = tables.wide()
         outlined = "zone_core" in table
@@ -201,21 +171,19 @@ def select_pairs(
     return in_turn(groups, count)
 
 
-def measure_pair(bench: Bench, first: Loaded, second: Loaded) -> dict[str, np.ndarray]:
+def measure_pair(bench: Bench, *photographs: Loaded) -> dict[str, np.ndarray]:
     """Return both photographs of a lesion with all maps in the lesion's frame, and zones."""
     arrays: dict[str, np.ndarray] = {}
-    for number, loaded in enumerate((first, second)):
-        case, _ = bench.case(loaded)
-        maps = np.concatenate(
-            [bench.finite(name, loaded.image[None], case.targets) for name in bench.names]
-        )
+    for number, loaded in enumerate(photographs):
+        image, targets = loaded.image[None], bench.case(loaded)[0].targets
+        maps = np.concatenate([bench.finite(name, image, targets) for name in bench.names])
         framed = frame(loaded.image, loaded.mask, maps)
         arrays |= {f"{name}{number}": one for name, one in vars(framed).items()}
         arrays[f"zones{number}"] = zone_profile(maps, loaded.mask)
     return arrays
 
 
-def measure_shortcuts(bench: Bench, loaded: Loaded, watched: str | None) -> list[dict[str, Any]]:
+def measure_shortcuts(bench: Bench, watched: str | None, loaded: Loaded) -> list[dict[str, Any]]:
     """Return how decision and attribution of cheap methods react to pasted artifacts."""
     return probe(
         loaded.image,
@@ -232,12 +200,10 @@ def _consistency(
 ) -> pd.DataFrame:
     framed, zones = [], []
     for first, _ in pairs:
-        arrays = store.read_arrays("pairs", first.lesion_id)
-        one, other = (
-            Framed(arrays[f"picture{k}"], arrays[f"maps{k}"], arrays[f"valid{k}"]) for k in (0, 1)
-        )
-        framed.append((one, other))
-        zones.append(zone_consistency(arrays["zones0"], arrays["zones1"]))
+        found = store.read_arrays("pairs", first.lesion_id)
+        zones.append(zone_consistency(found["zones0"], found["zones1"]))
+        parts = [(found[f"picture{k}"], found[f"maps{k}"], found[f"valid{k}"]) for k in (0, 1)]
+        framed.append((Framed(*parts[0]), Framed(*parts[1])))
     agreement = photo_consistency(framed, mirrors=mirrors)
     return pd.DataFrame(
         {
@@ -289,22 +255,16 @@ def _relevance(table: pd.DataFrame, images: pd.DataFrame, names: Sequence[str]) 
     """Return, across images, how attribution goes with the traits of lesions (Spearman)."""
     from scipy.stats import spearmanr
 
-    result: dict[str, Any] = {}
-    found, p_values = [], []
-    for name in names:
-        rows = table[table.method == name]
-        joined = rows.merge(images[["image_id", *_TRAITS]], on="image_id")
-        result[name] = {}
-        for trait in _TRAITS:
-            for value in _FOLLOWED:
-                both = joined[[trait, value]].dropna()
-                varied = len(both) > 3 and (both.nunique() > 1).all()
-                rho, p = spearmanr(both[trait], both[value]) if varied else (np.nan, np.nan)
-                one = {"rho": float(rho), "p": float(p), "count": len(both)}
-                result[name][f"{trait} ~ {value}"] = one
-                found.append(one)
-                p_values.append(float(p))
-    for one, corrected in zip(found, holm(p_values), strict=True):
+    result: dict[str, Any] = {name: {} for name in names}
+    joined = table.merge(images[["image_id", *_TRAITS]], on="image_id")
+    for name, trait, value in product(names, _TRAITS, _FOLLOWED):
+        both = joined[joined.method == name][[trait, value]].dropna()
+        varied = len(both) > 3 and (both.nunique() > 1).all()
+        rho, p = spearmanr(both[trait], both[value]) if varied else (np.nan, np.nan)
+        found = {"rho": float(rho), "p": float(p), "count": len(both)}
+        result[name][f"{trait} ~ {value}"] = found
+    every = [one for relations in result.values() for one in relations.values()]
+    for one, corrected in zip(every, holm([one["p"] for one in every]), strict=True):
         one["p_holm"] = float(corrected)
     return result
 
@@ -313,8 +273,8 @@ def _reactions(table: pd.DataFrame | None, **settings: int) -> dict[str, Any]:
     """Return means of every column of the probes, by probe."""
     if table is None:
         return {}
-    columns = [c for c in table.columns if c not in _ABOUT]
-    return {
-        str(name): _means(rows, columns, **settings)
-        for name, rows in table.groupby("probe", sort=False)
-    }
+    columns, probes = (
+        [c for c in table.columns if c not in _ABOUT],
+        table.groupby("probe", sort=False),
+    )
+    return {str(name): _means(rows, columns, **settings) for name, rows in probes}

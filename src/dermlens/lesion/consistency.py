@@ -11,6 +11,7 @@ A proposal of this project; see docs/metrics.md.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -26,12 +27,10 @@ ANGLES = 24
 
 @dataclass(frozen=True)
 class Framed:
-    """One photograph in the lesion's own frame.
+    """A photograph in the lesion's own frame: picture (S, S), maps (M, S, S), what is valid (S, S).
 
-    Attributes:
-        picture: float32 (S, S): gray values, less their mean, over their deviation.
-        maps: float32 (M, S, S): the methods' maps.
-        valid: bool (S, S): inside the photograph.
+    The picture is gray, less its mean, over its deviation; only what lies inside the photograph is
+    valid.
     """
 
     picture: np.ndarray
@@ -40,13 +39,9 @@ class Framed:
 
 
 def frame(image: np.ndarray, mask: np.ndarray, maps: np.ndarray, side: int = SIDE) -> Framed:
-    """Bring an image and its maps into the frame of the lesion: 1.6 radii to each side.
+    """Bring an image and its maps (M, H, W) into the frame of the lesion: 1.6 radii to each side.
 
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: bool (H, W). An empty mask has no frame: nothing in it is valid.
-        maps: float (M, H, W).
-        side: Pixels along the frame.
+    An empty mask has no frame: nothing in it is valid.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -58,21 +53,18 @@ def frame(image: np.ndarray, mask: np.ndarray, maps: np.ndarray, side: int = SID
     radius = max(equivalent_radius(mask), 1.0)
     steps = ((np.arange(side) + 0.5) / side * 2 - 1) * REACH * radius
     places = np.stack(np.meshgrid(steps + center[0], steps + center[1], indexing="ij"))
-    height, width = mask.shape
-    valid = (places[0] >= 0) & (places[0] <= height - 1)
-    valid &= (places[1] >= 0) & (places[1] <= width - 1)
+    last = np.array(mask.shape)[:, None, None] - 1
+    valid = np.all((places >= 0) & (places <= last), axis=0)
     # Smoothed by half a step of the frame, so that sampling does not miss what lies between.
     sigma = REACH * radius / side
-    gray = gaussian_filter(np.asarray(image, np.float64).mean(axis=-1), sigma)
-    drawn = [map_coordinates(gray, places, order=1, mode="nearest")]
-    for map_ in maps:
-        smooth = gaussian_filter(np.asarray(map_, np.float64), sigma)
-        drawn.append(map_coordinates(smooth, places, order=1, mode="nearest"))
+    drawn = np.zeros((len(maps) + 1, side, side))
+    for number, one in enumerate((np.asarray(image, np.float64).mean(axis=-1), *maps)):
+        smooth = gaussian_filter(np.asarray(one, np.float64), sigma)
+        drawn[number] = map_coordinates(smooth, places, order=1, mode="nearest")
     picture = drawn[0] - drawn[0][valid].mean()
     deviation = picture[valid].std()
     picture = picture / deviation if deviation > 0 else picture
-    stack = np.stack(drawn[1:]) if len(drawn) > 1 else np.zeros((0, side, side))
-    return Framed(picture.astype(np.float32), stack.astype(np.float32), valid)
+    return Framed(picture.astype(np.float32), drawn[1:].astype(np.float32), valid)
 
 
 def turned(pictures: np.ndarray, angle: float, mirror: bool) -> np.ndarray:
@@ -90,35 +82,26 @@ def turned(pictures: np.ndarray, angle: float, mirror: bool) -> np.ndarray:
     return np.stack([map_coordinates(p, places, order=1, mode="constant") for p in pictures])
 
 
-def best_turn(
-    first: Framed, second: Framed, *, mirrors: bool = False, angles: int = ANGLES
-) -> tuple[float, bool]:
+def best_turn(first: Framed, second: Framed, *, mirrors: bool = False) -> tuple[float, bool]:
     """Return the rotation, and whether mirrored, that makes the second picture like the first.
 
-    Args:
-        first: Stays as it is.
-        second: Is turned.
-        mirrors: Also try mirror images; photographs of skin are never mirrored.
-        angles: Rotations tried, equally spaced.
+    ``mirrors``: also try mirror images; photographs of skin are never mirrored.
     """
     best, chosen = -np.inf, (0.0, False)
-    disk = _disk(first.picture.shape[0])
     stack = np.stack([second.picture, second.valid.astype(np.float32)])
-    for mirror in (False, True) if mirrors else (False,):
-        for number in range(angles):
-            angle = 2 * np.pi * number / angles
-            picture, valid = turned(stack, angle, mirror)
-            shared = disk & first.valid & (valid > 0.99)
-            likeness = _likeness(first.picture[shared], picture[shared])
-            if likeness > best + 1e-9:
-                best, chosen = likeness, (angle, mirror)
+    for mirror, number in product((False, True) if mirrors else (False,), range(ANGLES)):
+        angle = 2 * np.pi * number / ANGLES
+        picture, valid = turned(stack, angle, mirror)
+        shared = _disk(len(picture)) & first.valid & (valid > 0.99)
+        likeness = _likeness(first.picture[shared], picture[shared])
+        if likeness > best + 1e-9:
+            best, chosen = likeness, (angle, mirror)
     return chosen
 
 
 def _disk(side: int) -> np.ndarray:
     steps = (np.arange(side) + 0.5) / side * 2 - 1
-    disk: np.ndarray = np.hypot(steps[:, None], steps[None]) <= 1
-    return disk
+    return np.asarray(np.hypot(steps[:, None], steps[None]) <= 1)
 
 
 def _likeness(first: np.ndarray, second: np.ndarray) -> float:
@@ -129,9 +112,8 @@ def _likeness(first: np.ndarray, second: np.ndarray) -> float:
 
 def aligned_agreement(first: Framed, second: Framed, *, mirrors: bool = False) -> np.ndarray:
     """Return the rank correlation of each method's maps after alignment, float64 (M,)."""
-    angle, mirror = best_turn(first, second, mirrors=mirrors)
     stack = np.concatenate([second.valid[None].astype(np.float32), second.maps])
-    moved = turned(stack, angle, mirror)
+    moved = turned(stack, *best_turn(first, second, mirrors=mirrors))
     shared = _disk(first.picture.shape[0]) & first.valid & (moved[0] > 0.99)
     if shared.sum() < 3 or len(first.maps) == 0:
         return np.full(len(first.maps), np.nan)
@@ -143,27 +125,17 @@ def photo_consistency(
 ) -> np.ndarray:
     """Return agreement within lesions less that between lesions, float64 (L, M).
 
-    Args:
-        pairs: Two photographs of each lesion.
-        mirrors: Whether photographs may be mirrored.
-        others: With how many following lesions the first photograph is compared as a control;
-            their mean is subtracted. With a single lesion there is no control: NaN.
+    As a control, the first photograph of a lesion is compared with the second of up to ``others``
+    following lesions, and their mean subtracted. With a single lesion there is none: NaN.
     """
     rows = []
     for number, (first, second) in enumerate(pairs):
         within = aligned_agreement(first, second, mirrors=mirrors)
         count = min(others, len(pairs) - 1)
-        if count == 0:
-            rows.append(np.full_like(within, np.nan))
-            continue
-        others_of = [pairs[(number + k) % len(pairs)][1] for k in range(1, count + 1)]
-        between = [
-            aligned_agreement(first, other, mirrors=mirrors)
-            for other in others_of
-            if other.valid.any()
-        ]
-        control = np.mean(between, axis=0) if between else np.full_like(within, np.nan)
-        rows.append(within - control)
+        following = [pairs[(number + k) % len(pairs)][1] for k in range(1, count + 1)]
+        usable = [other for other in following if other.valid.any()]
+        between = [aligned_agreement(first, other, mirrors=mirrors) for other in usable]
+        rows.append(within - np.mean(between, axis=0) if between else np.full_like(within, np.nan))
     return np.array(rows)
 
 

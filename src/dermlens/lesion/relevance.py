@@ -5,7 +5,7 @@ describe where an explanation looks in the words of the ABCD rule (Stolz et al.,
 Dermatology 1994: asymmetry, border, color), and say nothing about whether that is the right place.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,9 +33,7 @@ def equivalent_radius(mask: np.ndarray) -> float:
 def zone_profile(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the share of positive attribution in each zone of a lesion, float64 (N, 4).
 
-    Args:
-        maps: float (N, H, W) of one image.
-        mask: bool (H, W). An empty mask gives NaN: without a lesion there are no zones.
+    An empty mask gives NaN: without a lesion there are no zones.
     """
     shares = zone_shares(maps, lesion_zones(mask))
     return shares if np.asarray(mask, bool).any() else np.full_like(shares, np.nan)
@@ -61,18 +59,9 @@ class Traits:
     colors: float
     area: float
 
-    def to_json(self) -> dict[str, float]:
-        """Return the fields by name."""
-        return asdict(self)
-
 
 def lesion_traits(image: np.ndarray, mask: np.ndarray) -> Traits:
-    """Measure asymmetry, border irregularity and color variety of a lesion.
-
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: bool (H, W).
-    """
+    """Measure asymmetry, border irregularity and color variety of a lesion."""
     from skimage.measure import perimeter
 
     mask = np.asarray(mask, bool)
@@ -81,48 +70,30 @@ def lesion_traits(image: np.ndarray, mask: np.ndarray) -> Traits:
         return Traits(missing, missing, missing, missing, 0.0)
     area = float(mask.sum())
     flipped = [mirrored(mask[..., None].astype(np.float32), mask, k)[..., 0] > 0.5 for k in (0, 1)]
-    unmatched = [float((mask & ~other).sum()) / area for other in flipped]
+    asymmetry = float(np.mean([float((mask & ~other).sum()) / area for other in flipped]))
     around = float(perimeter(np.pad(mask, 1)))
     roundness = 4 * np.pi * area / around**2 if around > 0 else 1.0
-    lab = _lab(image)[mask]
-    spread = float(np.sqrt(lab.var(axis=0).sum()))
-    return Traits(
-        float(np.mean(unmatched)),
-        float(np.clip(1 - roundness, 0, 1)),
-        spread,
-        float(_named_colors(lab)),
-        area / mask.size,
-    )
+    irregularity = float(np.clip(1 - roundness, 0, 1))
+    lab, named = _lab(image)[mask], _lab(np.array([list(_COLORS.values())]))[0]
+    nearest = ((lab[:, None] - named[None]) ** 2).sum(axis=2).argmin(axis=1)
+    shares = np.bincount(nearest, minlength=len(_COLORS)) / len(lab)
+    spread, colors = float(np.sqrt(lab.var(axis=0).sum())), float((shares >= _COLOR_SHARE).sum())
+    return Traits(asymmetry, irregularity, spread, colors, area / mask.size)
 
 
 def _lab(image: np.ndarray) -> np.ndarray:
     from skimage.color import rgb2lab
 
-    lab: np.ndarray = rgb2lab(np.clip(np.asarray(image, np.float64), 0, 255) / 255)
-    return lab
-
-
-def _named_colors(lab: np.ndarray) -> int:
-    named = _lab(np.array([list(_COLORS.values())]))[0]
-    nearest = ((lab[:, None] - named[None]) ** 2).sum(axis=2).argmin(axis=1)
-    shares = np.bincount(nearest, minlength=len(_COLORS)) / len(lab)
-    return int((shares >= _COLOR_SHARE).sum())
-
-
-def principal_axes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return centroid (row, column) and the two unit axes as rows, (2, 2), the longer first."""
-    points = np.argwhere(mask).astype(np.float64)
-    center = points.mean(axis=0)
-    spread = (points - center).T @ (points - center)
-    axes = np.linalg.eigh(spread)[1].T[::-1]
-    return center, axes
+    return np.asarray(rgb2lab(np.clip(np.asarray(image, np.float64), 0, 255) / 255))
 
 
 def mirrored(pictures: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
-    """Mirror a picture (H, W, C) at a principal axis (0 or 1) of a lesion; outside stays 0."""
+    """Mirror a picture (H, W, C) at a lesion's principal axis (0 the longer); outside stays 0."""
     from scipy.ndimage import map_coordinates
 
-    center, axes = principal_axes(mask)
+    points = np.argwhere(mask).astype(np.float64)
+    center = points.mean(axis=0)
+    axes = np.linalg.eigh((points - center).T @ (points - center))[1].T[::-1]
     normal = axes[1 - axis]
     grid = np.stack(np.meshgrid(*map(np.arange, mask.shape), indexing="ij"), axis=-1) - center
     places = grid - 2 * (grid @ normal)[..., None] * normal + center
@@ -174,8 +145,7 @@ def color_variety_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def relation_inside(map_: np.ndarray, feature: np.ndarray, mask: np.ndarray) -> float:
     """Return Spearman's correlation of a map with a feature over the pixels of the lesion.
 
-    A map or feature that is constant in the lesion has no relation (0); NaN for fewer than three
-    pixels.
+    Constant in the lesion, either has no relation (0); NaN for fewer than three pixels.
     """
     mask = np.asarray(mask, bool)
     if mask.sum() < 3:

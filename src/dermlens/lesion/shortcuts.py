@@ -18,6 +18,7 @@ from dermlens.explainers.base import image_generator
 from dermlens.explainers.baselines import baseline_image
 from dermlens.quality.imputation import impute
 from dermlens.quality.localization import relevance_mass
+from dermlens.quality.metric import Explain
 
 ARTIFACTS: tuple[str, ...] = ("ruler", "ink", "gel_bubble", "hair", "dark_corner", "color_patch")
 ABLATIONS: tuple[str, ...] = ("lesion_removed", "lesion_isolated")
@@ -27,19 +28,11 @@ _MARGIN_SHARE = 0.15
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Images (n, H, W, 3) to probabilities (n, C) and most probable classes (n,)."""
-Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Images (n, H, W, 3) and targets (n,) to maps (n, H, W)."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One changed image.
-
-    Attributes:
-        name: Of ``ARTIFACTS`` or ``ABLATIONS``.
-        image: float32 RGB 0..255, (H, W, 3).
-        where: bool (H, W): pixels that visibly changed.
-    """
+    """A changed image, float32 RGB 0..255, (H, W, 3), and where (H, W) it visibly changed."""
 
     name: str
     image: np.ndarray
@@ -47,29 +40,15 @@ class Probe:
 
 
 def paste(image: np.ndarray, name: str, seed: int = 0) -> Probe:
-    """Paste one artifact into an image.
-
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        name: Of ``ARTIFACTS``.
-        seed: Sets place and look, which depend on the seed and the image alone.
-
-    Raises:
-        UsageError: If there is no such artifact.
-    """
+    """Paste one of ``ARTIFACTS`` into an image; place and look depend on seed and image alone."""
     if name not in ARTIFACTS:
         raise UsageError(f"Unknown artifact {name!r}. Use some of: {', '.join(ARTIFACTS)}.")
     original = np.asarray(image, np.float32)
     generator = image_generator(seed + 7919 * ARTIFACTS.index(name), original)
-    if name == "dark_corner":
-        changed = _dark_corners(original)
-    elif name == "color_patch":
-        changed = _color_patch(original, generator)
-    else:
-        changed = _drawn(original, name, generator)
+    drawn = {"dark_corner": _dark_corners, "color_patch": _color_patch}.get(name)
+    changed = drawn(original, generator) if drawn else _drawn(original, name, generator)
     changed = np.clip(changed, 0, 255).astype(np.float32)
-    where = np.abs(changed - original).max(axis=-1) >= _VISIBLE
-    return Probe(name, changed, where)
+    return Probe(name, changed, np.abs(changed - original).max(axis=-1) >= _VISIBLE)
 
 
 def _drawn(image: np.ndarray, name: str, generator: np.random.Generator) -> np.ndarray:
@@ -85,7 +64,7 @@ def _drawn(image: np.ndarray, name: str, generator: np.random.Generator) -> np.n
     return np.clip(canvas.image, 0, 1) * 255
 
 
-def _dark_corners(image: np.ndarray) -> np.ndarray:
+def _dark_corners(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Darken the corners, as the round tube of a dermatoscope does."""
     from dermlens.data.synthetic_canvas import smoothstep
 
@@ -115,15 +94,8 @@ def _color_patch(image: np.ndarray, generator: np.random.Generator) -> np.ndarra
 def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Probe:
     """Take the lesion away, or everything but the lesion.
 
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: bool (H, W), not empty.
-        name: ``"lesion_removed"``: the lesion and a margin are imputed from the skin around;
-            ``"lesion_isolated"``: everything outside becomes plain skin color.
-        seed: Sets the imputation's noise.
-
-    Raises:
-        UsageError: If there is no such ablation.
+    The lesion and a margin are imputed from the skin around, or everything outside becomes plain
+    skin color; UsageError if there is no such ablation.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -133,10 +105,8 @@ def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Pro
         raise UsageError(f"Unknown ablation {name!r}. Use some of: {', '.join(ABLATIONS)}.")
     original, mask = np.asarray(image, np.float32), np.asarray(mask, bool)
     if name == "lesion_isolated":
-        where = ~mask
-        return Probe(
-            name, np.where(where[..., None], baseline_image(original, "border"), original), where
-        )
+        kept = np.where(mask[..., None], original, baseline_image(original, "border"))
+        return Probe(name, kept, ~mask)
     # The outline is drawn tight: a rim of pigment outside it would give the lesion away.
     where = mask.copy()
     if not mask.all():
@@ -145,7 +115,7 @@ def ablate(image: np.ndarray, mask: np.ndarray, name: str, seed: int = 0) -> Pro
 
 
 def probe_images(image: np.ndarray, mask: np.ndarray | None, seed: int = 0) -> list[Probe]:
-    """Return all probes of an image; without a lesion mask only the artifacts."""
+    """Return all probes of an image, artifacts first; without a lesion mask only these."""
     probes = [paste(image, name, seed) for name in ARTIFACTS]
     if mask is not None and np.asarray(mask, bool).any():
         probes += [ablate(image, mask, name, seed) for name in ABLATIONS]
@@ -163,13 +133,8 @@ def probe(
 ) -> list[dict[str, Any]]:
     """Return how decision, probabilities and attribution react to each probe.
 
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        mask: Lesion, bool (H, W), or None.
-        predict: Probabilities and decisions.
-        explainers: By method; their maps explain the class predicted on the unchanged image.
-        watched: Position of the class whose probability is followed (melanoma), or None.
-        seed: Sets the artifacts.
+    ``mask`` is the lesion (H, W), if it is known; explainers' maps explain the class predicted on
+    the unchanged image; ``watched`` is the class whose probability is followed (melanoma).
 
     Returns:
         A row per probe: ``probe``, ``flipped`` (decision changed), ``change_of_target`` (in the
@@ -182,10 +147,9 @@ def probe(
     probes = probe_images(image, mask, seed)
     pictures = np.stack([np.asarray(image, np.float32), *(one.image for one in probes)])
     probabilities, predicted = predict(pictures)
-    target = int(predicted[0])
-    artifacts = [k for k, one in enumerate(probes) if one.name in ARTIFACTS]
+    target, artifacts = int(predicted[0]), [one for one in probes if one.name in ARTIFACTS]
     moved = {
-        name: _moved(explain, pictures, target, probes, artifacts)
+        name: _moved(explain, pictures[: len(artifacts) + 1], target, artifacts)
         for name, explain in (explainers or {}).items()
     }
     rows = []
@@ -198,19 +162,18 @@ def probe(
             "change_of_watched": float("nan") if watched is None else float(after[watched]),
             "area": float(one.where.mean()),
         }
-        for name, values in moved.items():
-            row[f"moved_{name}"] = values.get(number, float("nan"))
-        rows.append(row)
+        rows.append(
+            row | {f"moved_{name}": found.get(one.name, np.nan) for name, found in moved.items()}
+        )
     return rows
 
 
 def _moved(
-    explain: Explain, pictures: np.ndarray, target: int, probes: list[Probe], artifacts: list[int]
-) -> dict[int, float]:
-    """Return how much attribution moved onto each artifact, by position of the probe."""
-    chosen = pictures[[0, *(k + 1 for k in artifacts)]]
-    maps = explain(chosen, np.full(len(chosen), target, np.int32))
-    where = np.stack([probes[k].where for k in artifacts])
+    explain: Explain, pictures: np.ndarray, target: int, artifacts: list[Probe]
+) -> dict[str, float]:
+    """Return how much attribution moved onto each artifact; the first picture is unchanged."""
+    maps = explain(pictures, np.full(len(pictures), target, np.int32))
+    where = np.stack([one.where for one in artifacts])
     before = relevance_mass(np.repeat(maps[:1], len(artifacts), axis=0), where)
-    after = relevance_mass(maps[1:], where)
-    return dict(zip(artifacts, (after - before).tolist(), strict=True))
+    found = (relevance_mass(maps[1:], where) - before).tolist()
+    return dict(zip((one.name for one in artifacts), found, strict=True))

@@ -21,14 +21,11 @@ RING_SHARE = 0.05
 
 
 def lesion_zones(mask: np.ndarray) -> np.ndarray:
-    """Return the zone of every pixel: int8 (H, W), a position in ``ZONES``.
+    """Return the zone of every pixel of a mask (H, W): int8, a position in ``ZONES``.
 
     The band lies on both sides of the outline; where the image cuts the lesion off, the edge of
     the image is no outline. The ring holds only what belongs to neither lesion nor band. A full
     mask is all core; an empty one all skin and ring.
-
-    Args:
-        mask: bool (H, W), True inside the lesion.
 
     Raises:
         UsageError: If the mask is not two-dimensional or has no pixel.
@@ -58,17 +55,10 @@ def zone_shares(maps: np.ndarray, zones: np.ndarray) -> np.ndarray:
     """Return the share of positive attribution in each zone: float64 (..., 4), summing to 1.
 
     A map without positive attribution gets what a map without preference would: area shares.
-
-    Args:
-        maps: float (..., H, W).
-        zones: int (H, W), as ``lesion_zones`` returns it.
+    Maps are (..., H, W), zones (H, W) as ``lesion_zones`` returns them.
 
     Raises:
         UsageError: If sizes differ.
-
-    Example:
-        >>> zone_shares(np.array([[3.0, 1.0, -5.0]]), np.array([[0, 1, 2]])).tolist()
-        [0.75, 0.25, 0.0, 0.0]
     """
     maps, zones = np.asarray(maps, np.float64), np.asarray(zones)
     if maps.shape[-2:] != zones.shape:
@@ -79,8 +69,7 @@ def zone_shares(maps: np.ndarray, zones: np.ndarray) -> np.ndarray:
     positive = positive / positive.max(axis=(-2, -1), keepdims=True)
     sums = [(positive * (zones == zone)).sum(axis=(-2, -1)) for zone in range(len(ZONES))]
     shares = np.stack(sums, axis=-1)
-    normalized: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
-    return normalized
+    return np.divide(shares, shares.sum(axis=-1, keepdims=True))
 
 
 def zone_areas(zones: np.ndarray) -> np.ndarray:

@@ -30,22 +30,18 @@ _SSIM_SIGMA, _SSIM_REACH = 1.5, 5
 _DRAWN_PERCENTILE = 99.5
 
 
-def smoothed(maps: np.ndarray, share: float = COMMON_DETAIL) -> np.ndarray:
+def smoothed(maps: np.ndarray) -> np.ndarray:
     """Return maps brought to a common resolution: float64 (N, H, W).
 
     Gradients give every pixel its own value, the other methods give values to patches, pieces and
     cells, each about a sixth of the image's shorter side wide. Compared pixel by pixel, a gradient
     map would agree with nothing; smoothed by a Gaussian, areas are compared. Far from any change,
     equal values stay equal, so ties survive.
-
-    Args:
-        maps: float (N, H, W).
-        share: Standard deviation of the Gaussian as a share of the shorter side.
     """
     from scipy.ndimage import gaussian_filter
 
     flat, shape = _checked(maps)
-    sigma = share * min(shape[1:])
+    sigma = COMMON_DETAIL * min(shape[1:])
     blurred: np.ndarray = gaussian_filter(flat.reshape(shape), (0, sigma, sigma), mode="nearest")
     return blurred
 
@@ -54,10 +50,6 @@ def normalized_ranks(maps: np.ndarray) -> np.ndarray:
     """Return the rank of every pixel within its own map: float64 (N, H, W), 0 lowest, 1 highest.
 
     Equal values share the mean of their ranks; a map that is constant everywhere is 0.5.
-
-    Example:
-        >>> normalized_ranks(np.array([[[5.0, 7.0, 7.0, 9.0]]])).tolist()
-        [[[0.0, 0.5, 0.5, 1.0]]]
     """
     from scipy.stats import rankdata
 
@@ -77,7 +69,6 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         >>> spearman(one, -one).tolist(), spearman(one, one**3).tolist()
         ([-1.0], [1.0])
     """
-    _same_shape(first, second)
     return pearson(normalized_ranks(first), normalized_ranks(second))
 
 
@@ -93,10 +84,9 @@ def pearson(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     _same_shape(first, second)
     flat = [_checked(maps)[0] for maps in (first, second)]
     steady = [np.ptp(values, axis=1) == 0 for values in flat]
-    centered = [values - values.mean(axis=1, keepdims=True) for values in flat]
-    sizes = [np.sqrt((values**2).sum(axis=1)) for values in centered]
-    scale = np.where(steady[0] | steady[1], 1.0, sizes[0] * sizes[1])
-    product = np.where(steady[0] | steady[1], 0.0, (centered[0] * centered[1]).sum(axis=1))
+    one, other = (values - values.mean(axis=1, keepdims=True) for values in flat)
+    scale = np.sqrt((one**2).sum(axis=1)) * np.sqrt((other**2).sum(axis=1))
+    product = np.where(steady[0] | steady[1], 0.0, (one * other).sum(axis=1))
     correlation = np.clip(product / np.where(scale > 0, scale, 1.0), -1.0, 1.0)
     return np.where(steady[0] & steady[1], 1.0, correlation)
 
@@ -108,21 +98,14 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a few extreme pixels do not decide; a map without positive evidence is 0 everywhere. Gaussian
     window with sigma 1.5 and the constants of the paper; every pixel counts, the image continuing
     as its mirror image beyond the border, so that any size is defined.
-
-    Example:
-        >>> one = np.eye(8)[None]
-        >>> structural_similarity(one, 3 * one).round(6).tolist()
-        [1.0]
     """
     from skimage.metrics import structural_similarity as ssim
 
     _same_shape(first, second)
     pads = ((0, 0), (_SSIM_REACH, _SSIM_REACH), (_SSIM_REACH, _SSIM_REACH))
-    one, other = (
-        np.pad(_scaled_evidence(maps), pads, mode="symmetric") for maps in (first, second)
-    )
+    both = (np.pad(_scaled_evidence(maps), pads, mode="symmetric") for maps in (first, second))
     local = ssim(
-        *(one, other),
+        *both,
         data_range=1.0,
         gaussian_weights=True,
         sigma=_SSIM_SIGMA,
@@ -131,22 +114,17 @@ def structural_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         full=True,
     )[1]
     inner = slice(_SSIM_REACH, -_SSIM_REACH)
-    means: np.ndarray = local[:, inner, inner].mean(axis=(1, 2))
-    return means
+    return np.mean(local[:, inner, inner], axis=(1, 2))
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray, share: float = TOP_SHARE) -> np.ndarray:
     """Return the IoU of the strongest pixels of each pair of maps: float64 (N,), 0..1.
 
-    The strongest are a share of all pixels, by positive evidence. Where equal values compete for
-    the last places, each gets its share of them, so the result does not depend on their order:
-    overlap is the sum of the smaller memberships over that of the larger. A constant map belongs
-    everywhere with ``share``; with another map it reaches what chance would, 1/9 for a fifth.
-
-    Args:
-        first: float (N, H, W).
-        second: float (N, H, W).
-        share: Of the pixels that count as strongest, above 0 and below 1.
+    The strongest are a ``share`` of all pixels, above 0 and below 1, by positive evidence. Where
+    equal values compete for the last places, each gets its share of them, so the result does not
+    depend on their order: overlap is the sum of the smaller memberships over that of the larger.
+    A constant map belongs everywhere with ``share``; with another map it reaches what chance would,
+    1/9 for a fifth.
 
     Example:
         >>> one = np.arange(10.0).reshape(1, 2, 5)
@@ -169,13 +147,9 @@ MEASURES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def agreement_matrices(maps: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
-    """Return how far every two maps of one image agree, by every measure.
+    """Return how far every two of M maps (M, H, W) of one image agree, by every measure.
 
-    Args:
-        maps: M maps, float (M, H, W).
-
-    Returns:
-        For each name of ``MEASURES`` a symmetric float64 (M, M) with 1 on the diagonal.
+    For each name of ``MEASURES`` a symmetric float64 (M, M) with 1 on the diagonal.
     """
     stack = _stack(maps)
     rows, columns = np.triu_indices(len(stack), k=1)
@@ -190,37 +164,29 @@ def agreement_matrices(maps: Sequence[np.ndarray] | np.ndarray) -> dict[str, np.
 
 
 def consensus_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return where the methods together see most evidence: float64 (H, W), 0..1.
+    """Return where M maps (M, H, W) of one image see most evidence: float64 (H, W), 0..1.
 
     The mean over methods of the normalized rank: near 1 where all rank a place high, near 0.5
     where they contradict each other or see nothing special.
-
-    Args:
-        maps: M maps of one image, float (M, H, W).
 
     Example:
         >>> consensus_map(np.array([[[0.0, 1.0, 2.0]], [[0.0, 40.0, 20.0]]])).tolist()
         [[0.0, 0.75, 0.75]]
     """
-    averaged: np.ndarray = normalized_ranks(_stack(maps)).mean(axis=0)
-    return averaged
+    return np.mean(normalized_ranks(_stack(maps)), axis=0)
 
 
 def disagreement_map(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return where the methods contradict each other: float64 (H, W), 0..0.5.
+    """Return where M maps (M, H, W) of one image disagree: float64 (H, W), 0..0.5.
 
     The standard deviation over methods of the normalized rank: 0 where all rank a place alike,
     0.5 where half of them rank it highest and half lowest. Unrelated maps reach about 0.29.
-
-    Args:
-        maps: M maps of one image, float (M, H, W).
 
     Example:
         >>> disagreement_map(np.array([[[0.0, 1.0]], [[1.0, 0.0]]])).tolist()
         [[0.5, 0.5]]
     """
-    spread: np.ndarray = normalized_ranks(_stack(maps)).std(axis=0)
-    return spread
+    return np.std(normalized_ranks(_stack(maps)), axis=0)
 
 
 def mean_agreement(matrix: np.ndarray, groups: Sequence[str] | None = None) -> float:
@@ -263,14 +229,9 @@ def _stack(maps: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(one, np.float64) for one in maps])
 
 
-def _evidence(maps: np.ndarray) -> np.ndarray:
-    """Return positive values, flat (N, H * W); the rest is zero."""
-    return np.maximum(_checked(maps)[0], 0.0)
-
-
 def _scaled_evidence(maps: np.ndarray) -> np.ndarray:
     """Return the positive part of each map scaled to 0..1, (N, H, W)."""
-    flat = _evidence(maps)
+    flat = np.maximum(_checked(maps)[0], 0.0)
     top = np.percentile(flat, _DRAWN_PERCENTILE, axis=1, keepdims=True)
     top = np.where(top > 0, top, flat.max(axis=1, keepdims=True))
     scaled = np.clip(flat / np.where(top > 0, top, 1.0), 0.0, 1.0)
@@ -279,7 +240,7 @@ def _scaled_evidence(maps: np.ndarray) -> np.ndarray:
 
 def _membership(maps: np.ndarray, share: float) -> np.ndarray:
     """Return how far each pixel belongs to the strongest, (N, H * W), ``share`` on average."""
-    flat = _evidence(maps)
+    flat = np.maximum(_checked(maps)[0], 0.0)
     places = share * flat.shape[1]
     member = np.zeros_like(flat)
     for row, values in enumerate(flat):

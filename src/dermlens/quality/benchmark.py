@@ -85,7 +85,7 @@ def run_benchmark(
         UsageError: If ``out`` holds a benchmark of another plan, model or data set, or another run
             writes into it.
     """
-    plan = BenchmarkPlan() if plan is None else plan
+    plan = plan or BenchmarkPlan()
     data, out = Path(data), Path(out)
     table = select_split(read_manifest(data), plan.split)
     table = table[~table.image_id.isin(set(leave_out))].reset_index(drop=True)
@@ -96,16 +96,15 @@ def run_benchmark(
     if len(items) < plan.n:
         say(f"The split {plan.split} holds only {len(items)} images; all are measured.")
     with folder_lock(out):
-        store = Store(out / "pieces", _fingerprint(bench, items, chosen, extra))
+        store = Store(out / "pieces", _fingerprint(bench, items, chosen, extra or {}))
         _make(_pieces(bench, items), store)
         tables = assemble(store, plan, items, bench.names, bench.extension)
         return _write(out, tables, bench, about or {})
 
 
 def _write(out: Path, tables: Tables, bench: Bench, about: Mapping[str, Any]) -> dict[str, Path]:
-    paths = {
-        name: write_csv(out / f"{name}.csv", table) for name, table in tables.by_name().items()
-    }
+    found = tables.by_name()
+    paths = {name: write_csv(out / f"{name}.csv", table) for name, table in found.items()}
     identity = bench.classifier.identity
     facts = {
         "note": NOTE,
@@ -122,10 +121,7 @@ def _write(out: Path, tables: Tables, bench: Bench, about: Mapping[str, Any]) ->
 
 
 def _fingerprint(
-    bench: Bench,
-    items: Sequence[Item],
-    chosen: Sequence[str],
-    extra: Mapping[str, Explainer] | None,
+    bench: Bench, items: Sequence[Item], chosen: list[str], extra: Mapping[str, Explainer]
 ) -> dict[str, Any]:
     """Return everything that results depend on."""
     classifier = bench.classifier
@@ -138,14 +134,14 @@ def _fingerprint(
         "input_size": list(classifier.input_size),
         "probabilities": [classifier.link, classifier.calibration.temperature],
         "images": [item.image_id for item in items],
-        "chosen": list(chosen),
-        "extra": sorted(extra or {}),
+        "chosen": chosen,
+        "extra": sorted(extra),
     }
 
 
 def _pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
     """Return all pieces of work in the order in which they are made."""
-    plan, size, effort = bench.plan, bench.classifier.input_size, efforts(bench)
+    plan, size, effort, parts = bench.plan, bench.classifier.input_size, efforts(bench), bench.names
 
     def whole(item: Item, tick: Tick) -> Any:
         return bench.measure_image(load(item, size), tick)
@@ -153,19 +149,21 @@ def _pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
     def robust(item: Item, tick: Tick) -> Any:
         return bench.measure_robustness(load(item, size))
 
-    parts = len(bench.names)
     return [
-        *(Piece("images", i.image_id, effort["image"], partial(whole, i), parts) for i in items),
+        *(
+            Piece("images", item.image_id, effort["image"], partial(whole, item), len(parts))
+            for item in items
+        ),
         *bench.extension.pieces(bench, effort),
         *(
             Piece("robustness", item.image_id, effort["robust"], partial(robust, item))
             for item in items[: plan.robustness]
         ),
-        *_randomization_pieces(bench, items[: plan.randomization]),
+        *_randomization_pieces(bench, items[: plan.randomization], effort["explain"]),
     ]
 
 
-def _randomization_pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
+def _randomization_pieces(bench: Bench, items: Sequence[Item], effort: int) -> list[Piece]:
     """Return a piece for each step of each order; all images of a step share its weights."""
 
     @cache
@@ -178,17 +176,18 @@ def _randomization_pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
         rows = bench.measure_randomization(*loaded(), step)
         return {"order": order, "step": number, "stage": step[0], "rows": rows}
 
-    effort, network = efforts(bench)["explain"] * len(items), bench.classifier.model
-    return [
-        Piece("randomization", f"{order}-{k:02d}", effort, partial(randomize, order, k, step))
+    jobs = [
+        (order, number, step)
         for order in (bench.plan.orders if items else ())
-        for k, step in enumerate(stage_steps(network, order))
+        for number, step in enumerate(stage_steps(bench.classifier.model, order))
     ]
+    whole, kind = effort * len(items), "randomization"
+    return [Piece(kind, f"{job[0]}-{job[1]:02d}", whole, partial(randomize, *job)) for job in jobs]
 
 
 def _make(pieces: list[Piece], store: Store) -> None:
     """Make what is missing, with progress in passes through the network."""
-    missing = [p for p in pieces if not store.has(p.kind, p.name, p.arrays)]
+    missing = [p for p in pieces if not store.has(p.kind, p.name)]
     if len(missing) < len(pieces):
         say(f"Resuming: {len(pieces) - len(missing)} of {len(pieces)} pieces are there.")
     with progress("Benchmark (passes)", sum(p.effort for p in missing)) as advance:
@@ -200,7 +199,7 @@ def _make(pieces: list[Piece], store: Store) -> None:
                 done += piece.effort // piece.parts
                 advance(piece.effort // piece.parts, f"{piece.name} {method}")
 
-            store.write(piece.kind, piece.name, piece.make(tick), piece.arrays)
+            store.write(piece.kind, piece.name, piece.make(tick))
             advance(piece.effort - done, piece.kind)
 
 

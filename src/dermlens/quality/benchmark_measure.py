@@ -2,9 +2,9 @@
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from dermlens.explainers.registry import (
     shared_bank,
     sharing_methods,
 )
-from dermlens.explainers.superpixel_bank import DEFAULT_SUPERPIXELS
+from dermlens.explainers.superpixel_explainer import DEFAULT_SUPERPIXELS
 from dermlens.explainers.target import PREDICTED, class_position, resolve_targets
 from dermlens.model.image_classifier import as_classifier
-from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded
+from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded, Tick
 from dermlens.quality.controls import UNTRAINED_PREFIX, control_names, create_controls
 from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.metric import Case, own_range
@@ -80,34 +80,22 @@ class Bench:
         if plan.controls:
             names = control_names(plan.methods)
             self.explainers |= create_controls(names, self.classifier, seed=plan.seed)
-        self.evaluations = Evaluations(
-            self.classifier,
-            steps=plan.steps,
-            squares=plan.squares,
-            sets=plan.sets,
-            batch_size=plan.batch_size,
-        )
+        effort = {name: getattr(plan, name) for name in ("steps", "squares", "sets", "batch_size")}
+        self.evaluations = Evaluations(self.classifier, **effort)
+        self.cheap = [name for name in plan.methods if method(name).family != "perturbation"]
+        self._intact: dict[str, np.ndarray] = {}
 
     @property
     def names(self) -> list[str]:
         """Methods, extra explainers and controls, in the order of the tables."""
         return list(self.explainers)
 
-    @cached_property
-    def cheap(self) -> list[str]:
-        """Methods that need few passes."""
-        return [name for name in self.plan.methods if method(name).family != "perturbation"]
-
     def explain(
         self, name: str, images: np.ndarray, targets: np.ndarray, *, fixed: bool = False
     ) -> np.ndarray:
-        """Return maps float32 (n, H, W) of photographs (n, H, W, 3) for targets (n,).
+        """Return maps float32 (n, H, W) of photographs (n, H, W, 3) for class positions (n,).
 
-        Args:
-            name: Of ``names``.
-            images: float32 RGB 0..255.
-            targets: Class positions.
-            fixed: Spend the same passes on every image, whatever the accuracy reached.
+        ``fixed``: spend the same passes on every image, whatever the accuracy reached.
         """
         explainer = self.fixed.get(name, self.explainers[name]) if fixed else self.explainers[name]
         return self._attribution(explainer, images, targets).maps
@@ -134,25 +122,13 @@ class Bench:
         predicted = int(resolve_targets(None, evaluated[0].ends["image"][None], labels)[0])
         truth = self.plan.target != PREDICTED
         target = class_position(loaded.item.dx, labels) if truth else predicted
-        return Case(
-            np.zeros((1, *loaded.mask.shape)),
-            self.plan.seed,
-            self.classifier,
-            evaluated,
-            np.array([target], np.int32),
-            loaded.mask[None],
-            images,
-        ), predicted
+        case = Case(np.zeros((1, *loaded.mask.shape)), self.plan.seed, self.classifier, evaluated)
+        case.targets, case.masks = np.array([target], np.int32), loaded.mask[None]
+        case.images = images
+        return case, predicted
 
-    def measure_image(
-        self, loaded: Loaded, tick: Callable[[str], None] | None = None
-    ) -> dict[str, Any]:
-        """Return everything that is measured on every image.
-
-        Args:
-            loaded: The image.
-            tick: Called with the name of each method when it is done.
-        """
+    def measure_image(self, loaded: Loaded, tick: Tick | None = None) -> dict[str, Any]:
+        """Return everything that is measured on every image; ``tick`` hears of each method."""
         # What other pieces asked for this image must not change what this one costs.
         self.evaluations.forget()
         before = self.evaluations.cost.forward
@@ -234,17 +210,7 @@ class Bench:
             explain = partial(self.finite, name, images, targets, fixed=True)
             if name not in self._intact:
                 self._intact[name] = explain()
-            curves = randomization_curves(
-                self.classifier.model,
-                explain,
-                [step],
-                reference=self._intact[name],
-                seed=self.plan.seed,
-            )
+            before, model = self._intact[name], self.classifier.model
+            curves = randomization_curves(model, explain, [step], before, self.plan.seed)
             rows[name] = {measure: values[0].tolist() for measure, values in curves.items()}
         return rows
-
-    @cached_property
-    def _intact(self) -> dict[str, np.ndarray]:
-        """Maps of the intact network for parameter randomization, made once."""
-        return {}

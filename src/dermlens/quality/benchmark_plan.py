@@ -11,7 +11,7 @@ import pandas as pd
 from dermlens.data.images import load_image, load_mask
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.registry import SIX, method
-from dermlens.explainers.superpixel_bank import DEFAULT_SAMPLES
+from dermlens.explainers.superpixel_explainer import DEFAULT_SAMPLES
 from dermlens.explainers.target import PREDICTED
 from dermlens.quality.metric import Metric
 from dermlens.quality.randomization import ORDERS
@@ -86,16 +86,10 @@ class BenchmarkPlan:
 
 @dataclass(frozen=True)
 class Item:
-    """One image to measure.
+    """One image to measure: paths of the photograph and of its masks, where there are any.
 
-    Attributes:
-        image_id: From the manifest.
-        lesion_id: From the manifest; the image's own id where it is missing.
-        dx: Diagnosis code.
-        image: Path of the photograph.
-        mask: Path of the mask, or None.
-        structure: Path of the mask of the structure that decides the class, or None; drawn
-            data sets have it.
+    ``lesion_id`` is the image's own id where the manifest misses it; the structure is what decides
+    the class, and only drawn data sets have its mask.
     """
 
     image_id: str
@@ -108,13 +102,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An item's pixels at the model's input size.
+    """An item's pixels at the model's input size: RGB 0..255, float32 (H, W, 3), and bool masks.
 
-    Attributes:
-        item: Where they come from.
-        image: float32 RGB 0..255, (H, W, 3).
-        mask: bool (H, W); empty where there is none.
-        structure: bool (H, W), or None where the data set holds no structures.
+    The mask is empty, the structure None where there is none.
     """
 
     item: Item
@@ -134,14 +124,11 @@ def load(item: Item, size: tuple[int, int]) -> Loaded:
 def item_of(row: Any, data: Path) -> Item:
     """Return a row of a manifest as an item."""
     structure = data / "structures" / f"{row.image_id}_structure.png"
-    return Item(
-        str(row.image_id),
-        str(row.lesion_id if isinstance(row.lesion_id, str) else row.image_id),
-        str(row.dx),
-        data / str(row.path),
-        data / row.mask_path if isinstance(row.mask_path, str) else None,
-        structure if structure.is_file() else None,
-    )
+    lesion_id = row.lesion_id if isinstance(row.lesion_id, str) else row.image_id
+    mask = data / row.mask_path if isinstance(row.mask_path, str) else None
+    found = structure if structure.is_file() else None
+    names = (str(row.image_id), str(lesion_id), str(row.dx))
+    return Item(*names, data / str(row.path), mask, found)
 
 
 def in_turn(groups: Sequence[Sequence[Any]], count: int) -> list[Any]:
@@ -155,17 +142,10 @@ def in_turn(groups: Sequence[Sequence[Any]], count: int) -> list[Any]:
 def select_items(
     table: pd.DataFrame, data: Path, codes: Sequence[str], n: int, seed: int
 ) -> list[Item]:
-    """Choose images, one class after the other in turn, at random within a class.
+    """Choose up to ``n`` images, one class after the other in turn, at random within a class.
 
     The first k of a selection are the selection of k: subsets are stratified too, and a larger
-    benchmark contains the smaller one.
-
-    Args:
-        table: Rows of the manifest to choose from.
-        data: Folder of the data set.
-        codes: Of its classes, in the order in which they take turns.
-        n: How many; fewer if there are not so many.
-        seed: Sets the choice.
+    benchmark contains the smaller one. ``table`` holds rows of the manifest to choose from.
 
     Raises:
         DataError: If there is no image of these classes.
@@ -187,15 +167,12 @@ Tick = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of work.
+    """One piece of work, kept in the folder ``kind`` under ``name``.
 
     Attributes:
-        kind: Folder that it is kept in.
-        name: What it is called there.
         effort: About how many passes it takes.
         make: Measures it; JSON types, or arrays by name.
         parts: How often ``make`` calls back while it is at it.
-        arrays: Whether it is arrays.
     """
 
     kind: str
@@ -203,13 +180,12 @@ class Piece:
     effort: int
     make: Callable[[Tick], Any]
     parts: int = 1
-    arrays: bool = False
 
 
 class Extension:
     """What is measured beside the metrics, where a data set holds more than images; here nothing.
 
-    Another package derives from it and is given to ``run_benchmark``.
+    Another package derives from it and is given to ``run_benchmark``. ``metrics`` are its own.
     """
 
     metrics: Mapping[str, Metric] = {}
@@ -220,12 +196,7 @@ class Extension:
         return {}
 
     def select(
-        self,
-        table: pd.DataFrame,
-        data: Path,
-        codes: Sequence[str],
-        items: Sequence[Item],
-        seed: int,
+        self, table: pd.DataFrame, data: Path, codes: Sequence[str], items: list[Item], seed: int
     ) -> list[str]:
         """Choose what to measure, as ``select_items`` does, and return names of what was chosen."""
         return []

@@ -35,16 +35,7 @@ def summarize(
     flips: int = FLIPS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the content of ``summary.json``.
-
-    Args:
-        tables: Of the benchmark.
-        names: Methods and controls in the order of the tables.
-        extension: What was measured besides.
-        resamples: Of the bootstrap over lesions.
-        flips: Of the paired test.
-        seed: Sets both.
-    """
+    """Return the content of ``summary.json``; lesions are resampled, and flipped in tests."""
     extension = extension or Extension()
     known = {**METRICS, **extension.metrics}
     found = [n for n in tables.wide().columns if n.removeprefix(STRUCTURE_PREFIX) in METRICS]
@@ -98,31 +89,29 @@ def _comparisons(
     found = cluster_intervals(differences, lesions, resamples=resamples, seed=seed)
     p_values = paired_tests(differences, lesions, flips=flips, seed=seed)
     corrected = holm(p_values)
-    results = []
-    for number, (i, k) in enumerate(pairs):
-        interval = found[number]
-        better = names[i] if interval.mean * about.sign > 0 else names[k]
-        results.append(
-            {
-                "first": names[i],
-                "second": names[k],
-                "difference": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "count": interval.count,
-                "p": p_values[number],
-                "p_holm": corrected[number],
-                "p_wilcoxon": wilcoxon_test(cluster_means(differences[:, number], lesions)),
-                "better": better if corrected[number] < 0.05 else None,
-            }
-        )
-    return results
+    return [
+        {
+            "first": names[i],
+            "second": names[k],
+            "difference": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "count": interval.count,
+            "p": p_values[number],
+            "p_holm": corrected[number],
+            "p_wilcoxon": wilcoxon_test(cluster_means(differences[:, number], lesions)),
+            "better": names[i if interval.mean * about.sign > 0 else k]
+            if corrected[number] < 0.05
+            else None,
+        }
+        for number, ((i, k), interval) in enumerate(zip(pairs, found, strict=True))
+    ]
 
 
 def ranking(
     values: Mapping[str, np.ndarray], names: Sequence[str], known: Mapping[str, Metric] = METRICS
 ) -> dict[str, Any]:
-    """Rank methods and controls within each family and overall.
+    """Rank methods and controls within each family and overall, by values (images, methods).
 
     On every image and metric, methods get ranks (1 is best, ties share their mean rank), over the
     images where all have a value. Ranks are averaged over images, then metrics, then families, so
@@ -131,13 +120,7 @@ def ranking(
     count overall (``OVERALL``). Where structures are known they are the truth, and localization on
     the masks, of which they are a part, does not rank.
 
-    Args:
-        values: For each metric, (images, methods).
-        names: Of the methods, in the order of the columns.
-        known: Metrics by name.
-
-    Returns:
-        For each family, and ``"overall"``, rows from best to worst: method, mean rank, control.
+    Returns, for each family and ``"overall"``, rows from best to worst: method, mean rank, control.
     """
     from scipy.stats import rankdata
 
@@ -171,25 +154,18 @@ def _cost(tables: Tables, names: Sequence[str]) -> dict[str, Any]:
     by_method = tables.cost.groupby("method")
     spent = by_method[["forward", "backward"]].mean().join(by_method.seconds.median())
     methods = {name: spent.loc[name].to_dict() for name in names}
-    return {
-        "per_image": methods,
-        "metric_passes_per_image": float(tables.images.metric_passes.mean()),
-    }
+    passes = float(tables.images.metric_passes.mean())
+    return {"per_image": methods, "metric_passes_per_image": passes}
 
 
 def _curves(table: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     """Return mean similarity after each step of parameter randomization."""
     result: dict[str, Any] = {}
-    if table.empty:
-        return result
-    for order, rows in table.groupby("order", sort=False):
+    measures = ["spearman", "ssim"]
+    for order, rows in table.groupby("order", sort=False) if len(table) else ():
         stages = rows.drop_duplicates("step").stage.tolist()
-        means = rows.groupby(["method", "step"])[["spearman", "ssim"]].mean()
-        present = set(rows.method)
-        curves = {
-            name: {m: means.loc[name][m].tolist() for m in ("spearman", "ssim")}
-            for name in names
-            if name in present
-        }
+        means = rows.groupby(["method", "step"])[measures].mean()
+        present = [name for name in names if name in set(rows.method)]
+        curves = {name: {m: means.loc[name][m].tolist() for m in measures} for name in present}
         result[str(order)] = {"stages": stages, "methods": curves}
     return result

@@ -20,12 +20,8 @@ from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
 class Store:
     """A folder with one file for each finished piece, each written atomically.
 
-    A run that is killed leaves only whole pieces; the next run with the same plan goes on where
-    it stopped and ends with the same tables.
-
-    Args:
-        folder: Where pieces are kept.
-        plan: Everything that results depend on.
+    A run that is killed leaves only whole pieces; the next run with the same plan, everything that
+    results depend on, goes on where it stopped and ends with the same tables.
 
     Raises:
         UsageError: If the folder holds pieces of another plan.
@@ -36,16 +32,15 @@ class Store:
         recorded = self.folder / "plan.json"
         # Through JSON and back, so that what is compared is what is stored.
         wanted = json.loads(json.dumps(plan))
-        if recorded.is_file():
-            found = read_json(recorded)
-            if found != wanted:
-                changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-                raise UsageError(
-                    f"{self.folder} holds results of a benchmark that differs in: "
-                    f"{', '.join(changed)}. Choose another --out, or remove that folder."
-                )
-        else:
+        if not recorded.is_file():
             write_json(recorded, wanted)
+        found = read_json(recorded)
+        changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+        if changed:
+            raise UsageError(
+                f"{self.folder} holds results of a benchmark that differs in: "
+                f"{', '.join(changed)}. Choose another --out, or remove that folder."
+            )
 
     def path(self, kind: str, name: str, suffix: str = ".json") -> Path:
         """Return where a piece is kept; names of any characters get a safe file name."""
@@ -54,17 +49,17 @@ class Store:
             safe = f"{safe.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.folder / kind / f"{safe}{suffix}"
 
-    def has(self, kind: str, name: str, arrays: bool = False) -> bool:
+    def has(self, kind: str, name: str) -> bool:
         """Tell whether a piece is finished."""
-        return self.path(kind, name, _SUFFIX[arrays]).is_file()
+        return any(self.path(kind, name, suffix).is_file() for suffix in (".json", ".npz"))
 
-    def write(self, kind: str, name: str, content: Any, arrays: bool = False) -> None:
+    def write(self, kind: str, name: str, content: Any) -> None:
         """Keep a piece of JSON types, or of arrays by name."""
-        path = self.path(kind, name, _SUFFIX[arrays])
-        if not arrays:
-            write_json(path, content)
+        values = content.values() if isinstance(content, dict) else ()
+        if not any(isinstance(value, np.ndarray) for value in values):
+            write_json(self.path(kind, name), content)
             return
-        with written_beside(path) as temporary:
+        with written_beside(self.path(kind, name, ".npz")) as temporary:
             np.savez_compressed(temporary, **content)
 
     def read(self, kind: str, name: str) -> Any:
@@ -73,7 +68,7 @@ class Store:
 
     def read_arrays(self, kind: str, name: str) -> dict[str, np.ndarray]:
         """Return a piece of arrays."""
-        with np.load(self.path(kind, name, _SUFFIX[True]), allow_pickle=False) as arrays:
+        with np.load(self.path(kind, name, ".npz"), allow_pickle=False) as arrays:
             return dict(arrays)
 
 
@@ -125,7 +120,6 @@ class Tables:
         return {name: table for name, table in named.items() if len(table)}
 
 
-_SUFFIX = (".json", ".npz")
 _ABOUT = ("image_id", "lesion_id", "dx", "predicted", "target", "probability")
 _ORDER = [*METRICS, *(STRUCTURE_PREFIX + name for name in LOCALIZATION)]
 
@@ -137,15 +131,7 @@ def assemble(
     names: Sequence[str],
     extension: Extension,
 ) -> Tables:
-    """Read all pieces; the order of rows does not depend on when they were made.
-
-    Args:
-        store: Holds every piece.
-        plan: What was measured.
-        items: Images, in the order of the plan.
-        names: Methods and controls, in the order of the tables.
-        extension: What was measured besides.
-    """
+    """Read all pieces; the order of rows does not depend on when they were made."""
     randomization = _randomization(store, plan, items, names)
     expensive = _expensive(store, plan, items, randomization)
     rows, images, cost = [], [], []
@@ -193,9 +179,7 @@ def _randomization(
         while store.has("randomization", f"{order}-{number:02d}"):
             piece = store.read("randomization", f"{order}-{number:02d}")
             about = {"order": order, "step": number, "stage": piece["stage"]}
-            for name in names:
-                if name not in piece["rows"]:
-                    continue
+            for name in (one for one in names if one in piece["rows"]):
                 for place, item in enumerate(items[: plan.randomization]):
                     found = {k: v[place] for k, v in piece["rows"][name].items()}
                     rows.append({**about, "image_id": item.image_id, "method": name, **found})

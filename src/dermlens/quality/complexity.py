@@ -10,28 +10,17 @@ They describe, and do not rank.
 
 import numpy as np
 
-from dermlens.quality.inputs import checked_maps
+from dermlens.quality.inputs import checked_maps, unit_scale
 
 
 def _shares(maps: np.ndarray) -> np.ndarray:
     """Return absolute values as shares of their sum, float64 (N, H * W); an empty map is even."""
-    flat = np.abs(checked_maps(maps).astype(np.float64)).reshape(len(maps), -1)
-    largest = flat.max(axis=1, keepdims=True)
-    flat = np.where(largest > 0, flat / np.where(largest > 0, largest, 1.0), 1.0)
-    shares: np.ndarray = flat / flat.sum(axis=1, keepdims=True)
-    return shares
+    flat = unit_scale(np.abs(checked_maps(maps).astype(np.float64)).reshape(len(maps), -1))
+    return np.divide(flat, flat.sum(axis=1, keepdims=True))
 
 
 def gini(maps: np.ndarray) -> np.ndarray:
-    """Return the Gini index of absolute values, float64 (N,): 0 all alike, near 1 one pixel.
-
-    Args:
-        maps: float (N, H, W). A map of zeros is even: 0.
-
-    Example:
-        >>> gini(np.array([[[0.0, 0.0, 0.0, 5.0]], [[2.0, 2.0, 2.0, 2.0]]])).tolist()
-        [0.75, 0.0]
-    """
+    """Return the Gini index, float64 (N,): 0 all alike (also all zero), near 1 one pixel."""
     rising = np.sort(_shares(maps), axis=1)
     count = rising.shape[1]
     weights = (2 * np.arange(1, count + 1) - count - 1) / count
@@ -40,15 +29,7 @@ def gini(maps: np.ndarray) -> np.ndarray:
 
 
 def entropy(maps: np.ndarray) -> np.ndarray:
-    """Return the entropy of absolute values as shares, in nats, float64 (N,): 0..log(H * W).
-
-    Args:
-        maps: float (N, H, W). A map of zeros is even: log(H * W).
-
-    Example:
-        >>> entropy(np.array([[[0.0, 3.0]], [[1.0, 1.0]]])).round(4).tolist()
-        [0.0, 0.6931]
-    """
+    """Return the entropy of shares, in nats, float64 (N,): 0..log(H * W) (also all zero)."""
     from scipy.special import entr
 
     return entr(_shares(maps)).sum(axis=1)

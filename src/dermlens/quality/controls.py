@@ -5,56 +5,20 @@ often large, dark and in the middle, so a centered Gaussian localizes well. Grad
 methods on a network with shuffled weights show what architecture and image alone give.
 """
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explainers.base import Attribution, Explainer, Progress, image_generator
-from dermlens.explainers.output import Output
-from dermlens.explainers.target import Targets, depend_on_answer, is_all
+from dermlens.explainers.base import Attribution, Explainer, Request, image_generator
 from dermlens.model.image_classifier import ImageClassifier, as_classifier
 from dermlens.progress import say
 from dermlens.quality.randomization import randomized, weighted_layers
 
 UNTRAINED_PREFIX = "untrained_"
 SPREAD = 0.25
-
-
-class ModelFreeMap(Explainer):
-    """A map that comes from the image, or from nothing, and never from the model."""
-
-    signed = False
-
-    @abstractmethod
-    def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return the map (H, W) of one float32 image (H, W, 3)."""
-
-    def _attribute(
-        self,
-        images: np.ndarray,
-        targets: Targets,
-        output: Output,
-        batch_size: int,
-        seed: int,
-        progress: Progress | None,
-    ) -> Attribution:
-        if is_all(targets):
-            raise UsageError(f"The control {self.name} knows no classes. Name one target.")
-        # Only what depends on the answer has to be asked for; else a control costs no passes.
-        if depend_on_answer(targets):
-            logits = np.asarray(self.network.logits(images.astype(np.float32)))
-        else:
-            logits = np.zeros((len(images), len(self.classes)), np.float32)
-        maps = []
-        for image in images:
-            maps.append(self.draw(image.astype(np.float32), seed)[None])
-            if progress is not None:
-                progress(1)
-        goals = self.resolve(targets, logits)
-        return self.result(maps, [goals], [np.full(len(images), np.nan)], output)
+"""Standard deviation of the bell in the middle, as a share of each side."""
 
 
 def _uniform(image: np.ndarray, seed: int) -> np.ndarray:
@@ -66,10 +30,7 @@ def _random(image: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _centered_gaussian(image: np.ndarray, seed: int) -> np.ndarray:
-    """Return a bell in the middle; its standard deviation is a quarter of each side."""
-    height, width = image.shape[:2]
-    rows = ((np.arange(height) + 0.5) / height - 0.5) / SPREAD
-    columns = ((np.arange(width) + 0.5) / width - 0.5) / SPREAD
+    rows, columns = (((np.arange(side) + 0.5) / side - 0.5) / SPREAD for side in image.shape[:2])
     bell = np.exp(-0.5 * (rows[:, None] ** 2 + columns[None] ** 2))
     return bell.astype(np.float32)
 
@@ -87,28 +48,34 @@ CONTROLS: dict[str, tuple[str, Callable[[np.ndarray, int], np.ndarray]]] = {
 """Title, and map of an image under a seed, of every control that needs no network."""
 
 
-class Control(ModelFreeMap):
-    """One of ``CONTROLS``.
+class ModelFreeMap(Explainer):
+    """A map from the image or from nothing, not from the model: of ``CONTROLS``, or a subclass."""
 
-    Args:
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        name: Of ``CONTROLS``.
-    """
+    signed = False
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str = "") -> None:
         super().__init__(model)
-        self.name = name
+        self.name = name or self.name
 
     def draw(self, image: np.ndarray, seed: int) -> np.ndarray:
-        """Return the control's map."""
+        """Return the map (H, W) of one float32 image (H, W, 3)."""
         return CONTROLS[self.name][1](image, seed)
+
+    def _parts(self, asked: Request) -> Iterator[Attribution]:
+        if asked.every:
+            raise UsageError(f"The control {self.name} knows no classes. Name one target.")
+        for batch in asked.batches(len(asked.images)):
+            goals = batch.goals(self._answers(batch))
+            for image, goal in zip(batch.images, goals, strict=True):
+                map_ = self.draw(image, asked.seed)[None, None]
+                asked.finished()
+                yield self._part(asked, map_, goal[None], np.full((1, 1), np.nan))
 
 
 def untrained_copy(classifier: ImageClassifier, seed: int = 0) -> ImageClassifier | None:
     """Return a copy of a classifier in which the values of every weight are in random order.
 
-    Activations keep their range, as they would not with fresh initial values, while nothing that
-    was learned is left. None where the network cannot be copied, as one may be that was subclassed.
+    None where the network cannot be copied, as one may be that was subclassed.
     """
     import keras
 
@@ -131,12 +98,7 @@ def untrained_copy(classifier: ImageClassifier, seed: int = 0) -> ImageClassifie
 
 
 def control_names(methods: Sequence[str]) -> list[str]:
-    """Return the controls that belong beside some methods, in the order of the tables.
-
-    Example:
-        >>> control_names(["grad_cam", "lime"])[-2:]
-        ['darkness', 'untrained_grad_cam']
-    """
+    """Return the controls that belong beside some methods, in the order of the tables."""
     from dermlens.explainers.registry import method
 
     reading = [name for name in methods if method(name).family != "perturbation"]
@@ -160,14 +122,9 @@ def title(name: str) -> str:
 
 
 def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[str, Explainer]:
-    """Build controls by name; those on an untrained network share one copy of it.
+    """Build controls by name; those called ``untrained_METHOD`` share one copy of the network.
 
-    Those on an untrained network are left out, and it is said, where there can be no copy.
-
-    Args:
-        names: Of ``CONTROLS``, or ``untrained_METHOD``.
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        seed: Sets how weights are shuffled.
+    These are left out, and it is said, where there can be no copy.
 
     Raises:
         UsageError: If a name is unknown.
@@ -178,7 +135,7 @@ def create_controls(names: Sequence[str], model: Any, *, seed: int = 0) -> dict[
         if not is_control(name):
             raise UsageError(f"Unknown control {name!r}. Use some of: {', '.join(CONTROLS)}.")
     classifier = as_classifier(model)
-    made: dict[str, Explainer] = {n: Control(classifier, n) for n in names if n in CONTROLS}
+    made: dict[str, Explainer] = {n: ModelFreeMap(classifier, n) for n in names if n in CONTROLS}
     untrained = [name for name in names if name not in CONTROLS]
     copy = untrained_copy(classifier, seed) if untrained else None
     if untrained and copy is None:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explainers.base import Cost, Network
+from dermlens.explainers.base import Cost, Network, batches, even_batch
 from dermlens.explainers.baselines import baseline_image
-from dermlens.explainers.gradients import even_batch
 from dermlens.explainers.perturbation import MaskedModel
 from dermlens.model.image_classifier import as_classifier
 from dermlens.model.lite import weights_checksum
@@ -27,15 +26,9 @@ class Evaluations:
     """Evaluates images for metrics, every function being traced once.
 
     Per image 3 passes and squares + sets + 1, whatever the number of maps; then per map
-    2 * (steps - 1) for deletion and insertion together, and 18 for ROAD.
-
-    Args:
-        model: ``ImageClassifier``, or a Keras model that it takes without more.
-        steps: Removal steps; every step takes an equal share of the pixels.
-        squares: Covered squares per image, for infidelity.
-        sets: Covered sets of cells per image, for MuFidelity.
-        batch_size: Images per pass; bounds memory.
-        keep: How many images are remembered.
+    2 * (steps - 1) for deletion and insertion together, and 18 for ROAD. Every removal step takes
+    an equal share of the pixels; squares are for infidelity, sets of cells for MuFidelity; ``keep``
+    images are remembered.
     """
 
     def __init__(
@@ -55,11 +48,9 @@ class Evaluations:
         self.classifier, self.steps, self.batch_size = as_classifier(model), steps, batch_size
         self.squares, self.sets, self.keep = squares, sets, keep
         self.network = Network(self.classifier.model)
-        removals = even_batch(max(steps - 1, 1), batch_size)
-        covers = even_batch(squares + sets + 1, batch_size)
         cost, network = self.network.cost, self.classifier.model
-        self.removing = MaskedModel(network, keep_masks, removals, cost)
-        self.covering = MaskedModel(network, covering_masks, covers, cost)
+        self.removing = MaskedModel(network, keep_masks, cost)
+        self.covering = MaskedModel(network, covering_masks, cost)
         self._kept: OrderedDict[tuple[int, int, int], Evaluated] = OrderedDict()
 
     @property
@@ -94,13 +85,7 @@ class Evaluations:
 
 
 class Evaluated:
-    """One image, and what a model says of it and of changed copies of it.
-
-    Args:
-        by: Asks the model.
-        image: float32 RGB 0..255, (H, W, 3).
-        seed: Sets what is covered, and the noise of imputation.
-    """
+    """One image (H, W, 3), and what a model says of it and of changed copies of it."""
 
     def __init__(self, by: Evaluations, image: np.ndarray, seed: int) -> None:
         self.by, self.image, self.seed = by, image, seed
@@ -108,13 +93,10 @@ class Evaluated:
     @cached_property
     def ends(self) -> dict[str, np.ndarray]:
         """Logits (C,) of the image, of its border color and of the blurred image, by name."""
-        pictures = [
-            self.image,
-            baseline_image(self.image, "border"),
-            baseline_image(self.image, "blur"),
-        ]
-        logits = self.by.network.logits(np.stack(pictures).astype(np.float32)).numpy()
-        return dict(zip(("image", "border", "blur"), logits, strict=True))
+        pictures = {name: baseline_image(self.image, name) for name in ("border", "blur")}
+        pictures = {"image": self.image, **pictures}
+        logits = self.by.network.logits(np.stack(list(pictures.values()))).numpy()
+        return dict(zip(pictures, logits, strict=True))
 
     @cached_property
     def reactions(self) -> Reactions:
@@ -125,21 +107,17 @@ class Evaluated:
         jobs[1 : 1 + squares, :4] = boxes
         jobs[1 + squares :, 4:] = chosen
         baseline = baseline_image(self.image, "border")
-        logits = self.by.covering.logits(self.image, baseline, labels, jobs)
+        size = even_batch(len(jobs), self.by.batch_size)
+        logits = self.by.covering.logits(self.image, baseline, labels, jobs, size)
         drops = logits[:1].astype(np.float64) - logits[1:]
         return Reactions(boxes, drops[:squares], labels, chosen, drops[squares:])
 
     def deletion(self, places: np.ndarray, target: int) -> np.ndarray:
-        """Return the probability after each share 0, 1/steps, ..., 1 was removed: (steps + 1,).
-
-        Args:
-            places: From ``removal_places``.
-            target: Class position.
-        """
+        """Return the probability after each share 0, 1/steps, ..., 1 was removed: (steps + 1,)."""
         return self._curve("border", places, target, 0.0, ("image", "border"))
 
     def insertion(self, places: np.ndarray, target: int) -> np.ndarray:
-        """Return the probability after each share was revealed: (steps + 1,); see ``deletion``."""
+        """Return the probability after each share was revealed: (steps + 1,)."""
         return self._curve("blur", places, target, 1.0, ("blur", "image"))
 
     def _curve(
@@ -151,28 +129,23 @@ class Evaluated:
             shares = np.arange(1, steps, dtype=np.float32) / steps
             jobs = np.stack([shares, np.full_like(shares, first)], axis=1)
             absent = baseline_image(self.image, baseline)
-            rows.insert(1, self.by.removing.logits(self.image, absent, places, jobs))
+            size = even_batch(len(jobs), self.by.batch_size)
+            rows.insert(1, self.by.removing.logits(self.image, absent, places, jobs, size))
         curve: np.ndarray = self.by.classifier.probabilities(np.concatenate(rows))[:, target]
         return curve
 
     def imputed(self, places: np.ndarray, target: int) -> np.ndarray:
-        """Return probabilities with the most and the least important pixels imputed: (2, levels).
-
-        Args:
-            places: From ``removal_places``.
-            target: Class position.
-        """
+        """Return probabilities, (2, levels), the most and the least important pixels imputed."""
         from dermlens.quality.imputation import impute
 
         half = 0.5 / places.size
         most = [places + half < level for level in ROAD_LEVELS]
         least = [places + half > 1 - level for level in ROAD_LEVELS]
         logits = []
-        jobs, size = np.stack(most + least), self.by.batch_size
-        for start in range(0, len(jobs), size):
-            removed = jobs[start : start + size]
-            repeated = np.broadcast_to(self.image, (len(removed), *self.image.shape))
-            made = impute(repeated, removed, seed=self.seed)
+        jobs = np.stack(most + least)
+        for part in batches(len(jobs), self.by.batch_size):
+            repeated = np.broadcast_to(self.image, (len(jobs[part]), *self.image.shape))
+            made = impute(repeated, jobs[part], seed=self.seed)
             logits.append(self.by.network.logits(made).numpy())
         values = self.by.classifier.probabilities(np.concatenate(logits))[:, target]
         return values.reshape(2, len(ROAD_LEVELS))

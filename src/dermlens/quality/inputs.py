@@ -7,12 +7,17 @@ import numpy as np
 from dermlens.errors import UsageError
 
 
-def checked_maps(maps: Any) -> np.ndarray:
-    """Return maps as numbers (N, H, W).
+def unit_scale(values: np.ndarray) -> np.ndarray:
+    """Return values (N, n), 0 or more, over the largest of each row; 1 in a row of zeros.
 
-    Raises:
-        UsageError: If they have another shape, are empty, or hold a value that is not finite.
+    What divides by sums afterwards loses nothing to rounding where maps are tiny.
     """
+    largest = values.max(axis=1, keepdims=True)
+    return np.where(largest > 0, values / np.where(largest > 0, largest, 1.0), 1.0)
+
+
+def checked_maps(maps: Any) -> np.ndarray:
+    """Return maps as numbers (N, H, W), neither empty nor with NaN, or raise UsageError."""
     maps = np.asarray(maps)
     if maps.ndim != 3 or maps.size == 0 or maps.dtype.kind not in "fiub":
         raise UsageError(
@@ -27,19 +32,10 @@ def checked_maps(maps: Any) -> np.ndarray:
 
 
 def checked_masks(masks: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return masks as bool of the shape of their maps.
+    """Return masks as bool of the shape of their maps, or raise UsageError.
 
-    Args:
-        masks: bool; or numbers of at most two values: of two the higher is inside, and a single
-            one is inside unless it is 0.
-        shape: Of the maps.
-
-    Raises:
-        UsageError: If shapes differ, or there are more values, as in a soft mask or a JPEG.
-
-    Example:
-        >>> checked_masks(np.array([[[0, 255]]], np.uint8), (1, 1, 2)).tolist()
-        [[[False, True]]]
+    Numbers may have two values, of which the higher is inside, so no soft mask and no JPEG; a
+    single one is inside unless it is 0.
     """
     masks = np.asarray(masks)
     if masks.shape != shape or len(shape) != 3:

@@ -12,7 +12,7 @@ count) gets what chance would give.
 
 import numpy as np
 
-from dermlens.quality.inputs import checked_maps, checked_masks
+from dermlens.quality.inputs import checked_maps, checked_masks, unit_scale
 
 
 def _checked(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -26,13 +26,7 @@ def _unless_empty(values: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return whether the highest value lies in the mask, 0..1; ties count by their share inside.
-
-    Example:
-        >>> masks = np.array([[[True, False]], [[False, False]]])
-        >>> pointing_game(np.array([[[2.0, 1.0]], [[2.0, 1.0]]]), masks).tolist()
-        [1.0, nan]
-    """
+    """Return whether the highest value lies in the mask, 0..1; ties count by their share inside."""
     flat, inside = _checked(maps, masks)
     highest = flat == flat.max(axis=1, keepdims=True)
     return _unless_empty((highest & inside).sum(axis=1) / highest.sum(axis=1), inside)
@@ -41,10 +35,7 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def relevance_mass(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the share of positive attribution inside the mask, 0..1."""
     flat, inside = _checked(maps, masks)
-    positive = np.maximum(flat, 0)
-    positive = np.where(positive.any(axis=1, keepdims=True), positive, 1.0)
-    # Divided by the largest first, so that tiny maps lose nothing to rounding.
-    positive = positive / positive.max(axis=1, keepdims=True)
+    positive = unit_scale(np.maximum(flat, 0))
     return _unless_empty((positive * inside).sum(axis=1) / positive.sum(axis=1), inside)
 
 
@@ -89,11 +80,6 @@ def best_iou(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
     Every value of the map is tried as threshold, the lowest too, so the result is at least the
     mask's share of the area, which is what a constant map gets.
-
-    Example:
-        >>> mask = np.array([[[True, True, False, False]]])
-        >>> best_iou(np.array([[[9.0, 2.0, 3.0, 1.0]]]), mask).round(3).tolist()
-        [0.667]
     """
     flat, inside = _checked(maps, masks)
     results = np.full(len(flat), np.nan)

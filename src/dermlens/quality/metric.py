@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -22,27 +22,25 @@ Direction = Literal["higher", "lower"]
 Explain = Callable[[np.ndarray, np.ndarray], Any]
 """Images (n, H, W, 3) in the classifier's range, and targets int (n,), to maps (n, H, W)."""
 
-FAMILIES: tuple[Family, ...] = (
-    "faithfulness", "localization", "robustness", "complexity", "randomization", "consistency"
-)  # fmt: skip
+FAMILIES: tuple[Family, ...] = get_args(Family)
 Found = TypeVar("Found")
 
 
 @dataclass
 class Case:
-    """Checked inputs of metrics: N images and one map of each.
+    """Checked inputs of metrics: N images and one map of each; only what some metric needs.
 
     Attributes:
         maps: (N, H, W), finite.
         seed: Sets everything random.
-        classifier: The model; None where no metric asks for it.
-        evaluated: The images, and what the model says of them; empty without a model.
+        classifier: The model.
+        evaluated: The images, and what the model says of them.
         targets: int32 (N,): explained classes.
-        masks: bool (N, H, W), or None.
-        images: float32 (N, H, W, 3), RGB 0..255, or None.
-        groups: What each image shows: images of one object bear one name; or None.
+        masks: bool (N, H, W).
+        images: float32 (N, H, W, 3), RGB 0..255.
+        groups: What each image shows: images of one object bear one name.
         others: int (N,): classes for the random logit; None to draw them.
-        remake: Makes maps of changed photographs RGB 0..255; None where no metric asks for it.
+        remake: Makes maps of changed photographs RGB 0..255.
     """
 
     maps: np.ndarray
@@ -63,6 +61,11 @@ class Case:
             self._found[ask] = ask(self)
         found: Found = self._found[ask]
         return found
+
+    def each(self) -> list[tuple[Evaluated, np.ndarray, int]]:
+        """Return what the model says of each image, its map and its target."""
+        targets = self.targets.tolist()
+        return list(zip(self.evaluated, self.maps, targets, strict=True))
 
     def with_map(self, map_: np.ndarray) -> "Case":
         """Return the case of another map (H, W) of the same single image."""
@@ -156,14 +159,10 @@ def case_of(
     seed: int = 0,
     batch_size: int = 16,
 ) -> Case:
-    """Check what some metrics need, so that they can measure it.
+    """Check what some metrics need, so that they can measure it; see ``Metric.__call__``.
 
     Args:
-        metrics: That are going to measure.
-        classifier: As in ``Metric.__call__``, like ``images``, ``maps`` and ``targets``.
-        images: See there.
-        maps: See there.
-        targets: See there.
+        metrics: That are going to measure; what follows up to ``targets`` is described there.
         masks: (N, H, W): bool, or numbers of exactly two values, the higher being inside.
         explainer: Makes maps again, for robustness and randomization: an ``Explainer``, or a
             function from images and targets to maps that asks the same model.
@@ -172,18 +171,14 @@ def case_of(
         evaluations: Of the same classifier, to share between calls what does not depend on maps.
         seed: Sets everything random.
         batch_size: Images per pass; bounds memory.
-
-    Raises:
-        UsageError: As in ``Metric.__call__``.
     """
-    needs = frozenset().union(*(one.needs for one in metrics))
-    given = {"model": classifier, "masks": masks, "explainer": explainer, "groups": groups}
-    given |= {"images": images}
+    needs = frozenset[str]().union(*(one.needs for one in metrics))
     wanted = needs | ({"images"} if "model" in needs else set())
-    for name, what in _MISSING.items():
-        if name in wanted and given[name] is None:
+    given = {"model": classifier, "images": images, "masks": masks, "explainer": explainer}
+    for name, one in {**given, "groups": groups}.items():
+        if name in wanted and one is None:
             title = next(one.title for one in metrics if name in one.needs or name == "images")
-            raise UsageError(f"{title} {what}.")
+            raise UsageError(f"{title} {_MISSING[name]}.")
     case = Case(checked_maps(maps), seed)
     if "masks" in needs:
         case.masks = checked_masks(masks, case.maps.shape)
@@ -239,19 +234,17 @@ def _resolved(targets: Targets, case: Case) -> np.ndarray:
 
 
 def _remake(case: Case, explainer: "Explainer | Explain", batch_size: int) -> Explain:
-    classifier, seed = case.classifier, case.seed
-    assert classifier is not None
     if not isinstance(explainer, Explainer):
-        return lambda images, targets: explainer(own_range(classifier, images), targets)
+        return lambda images, targets: explainer(own_range(case.classifier, images), targets)
 
     def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
         pixels = own_range(explainer.classifier, images)
-        return explainer.attribute(pixels, targets, batch_size=batch_size, seed=seed).maps
+        return explainer.attribute(pixels, targets, batch_size=batch_size, seed=case.seed).maps
 
     return explain
 
 
-def own_range(classifier: ImageClassifier, photographs: np.ndarray) -> np.ndarray:
+def own_range(classifier: Any, photographs: np.ndarray) -> np.ndarray:
     """Return float photographs, RGB 0..255, in the range of values that a classifier takes."""
     if classifier.value_range == PHOTOGRAPH:
         return photographs

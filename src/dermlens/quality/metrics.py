@@ -186,16 +186,7 @@ def measure(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Measure several metrics of the same maps; what they share is evaluated once.
 
-    Args:
-        names: Of ``METRICS``.
-        classifier: As for each of them, like all that follows.
-        images: See there.
-        maps: See there.
-        targets: See there.
-        **options: See there.
-
-    Returns:
-        float64 (N,) by name.
+    Takes names of ``METRICS``, and then what each of them takes; returns float64 (N,) by name.
     """
     wanted = [metric(name) for name in names]
     case = case_of(wanted, classifier, images, maps, targets, **options)

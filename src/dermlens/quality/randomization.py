@@ -8,7 +8,7 @@ network was first initialized.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,17 +56,10 @@ def layer_groups(model: Any) -> list[tuple[str, list[Any]]]:
 
 
 def stage_steps(model: Any, order: str = "cascading") -> list[tuple[str, list[Any]]]:
-    """Return which layers are destroyed at each step, stage by stage; see ``layer_groups``.
+    """Return names and layers of what is destroyed at each step, see ``layer_groups``.
 
-    Few steps instead of one for each layer. The first step is always the last layer alone.
-
-    Args:
-        model: Keras model.
-        order: ``"cascading"``: down from the output, each step with all before it; or
-            ``"independent"``: one stage alone at each step.
-
-    Returns:
-        Name of the stage that is reached, and the layers to destroy.
+    The first step is always the last layer alone. ``"cascading"`` goes down from the output, each
+    step with all before it; ``"independent"`` destroys one stage alone at each step.
 
     Raises:
         UsageError: If the order is unknown.
@@ -76,34 +69,22 @@ def stage_steps(model: Any, order: str = "cascading") -> list[tuple[str, list[An
     groups = layer_groups(model)
     if order == "independent":
         return groups
-    steps: list[tuple[str, list[Any]]] = []
-    reached: list[Any] = []
-    for name, layers in groups:
-        reached = reached + layers
-        steps.append((name, reached))
-    return steps
+    reached = accumulate(layers for _, layers in groups)
+    return [(name, layers) for (name, _), layers in zip(groups, reached, strict=True)]
 
 
 def randomization_curves(
     model: Any,
     explain: Callable[[], np.ndarray],
     steps: Sequence[tuple[str, Sequence[Any]]],
-    *,
     reference: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return how much maps still resemble the originals after each step.
+    """Return how much maps (N, H, W) still resemble the originals after each of ``stage_steps``.
 
-    Args:
-        model: Network whose layers are destroyed and put back.
-        explain: Makes the maps (N, H, W) of fixed images and targets with that network.
-        steps: From ``stage_steps``.
-        reference: Maps of the intact network; made if left out.
-        seed: Sets the order of values.
-
-    Returns:
-        ``spearman`` and ``ssim``, float64 (steps, N): low values show that the map depends on
-        what the network has learned.
+    ``explain`` makes the maps of fixed images and targets, ``reference`` are those of the intact
+    network. ``spearman`` and ``ssim``, float64 (steps, N): low values show that the map depends on
+    what the network has learned.
     """
     before = explain() if reference is None else reference
     curves: dict[str, list[np.ndarray]] = {"spearman": [], "ssim": []}
@@ -116,36 +97,23 @@ def randomization_curves(
 
 
 def other_targets(targets: np.ndarray, classes: int, seeds: Sequence[Any]) -> np.ndarray:
-    """Return for each image another class, drawn at random: the random logit test.
+    """Return for each image another class, drawn at random by a seed or generator each.
 
     Sixt, Granz & Landgraf, "When explanations lie", ICML 2020: a map that stays the same when
     another class is explained does not explain the class.
-
-    Args:
-        targets: int (N,), explained classes.
-        classes: Number of classes, at least 2.
-        seeds: Of each image: a seed, or a generator.
-
-    Raises:
-        UsageError: If there is no other class.
     """
     if classes < 2:
         raise UsageError("The random logit test needs at least two classes.")
     moves = [int(np.random.default_rng(seed).integers(1, classes)) for seed in seeds]
-    shifted: np.ndarray = (np.asarray(targets) + np.array(moves)) % classes
-    return shifted.astype(np.int32)
+    return np.mod(np.asarray(targets) + np.array(moves), classes).astype(np.int32)
 
 
 @contextmanager
 def randomized(model: Any, layers: Sequence[Any], seed: int = 0) -> Iterator[Any]:
     """Destroy layers of a model in place, and put their weights back afterwards.
 
-    Explainers that hold the model see the destroyed weights at once; nothing is copied.
-
-    Args:
-        model: Keras model.
-        layers: Layers of it, as ``stage_steps`` returns them.
-        seed: Sets the order of values; a layer's does not depend on which others are destroyed.
+    Explainers that hold the model see the destroyed weights at once; nothing is copied. The order
+    of a layer's values depends on the seed, and not on which others are destroyed.
     """
     kept = [(layer, layer.get_weights()) for layer in layers]
     position = {id(layer): number for number, layer in enumerate(weighted_layers(model))}
@@ -160,12 +128,10 @@ def randomized(model: Any, layers: Sequence[Any], seed: int = 0) -> Iterator[Any
 
 
 def randomization_spearman(case: "Case") -> np.ndarray:
-    """Return the rank correlation of each map with that of the destroyed network."""
     return spearman(case.maps, case.once(_destroyed_maps))
 
 
 def randomization_ssim(case: "Case") -> np.ndarray:
-    """Return the structural similarity of each map with that of the destroyed network."""
     return structural_similarity(case.maps, case.once(_destroyed_maps))
 
 

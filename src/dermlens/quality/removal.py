@@ -26,16 +26,9 @@ def removal_places(attribution: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return each pixel's place in the order of descending attribution: float32 (H, W), 0..1.
 
     Pixels of equal value stand in random order, so that no part of the image is favored: a
-    constant map is removed in random order, which is chance.
-
-    Args:
-        attribution: float (H, W).
-        seed: Sets the order of ties. It also depends on the map, so that maps of different
-            images break ties differently, but not on other maps of a batch.
-
-    Example:
-        >>> removal_places(np.array([[3.0, 1.0], [4.0, 2.0]])).tolist()
-        [[0.25, 0.75], [0.0, 0.5]]
+    constant map is removed in random order, which is chance. The order of ties depends on the seed
+    and the map, so that maps of different images break ties differently, but not on other maps of
+    a batch.
     """
     values = np.asarray(attribution, np.float32)
     checked_maps(values[None])
@@ -61,35 +54,24 @@ def keep_masks(places: Any, thresholds: Any) -> Any:
 
 
 def area_under(curve: np.ndarray) -> float:
-    """Return the area under a curve over equal shares from 0 to 1, by the trapezoid rule.
-
-    Example:
-        >>> area_under(np.array([1.0, 0.5, 0.0]))
-        0.5
-    """
+    """Return the area under a curve over equal shares from 0 to 1, by the trapezoid rule."""
     return float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
 
 
 def deletion(case: "Case") -> np.ndarray:
-    """Return the area under the deletion curve of each map."""
-    return np.array([area_under(one.deletion(*rest)) for one, *rest in _orders(case)])
+    return np.array([area_under(one.deletion(*rest)) for one, *rest in case.once(_ordered)])
 
 
 def insertion(case: "Case") -> np.ndarray:
-    """Return the area under the insertion curve of each map."""
-    return np.array([area_under(one.insertion(*rest)) for one, *rest in _orders(case)])
+    return np.array([area_under(one.insertion(*rest)) for one, *rest in case.once(_ordered)])
 
 
 def road(case: "Case") -> np.ndarray:
     """Return half the mean of p(least important imputed) - p(most important imputed)."""
-    found = [one.imputed(*rest) for one, *rest in _orders(case)]
+    found = [one.imputed(*rest) for one, *rest in case.once(_ordered)]
     return np.array([(least - most).mean() / 2 for most, least in found])
 
 
-def _places(case: "Case") -> list[np.ndarray]:
-    return [removal_places(map_, case.seed) for map_ in case.maps]
-
-
-def _orders(case: "Case") -> list[tuple[Any, np.ndarray, int]]:
+def _ordered(case: "Case") -> list[tuple[Any, np.ndarray, int]]:
     """Return each image, the order of its pixels and its target."""
-    return list(zip(case.evaluated, case.once(_places), map(int, case.targets), strict=True))
+    return [(one, removal_places(map_, case.seed), target) for one, map_, target in case.each()]

@@ -19,10 +19,7 @@ from dermlens.explainers.base import image_generator
 from dermlens.quality.agreement import spearman
 
 if TYPE_CHECKING:
-    from dermlens.quality.metric import Case
-
-Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Images float32 (n, H, W, 3) and targets int (n,) to maps (n, H, W)."""
+    from dermlens.quality.metric import Case, Explain
 
 RADIUS = 5.0
 DRAWS = 4
@@ -33,12 +30,7 @@ Move = Callable[[np.ndarray], np.ndarray]
 
 
 def symmetries(height: int, width: int) -> dict[str, Move]:
-    """Return the symmetries that keep the size: three for rectangles, seven for squares.
-
-    Example:
-        >>> len(symmetries(192, 256)), len(symmetries(224, 224))
-        (3, 7)
-    """
+    """Return the symmetries that keep the size: three for rectangles, seven for squares."""
     moves: dict[str, Move] = {
         "mirrored_left_right": lambda p: p[:, :, ::-1],
         "mirrored_up_down": lambda p: p[:, ::-1],
@@ -59,9 +51,6 @@ def two_sided_noise(image: np.ndarray, radius: float, draws: int, seed: int) -> 
 
     Draws come in pairs d and -d, so that their mean is exactly zero. The noise depends on the seed
     and the image alone, so every method sees the same.
-
-    Raises:
-        UsageError: If ``draws`` is odd or below 2, or the radius is not above 0.
     """
     if draws < 2 or draws % 2 or radius <= 0:
         raise UsageError(
@@ -81,15 +70,12 @@ def relative_changes(changed: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """
     changed, reference = np.asarray(changed, np.float64), np.asarray(map_, np.float64)
     length = np.sqrt((reference**2).sum())
-    moved = np.sqrt(((changed - reference) ** 2).sum(axis=(1, 2)))
-    if length == 0:
-        return np.where(moved == 0, 0.0, np.nan)
-    relative: np.ndarray = moved / length
-    return relative
+    moved: np.ndarray = np.sqrt(((changed - reference) ** 2).sum(axis=(1, 2)))
+    return np.where(moved == 0, 0.0, np.nan) if length == 0 else moved / length
 
 
 def sensitivity(
-    explain: Explain,
+    explain: "Explain",
     image: np.ndarray,
     target: int,
     map_: np.ndarray,
@@ -100,33 +86,18 @@ def sensitivity(
 ) -> tuple[float, float]:
     """Return the largest and the mean relative change of a map under weak noise.
 
-    Args:
-        explain: Makes maps.
-        image: float32 RGB 0..255, (H, W, 3).
-        target: Class position.
-        map_: The image's own map, (H, W).
-        radius: Largest change of a pixel, in gray levels of 0..255. Noisy pixels are not clipped,
-            since clipping would make the noise one-sided where the image is white or black.
-        draws: Even number of noisy images; the cost of one explanation each.
-        seed: Sets the noise.
+    ``radius`` is the largest change of a pixel, in gray levels of 0..255. Noisy pixels are not
+    clipped, since clipping would make the noise one-sided where the image is white or black.
     """
     image = np.asarray(image, np.float32)
     noisy = image + two_sided_noise(image, radius, draws, seed)
     changes = relative_changes(explain(noisy, np.full(draws, target, np.int32)), map_)
-    if np.isnan(changes).any():
-        return float("nan"), float("nan")
+    # NaN where any is.
     return float(changes.max()), float(changes.mean())
 
 
-def equivariance(explain: Explain, image: np.ndarray, target: int, map_: np.ndarray) -> float:
-    """Return the mean rank correlation of the moved image's map with the moved map, -1..1.
-
-    Args:
-        explain: Makes maps.
-        image: float32 RGB 0..255, (H, W, 3).
-        target: Class position.
-        map_: The image's own map, (H, W).
-    """
+def equivariance(explain: "Explain", image: np.ndarray, target: int, map_: np.ndarray) -> float:
+    """Return the mean rank correlation of the moved image's map with the moved map, -1..1."""
     image = np.asarray(image, np.float32)
     moves = symmetries(*image.shape[:2]).values()
     moved = np.concatenate([move(image[None]) for move in moves])
@@ -136,24 +107,18 @@ def equivariance(explain: Explain, image: np.ndarray, target: int, map_: np.ndar
 
 
 def max_sensitivity(case: "Case") -> np.ndarray:
-    """Return the largest relative change of each map."""
     return case.once(_sensitivities)[:, 0]
 
 
 def average_sensitivity(case: "Case") -> np.ndarray:
-    """Return the mean relative change of each map."""
     return case.once(_sensitivities)[:, 1]
 
 
 def equivariances(case: "Case") -> np.ndarray:
-    """Return the equivariance of each map."""
-    return np.array([equivariance(case.explain, *row) for row in _rows(case)])
+    rows = ((one.image, target, map_) for one, map_, target in case.each())
+    return np.array([equivariance(case.explain, *row) for row in rows])
 
 
 def _sensitivities(case: "Case") -> np.ndarray:
-    return np.array([sensitivity(case.explain, *row, seed=case.seed) for row in _rows(case)])
-
-
-def _rows(case: "Case") -> list[tuple[np.ndarray, int, np.ndarray]]:
-    images = [one.image for one in case.evaluated]
-    return list(zip(images, map(int, case.targets), case.maps, strict=True))
+    rows = ((one.image, target, map_) for one, map_, target in case.each())
+    return np.array([sensitivity(case.explain, *row, seed=case.seed) for row in rows])

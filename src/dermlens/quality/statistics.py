@@ -22,15 +22,7 @@ _ROWS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval.
-
-    Attributes:
-        mean: Mean over images with a value; NaN if there is none.
-        low: 2.5th percentile of resampled means.
-        high: 97.5th percentile.
-        count: Images with a value.
-        excluded: Images without, such as those with an empty mask.
-    """
+    """A mean with its 95 % interval, NaN if there is none; images with a value, and without."""
 
     mean: float
     low: float
@@ -111,16 +103,9 @@ def paired_tests(
     """Return two-sided p-values that means of paired differences are zero, float64 (K,).
 
     If neither method were better, swapping the two on a whole lesion would change nothing: the
-    observed mean is compared with those after random swaps (all of them up to 13 lesions).
-
-    Args:
-        differences: float (N, K), a column for each pair, NaN where a value is missing.
-        clusters: (N,), such as lesion ids.
-        flips: Random swaps; the smallest p-value is 1 / (flips + 1).
-        seed: Sets the swaps; all columns share them.
-
-    Returns:
-        1 where all differences are zero, NaN where there is none.
+    observed mean is compared with those after random swaps (all of them up to 13 lesions), which
+    all columns (N, K) share. The smallest p-value is 1 / (flips + 1); 1 where all differences are
+    zero, NaN where there is none.
     """
     sums, counts = _cluster_sums(differences, clusters)
     known = (counts > 0).any(axis=0)

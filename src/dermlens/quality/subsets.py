@@ -31,14 +31,10 @@ SET_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Reactions:
-    """How a model reacted to covered parts of one image.
+    """How a model's logits fell (S, C), (K, C) when parts of one image were covered.
 
-    Attributes:
-        boxes: int (S, 4): top, bottom, left, right of the covered squares.
-        box_drops: float64 (S, C): logits of the image minus those with the square covered.
-        labels: int (H, W): cell of each pixel.
-        sets: bool (K, M): cells covered together.
-        set_drops: float64 (K, C).
+    Squares (S, 4): top, bottom, left, right; sets (K, M) of cells, labels (H, W) being the cell of
+    each pixel.
     """
 
     boxes: np.ndarray
@@ -49,15 +45,12 @@ class Reactions:
 
 
 def draw_boxes(height: int, width: int, count: int, random: np.random.Generator) -> np.ndarray:
-    """Return random squares, int32 (count, 4): top, bottom, left, right.
-
-    Squares may reach over the image's edge, so that the edge is covered as often as the middle.
-    """
+    """Return random squares, int32 (count, 4): top, bottom, left, right."""
     boxes = np.zeros((count, 4), np.int32)
     for row in range(count):
         side = max(1, round(SIDES[row % len(SIDES)] * min(height, width)))
-        top = int(random.integers(1 - side, height))
-        left = int(random.integers(1 - side, width))
+        # They may reach over the image's edge, so that it is covered as often as the middle.
+        top, left = (int(random.integers(1 - side, length)) for length in (height, width))
         boxes[row] = (max(top, 0), min(top + side, height), max(left, 0), min(left + side, width))
     return boxes
 
@@ -115,8 +108,7 @@ def cell_sums(attribution: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> 
     if values.max() == values.min():
         return np.zeros(len(sets))
     each = np.bincount(labels.ravel(), values.ravel(), minlength=sets.shape[1])
-    sums: np.ndarray = sets @ each
-    return sums
+    return np.matmul(sets, each)
 
 
 def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
@@ -126,14 +118,6 @@ def infidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
     so that images with large and small reactions count alike. 0: foretold up to a factor; 1:
     nothing. A negative scale would make an inverted map as good as the map itself, so it is not
     allowed. A map of zeros foretells nothing (1). NaN where the score never reacts.
-
-    Args:
-        foretold: I·a, (S,).
-        drops: f(x) - f(x - I), (S,).
-
-    Example:
-        >>> infidelity(np.array([1.0, 2.0]), np.array([3.0, 6.0]))
-        0.0
     """
     reaction = float(np.mean(drops**2))
     if reaction <= 1e-18:
@@ -151,10 +135,6 @@ def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
 
     A map that gives every set the same (a constant map) foretells nothing: 0. NaN where the score
     never reacts.
-
-    Args:
-        foretold: Sum of the map over each set, (K,).
-        drops: Fall of the score with the set covered, (K,).
     """
     if np.abs(drops - drops[0]).max() <= 1e-9:
         return float("nan")
@@ -167,25 +147,11 @@ def mufidelity(foretold: np.ndarray, drops: np.ndarray) -> float:
 
 
 def infidelities(case: "Case") -> np.ndarray:
-    """Return the normalized infidelity of each map."""
-    return np.array(
-        [
-            infidelity(box_sums(map_, react.boxes), react.box_drops[:, target])
-            for map_, react, target in _reacted(case)
-        ]
-    )
+    rows = ((one.reactions, map_, target) for one, map_, target in case.each())
+    return np.array([infidelity(box_sums(m, r.boxes), r.box_drops[:, k]) for r, m, k in rows])
 
 
 def mufidelities(case: "Case") -> np.ndarray:
-    """Return the MuFidelity of each map."""
-    return np.array(
-        [
-            mufidelity(cell_sums(map_, react.labels, react.sets), react.set_drops[:, target])
-            for map_, react, target in _reacted(case)
-        ]
-    )
-
-
-def _reacted(case: "Case") -> list[tuple[np.ndarray, Reactions, int]]:
-    reactions = [one.reactions for one in case.evaluated]
-    return list(zip(case.maps, reactions, map(int, case.targets), strict=True))
+    rows = ((one.reactions, map_, target) for one, map_, target in case.each())
+    sums = ((cell_sums(m, r.labels, r.sets), r.set_drops[:, k]) for r, m, k in rows)
+    return np.array([mufidelity(*row) for row in sums])

@@ -13,7 +13,7 @@ from dermlens.quality.controls import is_control, title
 from dermlens.quality.metric import Metric
 from dermlens.quality.metrics import METRICS, STRUCTURE_PREFIX
 from dermlens.quality.metrics import metric as known_metric
-from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
+from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_axes, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,17 +34,12 @@ def methods_of(summary: dict[str, Any]) -> list[str]:
     return [*summary["methods"], *summary["controls"]]
 
 
-def passes_of(summary: dict[str, Any], name: str) -> float:
-    """Return passes of a map: forward passes plus two for each backward pass."""
-    cost = summary["cost"]["per_image"][name]
-    return float(cost["forward"] + 2 * cost["backward"])
-
-
 def color_of(name: str) -> str:
     """Return blue for methods and gray for controls."""
     return MUTED if is_control(name) else ACCENT
 
 
+@style()
 def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
     """Draw the overall mean rank against what a map costs; up and left is better.
 
@@ -53,30 +48,30 @@ def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
     ranks = {row["method"]: row["mean_rank"] for row in summary["ranking"].get("overall", [])}
     if not ranks:
         raise UsageError("The benchmark ranks nothing: no metric has a value for every method.")
-    with style():
-        figure = new_figure(9, 4.8)
-        axes = figure.subplots()
-        places = {n: (max(passes_of(summary, n), _LEAST_COST), rank) for n, rank in ranks.items()}
-        front, best = [], np.inf
-        for place in sorted(p for name, p in places.items() if not is_control(name)):
-            if place[1] < best:
-                front.append(place)
-                best = place[1]
-        if front:
-            axes.plot(*zip(*front, strict=True), color=ACCENT, alpha=0.25, linewidth=5, zorder=1)
-        for name, place in places.items():
-            axes.plot(*place, "s" if is_control(name) else "o", color=color_of(name), zorder=2)
-        _label_points(axes, places)
-        axes.set_xscale("log")
-        axes.invert_yaxis()
-        axes.margins(x=0.22, y=0.08)
-        axes.set(
-            title="Quality against cost",
-            xlabel="passes through the network per image (a backward pass counts twice; none is "
-            "drawn at 0.1)",
-            ylabel="mean rank, faithfulness and localization (1 is best)",
-        )
-        return figure
+    figure, axes = new_axes(9, 4.8)
+    # A backward pass counts twice.
+    costs = {n: c["forward"] + 2 * c["backward"] for n, c in summary["cost"]["per_image"].items()}
+    places = {n: (max(float(costs[n]), _LEAST_COST), rank) for n, rank in ranks.items()}
+    front, best = [], np.inf
+    for place in sorted(p for name, p in places.items() if not is_control(name)):
+        if place[1] < best:
+            front.append(place)
+            best = place[1]
+    if front:
+        axes.plot(*zip(*front, strict=True), color=ACCENT, alpha=0.25, linewidth=5, zorder=1)
+    for name, place in places.items():
+        axes.plot(*place, "s" if is_control(name) else "o", color=color_of(name), zorder=2)
+    _label_points(axes, places)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.margins(x=0.22, y=0.08)
+    axes.set(
+        title="Quality against cost",
+        xlabel="passes through the network per image (a backward pass counts twice; none is "
+        "drawn at 0.1)",
+        ylabel="mean rank, faithfulness and localization (1 is best)",
+    )
+    return figure
 
 
 def _label_points(axes: "Axes", places: dict[str, tuple[float, float]]) -> None:
@@ -104,30 +99,26 @@ def family_metrics(summary: dict[str, Any], family: str) -> list[str]:
     return sorted(found, key=lambda name: name.startswith(STRUCTURE_PREFIX))
 
 
+@style()
 def metric_intervals(summary: dict[str, Any], family: str) -> "Figure":
-    """Draw mean and 95 % interval of every method, a panel for each metric of a family.
-
-    Raises:
-        UsageError: If no metric of the family was measured.
-    """
+    """Draw mean and 95 % interval of every method, a panel for each metric of a family."""
     names = family_metrics(summary, family)
     if not names:
         raise UsageError(f"No metric of the family {family!r} was measured.")
     order = methods_of(summary)
     rows = -(-len(names) // _COLUMNS)
     columns = min(len(names), _COLUMNS)
-    with style():
-        figure = new_figure(2.2 + 3.3 * columns, rows * (0.9 + 0.22 * len(order)))
-        grid: Any = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for axes, name in zip(grid.flat, names, strict=False):
-            _intervals(axes, summary["metrics"][name], order)
-            about = metric(name)
-            axes.set_title(about.title, fontsize=10)
-            axes.set_xlabel(f"{about.direction} is better", fontsize=8.5)
-        for axes in list(grid.flat)[len(names) :]:
-            axes.set_axis_off()
-        grid[0, 0].invert_yaxis()
-        return figure
+    width, height = 2.2 + 3.3 * columns, rows * (0.9 + 0.22 * len(order))
+    figure, grid = new_axes(width, height, rows, columns, squeeze=False, sharey=True)
+    for axes, name in zip(grid.flat, names, strict=False):
+        _intervals(axes, summary["metrics"][name], order)
+        about = metric(name)
+        axes.set_title(about.title, fontsize=10)
+        axes.set_xlabel(f"{about.direction} is better", fontsize=8.5)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_axis_off()
+    grid[0, 0].invert_yaxis()
+    return figure
 
 
 def _intervals(axes: "Axes", values: dict[str, Any], order: list[str]) -> None:
@@ -148,40 +139,33 @@ def _interval(
     axes.plot(one["mean"], place, marker, color=color)
 
 
+@style()
 def randomization_curves(summary: dict[str, Any]) -> "Figure":
-    """Draw how similarity falls while the network is destroyed, a panel for each order.
-
-    Raises:
-        UsageError: If parameter randomization was not measured.
-    """
+    """Draw how similarity falls while the network is destroyed, a panel for each order."""
     orders = summary["randomization"]
     if not orders:
         raise UsageError("Parameter randomization was not measured.")
-    with style():
-        figure = new_figure(5.2 * len(orders), 3.8)
-        panels: Any = figure.subplots(1, len(orders), squeeze=False, sharey=True)[0]
-        for axes, (order, content) in zip(panels, orders.items(), strict=True):
-            stages = ["intact", *content["stages"]]
-            shown = [n for n in content["methods"] if not is_control(n)]
-            for number, name in enumerate(shown):
-                values = [1.0, *content["methods"][name]["spearman"]]
-                style_ = "-" if number < len(_LINE_COLORS) else "--"
-                color = _LINE_COLORS[number % len(_LINE_COLORS)]
-                axes.plot(values, style_, marker=".", color=color, label=title(name))
-            axes.set_xticks(range(len(stages)), stages, rotation=35, ha="right", fontsize=8.5)
-            axes.axhline(0, color=MUTED, linestyle=":", linewidth=1)
-            axes.set_title(f"{order.capitalize()} randomization")
-        panels[0].set_ylabel("rank correlation with the intact map")
-        panels[-1].legend(fontsize=8)
-        return figure
+    count = len(orders)
+    figure, (panels,) = new_axes(5.2 * count, 3.8, 1, count, squeeze=False, sharey=True)
+    for axes, (order, content) in zip(panels, orders.items(), strict=True):
+        stages = ["intact", *content["stages"]]
+        shown = [n for n in content["methods"] if not is_control(n)]
+        for number, name in enumerate(shown):
+            values = [1.0, *content["methods"][name]["spearman"]]
+            style_ = "-" if number < len(_LINE_COLORS) else "--"
+            color = _LINE_COLORS[number % len(_LINE_COLORS)]
+            axes.plot(values, style_, marker=".", color=color, label=title(name))
+        axes.set_xticks(range(len(stages)), stages, rotation=35, ha="right", fontsize=8.5)
+        axes.axhline(0, color=MUTED, linestyle=":", linewidth=1)
+        axes.set_title(f"{order.capitalize()} randomization")
+    panels[0].set_ylabel("rank correlation with the intact map")
+    panels[-1].legend(fontsize=8)
+    return figure
 
 
+@style()
 def shortcut_chart(summary: dict[str, Any]) -> "Figure":
-    """Draw flips and change of the watched class's probability for each probe, with intervals.
-
-    Raises:
-        UsageError: If the shortcut probe was not run.
-    """
+    """Draw flips and change of the watched class's probability for each probe, with intervals."""
     probes, watched = summary["shortcuts"], summary.get("watched")
     if not probes:
         raise UsageError("The shortcut probe was not run.")
@@ -190,14 +174,12 @@ def shortcut_chart(summary: dict[str, Any]) -> "Figure":
         labels["change_of_target"] = "change of p(predicted)"
     else:
         labels["change_of_watched"] = f"change of p({watched})"
-    with style():
-        figure = new_figure(9.5, 0.9 + 0.36 * len(probes))
-        panels: Any = figure.subplots(1, 2, sharey=True)
-        for axes, (column, label) in zip(panels, labels.items(), strict=True):
-            for place, found in enumerate(probes.values()):
-                _interval(axes, place, found[column], WARNING)
-            axes.set_xlabel(label)
-            axes.axvline(0, color=MUTED, linewidth=1)
-        panels[0].set_yticks(range(len(probes)), [name.replace("_", " ") for name in probes])
-        panels[0].invert_yaxis()
-        return figure
+    figure, panels = new_axes(9.5, 0.9 + 0.36 * len(probes), 1, 2, sharey=True)
+    for axes, (column, label) in zip(panels, labels.items(), strict=True):
+        for place, found in enumerate(probes.values()):
+            _interval(axes, place, found[column], WARNING)
+        axes.set_xlabel(label)
+        axes.axvline(0, color=MUTED, linewidth=1)
+    panels[0].set_yticks(range(len(probes)), [name.replace("_", " ") for name in probes])
+    panels[0].invert_yaxis()
+    return figure

@@ -1,14 +1,14 @@
 """A benchmark for people: one HTML page, and the same in Markdown for documents."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dermlens.files import read_json, written_beside
+from dermlens.files import read_json, write_text
 from dermlens.lesion.zones import ZONES
 from dermlens.model.bundle_description import model_label
 from dermlens.quality.controls import is_control, title
@@ -16,7 +16,7 @@ from dermlens.quality.metric import FAMILIES
 from dermlens.quality.metrics import STRUCTURE_PREFIX, metric_table
 from dermlens.report import benchmark_figures as figures
 from dermlens.report.benchmark_figures import metric
-from dermlens.report.html import Page, format_cell
+from dermlens.report.html import Page
 
 _FAMILY_TEXT = {
     "faithfulness": "Does the map name what the model uses? Measured by changing the image.",
@@ -32,129 +32,89 @@ _FAMILY_TEXT = {
 }
 
 
-@dataclass
-class _Section:
-    """A part of the report: tables with captions, and figures, which Markdown leaves out."""
-
-    title: str
-    text: str = ""
-    tables: list[tuple[pd.DataFrame, str]] = field(default_factory=list)
-    figures: list[tuple[Callable[[], Any], str]] = field(default_factory=list)
-
-
 def write_benchmark_report(out: Path) -> dict[str, Path]:
     """Write ``benchmark.html`` and ``benchmark.md`` from the ``summary.json`` of a folder.
 
     Raises:
         DataError: If the folder holds no summary.
     """
-    out = Path(out)
-    summary = read_json(out / "summary.json")
-    page = benchmark_page(summary).write(out / "benchmark.html")
-    markdown = out / "benchmark.md"
-    with written_beside(markdown) as temporary:
-        temporary.write_text(benchmark_markdown(summary), encoding="utf-8")
-    return {"html": page, "markdown": markdown}
+    page = benchmark_page(read_json(Path(out) / "summary.json"))
+    markdown = write_text(Path(out) / "benchmark.md", page.markdown())
+    return {"html": page.write(Path(out) / "benchmark.html"), "markdown": markdown}
 
 
 def benchmark_page(summary: dict[str, Any]) -> Page:
-    """Return the report as a page."""
+    """Return the report as a page; its Markdown holds all tables, to be put into a document."""
     page = Page("How good are the explanations?", describe(summary))
-    for section in _sections(summary):
-        page.section(section.title, section.text)
-        for draw, caption in section.figures:
-            page.figure(draw(), caption)
-        for table, caption in section.tables:
-            page.table(table, caption)
-    return page
-
-
-def benchmark_markdown(summary: dict[str, Any]) -> str:
-    """Return all tables as Markdown, to be put into a document."""
-    parts = [describe(summary)]
-    for section in _sections(summary):
-        parts += [f"## {section.title}", section.text]
-        for table, caption in section.tables:
-            parts += [caption, markdown_table(table)]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _sections(summary: dict[str, Any]) -> list[_Section]:
-    ranking = _Section("Ranking", _ranking_text(summary))
-    ranking.tables.append((ranking_table(summary), "Mean ranks, 1 is best; controls are marked."))
-    cost = "What a map costs, each method run alone: mean passes, median seconds."
-    ranking.tables.append((cost_table(summary), cost))
+    page.section("Ranking", _ranking_text(summary))
     if "overall" in summary["ranking"]:
         caption = "Overall mean rank against cost. Squares are controls."
-        ranking.figures.append((lambda: figures.quality_versus_cost(summary), caption))
-    families = [_family(summary, family) for family in FAMILIES]
-    about = _Section("Metrics", "What each metric measures, and which direction is better.")
+        page.figure(figures.quality_versus_cost(summary), caption)
+    page.table(ranking_table(summary), "Mean ranks, 1 is best; controls are marked.")
+    cost = "What a map costs, each method run alone: mean passes, median seconds."
+    page.table(cost_table(summary), cost)
+    for family in FAMILIES:
+        _family(page, summary, family)
+    _differences(page, summary)
+    _lesions(page, summary)
+    page.section("Metrics", "What each metric measures, and which direction is better.")
     known = metric_table([metric(name) for name in summary["metrics"]])
-    about.tables.append((known, "Formulas and limits are in docs/metrics.md."))
-    parts = [ranking, *families, _differences(summary), *_lesions(summary), about]
-    return [part for part in parts if part is not None]
+    return page.table(known, "Formulas and limits are in docs/metrics.md.")
 
 
-def _family(summary: dict[str, Any], family: str) -> _Section | None:
+def _family(page: Page, summary: dict[str, Any], family: str) -> None:
     names = figures.family_metrics(summary, family)
     if not names:
-        return None
-    section = _Section(family.capitalize(), _FAMILY_TEXT[family])
+        return
+    page.section(family.capitalize(), _FAMILY_TEXT[family])
     caption = f"Means with 95 % intervals over lesions: {family}."
-    section.figures.append((lambda: figures.metric_intervals(summary, family), caption))
-    for group in metric_groups(names):
-        better = ", ".join(f"{metric(name).title} {metric(name).direction}" for name in group)
-        caption = f"Better: {better}. {excluded_text(summary, group)}"
-        section.tables.append((interval_table(summary, group), caption))
+    page.figure(figures.metric_intervals(summary, family), caption)
     if family == "randomization" and summary["randomization"]:
         caption = "Similarity with the intact network's map while stages are destroyed."
-        section.figures.append((lambda: figures.randomization_curves(summary), caption))
-    return section
+        page.figure(figures.randomization_curves(summary), caption)
+    # Lesion masks and structure masks apart, so that tables stay narrow.
+    for _, grouped in groupby(names, key=lambda name: name.startswith(STRUCTURE_PREFIX)):
+        group = list(grouped)
+        better = ", ".join(f"{metric(name).title} {metric(name).direction}" for name in group)
+        caption = f"Better: {better}. {excluded_text(summary, group)}"
+        page.table(interval_table(summary, group), caption)
 
 
-def _differences(summary: dict[str, Any]) -> _Section:
+def _differences(page: Page, summary: dict[str, Any]) -> None:
     ranked = [name for name in summary["comparisons"] if metric(name).ranked]
     table = comparison_table(summary, ranked)
     total = sum(len(summary["comparisons"][name]) for name in ranked)
-    section = _Section(
+    page.section(
         "Significant differences",
         f"{len(table)} of {total} paired differences, between methods and between methods and "
         f"controls, are significant at 5 % after Holm's correction. Test: "
         f"{summary['statistics']['test']}. Those not listed are not shown to differ.",
     )
     if len(table):
-        section.tables.append((table, "Significant differences in the metrics that rank."))
-    return section
+        page.table(table, "Significant differences in the metrics that rank.")
 
 
-def _lesions(summary: dict[str, Any]) -> list[_Section]:
-    """Return what ``lesion.benchmark`` measured, as far as there was something to measure."""
-    sections = []
+def _lesions(page: Page, summary: dict[str, Any]) -> None:
+    """Add what ``lesion.benchmark`` measured, as far as there was something to measure."""
     if summary.get("zones"):
         relations = relation_table(summary)
-        zones = _Section(
+        page.section(
             "Lesion zones",
             "Where positive attribution lies: core of the lesion, band along its outline, skin "
             "around, and the ring along the image's edge. An automated proxy, not validated by "
             "clinicians. Relation of asymmetry, border irregularity and colors of a lesion with "
             f"where attribution lies, across images: {len(relations) or 'none'} significant after "
             "Holm's correction.",
-            [(zone_table(summary), "Share of positive attribution in each zone.")],
-        )
+        ).table(zone_table(summary), "Share of positive attribution in each zone.")
         if len(relations):
-            zones.tables.append((relations, "Spearman correlations across images."))
-        sections.append(zones)
+            page.table(relations, "Spearman correlations across images.")
     if summary.get("shortcuts"):
-        probe = _Section(
+        page.section(
             "Shortcut probe",
             "Artifacts are pasted in, or the lesion is removed or isolated. Flips should be rare "
             "for artifacts; without the lesion the probability of the decision should fall.",
-            [(shortcut_table(summary), "Means with 95 % intervals over lesions.")],
-        )
-        caption = "Reaction of the decision to each probe."
-        probe.figures.append((lambda: figures.shortcut_chart(summary), caption))
-        sections.append(probe)
-    return sections
+        ).figure(figures.shortcut_chart(summary), "Reaction of the decision to each probe.")
+        page.table(shortcut_table(summary), "Means with 95 % intervals over lesions.")
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -245,13 +205,6 @@ def excluded_text(summary: dict[str, Any], names: Sequence[str]) -> str:
     return f"Mean with 95 % interval. Images or lesions measured: {counts}."
 
 
-def metric_groups(names: Sequence[str]) -> list[list[str]]:
-    """Return metrics on lesion masks and on structure masks apart, so that tables stay narrow."""
-    lesion = [name for name in names if not name.startswith(STRUCTURE_PREFIX)]
-    structure = [name for name in names if name.startswith(STRUCTURE_PREFIX)]
-    return [group for group in (lesion, structure) if group]
-
-
 def comparison_table(summary: dict[str, Any], names: Sequence[str]) -> pd.DataFrame:
     """Return significant differences (Holm, 5 %), each metric's largest first by p-value."""
     rows = []
@@ -302,23 +255,3 @@ def shortcut_table(summary: dict[str, Any]) -> pd.DataFrame:
             row[label] = interval_text(one)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Write a table in Markdown, numbers as ``report.html`` writes them.
-
-    Example:
-        >>> print(markdown_table(pd.DataFrame({"dx": ["nv"], "share": [0.5]})))
-        | dx | share |
-        |---|---:|
-        | nv | 0.500 |
-    """
-    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table.columns]
-    lines = [
-        "| " + " | ".join(str(column) for column in table.columns) + " |",
-        "|" + "|".join("---:" if number else "---" for number in numeric) + "|",
-    ]
-    for row in table.itertuples(index=False, name=None):
-        cells = [format_cell(value).replace("|", "\\|") for value in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

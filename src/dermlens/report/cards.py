@@ -14,21 +14,15 @@ import pandas as pd
 from dermlens.data.manifest import SPLITS, data_labels, read_manifest
 from dermlens.data.splits import audit, read_checks
 from dermlens.errors import DataError
-from dermlens.files import read_json, written_beside
+from dermlens.files import read_json
 from dermlens.labels import HAM10000, LabelSet
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band
 from dermlens.model.prediction_table import read_predictions
+from dermlens.report import benchmark_report as report
 from dermlens.report.benchmark_figures import family_metrics
-from dermlens.report.benchmark_report import (
-    describe,
-    excluded_text,
-    interval_table,
-    markdown_table,
-    ranking_table,
-    shortcut_table,
-)
 from dermlens.report.facts import of_skin, words
+from dermlens.report.html import markdown_table, templates
 
 _CONFIDENT, _CONFUSIONS, _MISSED = 10, 6, 12
 
@@ -46,14 +40,7 @@ def _percent(value: float | None) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("dermlens.report"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = templates(keep_trailing_newline=True)
     environment.filters |= {
         "f": _number,
         "interval": _interval,
@@ -68,12 +55,6 @@ def model_card(
 ) -> str:
     """Return the model card of a bundle as Markdown.
 
-    Args:
-        bundle: The model.
-        evaluation: Folder that ``dermlens evaluate`` wrote for it.
-        explanation: Markdown on the quality of its explanations, or nothing.
-        shortcuts: Markdown on its shortcut probe, or nothing.
-
     Raises:
         DataError: If the evaluation is missing, or was made with another balanced rule.
     """
@@ -84,6 +65,7 @@ def model_card(
             f"{metrics.get('balanced_rule')!r}). Run 'dermlens evaluate' again."
         )
     facts, history = bundle.facts, bundle.history
+    counted = facts["data"].get("split", {}).get("images", {})
     height, width = bundle.input_size
     return _render(
         "model_card.md.j2",
@@ -98,7 +80,7 @@ def model_card(
         called=words(bundle.labels),
         of_skin=of_skin(bundle.labels),
         data={"name": "unknown data", "synthetic": False, **facts["data"]},
-        split=_split_counts(facts["data"]),
+        split={name: int(counted.get(name, 0)) for name in SPLITS},
         training={"early_size": None, **facts["training"]},
         epochs_run=0 if history.empty else int((history.phase == "finetuning").sum()),
         storage=facts.get("storage", "float32"),
@@ -112,11 +94,6 @@ def model_card(
         explanation=explanation,
         shortcuts=shortcuts,
     )
-
-
-def _split_counts(data: dict[str, Any]) -> dict[str, int]:
-    images = data.get("split", {}).get("images", {})
-    return {name: int(images.get(name, 0)) for name in SPLITS}
 
 
 def _failures(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -212,36 +189,25 @@ def _shares(title: str, values: pd.Series, by_size: bool = True) -> dict[str, An
 
 
 def benchmark_sections(folder: Path) -> tuple[str, str]:
-    """Return the parts on explanations and on shortcuts from a folder of ``dermlens benchmark``.
-
-    Raises:
-        DataError: If the folder holds no summary.
-    """
+    """Return the parts on explanations and on shortcuts from a folder of ``dermlens benchmark``."""
     summary = read_json(Path(folder) / "summary.json")
     names = family_metrics(summary, "localization")
     parts = [
-        describe(summary),
+        report.describe(summary),
         "",
         "Mean ranks over images and metrics, 1 is best; controls know nothing of the model:",
         "",
-        markdown_table(ranking_table(summary)),
+        markdown_table(report.ranking_table(summary)),
         "",
-        f"Localization on lesion outlines. {excluded_text(summary, names)}",
+        f"Localization on lesion outlines. {report.excluded_text(summary, names)}",
         "",
-        markdown_table(interval_table(summary, names)),
+        markdown_table(report.interval_table(summary, names)),
     ]
     shortcuts = ""
     if summary.get("shortcuts"):
         shortcuts = (
             "Artifacts are pasted in, or the lesion is removed or isolated: an automated proxy, "
             "not validated by clinicians. Means with 95 % intervals over lesions.\n\n"
-            f"{markdown_table(shortcut_table(summary))}\n"
+            f"{markdown_table(report.shortcut_table(summary))}\n"
         )
     return "\n".join(parts) + "\n", shortcuts
-
-
-def write_card(path: Path, text: str) -> Path:
-    """Write a card atomically."""
-    with written_beside(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)

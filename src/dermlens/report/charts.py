@@ -10,52 +10,46 @@ from dermlens.model import metrics
 from dermlens.model.calibration import Link
 from dermlens.model.calibration import probabilities as of_logits
 from dermlens.report.facts import NOT_CALIBRATED
-from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_figure, style
+from dermlens.report.style import ACCENT, INK, MUTED, WARNING, new_axes, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+@style()
 def training_curves(history: pd.DataFrame, best_epoch: int | None = None) -> "Figure":
-    """Draw loss, accuracy and balanced accuracy over epochs, and mark the kept epoch.
-
-    Args:
-        history: As ``history.csv`` holds it.
-        best_epoch: Fine-tuning epoch (1 is the first) whose weights were kept; epochs at a
-            smaller size do not compete, so it need not be the highest point.
-    """
-    with style():
-        figure = new_figure(10, 3.4)
-        left, right = figure.subplots(1, 2)
-        epochs = np.arange(1, len(history) + 1)
-        left.plot(epochs, history.train_loss, color=MUTED, label="training (augmented)")
-        left.plot(epochs, history.validation_loss, color=ACCENT, label="validation")
-        left.set(title="Loss", xlabel="epoch", ylabel="mean loss", ylim=(0, None))
-        left.legend()
-        lines = (
-            ("validation_balanced_accuracy", ACCENT, "balanced accuracy"),
-            ("validation_accuracy", INK, "accuracy"),
-            ("validation_macro_auc", "#009E73", "macro AUC"),
-        )
-        for column, color, label in lines:
-            right.plot(epochs, history[column], color=color, label=label)
-        fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
-        for kept in fine[history.epoch.to_numpy()[fine] == best_epoch][:1]:
-            place = (epochs[kept], history.validation_balanced_accuracy.to_numpy()[kept])
-            right.plot(*place, "o", color=ACCENT)
-            shown: Any = {"textcoords": "offset points", "ha": "center", "color": ACCENT}
-            right.annotate(f"{place[1]:.3f}", place, (0, 7), **shown)
-        if 0 < len(fine) < len(history):
-            for axes in (left, right):
-                axes.axvline(epochs[fine[0]] - 0.5, color=MUTED, linestyle=":")
-                where: Any = {"xycoords": ("data", "axes fraction"), "color": MUTED, "va": "top"}
-                axes.annotate("fine-tuning", (epochs[fine[0]] - 0.4, 1), **where)
-        right.set(title="Validation", xlabel="epoch", ylabel="share", ylim=(0, 1.02))
-        right.legend(loc="lower right")
+    """Draw loss, accuracy and balanced accuracy over epochs, and mark the kept epoch."""
+    figure, (left, right) = new_axes(10, 3.4, 1, 2)
+    epochs = np.arange(1, len(history) + 1)
+    left.plot(epochs, history.train_loss, color=MUTED, label="training (augmented)")
+    left.plot(epochs, history.validation_loss, color=ACCENT, label="validation")
+    left.set(title="Loss", xlabel="epoch", ylabel="mean loss", ylim=(0, None))
+    left.legend()
+    lines = (
+        ("validation_balanced_accuracy", ACCENT, "balanced accuracy"),
+        ("validation_accuracy", INK, "accuracy"),
+        ("validation_macro_auc", "#009E73", "macro AUC"),
+    )
+    for column, color, label in lines:
+        right.plot(epochs, history[column], color=color, label=label)
+    fine = np.flatnonzero((history.phase == "finetuning").to_numpy())
+    # Epochs at a smaller size do not compete, so the kept one need not be the highest point.
+    for kept in fine[history.epoch.to_numpy()[fine] == best_epoch][:1]:
+        place = (epochs[kept], history.validation_balanced_accuracy.to_numpy()[kept])
+        right.plot(*place, "o", color=ACCENT)
+        shown: Any = {"textcoords": "offset points", "ha": "center", "color": ACCENT}
+        right.annotate(f"{place[1]:.3f}", place, (0, 7), **shown)
+    if 0 < len(fine) < len(history):
         for axes in (left, right):
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        return figure
+            axes.axvline(epochs[fine[0]] - 0.5, color=MUTED, linestyle=":")
+            where: Any = {"xycoords": ("data", "axes fraction"), "color": MUTED, "va": "top"}
+            axes.annotate("fine-tuning", (epochs[fine[0]] - 0.4, 1), **where)
+    right.set(title="Validation", xlabel="epoch", ylabel="share", ylim=(0, 1.02))
+    right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
 
 
 def _codes(table: pd.DataFrame) -> list[str]:
@@ -72,65 +66,55 @@ def _labels(table: pd.DataFrame, column: str = "dx") -> np.ndarray:
     return np.array(list(map(_codes(table).index, table[column])))
 
 
+@style()
 def reliability_diagram(table: pd.DataFrame) -> "Figure":
-    """Draw accuracy against confidence, before and after temperature, over a histogram.
-
-    Args:
-        table: Predictions table.
-    """
+    """Draw accuracy against confidence, before and after temperature, over a histogram."""
     labels = _labels(table)
     one = np.ones((1, len(labels)))
-    with style():
-        figure = new_figure(9, 4.6)
-        shown = _columns(table, "probability")
-        # Under a sigmoid every class is judged for itself.
-        link: Link = "softmax" if np.allclose(shown.sum(axis=1), 1, atol=1e-3) else "sigmoid"
-        versions = [("Calibrated", shown, ACCENT)]
-        if "calibrated" in table and not (table.calibrated.astype(str) == "True").all():
-            versions = [(NOT_CALIBRATED.capitalize(), shown, MUTED)]
-        else:
-            before = of_logits(_columns(table, "logit"), link)
-            versions.insert(0, ("Before temperature", before, MUTED))
-        axes = figure.subplots(2, len(versions), height_ratios=(4, 1), sharex=True, squeeze=False)
-        for column, (title, probabilities, color) in enumerate(versions):
-            confidence, accuracy, count = metrics.calibration_bins(probabilities, labels)
-            error = metrics.expected_calibration_error(probabilities, labels, one)[0]
-            upper, lower = axes[0, column], axes[1, column]
-            upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
-            full = count > 0
-            area = 20 + 180 * count[full] / count.max()
-            upper.scatter(confidence[full], accuracy[full], area, color=color, alpha=0.85)
-            upper.plot(confidence[full], accuracy[full], color=color, linewidth=1)
-            upper.set(title=f"{title}: ECE {error:.3f}", xlim=(0, 1), ylim=(0, 1.05))
-            edges = np.linspace(0, 1, len(count) + 1)
-            lower.bar(edges[:-1], count, np.diff(edges), align="edge", color=color, alpha=0.6)
-            lower.set_xlabel("confidence (top probability)")
-        axes[0, 0].set_ylabel("share correct")
-        axes[1, 0].set_ylabel("images")
-        return figure
+    shown = _columns(table, "probability")
+    # Under a sigmoid every class is judged for itself.
+    link: Link = "softmax" if np.allclose(shown.sum(axis=1), 1, atol=1e-3) else "sigmoid"
+    versions = [("Calibrated", shown, ACCENT)]
+    if "calibrated" in table and not (table.calibrated.astype(str) == "True").all():
+        versions = [(NOT_CALIBRATED.capitalize(), shown, MUTED)]
+    else:
+        before = of_logits(_columns(table, "logit"), link)
+        versions.insert(0, ("Before temperature", before, MUTED))
+    shape: Any = {"height_ratios": (4, 1), "sharex": True, "squeeze": False}
+    figure, axes = new_axes(9, 4.6, 2, len(versions), **shape)
+    for column, (title, probabilities, color) in enumerate(versions):
+        confidence, accuracy, count = metrics.calibration_bins(probabilities, labels)
+        error = metrics.expected_calibration_error(probabilities, labels, one)[0]
+        upper, lower = axes[0, column], axes[1, column]
+        upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
+        full = count > 0
+        area = 20 + 180 * count[full] / count.max()
+        upper.scatter(confidence[full], accuracy[full], area, color=color, alpha=0.85)
+        upper.plot(confidence[full], accuracy[full], color=color, linewidth=1)
+        upper.set(title=f"{title}: ECE {error:.3f}", xlim=(0, 1), ylim=(0, 1.05))
+        edges = np.linspace(0, 1, len(count) + 1)
+        lower.bar(edges[:-1], count, np.diff(edges), align="edge", color=color, alpha=0.6)
+        lower.set_xlabel("confidence (top probability)")
+    axes[0, 0].set_ylabel("share correct")
+    axes[1, 0].set_ylabel("images")
+    return figure
 
 
+@style()
 def confusion_matrix(table: pd.DataFrame, column: str = "predicted") -> "Figure":
-    """Draw the confusion matrix as counts and normalized by row.
-
-    Args:
-        table: Predictions table.
-        column: ``"predicted"`` (most probable class) or ``"balanced_rule"``.
-    """
+    """Draw the confusion matrix as counts and normalized by row."""
     counts = metrics.confusion_matrices(
         _labels(table), _labels(table, column), len(_codes(table)), np.ones((1, len(table)))
     )[0]
     with np.errstate(invalid="ignore"):
         shares = counts / counts.sum(axis=1, keepdims=True)
-    with style():
-        figure = new_figure(10.5, 4.8)
-        left, right = figure.subplots(1, 2)
-        _matrix(left, _codes(table), shares, [[f"{int(v)}" for v in row] for row in counts])
-        left.set_title("Images")
-        text = [["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in shares]
-        _matrix(right, _codes(table), shares, text)
-        right.set_title("Share of each row (diagonal: recall)")
-        return figure
+    figure, (left, right) = new_axes(10.5, 4.8, 1, 2)
+    _matrix(left, _codes(table), shares, [[f"{int(v)}" for v in row] for row in counts])
+    left.set_title("Images")
+    text = [["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in shares]
+    _matrix(right, _codes(table), shares, text)
+    right.set_title("Share of each row (diagonal: recall)")
+    return figure
 
 
 def _matrix(axes: "Axes", codes: list[str], shade: np.ndarray, text: list[list[str]]) -> None:
@@ -146,92 +130,80 @@ def _matrix(axes: "Axes", codes: list[str], shade: np.ndarray, text: list[list[s
         axes.text(column, row, text[row][column], **place)
 
 
+@style()
 def roc_and_pr_curves(table: pd.DataFrame) -> "Figure":
     """Draw one-against-the-rest ROC and precision-recall curves of every class."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     labels, probabilities = _labels(table), _columns(table, "probability")
     one = np.ones((1, len(labels)))
-    with style():
-        figure = new_figure(10.5, 4.6)
-        left, right = figure.subplots(1, 2)
-        colors = chosen(HAM10000, _codes(table)).colors()
-        for k, (code, color) in enumerate(colors.items()):
-            positive = labels == k
-            if not positive.any() or positive.all():
-                continue
-            false_rate, true_rate, _ = roc_curve(positive, probabilities[:, k])
-            area = metrics.roc_auc(probabilities[:, k], positive, one)[0]
-            left.plot(false_rate, true_rate, color=color, label=f"{code}  {area:.3f}")
-            precision, recall, _ = precision_recall_curve(positive, probabilities[:, k])
-            average = metrics.average_precision(probabilities[:, k], positive, one)[0]
-            label = f"{code}  {average:.3f}"
-            right.plot(recall, precision, color=color, drawstyle="steps-post", label=label)
-        left.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
-        left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
-        right.set(title="Precision-recall", xlabel="recall", ylabel="precision")
-        if right.lines:
-            left.legend(title="AUC", loc="lower right")
-            right.legend(title="average precision", loc="lower left")
-        for axes in (left, right):
-            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-        return figure
+    figure, (left, right) = new_axes(10.5, 4.6, 1, 2)
+    colors = chosen(HAM10000, _codes(table)).colors()
+    for k, (code, color) in enumerate(colors.items()):
+        positive = labels == k
+        if not positive.any() or positive.all():
+            continue
+        false_rate, true_rate, _ = roc_curve(positive, probabilities[:, k])
+        area = metrics.roc_auc(probabilities[:, k], positive, one)[0]
+        left.plot(false_rate, true_rate, color=color, label=f"{code}  {area:.3f}")
+        precision, recall, _ = precision_recall_curve(positive, probabilities[:, k])
+        average = metrics.average_precision(probabilities[:, k], positive, one)[0]
+        label = f"{code}  {average:.3f}"
+        right.plot(recall, precision, color=color, drawstyle="steps-post", label=label)
+    left.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
+    left.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
+    right.set(title="Precision-recall", xlabel="recall", ylabel="precision")
+    if right.lines:
+        left.legend(title="AUC", loc="lower right")
+        right.legend(title="average precision", loc="lower left")
+    for axes in (left, right):
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    return figure
 
 
+@style()
 def operating_points(table: pd.DataFrame, points: dict[str, Any]) -> "Figure":
-    """Draw the score distribution of positives and negatives with each point's threshold.
-
-    Args:
-        table: Predictions table.
-        points: ``operating_points`` of ``metrics.json``.
-    """
-    with style():
-        figure = new_figure(10, 3.4)
-        axes = figure.subplots(1, max(len(points), 1), squeeze=False)[0]
-        for part, (name, point) in zip(axes, points.items(), strict=False):
-            score = table[[f"probability_{code}" for code in point["codes"]]].sum(axis=1)
-            positive = table.dx.isin(point["codes"])
-            bins = np.linspace(0, 1, 31)
-            positives = (score[positive], WARNING, ", ".join(point["codes"]))
-            for values, color, label in ((score[~positive], MUTED, "others"), positives):
-                if len(values):
-                    part.hist(values, bins, density=True, color=color, alpha=0.6, label=label)
-            part.axvline(point["threshold"], color=INK, linestyle="--")
-            part.set(
-                title=f"{name}: sensitivity {point['sensitivity']:.3f}, "
-                f"specificity {point['specificity']:.3f}",
-                xlabel=f"summed probability (threshold {point['threshold']:.3f})",
-                ylabel="density",
-            )
-            part.legend()
-        return figure
-
-
-def per_class_recall(result: dict[str, Any]) -> "Figure":
-    """Draw recall per class of both readings, with 95 % lesion-level intervals.
-
-    Args:
-        result: Content of ``metrics.json``.
-    """
-    with style():
-        figure = new_figure(8, 3.6)
-        axes = figure.subplots()
-        codes = list(result["per_class"])
-        places = np.arange(len(codes))
-        versions = (
-            ("most probable class", result["most_probable"], -0.18, ACCENT),
-            ("balanced rule", result, 0.18, MUTED),
+    """Draw the score distribution of positives and negatives with each point's threshold."""
+    figure, (axes,) = new_axes(10, 3.4, 1, max(len(points), 1), squeeze=False)
+    for part, (name, point) in zip(axes, points.items(), strict=False):
+        score = table[[f"probability_{code}" for code in point["codes"]]].sum(axis=1)
+        positive = table.dx.isin(point["codes"])
+        bins = np.linspace(0, 1, 31)
+        positives = (score[positive], WARNING, ", ".join(point["codes"]))
+        for values, color, label in ((score[~positive], MUTED, "others"), positives):
+            if len(values):
+                part.hist(values, bins, density=True, color=color, alpha=0.6, label=label)
+        part.axvline(point["threshold"], color=INK, linestyle="--")
+        part.set(
+            title=f"{name}: sensitivity {point['sensitivity']:.3f}, "
+            f"specificity {point['specificity']:.3f}",
+            xlabel=f"summed probability (threshold {point['threshold']:.3f})",
+            ylabel="density",
         )
-        for label, block, shift, color in versions:
-            values = np.array([block["per_class"][c]["recall"] for c in codes], float)
-            ranges = [block["confidence_intervals"]["per_class"][c]["recall"] for c in codes]
-            axes.bar(places + shift, values, 0.34, color=color, alpha=0.85, label=label)
-            _intervals(axes, places + shift, values, ranges)
-        names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in codes]
-        axes.set_xticks(places, names)
-        axes.set(title="Recall per class", ylabel="recall", ylim=(0, 1.08))
-        axes.legend(ncols=2, loc="upper right")
-        return figure
+        part.legend()
+    return figure
+
+
+@style()
+def per_class_recall(result: dict[str, Any]) -> "Figure":
+    """Draw recall per class of both readings, with 95 % lesion-level intervals."""
+    figure, axes = new_axes(8, 3.6)
+    codes = list(result["per_class"])
+    places = np.arange(len(codes))
+    versions = (
+        ("most probable class", result["most_probable"], -0.18, ACCENT),
+        ("balanced rule", result, 0.18, MUTED),
+    )
+    for label, block, shift, color in versions:
+        values = np.array([block["per_class"][c]["recall"] for c in codes], float)
+        ranges = [block["confidence_intervals"]["per_class"][c]["recall"] for c in codes]
+        axes.bar(places + shift, values, 0.34, color=color, alpha=0.85, label=label)
+        _intervals(axes, places + shift, values, ranges)
+    names = [f"{code}\nn = {result['per_class'][code]['support']}" for code in codes]
+    axes.set_xticks(places, names)
+    axes.set(title="Recall per class", ylabel="recall", ylim=(0, 1.08))
+    axes.legend(ncols=2, loc="upper right")
+    return figure
 
 
 def _intervals(axes: "Axes", places: np.ndarray, values: np.ndarray, ranges: list[Any]) -> None:
@@ -240,84 +212,66 @@ def _intervals(axes: "Axes", places: np.ndarray, values: np.ndarray, ranges: lis
     axes.errorbar(places, values, error, fmt="none", color=INK, capsize=2)
 
 
+@style()
 def subgroups(result: dict[str, Any]) -> "Figure":
-    """Draw balanced accuracy and macro AUC of every subgroup.
-
-    Args:
-        result: Content of ``metrics.json``.
-    """
+    """Draw balanced accuracy and macro AUC of every subgroup."""
     rows = [
         (f"{kind.replace('_', ' ')}: {group}  (n = {block['n_images']})", block)
         for kind, groups in result["subgroups"].items()
         for group, block in groups.items()
     ]
-    with style():
-        figure = new_figure(8.5, 1.2 + 0.24 * len(rows))
-        axes = figure.subplots()
-        places = np.arange(len(rows))[::-1]
-        for name, color, marker in (
-            ("balanced_accuracy", ACCENT, "o"),
-            ("macro_auc", "#009E73", "D"),
-        ):
-            values = [block[name] for _, block in rows]
-            axes.plot(values, places, marker, color=color, label=name.replace("_", " "))
-            axes.axvline(result[name], color=color, linewidth=1, linestyle=":")
-        axes.set_yticks(places, [label for label, _ in rows], fontsize=8)
-        axes.set(title="Subgroups (dotted: all images)", xlim=(0, 1.02), ylim=(-1, len(rows)))
-        axes.legend(loc="lower left")
-        return figure
+    figure, axes = new_axes(8.5, 1.2 + 0.24 * len(rows))
+    places = np.arange(len(rows))[::-1]
+    for name, color, marker in (("balanced_accuracy", ACCENT, "o"), ("macro_auc", "#009E73", "D")):
+        values = [block[name] for _, block in rows]
+        axes.plot(values, places, marker, color=color, label=name.replace("_", " "))
+        axes.axvline(result[name], color=color, linewidth=1, linestyle=":")
+    axes.set_yticks(places, [label for label, _ in rows], fontsize=8)
+    axes.set(title="Subgroups (dotted: all images)", xlim=(0, 1.02), ylim=(-1, len(rows)))
+    axes.legend(loc="lower left")
+    return figure
 
 
+@style()
 def prediction_sets(result: dict[str, Any]) -> "Figure":
-    """Draw the coverage of the sets per class, and coverage and size over the level.
-
-    Args:
-        result: ``metrics.json["prediction_sets"]``.
-    """
+    """Draw the coverage of the sets per class, and coverage and size over the level."""
     codes = [code for code, block in result["per_class"].items() if block["n_images"]]
     blocks = [result["per_class"][code] for code in codes]
     values = np.array([block["coverage"] for block in blocks], float)
-    with style():
-        figure = new_figure(10.5, 3.8)
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        places = np.arange(len(codes))
-        left.bar(places, values, 0.6, color=ACCENT, alpha=0.85)
-        _intervals(left, places, values, [block["interval"] for block in blocks])
-        left.axhline(result["level"], color=INK, linewidth=1, linestyle="--")
-        names = [f"{c}\nn = {b['n_images']}" for c, b in zip(codes, blocks, strict=True)]
-        left.set_xticks(places, names)
-        left.set(
-            title=f"Share of images whose {100 * result['level']:g} % set holds the true class",
-            ylabel="coverage",
-            ylim=(0, 1.05),
-        )
-        levels = [row["level"] for row in result["levels"]]
-        right.plot(levels, [row["mean_size"] for row in result["levels"]], "o-", color=ACCENT)
-        right.set(title="Classes per set", xlabel="level", ylabel="mean size")
-        right.set_ylim(bottom=0)
-        return figure
+    figure, (left, right) = new_axes(10.5, 3.8, 1, 2, width_ratios=(3, 2))
+    places = np.arange(len(codes))
+    left.bar(places, values, 0.6, color=ACCENT, alpha=0.85)
+    _intervals(left, places, values, [block["interval"] for block in blocks])
+    left.axhline(result["level"], color=INK, linewidth=1, linestyle="--")
+    names = [f"{c}\nn = {b['n_images']}" for c, b in zip(codes, blocks, strict=True)]
+    left.set_xticks(places, names)
+    left.set(
+        title=f"Share of images whose {100 * result['level']:g} % set holds the true class",
+        ylabel="coverage",
+        ylim=(0, 1.05),
+    )
+    levels = [row["level"] for row in result["levels"]]
+    right.plot(levels, [row["mean_size"] for row in result["levels"]], "o-", color=ACCENT)
+    right.set(title="Classes per set", xlabel="level", ylabel="mean size")
+    right.set_ylim(bottom=0)
+    return figure
 
 
+@style()
 def balanced_rule(result: dict[str, Any]) -> "Figure":
-    """Draw the balanced accuracy over the strength of the balanced rule, with its interval.
-
-    Args:
-        result: Content of ``metrics.json``.
-    """
+    """Draw the balanced accuracy over the strength of the balanced rule, with its interval."""
     curve = result["balanced_rule_curve"]
     taus = [point["tau"] for point in curve]
-    with style():
-        figure = new_figure(6.5, 3.8)
-        axes = figure.subplots()
-        low, high = ([point[end] for point in curve] for end in ("low", "high"))
-        band = "95 % interval over lesions"
-        axes.fill_between(taus, low, high, color=MUTED, alpha=0.25, label=band)
-        axes.plot(taus, [point["balanced_accuracy"] for point in curve], color=ACCENT)
-        axes.axvline(result["tau"], color=INK, linewidth=1, linestyle="--", label="stored rule")
-        axes.set(
-            title="Balanced rule: 0 is the most probable class",
-            xlabel="strength of the prior correction",
-            ylabel="balanced accuracy",
-        )
-        axes.legend(loc="lower right")
-        return figure
+    figure, axes = new_axes(6.5, 3.8)
+    low, high = ([point[end] for point in curve] for end in ("low", "high"))
+    band = "95 % interval over lesions"
+    axes.fill_between(taus, low, high, color=MUTED, alpha=0.25, label=band)
+    axes.plot(taus, [point["balanced_accuracy"] for point in curve], color=ACCENT)
+    axes.axvline(result["tau"], color=INK, linewidth=1, linestyle="--", label="stored rule")
+    axes.set(
+        title="Balanced rule: 0 is the most probable class",
+        xlabel="strength of the prior correction",
+        ylabel="balanced accuracy",
+    )
+    axes.legend(loc="lower right")
+    return figure

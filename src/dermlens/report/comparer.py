@@ -5,8 +5,9 @@ Shapley values from one set of masks, the scales take over what the methods have
 network function is traced once and serves all images.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,22 +25,18 @@ from dermlens.explainers.target import check_targets, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
-from dermlens.report.answer import answer_of
 from dermlens.report.comparison import (
     Comparison,
     Discrimination,
     Reading,
     compare_methods,
     contrast_by_area,
+    facts_of,
 )
-from dermlens.report.comparison_facts import facts_of
+from dermlens.report.facts import answer_of
 from dermlens.report.summary import summarize
 
-STEPS = ("reading", "combined", "agreement", "scales", "discrimination")
-"""Names of the parts in the order in which they are ready."""
 _NO_CONTRAST = "only evidence for a class is shown, none against it"
-Advance = Callable[[str], None]
-"""Called with the name of each finished piece of work: ``STEPS`` and names of methods."""
 
 
 @lru_cache(maxsize=2)
@@ -60,11 +57,7 @@ def available(bundle: ImageClassifier, methods: Sequence[str]) -> list[str]:
 
 
 def chosen_methods(bundle: ImageClassifier, text: str) -> list[str]:
-    """Return the methods that a text names; of ``six`` and ``all`` those that the model allows.
-
-    Raises:
-        UsageError: If a name is unknown or none is given.
-    """
+    """Return the methods that a text names; of ``six`` and ``all`` those that the model allows."""
     names = parse_methods(text)
     kept = available(bundle, names) if text in ("six", "all") else names
     if kept != names:
@@ -75,15 +68,9 @@ def chosen_methods(bundle: ImageClassifier, text: str) -> list[str]:
 class Comparer:
     """Runs the four experiments with one model that is loaded and traced once.
 
-    Args:
-        bundle: Trained model.
-        methods: Names in the registry; those of the combined visualization.
-        batch_size: Images per pass; bounds memory.
-        scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
-            it was measured to give the same maps (``model.scorers``). Scales other than the
-            methods' own are always evaluated by the model.
-        images: How many images are going to be compared, about.
-        scorers: From ``choose_scorers``, where they were chosen before.
+    ``scorer`` is what evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
+    it was measured to give the same maps; ``scorers``, from ``choose_scorers``, stand instead.
+    Other scales than the methods' own are evaluated by the model. About ``images`` are compared.
 
     Raises:
         UsageError: If no method is given, or one or the scorer is unknown.
@@ -113,9 +100,14 @@ class Comparer:
         # It may take a hash over all weights.
         self._identity = bundle.identity
         self._missing = no_activation_maps(bundle)
-        self._cam = None if self._missing else SignedCAM(bundle)
+        self.cam = None if self._missing else SignedCAM(bundle)
         self._scales = None if self._missing else MultiScale(bundle, bank=bank)
         self._network = Network(bundle.model)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """Names of the pieces of work in the order in which ``steps`` finishes them."""
+        return ("reading", *self.methods, "agreement", "scales", "discrimination")
 
     def compare(self, image: np.ndarray, **options: Any) -> Comparison:
         """Run all experiments on one image; arguments as in ``steps``."""
@@ -130,7 +122,6 @@ class Comparer:
         against: str | int | None = None,
         lesion: np.ndarray | None = None,
         seed: int = 0,
-        advance: Advance | None = None,
     ) -> Iterator[Comparison]:
         """Run the experiments one after the other.
 
@@ -142,42 +133,33 @@ class Comparer:
                 prediction set; of no effect where it is the most probable one itself.
             lesion: Outline of the lesion, bool (H, W), or None.
             seed: Sets everything random.
-            advance: Called with the name of each finished method and experiment.
 
         Yields:
-            The comparison after the reading, after each method, and after each experiment; the
-            last one is complete and has the summary.
+            The comparison after each of ``pieces``; the last one is complete and has the summary.
 
         Raises:
             UsageError: If a class is unknown, a given target is contrasted with itself, or the
                 outline does not fit the image.
             ExplanationError: If the image does not fit the model.
         """
-        done = advance or (lambda name: None)
         known, reading = self._read(image, target, against, lesion)
+        run = _Run(self, reading, known, {"batch_size": self.batch_size, "seed": seed})
         missing = {"scales": self._missing} if self._missing else {}
         state = Comparison(self.bundle.labels, reading, model=self._identity, missing=missing)
-        done("reading")
         yield state
         for name in self.methods:
-            result = self._explain(name, reading, known, seed)
-            state = replace(state, combined={**state.combined, name: result})
-            done(name)
+            state = replace(state, combined={**state.combined, name: run.explain(name)})
             yield state
         state = replace(state, agreement=compare_methods(state.combined))
-        done("agreement")
         yield state
         if self._scales is not None:
-            options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
-            known_patches = state.combined.get("occlusion")
+            patches = state.combined.get("occlusion")
             scales = self._scales.explain(
-                reading.image, reading.target, known=known_patches, **options
+                reading.image, reading.target, known=patches, **run.options
             )
             state = replace(state, scales=scales)
-        done("scales")
         yield state
-        state = replace(state, discrimination=self._discriminate(reading, known, seed))
-        done("discrimination")
+        state = replace(state, discrimination=run.discriminate())
         yield replace(state, summary=summarize(facts_of(state, synthetic=self.bundle.synthetic)))
 
     def _read(
@@ -188,8 +170,6 @@ class Comparer:
         lesion: np.ndarray | None,
     ) -> tuple[dict[tuple[str, int], np.ndarray], Reading]:
         """Return signed CAMs by method and class, where one pass gives all, and the reading."""
-        import time
-
         classes = self.bundle.classes
         if lesion is not None and np.shape(lesion) != np.shape(image)[:2]:
             raise UsageError(
@@ -199,8 +179,8 @@ class Comparer:
         check_targets([target, against], self.bundle.labels)
         known: dict[tuple[str, int], np.ndarray] = {}
         start = time.perf_counter()
-        if self._cam is not None and self._cam.closed(Logit()):
-            result = self._cam.attribute(image[None], "all")
+        if self.cam is not None and self.cam.closed(Logit()):
+            result = self.cam.attribute(image[None], "all")
             logits = result.values[0]
             known = {("grad_cam", goal): one for goal, one in enumerate(result.maps[0])}
         else:
@@ -217,68 +197,64 @@ class Comparer:
         second = strongest_other(answer.probabilities, goal, answer.prediction_set)
         # What was to be contrasted with may itself be explained; the runner-up is left then.
         more = () if against is None or chosen in (goal, second) else (chosen,)
+        outline = None if lesion is None else np.asarray(lesion, bool)
+        others = (second, *more)
         return known, Reading(
             **vars(answer),
             image=np.asarray(image),
-            lesion=None if lesion is None else np.asarray(lesion, bool),
+            lesion=outline,
             target=goal,
-            others=(second, *more),
+            others=others,
             cost=cost,
         )
 
-    def _explain(
-        self, name: str, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int
-    ) -> Attribution:
-        """Explain the target; maps of other classes that come for free are put into ``known``."""
-        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": seed}
-        explainer, image = self.explainers[name], reading.image[None]
+
+@dataclass
+class _Run:
+    """One image: signed maps (H, W) are kept by method and class as they come."""
+
+    comparer: Comparer
+    reading: Reading
+    known: dict[tuple[str, int], np.ndarray]
+    options: dict[str, Any]
+
+    def explain(self, name: str) -> Attribution:
+        """Explain the target; maps of other classes that come for free are kept."""
+        explainer, image = self.comparer.explainers[name], self.reading.image[None]
         if method(name).family == "perturbation":
-            every = explainer.attribute(image, "all", **options)
-            known |= {(name, goal): one for goal, one in enumerate(every.maps[0])}
-            return every.of_class(reading.target)
-        result = explainer.attribute(image, reading.target, **options)
+            every = explainer.attribute(image, "all", **self.options)
+            self.known |= {(name, goal): one for goal, one in enumerate(every.maps[0])}
+            return every.of_class(self.reading.target)
+        result = explainer.attribute(image, self.reading.target, **self.options)
         if name != "grad_cam":
-            known[name, reading.target] = result.maps[0]
+            self.known[name, self.reading.target] = result.maps[0]
         return result
 
-    def _discriminate(
-        self, reading: Reading, known: dict[tuple[str, int], np.ndarray], seed: int
-    ) -> Discrimination:
-        """Contrast target and others; ``known`` holds maps by method and class, and grows."""
-        free = ("grad_cam",) if ("grad_cam", reading.target) in known else ()
-        names = [name for name in dict.fromkeys((*free, *self.methods)) if self._linear(name)]
-        without = {name: _NO_CONTRAST for name in self.methods if name not in names}
-        cost = Cost()
+    def discriminate(self) -> Discrimination:
+        """Contrast target and others by the methods that are linear in the logit."""
+        methods, target, cost = self.comparer.methods, self.reading.target, Cost()
+        free = ("grad_cam",) if ("grad_cam", target) in self.known else ()
+        names = [
+            name
+            for name in dict.fromkeys((*free, *methods))
+            if name == "grad_cam" or self.comparer.explainers[name].signed
+        ]
+        without = {name: _NO_CONTRAST for name in methods if name not in names}
         contrasts = {}
-        for other in reading.others:
+        for other in self.reading.others:
             pairs = [
-                [self._signed_map(name, reading, goal, known, seed, cost) for name in names]
-                for goal in (reading.target, other)
+                [self._signed_map(name, goal, cost) for name in names] for goal in (target, other)
             ]
             contrasts[other] = tuple(map(contrast_by_area, names, *pairs))
         return Discrimination(contrasts, without, cost)
 
-    def _linear(self, name: str) -> bool:
-        return name == "grad_cam" or self.explainers[name].signed
-
-    def _signed_map(
-        self,
-        name: str,
-        reading: Reading,
-        goal: int,
-        known: dict[tuple[str, int], np.ndarray],
-        seed: int,
-        cost: Cost,
-    ) -> np.ndarray:
-        """Return a method's signed map for a class, (H, W), from ``known`` or computed."""
-        if (name, goal) not in known:
-            cam = self._cam if name == "grad_cam" else None
-            explainer: Explainer = cam or self.explainers[name]
-            result = explainer.attribute(
-                reading.image[None], goal, batch_size=self.batch_size, seed=seed
-            )
+    def _signed_map(self, name: str, goal: int, cost: Cost) -> np.ndarray:
+        if (name, goal) not in self.known:
+            cam = self.comparer.cam if name == "grad_cam" else None
+            explainer: Explainer = cam or self.comparer.explainers[name]
+            result = explainer.attribute(self.reading.image[None], goal, **self.options)
             cost.forward += result.cost.forward
             cost.backward += result.cost.backward
             cost.seconds += result.cost.seconds
-            known[name, goal] = result.maps[0]
-        return known[name, goal]
+            self.known[name, goal] = result.maps[0]
+        return self.known[name, goal]

@@ -5,19 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dermlens.errors import DataError, UsageError
+from dermlens.explainers.registry import METHODS, method
 from dermlens.explainers.target import check_targets
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
+from dermlens.model.bundle_description import model_label
 from dermlens.progress import printable, progress
-from dermlens.report.comparer import STEPS, Comparer, chosen_methods
+from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
-from dermlens.report.comparison_page import comparison_page
-from dermlens.report.explanation import describe
-from dermlens.report.html import NOTICE
-from dermlens.report.photographs import check_numbers, fitted_photographs
+from dermlens.report.comparison_view import parts
+from dermlens.report.explanation import check_numbers, describe, fitted_photographs
+from dermlens.report.facts import NOT_CALIBRATED, class_name, percent, words
+from dermlens.report.html import NOTICE, Page
+from dermlens.report.layers import Canvas, outlined
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
 KIND = Kind(
@@ -25,6 +29,12 @@ KIND = Kind(
     "comparison.json",
     lambda _: ("comparison.html", "attributions.npz", "comparison.json"),
 )
+
+_PARTS = {
+    "reading": "Reading the image",
+    "scales": "Several scales, beyond what methods had computed",
+    "discrimination": "Class discrimination, beyond what methods had computed",
+}
 
 
 def compare_files(
@@ -40,26 +50,10 @@ def compare_files(
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
-    """Run the four experiments on image files and write one folder for each.
+    """Run the four experiments on image files; write one folder for each and return the pages.
 
-    Args:
-        bundle: Trained model.
-        files: Images.
-        out: Folder to write ``<image_id>/`` into: ``comparison.html`` (self-contained),
-            ``attributions.npz`` (``comparison_maps``), ``comparison.json``.
-        methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Class to explain; None for the most probable one, or another target of
-            ``explainers.target``.
-        against: A class to contrast it with, beside the most probable other one of the
-            prediction set.
-        mask: Outline of the lesion or object: an image file, white inside, for a single image; or
-            a folder with ``<image_id>.png`` or ``<image_id>_segmentation.png`` for some of them.
-        scorer: What evaluates changed images; see ``Comparer``.
-        batch_size: Images per pass.
-        seed: Sets everything random.
-
-    Returns:
-        The pages written.
+    ``OUT/<image_id>/`` holds ``comparison.html`` (self-contained), ``attributions.npz``
+    (``comparison_maps``) and ``comparison.json``. Arguments are what ``dermlens compare`` takes.
 
     Raises:
         UsageError: If a method or class is unknown, a number is out of its range, or one mask is
@@ -74,28 +68,19 @@ def compare_files(
     images, outlines = fitted_photographs(bundle, files, out, KIND, find_masks(files, mask))
     comparer = Comparer(bundle, names, batch_size=batch_size, scorer=scorer, images=len(files))
     written = []
-    with progress("Comparing", len(files) * (len(names) + len(STEPS) - 1)) as advance:
+    options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
+    with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
         for path, image in zip(files, images, strict=True):
-            comparison = comparer.compare(
-                image,
-                target=target,
-                against=against,
-                lesion=outlines.get(path),
-                seed=seed,
-                advance=lambda name: advance(1, name),
-            )
+            steps = comparer.steps(image, lesion=outlines.get(path), **options)
+            for name, state in zip(comparer.pieces, steps, strict=True):
+                comparison = state
+                advance(1, name)
             written.append(write_comparison(out / path.stem, comparison, printable(path.name)))
     return written
 
 
 def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
-    """Write a complete comparison as a folder, atomically, and return its page.
-
-    Args:
-        folder: To write; an older comparison is replaced.
-        comparison: As ``Comparer.compare`` returns it.
-        name: What the image is called.
-    """
+    """Write a complete comparison as a folder, atomically, and return its page."""
     with folder_beside(folder, KIND) as building:
         page = comparison_page(comparison, name)
         (building / "comparison.html").write_text(page, encoding="utf-8")
@@ -105,16 +90,7 @@ def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
 
 
 def find_masks(files: Sequence[Path], mask: Path | None) -> dict[Path, Path]:
-    """Return the outline file of each image that has one.
-
-    Args:
-        files: Images.
-        mask: A file for a single image, a folder for several, or None.
-
-    Raises:
-        UsageError: If one file is given for several images.
-        DataError: If the path does not exist, or a folder holds no outline of any image.
-    """
+    """Return the outline file of each image that has one."""
     if mask is None:
         return {}
     if mask.is_dir():
@@ -139,12 +115,7 @@ def find_masks(files: Sequence[Path], mask: Path | None) -> dict[Path, Path]:
 
 
 def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
-    """Return everything but the maps, for JSON.
-
-    Args:
-        comparison: A complete one.
-        name: What the image is called.
-    """
+    """Return everything but the maps, for JSON."""
     reading, classes = comparison.reading, comparison.classes
     agreement, scales, found = comparison.agreement, comparison.scales, comparison.discrimination
     numbers: dict[str, Any] = {
@@ -209,3 +180,69 @@ def comparison_maps(comparison: Comparison) -> dict[str, Any]:
     if comparison.reading.lesion is not None:
         maps["outline"] = comparison.reading.lesion
     return maps
+
+
+def comparison_page(comparison: Comparison, name: str) -> str:
+    """Return the page as HTML text; parts that are not ready yet are left out.
+
+    The page loads nothing from elsewhere and runs no script.
+    """
+    reading, labels = comparison.reading, comparison.labels
+    several = words(labels).several
+    page = Page(
+        f"{name}: why {class_name(labels, comparison.target)}?",
+        "Four experiments on one image: methods side by side, how far they agree, several scales, "
+        f"and this {words(labels).one} against other {several}.",
+    )
+    canvas = Canvas(reading.image, lesion=reading.lesion)
+    drawn = parts(canvas, comparison)
+    for part in drawn[: comparison.summary is not None]:
+        page.section(part.title, part.text).markup(part.content)
+    page.section("What the model says").markup(f'<div class="dl-picture">{outlined(canvas)}</div>')
+    page.table(probabilities_table(comparison), _about_the_answer(comparison))
+    for part in drawn[comparison.summary is not None :]:
+        page.section(part.title, part.text).markup(part.content)
+    caption = "Images sent through the network, gradients taken, and time."
+    copied = [
+        method(key).title
+        for key, result in comparison.combined.items()
+        if result.facts().get("scorer") == "int8"
+    ]
+    if copied:
+        caption += f" The network's int8 copy was used for {', '.join(copied)}."
+    return page.section("What it cost").table(costs_table(comparison), caption).html()
+
+
+def _about_the_answer(comparison: Comparison) -> str:
+    fitted = "calibrated on validation images"
+    text = f"Probabilities, {fitted if comparison.reading.calibrated else NOT_CALIBRATED}"
+    if comparison.reading.prediction_set is not None:
+        text += ", and what cannot be excluded"
+    return f"{text}. Model: {model_label(comparison.model)}." if comparison.model else f"{text}."
+
+
+def probabilities_table(comparison: Comparison) -> pd.DataFrame:
+    """Return one row per class, most probable first."""
+    reading, labels = comparison.reading, comparison.labels
+    roles = {position: "compared" for position in reading.others} | {reading.target: "explained"}
+    order = np.argsort(-reading.probabilities, kind="stable")
+    columns = {
+        words(labels).one: [class_name(labels, comparison.classes[k]) for k in order],
+        "probability": [percent(reading.probabilities[k]) for k in order],
+    }
+    if reading.prediction_set is not None:
+        columns["cannot be excluded"] = [
+            "yes" if k in reading.prediction_set else "" for k in order
+        ]
+    return pd.DataFrame({**columns, "role": [roles.get(int(k), "") for k in order]})
+
+
+def costs_table(comparison: Comparison) -> pd.DataFrame:
+    """Return one row per part and method, and the total."""
+    rows = [
+        (METHODS[name].title if name in METHODS else _PARTS[name], c.forward, c.backward, c.seconds)
+        for name, c in comparison.costs().items()
+    ]
+    totals = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
+    columns = ["part", "forward", "backward", "seconds"]
+    return pd.DataFrame([*rows, ("total", *totals)], columns=columns)

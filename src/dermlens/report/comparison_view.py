@@ -76,19 +76,9 @@ def parts(canvas: Canvas, state: Comparison) -> list[Part]:
 
 
 def method_cards(
-    canvas: Canvas,
-    results: Mapping[str, Attribution],
-    name: str,
-    agreement: Mapping[str, float],
+    canvas: Canvas, results: Mapping[str, Attribution], name: str, agreement: Mapping[str, float]
 ) -> str:
-    """Return one card per method.
-
-    Args:
-        canvas: What maps are drawn over.
-        results: By method, each of the same single image.
-        name: Of the explained class.
-        agreement: Mean rank correlation with the other maps, where there are others.
-    """
+    """Return one card per method."""
     drawn = []
     for key, result in results.items():
         entry = method(key)
@@ -212,13 +202,7 @@ def _agreement(canvas: Canvas, agreement: Agreement) -> str:
 
 
 def matrix_table(matrix: np.ndarray, names: Sequence[str], *, signed: bool) -> str:
-    """Return a matrix of agreement as a table whose cells have the color of their value.
-
-    Args:
-        matrix: (M, M), -1..1 where signed, else 0..1.
-        names: M names for people.
-        signed: Chooses the colors.
-    """
+    """Return a matrix of agreement as a table whose cells have the color of their value."""
     values = np.clip(np.nan_to_num(matrix), -1, 1)
     colors = colorize(values, signed=signed, color_map=SIGNED_MAP if signed else "Blues")
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)

@@ -1,28 +1,28 @@
 """Explaining image files: attributions, overlays and a description for each."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dermlens.errors import UsageError
+from dermlens.data.images import fit_image, fit_mask, opened_mask, opened_rgb, read_bytes
+from dermlens.errors import DataError, UsageError
 from dermlens.explainers.base import Attribution
 from dermlens.explainers.output import parse_output
 from dermlens.explainers.registry import METHODS, create_several, method
 from dermlens.explainers.target import check_targets, resolve_targets
 from dermlens.files import write_json
-from dermlens.folders import Kind, folder_beside
+from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.model.bundle import Bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import printable, progress
-from dermlens.report.answer import answer_of
 from dermlens.report.comparer import chosen_methods
 from dermlens.report.evaluation_report import write_figure
-from dermlens.report.facts import NOT_CALIBRATED
+from dermlens.report.facts import NOT_CALIBRATED, answer_of
 from dermlens.report.figures import Panel, attribution_figure, overlay
 from dermlens.report.html import NOTICE, png_bytes
-from dermlens.report.photographs import check_numbers, fitted_photographs
 
 KIND = Kind(
     "an explanation",
@@ -32,6 +32,51 @@ KIND = Kind(
         *(f"{name}.png" for name in METHODS),
     ),
 )
+
+
+def check_numbers(batch_size: int, seed: int) -> None:
+    """Raise UsageError for a batch size or a seed that cannot be used."""
+    if batch_size < 1:
+        raise UsageError(f"The batch size must be at least 1, not {batch_size}.")
+    if seed < 0:
+        raise UsageError(f"The seed must not be negative, but is {seed}.")
+
+
+def fitted_photographs(
+    bundle: Bundle,
+    files: Sequence[Path],
+    out: Path,
+    kind: Kind,
+    masks: Mapping[Path, Path] | None = None,
+) -> tuple[np.ndarray, dict[Path, np.ndarray]]:
+    """Read files, so that everything that is wrong with them is found before the long work.
+
+    Returns uint8 (N, H, W, 3) on disk, however many there are, and outlines, bool (H, W), by image.
+    """
+    by_name: dict[str, Path] = {}
+    for path in files:
+        if by_name.setdefault(path.stem, path) != path:
+            raise DataError(
+                f"{by_name[path.stem]} and {path} would both be written to the folder {path.stem}. "
+                "Rename one, or write them into different folders."
+            )
+        require_replaceable(out / path.stem, kind)
+    size, outlines = bundle.input_size, {}
+    # The file has no name: it is gone when nobody holds it any more.
+    with tempfile.TemporaryFile() as store:
+        images = np.memmap(store, np.uint8, "w+", shape=(len(files), *size, 3))
+    for place, path in zip(images, files, strict=True):
+        with opened_rgb(read_bytes(path), str(path)) as picture:
+            place[:], shape = fit_image(picture, size), picture.size
+        if masks and path in masks:
+            with opened_mask(read_bytes(masks[path]), str(masks[path])) as drawn:
+                if drawn.size != shape:
+                    raise DataError(
+                        f"The outline {masks[path]} has {drawn.width}x{drawn.height} pixels, its "
+                        f"image {shape[0]}x{shape[1]}. Draw it on the whole image."
+                    )
+                outlines[path] = fit_mask(drawn, size)
+    return images, outlines
 
 
 def explain_files(
@@ -47,25 +92,11 @@ def explain_files(
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
-    """Explain image files and write one folder for each.
+    """Explain image files; write one folder for each and return the folders.
 
-    Args:
-        bundle: Trained model.
-        files: Images.
-        out: Folder to write ``<image_id>/`` into: ``attributions.npz`` (one array per method,
-            float32 (H, W)), ``<method>.png``, ``all_methods.png``, ``explanation.json``.
-        methods: Names separated by commas, ``"six"`` or ``"all"``.
-        target: Class to explain; None for the most probable one, or another target of
-            ``explainers.target``.
-        output: ``"logit"``, ``"probability"`` or ``"contrast:CODE"``.
-        scorer: What evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
-            it was measured to give the same maps (``model.scorers``).
-        opacity: Of the overlays, 0..1.
-        batch_size: Images per pass.
-        seed: Sets everything random.
-
-    Returns:
-        The folders written.
+    ``OUT/<image_id>/`` holds ``attributions.npz`` (one array per method, float32 (H, W)),
+    ``<method>.png``, ``all_methods.png`` and ``explanation.json``. Arguments are what
+    ``dermlens explain`` takes.
 
     Raises:
         UsageError: If a method, target, output or scorer is unknown, or a number is outside its

@@ -1,5 +1,6 @@
 """The exploration report: what a data set holds, in figures and tables on one page."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,25 +12,21 @@ from dermlens.data.explore import ImageStatistics
 from dermlens.data.manifest import data_labels, read_manifest
 from dermlens.files import read_json, write_csv, written_beside
 from dermlens.labels import LabelSet
-from dermlens.report import exploration_figures as figures
 from dermlens.report.html import Page, png_bytes
+from dermlens.report.style import INK, MUTED, new_axes, style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SAMPLES_PER_CLASS = 6
 
+Colors = Mapping[str, str]
+"""Hex color of each class, in class order."""
+
 
 def explore(data: Path, out: Path) -> Path:
     """Explore a prepared data set and write figures, tables and one page about it.
-
-    Args:
-        data: Prepared data set, split or not.
-        out: Folder; gets ``exploration.html``, ``figures/*.png``, ``tables/*.csv`` and
-            ``images.csv`` with one row of statistics per image.
-
-    Returns:
-        Path of the page.
 
     Raises:
         DataError: If the data set or one of its images cannot be read.
@@ -105,7 +102,7 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
     )
     report.figure(
         "class_balance",
-        figures.class_balance(balance, report.colors),
+        class_balance(balance, report.colors),
         "Images and lesions of each class. A lesion may have several images.",
     )
     report.table("class_balance", balance, "Images and lesions of each class.")
@@ -117,7 +114,7 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
     )
     report.figure(
         "images_per_lesion",
-        figures.images_per_lesion(per_lesion),
+        images_per_lesion(per_lesion),
         "Lesions by the number of their images (logarithmic).",
     )
 
@@ -125,7 +122,7 @@ def _balance(report: _Report, table: pd.DataFrame) -> None:
 def _people(report: _Report, table: pd.DataFrame) -> None:
     report.page.section("Age, sex and place on the body")
     if table.age.notna().any():
-        drawn = figures.distribution(table, "age", "age (years)", report.colors)
+        drawn = distribution(table, "age", "age (years)", report.colors)
         report.figure("age", drawn, "Age in years, by class, with median and quartiles.")
         report.table("age", statistics_of.age_summary(table, report.labels), "Age in years.")
     _shares(report, table, "sex", "Sex")
@@ -134,7 +131,7 @@ def _people(report: _Report, table: pd.DataFrame) -> None:
 
 def _shares(report: _Report, table: pd.DataFrame, column: str, caption: str) -> None:
     counts, text = statistics_of.cross_table(table, column, report.labels), "share of the images"
-    drawn = figures.shares(counts, column)
+    drawn = shares(counts, column)
     report.figure(column, drawn, f"{caption}: {text} of each class, percent.")
     report.table(column, counts, f"{caption}: images.")
 
@@ -162,12 +159,12 @@ def _pictures(
     }
     report.figure(
         "samples",
-        figures.sample_grid(samples, report.colors),
+        sample_grid(samples, report.colors),
         f"Up to {_SAMPLES_PER_CLASS} lesions of each class, chosen at random.",
     )
     report.figure(
         "mean_images",
-        figures.mean_images(statistics, report.colors),
+        mean_images(statistics, report.colors),
         "Mean image of each class, and how often the lesion covers each pixel. Lesions are "
         "large and centered: a map that always points at the center would already look right.",
     )
@@ -180,11 +177,11 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
     )
     report.figure(
         "color",
-        figures.color_histograms(statistics, report.colors),
+        color_histograms(statistics, report.colors),
         "Distribution of red, green and blue over all pixels, by class.",
     )
     per_image, share = statistics.per_image, statistics.per_image.lesion_share
-    drawn = figures.distribution(per_image, "brightness", "mean luma (0 to 255)", report.colors)
+    drawn = distribution(per_image, "brightness", "mean luma (0 to 255)", report.colors)
     report.figure("brightness", drawn, "Mean brightness of the images.")
     summary = statistics_of.brightness_summary(statistics)
     report.table("brightness", summary, "Mean luma of the images, 0 to 255.")
@@ -195,7 +192,137 @@ def _measures(report: _Report, statistics: ImageStatistics) -> None:
         f"{(share > 0.9).sum():,} lesions fill more than 90 % of it."
     )
     percent = per_image.assign(lesion_share=share * 100)
-    drawn = figures.distribution(percent, "lesion_share", "percent of the frame", report.colors)
+    drawn = distribution(percent, "lesion_share", "percent of the frame", report.colors)
     report.figure("lesion_size", drawn, "Size of the lesions.")
     sizes = statistics_of.lesion_sizes(statistics)
     report.table("lesion_size", sizes, "Share of the frame, 0 to 1.")
+
+
+@style()
+def class_balance(balance: pd.DataFrame, colors: Colors) -> "Figure":
+    """Draw images and lesions per class, largest class on top."""
+    figure, axes = new_axes(9, 3.6, 1, 2, sharey=True)
+    ordered = balance.sort_values("images")
+    for ax, column in zip(axes, ("images", "lesions"), strict=True):
+        bars = ax.barh(ordered.dx, ordered[column], color=list(ordered.dx.map(colors)))
+        total = max(int(ordered[column].sum()), 1)
+        labels = [f"{count:,} ({count / total:.1%})" for count in ordered[column]]
+        ax.bar_label(bars, labels, padding=4, color=INK, fontsize=9)
+        ax.set(title=column.capitalize(), xlim=(0, ordered[column].max() * 1.32))
+        ax.xaxis.set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["bottom"].set_visible(False)
+    return figure
+
+
+@style()
+def images_per_lesion(counts: pd.DataFrame) -> "Figure":
+    """Draw how many lesions have 1, 2, ... images."""
+    figure, ax = new_axes(5.5, 3)
+    bars = ax.bar(counts.images.astype(str), counts.lesions, color=MUTED, width=0.7)
+    ax.bar_label(bars, [f"{count:,}" for count in counts.lesions], padding=2, fontsize=9)
+    ax.set(xlabel="images of the lesion", ylabel="lesions", yscale="log")
+    ax.set_ylim(0.7, counts.lesions.max() * 2.2)
+    return figure
+
+
+@style()
+def shares(counts: pd.DataFrame, column: str) -> "Figure":
+    """Draw a heat map: how the images of each class spread over a column's values."""
+    import seaborn
+
+    values = counts.set_index(column).drop(columns="all")
+    percent = 100 * values / values.sum(axis=0).replace(0, np.nan)
+    percent["all"] = 100 * values.sum(axis=1) / max(int(values.to_numpy().sum()), 1)
+    figure, ax = new_axes(8, 1.2 + 0.34 * len(values))
+    seaborn.heatmap(
+        percent, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, linewidths=1,
+        cbar_kws={"label": "percent"}, annot_kws={"fontsize": 9}, ax=ax,
+    )  # fmt: skip
+    ax.axvline(values.shape[1], color="white", linewidth=5)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0)
+    ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
+@style()
+def sample_grid(samples: Mapping[str, Sequence[np.ndarray]], colors: Colors) -> "Figure":
+    """Draw sample images, one row per class."""
+    columns = max(len(images) for images in samples.values())
+    figure, grid = new_axes(
+        1.62 * columns + 0.5, 1.25 * len(samples), len(samples), columns, squeeze=False
+    )
+    for row, (code, images) in zip(grid, samples.items(), strict=True):
+        for k, ax in enumerate(row):
+            if k < len(images):
+                ax.imshow(images[k])
+            _bare(ax)
+        row[0].set_ylabel(code, color=colors[code], fontweight="bold", fontsize=12)
+    return figure
+
+
+@style()
+def mean_images(statistics: ImageStatistics, colors: Colors) -> "Figure":
+    """Draw the mean image and the mean lesion mask of each class."""
+    codes = list(statistics.mean_images)
+    figure, grid = new_axes(1.55 * len(codes) + 0.9, 2.9, 2, len(codes), squeeze=False)
+    shown = None
+    for k, code in enumerate(codes):
+        upper, lower = grid[:, k]
+        upper.imshow(statistics.mean_images[code] / 255)
+        upper.set_title(code, loc="center", color=colors[code])
+        _bare(upper)
+        _bare(lower)
+        if code in statistics.mean_masks:
+            mask = statistics.mean_masks[code]
+            shown = lower.imshow(mask, cmap="viridis", vmin=0, vmax=1)
+    grid[0, 0].set_ylabel("mean image")
+    grid[1, 0].set_ylabel("mean mask")
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=list(grid[1]), fraction=0.025, pad=0.01)
+        bar.set_label("share covered", fontsize=9)
+    return figure
+
+
+@style()
+def color_histograms(statistics: ImageStatistics, colors: Colors) -> "Figure":
+    """Draw the distribution of each color channel by class."""
+    figure, axes = new_axes(10, 3.1, 1, 3, sharey=True)
+    for channel, (ax, name) in enumerate(zip(axes, ("red", "green", "blue"), strict=True)):
+        for code, histogram in statistics.histograms.items():
+            bins = histogram.shape[1]
+            value = (np.arange(bins) + 0.5) * 256 / bins
+            ax.plot(value, 100 * histogram[channel], color=colors[code], label=code, lw=1.6)
+        ax.set(title=name.capitalize(), xlabel="value", xlim=(0, 255))
+    axes[0].set_ylabel("percent of pixels")
+    # Set last: a limit set earlier would stop the shared axis from growing.
+    axes[0].set_ylim(0, None)
+    axes[0].legend(fontsize=9, handlelength=1.4)
+    return figure
+
+
+@style()
+def distribution(per_image: pd.DataFrame, column: str, label: str, colors: Colors) -> "Figure":
+    """Draw the distribution of one statistic by class."""
+    import seaborn
+
+    figure, ax = new_axes(8, 3.4)
+    known = per_image.dropna(subset=[column])
+    seaborn.violinplot(
+        known, x="dx", y=column, hue="dx", order=colors, hue_order=colors, palette=dict(colors),
+        legend=False, inner="quart", cut=0, density_norm="width", linewidth=1, ax=ax,
+        fill=False, width=0.85,
+    )  # fmt: skip
+    ax.set(xlabel="", ylabel=label)
+    counts = known.dx.value_counts()
+    labels = [f"{code}\nn = {int(counts.get(code, 0)):,}" for code in colors]
+    ax.set_xticks(range(len(colors)), labels)
+    ax.tick_params(axis="x", length=0)
+    return figure
+
+
+def _bare(ax: "Axes") -> None:
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)

@@ -1,29 +1,33 @@
-"""The numbers that a summary is made of, and how they are written for people."""
+"""What a model says about an image, the numbers of a summary, and both in words.
+
+An answer has three parts: the most probable class, what cannot be excluded, the flags.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import mean
+from typing import Any
 
-from dermlens.labels import LabelSet
+import numpy as np
+
+from dermlens.labels import MALIGNANT, LabelSet
+from dermlens.model.image_classifier import ImageClassifier
 
 NO_BREAK = "\u00a0"
 """Keeps a number and its unit on one line."""
 
 NOT_CALIBRATED = "not calibrated"
 
+NO_SETS = (
+    "this bundle carries no prediction sets, so what cannot be excluded is not known. "
+    "'dermlens pack BUNDLE DATA' fits them."
+)
+
 
 @dataclass(frozen=True)
 class Words:
-    """What things are called where a label set is spoken of.
-
-    Attributes:
-        one: A class.
-        several: Classes.
-        image: What the model takes.
-        lesion: What the image shows.
-        around: What lies around it, after "on".
-    """
+    """What things are called where a label set is spoken of."""
 
     one: str = "class"
     several: str = "classes"
@@ -57,14 +61,7 @@ def words(labels: LabelSet) -> Words:
 
 @dataclass(frozen=True)
 class ContrastFacts:
-    """The numbers of one contrast: the target against another class.
-
-    Attributes:
-        other: Code of the other class.
-        for_other: Share of the contrast that speaks for the other, by method; at least one.
-        discrimination: Of the evidence for target and other, by method.
-        zone: Zone with most evidence for the other per pixel; empty without outline.
-    """
+    """The numbers of one contrast: the target against another class."""
 
     other: str
     for_other: Mapping[str, float]
@@ -74,36 +71,7 @@ class ContrastFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """The numbers that a summary is made of. Shares are 0..1; NaN or empty means not known.
-
-    Attributes:
-        labels: The classes.
-        target: Code of the explained class.
-        predicted: Code of the most probable class.
-        other: Code of the class it is contrasted with first.
-        probabilities: By code.
-        odds: Probability of the target over that of the other; below 1 the other is more probable.
-        prediction_set: Codes that cannot be excluded, most probable first; None if not known.
-        flags: Whether each operating point is reached, by its name.
-        inside: Share of positive evidence inside the outline, by method; empty without outline.
-        lesion_area: Share of the image inside the outline; NaN without one.
-        zones: Mean over methods of the share of positive evidence, by zone; empty without outline.
-        zone_areas: Share of the image, by zone.
-        ring: Share of positive evidence on the image border ring, by method.
-        ring_area: Share of the image that the ring covers.
-        agreement: Mean rank correlation of methods of different families.
-        closest: The two methods that agree most, and how far; None with one method.
-        farthest: The two methods that agree least, and how far.
-        against: Share of all evidence that speaks against the target, by signed method.
-        against_zone: Zone with most evidence against the target per pixel; empty without outline.
-        contrasts: With the runner-up, then with any chosen class.
-        scale_agreement: Mean rank correlation between kinds of scale.
-        convergence_delta: Of Integrated Gradients, relative.
-        r2: Of LIME.
-        calibrated: Whether the probabilities were calibrated.
-        synthetic: True if the model was trained on drawn images only.
-        titles: Names of methods for people.
-    """
+    """The numbers that a summary is made of. Shares are 0..1; NaN or empty means not known."""
 
     labels: LabelSet
     target: str
@@ -195,3 +163,81 @@ def percent(share: float) -> str:
 def title(name: str) -> str:
     """Return a name with a capital letter at its start."""
     return name[:1].upper() + name[1:]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about one image.
+
+    Attributes:
+        logits: float32 (C,).
+        probabilities: float64 (C,).
+        predicted: Position of the most probable class.
+        prediction_set: Class positions that cannot be excluded, most probable first; None where
+            the model carries no prediction sets.
+        flags: Whether each operating point is reached, by its name.
+        calibrated: Whether the probabilities were calibrated.
+    """
+
+    logits: np.ndarray
+    probabilities: np.ndarray
+    predicted: int
+    prediction_set: tuple[int, ...] | None
+    flags: Mapping[str, bool]
+    calibrated: bool
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return everything by class codes, as JSON types."""
+        inside = self.prediction_set
+        return {
+            "predicted": classes[self.predicted],
+            "prediction_set": None if inside is None else [classes[k] for k in inside],
+            "flags": dict(self.flags),
+            "calibrated": self.calibrated,
+            "probabilities": dict(zip(classes, map(float, self.probabilities), strict=True)),
+            "logits": dict(zip(classes, map(float, self.logits), strict=True)),
+        }
+
+
+def answer_of(classifier: ImageClassifier, logits: np.ndarray) -> Answer:
+    """Return what logits (C,) of one image say."""
+    calibration = classifier.calibration
+    probabilities = calibration.probabilities(logits[None])
+    return Answer(
+        logits,
+        probabilities[0],
+        int(logits.argmax()),
+        calibration.set_of(probabilities[0]),
+        {name: bool(up[0]) for name, up in calibration.flags(probabilities).items()},
+        classifier.calibrated,
+    )
+
+
+def answer_text(
+    labels: LabelSet,
+    probabilities: Mapping[str, float],
+    prediction_set: Sequence[str] | None,
+    flags: Mapping[str, bool],
+    *,
+    calibrated: bool = True,
+) -> str:
+    """Return the answer in sentences.
+
+    Example:
+        >>> from dermlens.labels import HAM10000
+        >>> text = answer_text(HAM10000, {"mel": 0.02, "nv": 0.98}, ["nv"], {"melanoma": False})
+        >>> text.replace("\\u00a0", " ")
+        'Most probable: melanocytic nevus (nv), 98 %. Cannot be excluded: nothing else.'
+    """
+
+    def said(code: str) -> str:
+        return f"{class_name(labels, code)}, {percent(probabilities[code])}"
+
+    order = sorted(probabilities, key=lambda code: -probabilities[code])
+    note = "" if calibrated else f" ({NOT_CALIBRATED})"
+    text = f"Most probable: {said(order[0])}{note}."
+    if prediction_set is not None:
+        others = ", ".join(said(code) for code in order[1:] if code in prediction_set)
+        text += f" Cannot be excluded: {others or 'nothing else'}."
+    raised = ["malignancy" if name == MALIGNANT else name for name, up in flags.items() if up]
+    return f"{text} Flagged: {' and '.join(raised)}." if raised else text

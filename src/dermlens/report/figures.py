@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.report.style import INK, new_figure, style
+from dermlens.report.style import INK, new_axes, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +28,6 @@ def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 9
 
     A few extreme pixels would make everything else invisible, so values beyond a percentile of
     the absolute values are clipped. A constant map becomes zeros, never NaN.
-
-    Args:
-        values: (H, W).
-        signed: Whether negative values speak against the target.
-        percentile: Of the absolute (signed) or shifted (unsigned) values; 100 clips nothing.
-
-    Returns:
-        float32 (H, W).
 
     Example:
         >>> normalize(np.array([[0.0, 1.0, 2.0]]), percentile=100).tolist()
@@ -57,13 +49,7 @@ def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 9
 def colorize(
     values: np.ndarray, *, signed: bool = False, color_map: str | None = None
 ) -> np.ndarray:
-    """Return a normalized map in color: uint8 RGB (H, W, 3).
-
-    Args:
-        values: 0..1, or -1..1 where signed; (H, W).
-        signed: Chooses the diverging map, with its neutral color at zero.
-        color_map: Name of a matplotlib map to use instead.
-    """
+    """Return a normalized map in color: uint8 RGB (H, W, 3)."""
     import matplotlib as mpl
 
     colors = mpl.colormaps[color_map or (SIGNED_MAP if signed else UNSIGNED_MAP)]
@@ -72,22 +58,9 @@ def colorize(
 
 
 def overlay(
-    image: np.ndarray,
-    values: np.ndarray,
-    *,
-    opacity: float = 0.5,
-    signed: bool = False,
+    image: np.ndarray, values: np.ndarray, *, opacity: float = 0.5, signed: bool = False
 ) -> np.ndarray:
     """Lay a raw attribution map over an image.
-
-    Args:
-        image: uint8 or float RGB 0..255, (H, W, 3).
-        values: Raw map, (H, W).
-        opacity: Of the map, 0..1.
-        signed: Whether negative values speak against the target.
-
-    Returns:
-        uint8 RGB (H, W, 3).
 
     Raises:
         UsageError: If sizes differ or the opacity is outside 0..1.
@@ -102,16 +75,7 @@ def overlay(
 
 
 def outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """Draw the border of a mask on an image, one pixel wide, inside the mask.
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-        mask: bool (H, W).
-        color: RGB 0..255.
-
-    Returns:
-        uint8 RGB (H, W, 3), a copy.
-    """
+    """Draw the border of a mask on an image, one pixel wide, inside the mask."""
     from skimage.segmentation import find_boundaries
 
     drawn = np.array(image, dtype=np.uint8, copy=True)
@@ -121,14 +85,7 @@ def outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) ->
 
 @dataclass(frozen=True)
 class Panel:
-    """One map to draw.
-
-    Attributes:
-        title: Above the panel.
-        values: Raw map, (H, W).
-        signed: Whether negative values speak against the target.
-        note: Small line below.
-    """
+    """One map to draw."""
 
     title: str
     values: np.ndarray
@@ -136,38 +93,28 @@ class Panel:
     note: str = ""
 
 
+@style()
 def attribution_figure(
-    image: np.ndarray,
-    panels: Sequence[Panel],
-    *,
-    opacity: float = 0.5,
-    title: str = "",
+    image: np.ndarray, panels: Sequence[Panel], *, opacity: float = 0.5, title: str = ""
 ) -> "Figure":
-    """Draw the image and its maps side by side, each with a color bar.
-
-    Args:
-        image: uint8 RGB (H, W, 3).
-        panels: Maps of the same size.
-        opacity: Of the maps, 0..1.
-        title: Above all.
-    """
+    """Draw the image and its maps side by side, each with a color bar."""
     height, width = image.shape[:2]
     rows = -(-(len(panels) + 1) // _COLUMNS)
     used = min(_COLUMNS, len(panels) + 1)
-    with style():
-        figure = new_figure(2.9 * used, (2.3 * height / width + 0.5) * rows + 0.3)
-        grid = figure.subplots(rows, used, squeeze=False).ravel()
-        _show(grid[0], image, "image")
-        for axes, panel in zip(grid[1:], panels, strict=False):
-            drawn = overlay(image, panel.values, opacity=opacity, signed=panel.signed)
-            _show(axes, drawn, panel.title)
-            axes.set_xlabel(panel.note, fontsize=8)
-            _color_bar(figure, axes, panel.signed)
-        for axes in grid[len(panels) + 1 :]:
-            axes.set_visible(False)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        return figure
+    tall = (2.3 * height / width + 0.5) * rows + 0.3
+    figure, grid = new_axes(2.9 * used, tall, rows, used, squeeze=False)
+    grid = grid.ravel()
+    _show(grid[0], image, "image")
+    for axes, panel in zip(grid[1:], panels, strict=False):
+        drawn = overlay(image, panel.values, opacity=opacity, signed=panel.signed)
+        _show(axes, drawn, panel.title)
+        axes.set_xlabel(panel.note, fontsize=8)
+        _color_bar(figure, axes, panel.signed)
+    for axes in grid[len(panels) + 1 :]:
+        axes.set_visible(False)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return figure
 
 
 def _show(axes: "Axes", image: np.ndarray, title: str) -> None:
@@ -188,6 +135,7 @@ def _color_bar(figure: "Figure", axes: "Axes", signed: bool) -> None:
     bar.outline.set_visible(False)
 
 
+@style()
 def attribution_grid(
     images: Sequence[np.ndarray],
     maps: Mapping[str, np.ndarray],
@@ -197,30 +145,20 @@ def attribution_grid(
     lesions: Sequence[np.ndarray | None] | None = None,
     opacity: float = 0.5,
 ) -> "Figure":
-    """Draw a contact sheet: one row per image, one column per method.
-
-    Args:
-        images: uint8 RGB (H, W, 3) each.
-        maps: Raw maps (N, H, W) by column title.
-        signed: By column title.
-        labels: One per row.
-        lesions: Masks to outline, bool (H, W), or None.
-        opacity: Of the maps, 0..1.
-    """
+    """Draw a contact sheet: one row per image, one column per method."""
     height, width = images[0].shape[:2]
-    with style():
-        shape = (len(images), len(maps) + 1)
-        figure = new_figure(1.7 * shape[1], 1.7 * height / width * shape[0] + 0.5)
-        grid = figure.subplots(*shape, squeeze=False)
-        for row, image in enumerate(images):
-            mask = None if lesions is None else lesions[row]
-            shown = {"image": np.asarray(image, np.uint8)} | {
-                name: overlay(image, values[row], opacity=opacity, signed=signed[name])
-                for name, values in maps.items()
-            }
-            for axes, (name, drawn) in zip(grid[row], shown.items(), strict=True):
-                if mask is not None:
-                    drawn = outline(drawn, mask, LESION_COLOR)
-                _show(axes, drawn, name if row == 0 else "")
-            grid[row, 0].set_ylabel(labels[row], fontsize=7)
-        return figure
+    shape = (len(images), len(maps) + 1)
+    tall = 1.7 * height / width * shape[0] + 0.5
+    figure, grid = new_axes(1.7 * shape[1], tall, *shape, squeeze=False)
+    for row, image in enumerate(images):
+        mask = None if lesions is None else lesions[row]
+        shown = {"image": np.asarray(image, np.uint8)} | {
+            name: overlay(image, values[row], opacity=opacity, signed=signed[name])
+            for name, values in maps.items()
+        }
+        for axes, (name, drawn) in zip(grid[row], shown.items(), strict=True):
+            if mask is not None:
+                drawn = outline(drawn, mask, LESION_COLOR)
+            _show(axes, drawn, name if row == 0 else "")
+        grid[row, 0].set_ylabel(labels[row], fontsize=7)
+    return figure

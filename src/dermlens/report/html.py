@@ -13,7 +13,7 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.errors import UsageError
-from dermlens.files import written_beside
+from dermlens.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,10 +36,6 @@ class Page:
     Everything put in is text and is escaped, except by ``markup``. The page loads nothing from
     elsewhere, adapts to light and dark settings and to phones, and always says that it is for
     research and education only.
-
-    Args:
-        title: Heading and title of the page.
-        subtitle: One line below it.
 
     Example:
         >>> page = Page("Lesions", "Counted twice")
@@ -73,58 +69,38 @@ class Page:
         """Add HTML as it is; whoever made it has escaped what is text in it."""
         return self._add(kind="markup", html=html)
 
-    def figure(
-        self, picture: "Figure | bytes | np.ndarray", caption: str, alt: str | None = None
-    ) -> Self:
-        """Add a picture with its caption.
-
-        Args:
-            picture: matplotlib figure, the bytes of a PNG file, or an image, uint8 (H, W, 3).
-            caption: Text below the picture.
-            alt: Text for those who cannot see it; the caption if left out.
-
-        Raises:
-            UsageError: If the picture is none of these.
-        """
+    def figure(self, picture: "Figure | bytes | np.ndarray", caption: str) -> Self:
+        """Add a picture with its caption."""
         content = png_bytes(picture)
         width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
         return self._add(
             kind="figure",
             png=base64.b64encode(content).decode("ascii"),
             caption=caption,
-            alt=caption if alt is None else alt,
             width=width,
             height=height,
         )
 
     def table(self, table: pd.DataFrame, caption: str) -> Self:
         """Add a table with its caption; the index is left out, missing values show as a dash."""
-        numeric = [pd.api.types.is_numeric_dtype(table[c]) for c in table.columns]
-        head = [
-            {"text": str(column), "number": number}
-            for column, number in zip(table.columns, numeric, strict=True)
-        ]
-        rows = [
-            [
-                {"text": format_cell(value), "number": number}
-                for value, number in zip(row, numeric, strict=True)
-            ]
-            for row in table.itertuples(index=False, name=None)
-        ]
-        return self._add(kind="table", head=head, rows=rows, caption=caption)
+        return self._add(kind="table", table=table, caption=caption, **_cells(table))
+
+    def markdown(self) -> str:
+        """Return the page without title and pictures as Markdown, to be put into a document."""
+        parts = [self._subtitle]
+        for section in self._sections:
+            parts.append(f"## {section.title}")
+            for block in section.blocks:
+                if block["kind"] == "paragraph":
+                    parts.append(block["text"])
+                elif block["kind"] == "table":
+                    parts += [block["caption"], markdown_table(block["table"])]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def html(self) -> str:
         """Return the page as HTML text."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("dermlens.report"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("page.html.j2").render(
+        look = templates(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        return look.get_template("page.html.j2").render(
             title=self._title,
             subtitle=self._subtitle,
             sections=self._sections,
@@ -134,9 +110,7 @@ class Page:
 
     def write(self, path: Path) -> Path:
         """Write the page as one HTML file and return its path."""
-        with written_beside(Path(path)) as temporary:
-            temporary.write_text(self.html(), encoding="utf-8")
-        return Path(path)
+        return write_text(path, self.html())
 
     def _add(self, **block: Any) -> Self:
         if not self._sections:
@@ -145,15 +119,16 @@ class Page:
         return self
 
 
+def templates(**options: Any) -> Any:
+    """Return the Jinja2 environment of this package's templates."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("dermlens.report")
+    return Environment(loader=loader, undefined=StrictUndefined, **options)
+
+
 def png_bytes(picture: "Figure | bytes | np.ndarray") -> bytes:
-    """Return a picture as the bytes of a PNG file.
-
-    Args:
-        picture: As in ``Page.figure``.
-
-    Raises:
-        UsageError: If the picture is of another kind.
-    """
+    """Return a picture as the bytes of a PNG file."""
     if isinstance(picture, bytes):
         if not picture.startswith(_PNG_SIGNATURE):
             raise UsageError("The bytes given as a picture are not a PNG file. Encode it as PNG.")
@@ -200,3 +175,31 @@ def _format_real(value: float) -> str:
     if size >= 100:
         return f"{value:,.1f}"
     return f"{value:.2e}"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Write a table in Markdown, numbers as a page writes them.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({"dx": ["nv"], "share": [0.5]})))
+        | dx | share |
+        |---|---:|
+        | nv | 0.500 |
+    """
+    cells = _cells(table)
+    lines = [
+        "| " + " | ".join(cells["head"]) + " |",
+        "|" + "|".join("---:" if number else "---" for number in cells["numeric"]) + "|",
+    ]
+    for row in cells["rows"]:
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |")
+    return "\n".join(lines)
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the texts of a table, and which columns hold numbers."""
+    return {
+        "numeric": [pd.api.types.is_numeric_dtype(table[column]) for column in table.columns],
+        "head": [str(column) for column in table.columns],
+        "rows": [list(map(format_cell, row)) for row in table.itertuples(index=False, name=None)],
+    }

@@ -24,13 +24,7 @@ _FAINTEST = 0.3
 
 @dataclass(frozen=True)
 class Canvas:
-    """What maps are drawn over, and how.
-
-    Attributes:
-        image: uint8 RGB (h, w, 3), at any size.
-        color_map: For unsigned maps.
-        lesion: Outline to draw, bool (H, W), or None.
-    """
+    """What maps are drawn over, and how."""
 
     image: np.ndarray
     color_map: str = UNSIGNED_MAP
@@ -38,11 +32,7 @@ class Canvas:
 
 
 def checked_color_map(name: str) -> str:
-    """Return the name of a color map that may be chosen.
-
-    Raises:
-        UsageError: If it is another one.
-    """
+    """Return the name of a color map that may be chosen."""
     if name not in COLOR_MAPS:
         raise UsageError(f"Unknown color map. Use some of: {', '.join(COLOR_MAPS)}.")
     return name
@@ -58,16 +48,9 @@ def layers(
     limits: tuple[float, float] | None = None,
     color_map: str | None = None,
 ) -> str:
-    """Return an image with an attribution map over it, and its color scale.
+    """Return an image with a raw map (H, W) over it, and its color scale between two ``ends``.
 
-    Args:
-        canvas: What it is drawn over.
-        values: Raw map (H, W) of the same part of the image.
-        signed: Whether negative values speak against the target.
-        text: Alternative text of the map.
-        ends: Words at the ends of the scale.
-        limits: Values at the ends of the scale; None scales the map to its own strongest values.
-        color_map: Instead of the canvas's.
+    Without ``limits``, values at the ends, the map is scaled to its own strongest values.
     """
     if limits is None:
         scaled = normalize(values, signed=signed)
@@ -113,9 +96,6 @@ def contour(values: np.ndarray) -> str:
 
     The map is first smoothed to the resolution at which methods are compared: the strongest
     pixels of a gradient are thousands of specks otherwise.
-
-    Args:
-        values: Raw map (H, W).
     """
     smooth = smoothed(values[None])[0]
     low, high = float(smooth.min()), float(smooth.max())
@@ -136,18 +116,17 @@ def _border(values: np.ndarray, level: float, kind: str = "dl-contour") -> str:
 
     height, width = values.shape
     lines = find_contours(np.pad(values, 1, constant_values=values.min()), level)
-    path = "".join(_line(line) for line in lines if len(line) > 3)
+    # Rows and columns of pixel centers in the padded map; every second point is enough.
+    path = "".join(
+        f"M{'L'.join(f'{x - 0.5:.1f} {y - 0.5:.1f}' for y, x in line[::2])}Z"
+        for line in lines
+        if len(line) > 3
+    )
     return (
         f'<svg class="{kind}" viewBox="0 0 {width} {height}" preserveAspectRatio="none" '
         f'aria-hidden="true"><path class="dl-under" d="{path}"></path>'
         f'<path class="dl-over" d="{path}"></path></svg>'
     )
-
-
-def _line(points: np.ndarray) -> str:
-    # Rows and columns of pixel centers in the padded map; every second point is enough.
-    steps = [f"{x - 0.5:.1f} {y - 0.5:.1f}" for y, x in points[::2]]
-    return f"M{'L'.join(steps)}Z"
 
 
 def png(image: np.ndarray) -> str:

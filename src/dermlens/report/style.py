@@ -38,6 +38,14 @@ def style() -> Iterator[None]:
         yield
 
 
+def new_axes(
+    width: float, height: float, rows: int = 1, columns: int = 1, **how: Any
+) -> tuple[Any, Any]:
+    """Return an empty figure, size in inches, and its axes, as ``Figure.subplots`` does."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(rows, columns, **how)
+
+
 def new_figure(width: float, height: float) -> Any:
     """Return an empty matplotlib Figure, size in inches, that belongs to no window."""
     from matplotlib.figure import Figure

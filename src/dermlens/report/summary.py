@@ -5,20 +5,13 @@ from dataclasses import dataclass
 from math import isnan
 from statistics import mean, median
 
-from dermlens.report.answer import answer_text
-from dermlens.report.facts import ContrastFacts, Facts, percent
+from dermlens.report.facts import ContrastFacts, Facts, answer_text, percent
 from dermlens.report.trust import HIGH_AGREEMENT, LOW_AGREEMENT, Doubt, doubts
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences on what the explanation says, and doubts.
-
-    Attributes:
-        sentences: By topic: ``diagnosis``, ``evidence``, ``place``, ``agreement``, ``against``,
-            ``contrast_CODE``; only those whose numbers are known.
-        doubts: Reasons not to trust it; empty if no threshold is crossed.
-    """
+    """Sentences on what the explanation says, and doubts."""
 
     sentences: Mapping[str, str]
     doubts: tuple[Doubt, ...]

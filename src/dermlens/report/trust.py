@@ -6,6 +6,8 @@ that is not known (NaN) never raises a doubt.
 """
 
 from dataclasses import dataclass
+from math import nan
+from operator import gt, le, lt
 from statistics import median
 
 from dermlens.report.facts import Facts, of_skin, percent
@@ -40,14 +42,7 @@ _ON_BORDER = ", where dark corners, rulers and gel are"
 
 @dataclass(frozen=True)
 class Doubt:
-    """A reason not to trust the explanation.
-
-    Attributes:
-        name: Short name for files.
-        text: Sentence with the number and the threshold.
-        value: The number; NaN where it is no number.
-        threshold: What it was compared with.
-    """
+    """A reason not to trust the explanation."""
 
     name: str
     text: str
@@ -57,14 +52,10 @@ class Doubt:
 
 def doubts(facts: Facts) -> tuple[Doubt, ...]:
     """Return the reasons not to trust an explanation, in a fixed order; empty if none."""
-    found: list[Doubt] = []
-
-    def check(crossed: bool, name: str, value: float, threshold: float, text: str) -> None:
-        if crossed:
-            found.append(Doubt(name, text, value, threshold))
-
+    found = []
     target, other, words = facts.named(facts.target), facts.named(facts.other), facts.words
-    if facts.target != facts.predicted:
+    chosen = facts.target == facts.predicted
+    if not chosen:
         found.append(
             Doubt(
                 "not_the_most_probable",
@@ -72,78 +63,51 @@ def doubts(facts: Facts) -> tuple[Doubt, ...]:
                 f"{facts.named(facts.predicted)}: the maps show what would speak for it.",
             )
         )
-    else:
-        # Where the target is not the most probable one, the other is preferred: that is no tie.
-        check(
-            facts.odds < NEAR_TIE_ODDS,
-            "near_tie",
-            facts.odds,
-            NEAR_TIE_ODDS,
-            f"Near tie: {target} is only {facts.odds:.2f} times as probable as {other} (threshold "
-            f"{NEAR_TIE_ODDS:g}). Look at the maps of both {words.several}.",
-        )
-    check(
-        facts.agreement < LOW_AGREEMENT,
-        "low_agreement",
-        facts.agreement,
-        LOW_AGREEMENT,
-        f"The methods disagree: mean rank correlation {facts.agreement:.2f} between families "
-        f"(threshold {LOW_AGREEMENT:g}). No single map should be shown as the reason.",
-    )
-    check(
-        facts.enrichment <= CHANCE_ENRICHMENT,
-        "outside_the_lesion",
-        facts.enrichment,
-        CHANCE_ENRICHMENT,
-        f"The {words.lesion} counts no more than the {words.around}: evidence per pixel inside the "
-        f"outline is {facts.enrichment:.2f} times that of the image (threshold "
-        f"{CHANCE_ENRICHMENT:g}).",
-    )
-    check(
-        facts.ring_enrichment > RING_ENRICHMENT,
-        "border_ring",
-        facts.ring_enrichment,
-        RING_ENRICHMENT,
-        f"Evidence lies on the image's border{_ON_BORDER * of_skin(facts.labels)}: per pixel "
-        f"{facts.ring_enrichment:.2f} times that of the image (threshold {RING_ENRICHMENT:g}).",
-    )
     gap = facts.convergence_delta
-    check(
-        gap > LARGE_COMPLETENESS_GAP,
-        "convergence_delta",
-        gap,
-        LARGE_COMPLETENESS_GAP,
-        f"Integrated Gradients misses {percent(gap) if gap <= 1 else 'more than 100 %'} of the "
-        f"change of score it should account for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its "
-        "map is not reliable here.",
+    apart = {one.other: median(one.discrimination.values()) for one in facts.contrasts}
+    numbers = (
+        # Where the target is not the most probable one, the other is preferred: that is no tie.
+        ("near_tie", facts.odds if chosen else nan, lt, NEAR_TIE_ODDS),
+        ("low_agreement", facts.agreement, lt, LOW_AGREEMENT),
+        ("outside_the_lesion", facts.enrichment, le, CHANCE_ENRICHMENT),
+        ("border_ring", facts.ring_enrichment, gt, RING_ENRICHMENT),
+        ("convergence_delta", gap, gt, LARGE_COMPLETENESS_GAP),
+        ("low_r2", facts.r2, lt, LOW_R2),
+        *((f"low_discrimination_{k}", v, lt, LOW_DISCRIMINATION) for k, v in apart.items()),
+        ("scales_differ", facts.scale_agreement, lt, LOW_SCALE_AGREEMENT),
     )
-    check(
-        facts.r2 < LOW_R2,
-        "low_r2",
-        facts.r2,
-        LOW_R2,
-        f"LIME's linear model explains only R² = {facts.r2:.2f} of the score's variation "
+    texts = {
+        "near_tie": f"Near tie: {target} is only {facts.odds:.2f} times as probable as {other} "
+        f"(threshold {NEAR_TIE_ODDS:g}). Look at the maps of both {words.several}.",
+        "low_agreement": f"The methods disagree: mean rank correlation {facts.agreement:.2f} "
+        f"between families (threshold {LOW_AGREEMENT:g}). No single map should be shown as the "
+        "reason.",
+        "outside_the_lesion": f"The {words.lesion} counts no more than the {words.around}: "
+        f"evidence per pixel inside the outline is {facts.enrichment:.2f} times that of the image "
+        f"(threshold {CHANCE_ENRICHMENT:g}).",
+        "border_ring": f"Evidence lies on the image's border{_ON_BORDER * of_skin(facts.labels)}: "
+        f"per pixel {facts.ring_enrichment:.2f} times that of the image (threshold "
+        f"{RING_ENRICHMENT:g}).",
+        "convergence_delta": "Integrated Gradients misses "
+        f"{percent(gap) if gap <= 1 else 'more than 100 %'} of the change of score it should "
+        f"account for (threshold {percent(LARGE_COMPLETENESS_GAP)}). Its map is not reliable here.",
+        "low_r2": f"LIME's linear model explains only R² = {facts.r2:.2f} of the score's variation "
         f"(threshold {LOW_R2:g}). Its map does not describe the model here.",
-    )
-    for one in facts.contrasts:
-        apart = median(one.discrimination.values())
-        check(
-            apart < LOW_DISCRIMINATION,
-            f"low_discrimination_{one.other}",
-            apart,
-            LOW_DISCRIMINATION,
-            f"The maps for {target} and {facts.named(one.other)} look alike: only "
-            f"{percent(apart)} of the evidence lies elsewhere (threshold "
-            f"{percent(LOW_DISCRIMINATION)}). They do not show why one was preferred.",
+        "scales_differ": "Scales tell different stories: mean rank correlation "
+        f"{facts.scale_agreement:.2f} between depths, patches and superpixels (threshold "
+        f"{LOW_SCALE_AGREEMENT:g}).",
+    }
+    for code, value in apart.items():
+        texts[f"low_discrimination_{code}"] = (
+            f"The maps for {target} and {facts.named(code)} look alike: only {percent(value)} of "
+            f"the evidence lies elsewhere (threshold {percent(LOW_DISCRIMINATION)}). They do not "
+            "show why one was preferred."
         )
-    check(
-        facts.scale_agreement < LOW_SCALE_AGREEMENT,
-        "scales_differ",
-        facts.scale_agreement,
-        LOW_SCALE_AGREEMENT,
-        f"Scales tell different stories: mean rank correlation {facts.scale_agreement:.2f} between "
-        f"depths, patches and superpixels (threshold {LOW_SCALE_AGREEMENT:g}).",
-    )
+    found += [
+        Doubt(name, texts[name], value, threshold)
+        for name, value, crossed, threshold in numbers
+        if crossed(value, threshold)
+    ]
     if facts.synthetic:
         text = "The model was trained on drawn images only. It has never seen a photograph."
         found.append(Doubt("synthetic_model", text))

@@ -1,9 +1,9 @@
 """The web interface: analyze an image, explain and compare, many images at once.
 
 Runs on this computer only unless told otherwise. Actions live in ``app_actions``,
-``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk``, ``app_jobs``,
-``app_results`` and ``app_uploads``, what stands before it in ``app_guard``, the tabs in
-``app_tabs*``, and the looks in ``app_page*``.
+``app_explaining`` and ``app_batch``, what stands behind the page in ``app_desk``, ``app_jobs`` and
+``app_uploads``, what stands before it in ``app_guard``, the tabs in ``app_tabs*``, and the looks in
+``app_page*``.
 """
 
 import atexit
@@ -22,13 +22,12 @@ from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
 from dermlens.report.facts import of_skin, title, words
 from dermlens.serve import app_page, app_style
-from dermlens.serve.app_access import warning
-from dermlens.serve.app_desk import Desk
+from dermlens.serve.app_actions import MAX_BYTES
+from dermlens.serve.app_desk import SESSIONS_KEPT, Desk
 from dermlens.serve.app_guard import PASSWORDS_LEFT, Guard, Site
 from dermlens.serve.app_jobs import Jobs
+from dermlens.serve.app_limits import warning
 from dermlens.serve.app_page_about import about
-from dermlens.serve.app_reading import MAX_BYTES
-from dermlens.serve.app_results import SESSIONS_KEPT
 from dermlens.serve.app_uploads import RunFolder, Uploads, give_each_upload_its_own_place
 
 if TYPE_CHECKING:
@@ -48,19 +47,7 @@ def build_app(
     jobs: Jobs | None = None,
     scorers: Mapping[str, Scorer] | None = None,
 ) -> "gr.Blocks":
-    """Build the page.
-
-    Args:
-        bundle: Trained model; loaded once and shared by all visitors.
-        examples: Folder to draw the examples into; None for no examples.
-        uploads: Where uploads lie, so that a session's can be deleted when it ends.
-        jobs: Watches over long jobs; its own where none is given.
-        scorers: From ``choose_scorers``, where they were chosen before.
-
-    Returns:
-        The page. Endpoints: ``/analyze``, ``/explain``, ``/compare``, ``/report``, ``/maps`` and
-        ``/batch``; see ``docs/web_api.md``.
-    """
+    """Build the page."""
     import gradio as gr
 
     desk = Desk(bundle, uploads, jobs, scorers)
@@ -80,23 +67,21 @@ def build_app(
 def _layout(desk: Desk, examples: list[str]) -> None:
     import gradio as gr
 
-    from dermlens.serve.app_tabs import (
-        analyze_tab,
-        color_map_choice,
-        display_column,
-        explain_tab,
-        image_column,
-    )
+    from dermlens.serve import app_tabs as tabs
     from dermlens.serve.app_tabs_batch import batch_tab
     from dermlens.serve.app_tabs_compare import compare_tab
 
-    color_map = color_map_choice()
+    color_map = tabs.color_map_choice()
     with gr.Row(elem_classes="dl-main"):
         with gr.Column(scale=2, min_width=240, elem_classes="dl-examples dl-image"):
-            image = image_column(title(words(desk.bundle.labels).image), examples)
+            image = tabs.image_column(title(words(desk.bundle.labels).image), examples)
         with gr.Column(scale=5, min_width=240, elem_classes="dl-tabs"), gr.Tabs():
             beside = []
-            fills = {"Analyze": analyze_tab, "Explain": explain_tab, "Compare": compare_tab}
+            fills = {
+                "Analyze": tabs.analyze_tab,
+                "Explain": tabs.explain_tab,
+                "Compare": compare_tab,
+            }
             for name, fill in fills.items():
                 with gr.Tab(name) as tab:
                     fill(desk, image, color_map)
@@ -107,7 +92,7 @@ def _layout(desk: Desk, examples: list[str]) -> None:
                 gr.Markdown(about(desk.bundle), elem_id="dl-about")
         # On a phone this stands below the results, elsewhere below the image.
         with gr.Column(scale=2, min_width=240, elem_classes="dl-display"):
-            display_column(color_map)
+            tabs.display_column(color_map)
     for tab in beside:
         tab.select(None, js=app_style.WITH_IMAGE, api_visibility="private")
     for tab in (batch, model):
@@ -158,16 +143,6 @@ def launch(
 
     Uploaded files live in a folder of their own, which is removed at the end.
 
-    Args:
-        bundle_path: Folder of a bundle.
-        host: Address to listen on; the default is reachable from this computer only.
-        port: Port; None for the first free one from 7860.
-        share: Make a public address through Gradio's service.
-        auth: Name and password that visitors must give.
-        allow_hosts: Names by which the page may be addressed, such as that of a proxy before it,
-            besides ``localhost``, the name of this computer, and addresses in digits.
-        block: Wait until interrupted; else return at once.
-
     Returns:
         The page; where not blocking, call ``close()`` on it when done.
 
@@ -202,7 +177,12 @@ def launch(
         try:
             page.block_thread()
         finally:
-            _end(page, uploads, jobs)
+            # The uploads first, since more patience may not be had, then what runs.
+            uploads.close()
+            jobs.stop_all()
+            page.close(verbose=False)
+            # What arrived in the meantime.
+            uploads.close()
     return page
 
 
@@ -220,15 +200,6 @@ def _end_orderly_when_told_to() -> None:
     numbers = [one for one in known if one and signal.getsignal(one) != signal.SIG_IGN]
     for number in numbers:
         signal.signal(number, end)
-
-
-def _end(page: Any, uploads: Uploads, jobs: Jobs) -> None:
-    """Delete the uploads first, since more patience may not be had, then end what runs."""
-    uploads.close()
-    jobs.stop_all()
-    page.close(verbose=False)
-    # What arrived in the meantime.
-    uploads.close()
 
 
 def _upload_folder() -> Uploads:

@@ -8,35 +8,91 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.images import fit_image
+from dermlens.data.decoding import check_memory, open_header
+from dermlens.data.images import fit_image, open_rgb, read_bytes
+from dermlens.errors import DataError
 from dermlens.explainers.output import Logit
 from dermlens.explainers.target import PREDICTED, resolve_targets
 from dermlens.files import plain
 from dermlens.model.bundle import Bundle
-from dermlens.report.answer import Answer, answer_of
 from dermlens.report.comparer import no_activation_maps
-from dermlens.report.facts import NO_BREAK, of_skin, words
+from dermlens.report.facts import NO_BREAK, Answer, answer_of, of_skin, words
 from dermlens.report.html import NOTICE
-from dermlens.serve.app_reading import read_upload
 from dermlens.serve.usability import Usability, usability
+
+MAX_BYTES = 20 * 2**20
+"""Of one file."""
+MAX_PIXELS = 50_000_000
+"""Of one image; the cameras of phones reach about as many."""
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""Of ``decoding.FORMATS``; a GIF is no photograph."""
+_KINDS = "JPEG, PNG, TIFF, BMP or WebP"
 
 _DISPLAY_WIDTH = 640
 _MOST_MAPS = 32
 """Classes up to which the maps of all are kept."""
 
 
+def read_upload(path: Path) -> Any:
+    """Return an uploaded image as an upright RGB PIL image.
+
+    Messages never hold a path, and the file's name is not used at all.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise DataError(
+            "The upload is no longer here: uploads are deleted after 15 minutes. Upload it again."
+        ) from None
+    if size == 0:
+        raise DataError("The file is empty (0 bytes). Choose another one.")
+    if size > MAX_BYTES:
+        raise DataError(
+            f"The file has {size / 2**20:.0f} MB; up to {MAX_BYTES // 2**20} MB are taken. Scale "
+            "the image down first."
+        )
+    content = read_bytes(path)
+    _check_header(content)
+    try:
+        return open_rgb(content, "The file")
+    except DataError:
+        raise DataError(
+            "The file cannot be decoded: it is damaged or cut off. Save the image again."
+        ) from None
+
+
+def _check_header(content: bytes) -> None:
+    """Read format, pixel counts and the memory that decoding takes, which needs no decoding."""
+    from PIL import Image
+
+    try:
+        header = open_header(content)
+    except Image.DecompressionBombError:
+        raise DataError(_too_many("far more")) from None
+    except Exception:
+        header = None
+    if header is None or header.format not in FORMATS:
+        raise DataError(f"The file cannot be decoded as an image. Choose a {_KINDS} file.")
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_many(f"{width} x {height} pixels, more"))
+    check_memory(header, content, "The file")
+
+
+def _too_many(found: str) -> str:
+    return (
+        f"The image has {found} than the {MAX_PIXELS // 10**6} million pixels that are taken. "
+        "Scale it down first."
+    )
+
+
 @dataclass(frozen=True)
 class Analysis(Answer):
     """Everything one forward pass says about an image.
 
-    Attributes:
-        image: What the model saw, uint8 (H, W, 3).
-        display: The same part of the photograph at a size for screens, uint8 (h, w, 3).
-        maps: Grad-CAM of every class, float32 (C, H, W); (0, H, W) where one pass does not give it.
-        usability: What was measured on the photograph; None where it was not.
-        ood_score: Distance from the training images; None where the bundle has no detector.
-        reasons: Sentences on why the model abstains; empty if it answers.
-        remarks: Sentences on what makes the image doubtful.
+    ``image`` is what the model saw, uint8 (H, W, 3); ``display`` the same part of the photograph at
+    a size for screens; ``maps`` Grad-CAM of every class, float32 (C, H, W), or (0, H, W) where one
+    pass does not give it. With ``reasons`` the model abstains; ``remarks`` are doubts.
     """
 
     image: np.ndarray
@@ -54,17 +110,7 @@ class Analysis(Answer):
 
 
 class Actions:
-    """Analyzes images with one model that is loaded and traced once.
-
-    Args:
-        bundle: Trained model.
-
-    Attributes:
-        bundle: Trained model.
-        words: What to call the classes.
-        without_maps: Why the model has no class activation maps; empty if it has.
-        pass_seconds: Time of one forward pass of one image, measured by ``warm_up``.
-    """
+    """Analyzes images with one model that is loaded and traced once."""
 
     def __init__(self, bundle: Bundle) -> None:
         from dermlens.explainers.grad_cam import GradCAM
@@ -111,11 +157,7 @@ class Actions:
         return logits, maps, None if scores is None else float(scores[0])
 
     def analyze(self, path: Path) -> Analysis:
-        """Classify an image file and draw the Grad-CAM of every class: one forward pass.
-
-        Raises:
-            DataError: If the file is too large or cannot be decoded.
-        """
+        """Classify an image file and draw the Grad-CAM of every class: one forward pass."""
         picture = read_upload(path)
         image = fit_image(picture, self.bundle.input_size)
         found = replace(self.analyze_image(image), display=self._display(picture))
@@ -130,11 +172,7 @@ class Actions:
         )
 
     def analyze_image(self, image: np.ndarray) -> Analysis:
-        """Classify what the model sees; the photograph itself is not judged.
-
-        Args:
-            image: uint8 (H, W, 3) at the model's input size.
-        """
+        """Classify what the model sees; the photograph itself is not judged."""
         logits, maps, score = self._pass(image)
         return Analysis(
             **vars(answer_of(self.bundle, logits[0])),
@@ -162,7 +200,10 @@ class Actions:
     def target_choices(self, first: str = "", value: str = PREDICTED) -> list[tuple[str, str]]:
         """Return (text, value) of the classes that can be explained, after the first choice."""
         labels = self.bundle.labels.labels
-        named = [(_both(label.name, label.code), label.code) for label in labels]
+        named = [
+            (one.name if one.name == one.code else f"{one.name} ({one.code})", one.code)
+            for one in labels
+        ]
         return [(first or f"The most probable {self.words.one}", value), *named]
 
     def facts(self, analysis: Analysis) -> dict[str, Any]:
@@ -206,7 +247,3 @@ class Actions:
             f"The image has only {picture.width} x {picture.height} pixels; the model looks at "
             f"{width} x {height}. Fine structures are missing.",
         )
-
-
-def _both(name: str, code: str) -> str:
-    return name if name == code else f"{name} ({code})"

@@ -23,13 +23,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class Row:
-    """One file of a batch.
-
-    Attributes:
-        name: Of the file, without folders.
-        analysis: None if it could not be read.
-        error: The sentence if it could not be read, else empty.
-    """
+    """One file of a batch."""
 
     name: str
     analysis: Analysis | None
@@ -49,18 +43,7 @@ def file_name(name: str | None) -> str:
 
 
 def analyze_many(actions: Actions, files: Sequence[tuple[str, Path]]) -> Iterator[list[Row]]:
-    """Analyze files one after the other; what cannot be read gets a row that says why.
-
-    Args:
-        actions: Of the model.
-        files: Name and place of each.
-
-    Yields:
-        The rows so far, after each file.
-
-    Raises:
-        UsageError: If there is no file, or more than ``MAX_FILES`` or ``MAX_BATCH_BYTES``.
-    """
+    """Analyze files one after the other; what cannot be read gets a row that says why."""
     if not files:
         raise UsageError("There are no files yet. Choose some images.")
     if len(files) > MAX_FILES:

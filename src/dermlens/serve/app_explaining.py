@@ -8,7 +8,7 @@ import copy
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +22,9 @@ from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.files import plain
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report.comparer import Comparer, available, no_activation_maps
-from dermlens.report.comparison import Comparison, agreement_with_others
+from dermlens.report.comparison import Comparison, Reading, agreement_with_others
 from dermlens.report.explanation import describe
+from dermlens.report.facts import answer_of
 from dermlens.report.html import NOTICE
 from dermlens.serve.app_actions import Actions, Analysis
 
@@ -35,14 +36,10 @@ _PARTS = {"scales": 620, "discrimination": 60}
 
 @dataclass(frozen=True)
 class Work:
-    """How far a job is.
+    """How far a job is; seconds are expected ones, NaN where not known.
 
-    Attributes:
-        running: Name of the method or part that runs now; None at the end.
-        done: Finished pieces.
-        total: All pieces.
-        seconds: Expected duration of the running piece; NaN if not known.
-        remaining: Expected seconds until all are finished; NaN if not known.
+    ``running`` is None at the end; ``agreement`` holds the mean rank correlation of each explained
+    map with the others.
     """
 
     running: str | None
@@ -50,42 +47,12 @@ class Work:
     total: int
     seconds: float
     remaining: float
-
-
-@dataclass(frozen=True)
-class Step(Work):
-    """State of a running explanation.
-
-    Attributes:
-        results: Finished methods by name, in the order asked for.
-        target: Class position explained.
-        agreement: Mean rank correlation of each method's map with the others shown; empty until
-            there are two.
-    """
-
-    results: dict[str, Attribution]
-    target: int
-    agreement: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Progress(Work):
-    """State of a running comparison: the comparison as far as it is ready."""
-
     comparison: Comparison
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 class Explaining:
-    """Explains and compares images that were analyzed.
-
-    Args:
-        actions: Of the same model.
-        scorers: From ``choose_scorers``; chosen when they are needed where none are given.
-
-    Attributes:
-        methods: Names of the methods that this model can be explained by.
-        without: Why others are missing; empty if none is.
-    """
+    """Explains and compares images that were analyzed."""
 
     def __init__(self, actions: Actions, scorers: Mapping[str, Scorer] | None = None) -> None:
         self.actions, self.bundle, self._scorers = actions, actions.bundle, scorers
@@ -100,31 +67,20 @@ class Explaining:
 
     def explain(
         self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED
-    ) -> Iterator[Step]:
-        """Explain an image by several methods, one after the other.
-
-        Args:
-            analysis: Of the image.
-            methods: Names in the registry.
-            target: Class to explain, as in ``explainers.target``.
-
-        Yields:
-            The state before each method and after the last.
-
-        Raises:
-            UsageError: If no method is given, or a name or the target is unknown.
-        """
+    ) -> Iterator[Work]:
+        """Explain an image by several methods: the state before each and after the last."""
         names = self._names(methods)
         goal = self.actions.target(analysis, target)
-        results: dict[str, Attribution] = {}
-        yield Step(**self._work(names, 0), results={}, target=goal, agreement={})
+        said = vars(answer_of(self.bundle, analysis.logits))
+        reading = Reading(**said, image=analysis.image, lesion=None, target=goal)
+        state = Comparison(self.bundle.labels, reading)
+        yield self._work(names, 0, state)
         for done, name in enumerate(names, start=1):
             with self._running:
                 attribute = self._comparer.explainers[name].attribute
-                results[name] = self._timed(name, attribute, analysis.image[None], goal)
-            agreement = _agreement(results)
-            work = self._work(names, done)
-            yield Step(**work, results=dict(results), target=goal, agreement=agreement)
+                result = self._timed(name, attribute, analysis.image[None], goal)
+            state = replace(state, combined={**state.combined, name: result})
+            yield self._work(names, done, state, _agreement(state.combined))
 
     def compare(
         self,
@@ -132,43 +88,28 @@ class Explaining:
         methods: Sequence[str],
         target: str = PREDICTED,
         against: str = RUNNER_UP,
-    ) -> Iterator[Progress]:
-        """Run the four experiments on an image.
+    ) -> Iterator[Work]:
+        """Run the four experiments on an image: the state after each finished piece.
 
-        Args:
-            analysis: Of the image.
-            methods: Names in the registry.
-            target: Class to explain, as in ``explainers.target``.
-            against: Code of a class to contrast it with beside the most probable other one
-                that cannot be excluded, or ``runner_up`` for that one alone.
-
-        Yields:
-            The state after each finished piece; the last one is complete.
-
-        Raises:
-            UsageError: If no method is given, or a name or a class is unknown.
+        ``against`` is the code of a class to contrast the target with beside the most probable
+        other one that cannot be excluded, or ``runner_up`` for that one alone.
         """
         names = self._names(methods)
         other = None if against == RUNNER_UP else against
         with self._running:
             comparer = copy.copy(self._comparer)
         comparer.methods = names
-        pieces = ("reading", *names, "agreement", "scales", "discrimination")
         steps = comparer.steps(analysis.image, target=target, against=other)
-        for done, name in enumerate(pieces, start=1):
+        for done, name in enumerate(comparer.pieces, start=1):
             with self._running:
                 state = self._timed(name, next, steps)
-            yield Progress(**self._work(pieces, done), comparison=state)
+            yield self._work(comparer.pieces, done, state)
 
-    def _work(self, pieces: Sequence[str], done: int) -> dict[str, Any]:
+    def _work(self, pieces: Sequence[str], done: int, *state: Any) -> Work:
         waiting = [self.expected(name) for name in pieces[done:]]
-        return {
-            "running": pieces[done] if waiting else None,
-            "done": done,
-            "total": len(pieces),
-            "seconds": waiting[0] if waiting else float("nan"),
-            "remaining": sum(waiting),
-        }
+        running = pieces[done] if waiting else None
+        seconds = waiting[0] if waiting else float("nan")
+        return Work(running, done, len(pieces), seconds, sum(waiting), *state)
 
     def expected(self, name: str) -> float:
         """Return about how many seconds a method or a part will take.
@@ -185,25 +126,18 @@ class Explaining:
             passes = _PARTS.get(name, 1)
         return passes * self.actions.pass_seconds
 
-    def facts(self, step: Step) -> dict[str, Any]:
+    def facts(self, work: Work) -> dict[str, Any]:
         """Return what is known about the finished methods as JSON types."""
         return {
-            "target": self.bundle.classes[step.target],
-            "running": step.running,
-            "seconds_left": plain(round(step.remaining, 1)) if step.running else 0.0,
+            "target": work.comparison.target,
+            "running": work.running,
+            "seconds_left": plain(round(work.remaining, 1)) if work.running else 0.0,
             "methods": {
-                name: {
-                    **plain(describe(result)),
-                    "agreement_with_others": step.agreement.get(name),
-                }
-                for name, result in step.results.items()
+                name: {**plain(describe(result)), "agreement_with_others": work.agreement.get(name)}
+                for name, result in work.comparison.combined.items()
             },
             "note": NOTICE,
         }
-
-    def method_choices(self) -> list[tuple[str, str]]:
-        """Return (text, value) of the methods to choose from."""
-        return [(METHODS[name].title, name) for name in self.methods]
 
     def _timed(self, name: str, work: Any, *arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()

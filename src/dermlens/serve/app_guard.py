@@ -18,17 +18,23 @@ import json
 import re
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-from dermlens.errors import UsageError
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+
+from dermlens.errors import DermlensError, UsageError
 from dermlens.progress import say
-from dermlens.serve.app_errors import place_of
 from dermlens.serve.app_limits import FAILURES, MEGABYTE, SECONDS, Attempts, Quota, client_of
 from dermlens.serve.app_uploads import receiving
+
+_SECONDS_SHOWN = 20
 
 MAX_REQUEST_BYTES = 260 * MEGABYTE
 """Of one upload: the largest batch and its envelope."""
@@ -55,21 +61,60 @@ _HEADERS = [
     (b"content-security-policy", b"frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Served = Callable[[Message, Receive, Send], Awaitable[None]]
+_MINUTES = round(SECONDS / 60)
+TOO_MANY_PASSWORDS = f"Too many wrong passwords were given. Try again in {_MINUTES} minutes."
+PASSWORDS_LEFT = f"After {FAILURES} wrong passwords none is checked for {_MINUTES} minutes."
+"""On the sign-in page, which shows no answer but that a password is wrong."""
+
+
+def sentences(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Turn errors into one sentence on the page."""
+
+    @wraps(process)
+    async def guarded(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await process(*arguments, **options)
+        except Exception as error:
+            raise shown(error) from None
+
+    return guarded
+
+
+def shown(error: Exception) -> Exception:
+    """Return the error to show; the terminal learns the kind of an unexpected one, no more.
+
+    The message of an unexpected error may hold something of the visitor's, so it is not printed.
+    """
+    import gradio as gr
+
+    if isinstance(error, DermlensError | gr.Error):
+        text = error.message if isinstance(error, gr.Error) else str(error)
+        return gr.Error(text, duration=_SECONDS_SHOWN, print_exception=False)
+    say(f"Unexpected {type(error).__name__} in the web interface, in {place_of(error)}.")
+    return gr.Error(
+        "This did not work, and it is not your fault. Try another image.",
+        duration=_SECONDS_SHOWN,
+        print_exception=False,
+    )
+
+
+def place_of(error: Exception) -> str:
+    """Return the function and line where an error was raised."""
+    trace, where = error.__traceback__, "an unknown place"
+    while trace is not None:
+        where = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return where
 
 
 class Site:
     """The names by which this page may be addressed.
 
     Addresses in digits are always right: no stranger's name is behind them.
-
-    Args:
-        host: Address that is listened on.
-        more: Names besides ``localhost`` and that of this computer, such as that of a proxy.
     """
 
     def __init__(self, host: str = "127.0.0.1", more: Iterable[str] = ()) -> None:
@@ -107,11 +152,7 @@ def _host_name(host: str) -> str:
 
 
 class Readers:
-    """Which sessions' results are read at the moment.
-
-    Attributes:
-        session_of: Returns the session of an event; whoever reads an event reads its session.
-    """
+    """Which sessions' results are read at the moment."""
 
     def __init__(self) -> None:
         self.session_of: Callable[[str], str] = lambda event: event
@@ -134,15 +175,7 @@ class Readers:
 
 
 class Guard:
-    """ASGI middleware; see the module.
-
-    Args:
-        app: What is served.
-        site: Names of the page.
-        readers: To be told who reads results.
-        quota: Of uploads.
-        attempts: Of signing in.
-    """
+    """ASGI middleware; see the module."""
 
     def __init__(
         self,
@@ -158,15 +191,15 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":
+            # Nothing here speaks through sockets.
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
-            # Nothing here speaks through sockets; what starts and stops the server passes.
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008})
-            else:
-                await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         answer = _Answer(scope, send)
-        headers = _headers(scope)
+        headers = Headers(scope=scope)
         try:
             refused = _refusal(scope, headers, self._site)
             if refused is not None:
@@ -181,7 +214,7 @@ class Guard:
             else:
                 await self._app(scope, receive, answer)
         except Exception as error:
-            if not _is_hang_up(error):
+            if not isinstance(error, ClientDisconnect):
                 say(f"Unexpected {type(error).__name__} in the web server, in {place_of(error)}.")
             await answer.refuse(500, "This did not work. Check the request, or reload the page.")
 
@@ -191,21 +224,23 @@ class Guard:
             return nullcontext()
         if found["event"]:
             return self._readers.reading(self._readers.session_of(found["event"]))
-        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        return self._readers.reading(asked.get("session_hash", [""])[0])
+        asked = QueryParams(scope.get("query_string", b""))
+        return self._readers.reading(asked.get("session_hash", ""))
 
     async def _receive_upload(
         self, scope: Message, receive: Receive, answer: "_Answer", size: int
     ) -> None:
         written: list[Path] = []
+        answer.kept = []
         try:
             with self._quota.admit(_client(scope), size) as left:
                 token = receiving.set(written)
                 try:
-                    await self._app(scope, _impatient(receive), answer.kept())
+                    await self._app(scope, _impatient(receive), answer)
                 finally:
                     receiving.reset(token)
-                    left += [Path(path) for path in answer.listed()]
+                    if answer.status == 200:
+                        left += map(Path, json.loads(b"".join(answer.kept)))
                     # What arrived whole has its final name by now; this is what was cut off.
                     for path in written:
                         path.unlink(missing_ok=True)
@@ -215,65 +250,49 @@ class Guard:
     async def _check_password(self, scope: Message, receive: Receive, answer: "_Answer") -> None:
         client = _client(scope)
         if not self._attempts.begin(client):
-            wait = (b"retry-after", str(int(SECONDS)).encode())
-            await answer.refuse(429, TOO_MANY_PASSWORDS, wait)
+            await answer.refuse(429, TOO_MANY_PASSWORDS, {"retry-after": str(int(SECONDS))})
             return
         await self._app(scope, receive, answer)
         if answer.status == 200:
             self._attempts.succeed(client)
 
 
-_MINUTES = round(SECONDS / 60)
-TOO_MANY_PASSWORDS = f"Too many wrong passwords were given. Try again in {_MINUTES} minutes."
-PASSWORDS_LEFT = f"After {FAILURES} wrong passwords none is checked for {_MINUTES} minutes."
-"""On the sign-in page, which shows no answer but that a password is wrong."""
-
-
 class _Answer:
-    """Sends what is served, with the headers of this page, or a refusal."""
+    """Sends what is served, with the headers of this page, or a refusal.
+
+    Attributes:
+        status: Of what was sent; None as long as nothing was.
+        kept: Where what is sent is to be kept, its pieces so far.
+    """
 
     def __init__(self, scope: Message, send: Send) -> None:
         self._scope, self._send = scope, send
-        self._kept: list[bytes] | None = None
+        self.kept: list[bytes] | None = None
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
         """Send one message."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            added = list(_HEADERS)
+            headers = [*message.get("headers", []), *_HEADERS]
             if "file=" in self._scope["path"]:
-                added.append((b"cache-control", b"no-store"))
-            message["headers"] = [*message.get("headers", []), *added]
-        elif self._kept is not None and message["type"] == "http.response.body":
-            self._kept.append(message.get("body", b""))
+                headers.append((b"cache-control", b"no-store"))
+            message["headers"] = headers
+        elif self.kept is not None and message["type"] == "http.response.body":
+            self.kept.append(message.get("body", b""))
         await self._send(message)
 
-    def kept(self) -> "_Answer":
-        """Keep what is sent, for ``listed``."""
-        self._kept = []
-        return self
-
-    def listed(self) -> list[str]:
-        """Return the paths that a successful upload answered with."""
-        return list(json.loads(b"".join(self._kept or []))) if self.status == 200 else []
-
-    async def refuse(self, status: int, sentence: str, *more: tuple[bytes, bytes]) -> None:
+    async def refuse(
+        self, status: int, sentence: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Answer with a sentence, unless an answer has begun."""
-        if self.status is not None:
-            return
-        body = sentence.encode()
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(body)).encode()),
-            *more,
-        ]
-        await self({"type": "http.response.start", "status": status, "headers": headers})
-        await self({"type": "http.response.body", "body": body})
+        if self.status is None:
+            refusal = PlainTextResponse(sentence, status, headers)
+            await refusal(self._scope, _nothing, self)
 
 
-def _headers(scope: Message) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
 
 
 def _is(scope: Message, path: str) -> bool:
@@ -284,7 +303,7 @@ def _client(scope: Message) -> str:
     return client_of((scope.get("client") or [None])[0])
 
 
-def _refusal(scope: Message, headers: dict[str, str], site: Site) -> tuple[int, str] | None:
+def _refusal(scope: Message, headers: Headers, site: Site) -> tuple[int, str] | None:
     path, method = scope["path"], scope["method"]
     host = headers.get("host", "")
     if host and not site.goes_by(host):
@@ -312,7 +331,7 @@ def _refusal(scope: Message, headers: dict[str, str], site: Site) -> tuple[int, 
     return None
 
 
-def _is_from_elsewhere(scope: Message, headers: dict[str, str], site: Site) -> bool:
+def _is_from_elsewhere(scope: Message, headers: Headers, site: Site) -> bool:
     """Tell whether another web page sends this, rather than a visitor who follows a link to here.
 
     Programs that are no browser say nothing of where a request comes from.
@@ -338,9 +357,3 @@ def _impatient(receive: Receive) -> Receive:
             return {"type": "http.disconnect"}
 
     return receiving_in_time
-
-
-def _is_hang_up(error: Exception) -> bool:
-    from starlette.requests import ClientDisconnect
-
-    return isinstance(error, ClientDisconnect)

@@ -17,8 +17,7 @@ from typing import Any
 
 from dermlens.errors import UsageError
 from dermlens.explainers.stopping import Stopped, stoppable
-from dermlens.serve.app_errors import sentences
-from dermlens.serve.app_guard import Readers
+from dermlens.serve.app_guard import Readers, sentences
 from dermlens.serve.app_limits import client_of
 from dermlens.serve.app_uploads import SECONDS_KEPT
 
@@ -39,11 +38,7 @@ _END = object()
 
 
 class Jobs:
-    """Watches over the queue of a page.
-
-    Args:
-        readers: Who reads results at the moment.
-    """
+    """Watches over the queue of a page."""
 
     def __init__(self, readers: Readers | None = None) -> None:
         self.readers = readers or Readers()
@@ -93,11 +88,7 @@ class Jobs:
             stop.set()
 
     def awaited_files(self, leaving: str | None = None) -> set[Path]:
-        """Return the uploads that waiting and running events need.
-
-        Args:
-            leaving: Session whose events do not count.
-        """
+        """Return the uploads that waiting and running events need."""
         return {
             Path(path).resolve()
             for event in self._events()

@@ -1,6 +1,8 @@
-"""How much one client and all together may ask of the page: uploads and attempts to sign in."""
+"""Who may open the page, and how much they may ask of it: passwords, attempts, uploads."""
 
 import ipaddress
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,13 +36,7 @@ def client_of(address: str | None) -> str:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What may be under way or lie here at once.
-
-    Attributes:
-        size: Bytes, of uploads under way (as announced) and of those that lie here.
-        requests: Uploads under way.
-        files: Uploads that lie here.
-    """
+    """Bytes and files that may lie here at once, and uploads under way (as announced)."""
 
     size: int
     requests: int
@@ -68,10 +64,6 @@ class Quota:
 
     What a request announces counts from before it is read until it is answered, then what it
     left on the disk, until that is deleted.
-
-    Args:
-        each: Of one client.
-        all_together: Of all.
     """
 
     def __init__(self, each: Allowance = EACH, all_together: Allowance = ALL) -> None:
@@ -81,14 +73,7 @@ class Quota:
 
     @contextmanager
     def admit(self, client: str, size: int) -> Iterator[list[Path]]:
-        """Reserve room for an upload of ``size`` bytes while it is read.
-
-        Yields:
-            A list to put the files into that it has left.
-
-        Raises:
-            UsageError: If there is no room.
-        """
+        """Reserve room for an upload of ``size`` bytes while it is read."""
         upload = _Upload(client, size)
         with self._lock:
             self._uploads = [one for one in self._uploads if one.under_way or one.lying()]
@@ -125,11 +110,7 @@ SECONDS = 300.0
 
 
 class Attempts:
-    """Counts wrong passwords.
-
-    Args:
-        clock: Returns seconds.
-    """
+    """Counts wrong passwords."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -151,3 +132,82 @@ class Attempts:
         """Forget the wrong passwords of a client that has given the right one."""
         with self._lock:
             self._failed = [one for one in self._failed if one[1] != client]
+
+
+PASSWORD = "DERMLENS_PASSWORD"
+"""Environment variable of the password."""
+SHORTEST_PASSWORD = 8
+
+
+def sign_in(name: str | None) -> tuple[str, str] | None:
+    """Return name and password that visitors must give.
+
+    The password comes from the environment, else it is asked for: on the command line everybody
+    on this computer could read it in the list of processes.
+
+    Args:
+        name: Of the visitors; None for a page without a password.
+
+    Raises:
+        UsageError: If the name is empty or holds a password, or there is no password, or a short
+            one.
+    """
+    if name is None:
+        return None
+    if ":" in name:
+        raise UsageError(
+            "A password on the command line can be read by everybody on this computer. Give the "
+            f"name alone, --auth NAME; the password comes from {PASSWORD} or is asked for."
+        )
+    if not name.strip():
+        raise UsageError("--auth needs a name: --auth NAME.")
+    password = os.environ.get(PASSWORD)
+    if password is None:
+        password = _asked_for(name)
+    if len(password) < SHORTEST_PASSWORD:
+        raise UsageError(
+            f"The password needs at least {SHORTEST_PASSWORD} characters. Choose a longer one."
+        )
+    # The sign-in page cuts spaces off around the name.
+    return name.strip(), password
+
+
+def _asked_for(name: str) -> str:
+    import getpass
+
+    if not sys.stdin.isatty():
+        raise UsageError(f"There is no password for {name}. Set {PASSWORD}.")
+    password = getpass.getpass(f"Password for {name}: ")
+    if getpass.getpass("Once more: ") != password:
+        raise UsageError("The two passwords differ. Start again.")
+    return password
+
+
+def warning(host: str, share: bool, password: bool) -> str | None:
+    """Return what to say of a page that others can reach, or None.
+
+    Example:
+        >>> warning("127.0.0.1", False, False), warning("localhost", False, True)
+        (None, None)
+    """
+    if not share and _is_here(host):
+        return None
+    who = "Everybody on the internet" if share else "Everybody who can reach this computer"
+    if not password:
+        return (
+            f"Warning: {who} can use this page and the computing time of this computer. Ask for a "
+            "password with --auth NAME."
+        )
+    if share:
+        return None
+    return (
+        "Warning: photographs and the password travel unencrypted. Put a proxy with TLS before "
+        "this page, and let it listen on 127.0.0.1 alone."
+    )
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

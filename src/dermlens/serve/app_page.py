@@ -12,7 +12,7 @@ from dermlens.report.comparison_view import caption
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, title, words
 from dermlens.report.figures import UNSIGNED_MAP
 from dermlens.report.html import NOTICE
-from dermlens.report.layers import Canvas, layers
+from dermlens.report.layers import Canvas, checked_color_map, layers
 from dermlens.serve.app_actions import Actions, Analysis
 
 TITLE = "dermlens"
@@ -185,7 +185,7 @@ def grad_cam(
     values = actions.map_of(analysis, target)
     if values is None:
         return caption(f"There is no Grad-CAM of this model. {actions.without_maps}")
-    canvas = Canvas(analysis.display, color_map)
+    canvas = Canvas(analysis.display, checked_color_map(color_map))
     drawn = layers(canvas, values, signed=False, text=f"Grad-CAM heat map for {name}")
     if values.max() <= 0:
         return drawn + caption(

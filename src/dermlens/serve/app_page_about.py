@@ -7,60 +7,37 @@ import pandas as pd
 
 from dermlens import __version__
 from dermlens.model.bundle import Bundle
-from dermlens.report.benchmark_report import markdown_table
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
-from dermlens.report.html import NOTICE
+from dermlens.report.html import NOTICE, markdown_table, templates
+from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_batch import MAX_FILES
-from dermlens.serve.app_reading import MAX_BYTES
 
-_USE = """### Intended use
-Research and teaching: to look at what a classifier responds to, and to test methods that claim to
-explain it."""
-_USE_OF_SKIN = """ Not for diagnosis, triage or any decision about a person. The model was not
-tested on patients, and nobody has approved it for clinical use."""
 _FIGURES = {
     "validation_accuracy": "Accuracy, most probable {one}",
     "validation_balanced_accuracy": "Balanced accuracy, most probable {one}",
     "validation_macro_auc": "AUC, mean over {several}",
 }
-_LIMITS = """### Limits
-* {count} {several} only. Anything else still gets one of them, unless the model abstains; and it
-  cannot notice everything it has never seen.{skin}
-* {probabilities}
-* A heat map shows where evidence was found. It is no proof that the evidence is {sound}. Methods
-  disagree; look at several."""
-_CALIBRATED = """Probabilities hold for images like those they were calibrated on. Elsewhere they
-  can be wrong without any sign of it."""
-_UNCALIBRATED = f"""Probabilities are {NOT_CALIBRATED}: they are the model's own, and how often it
-  is right at one of them is not known."""
-_LIMITS_OF_SKIN = """
-* Skin tones, cameras and ages that were rare in training are judged worse; dark skin is rare in
-  the public collections."""
 
 
 def about(bundle: Bundle) -> str:
     """Return the facts of the bundle as Markdown."""
-    called, skin, count = words(bundle.labels), of_skin(bundle.labels), len(bundle.labels)
-    limits = _LIMITS.format(
-        count=count,
-        several=called.several,
-        skin=_LIMITS_OF_SKIN if skin else "",
-        probabilities=_CALIBRATED if bundle.calibrated else _UNCALIBRATED,
-        sound="medical: hair, rulers and ink can matter to a network" if skin else "sound",
+    detector = bundle.ood_detector
+    about = templates(trim_blocks=True, lstrip_blocks=True).get_template("about.md.j2")
+    return about.render(
+        network="Keras model" if bundle.adopted else bundle.architecture.backbone,
+        count=len(bundle.labels),
+        called=words(bundle.labels),
+        skin=of_skin(bundle.labels),
+        calibrated=bundle.calibrated,
+        model=_table(("Fact", "Value"), _model(bundle)),
+        points=_points(bundle),
+        detector=detector,
+        false_rejects="" if detector is None else percent(detector.false_rejects),
+        validation=_validation(bundle),
+        notice=NOTICE,
+        megabytes=MAX_BYTES // 2**20,
+        files=MAX_FILES,
     )
-    network = "Keras model" if bundle.adopted else bundle.architecture.backbone
-    parts = [
-        f"### What this is\nA {network} that tells {count} {called.several} apart on "
-        f"{called.image}s, with the methods that show where its evidence lies. **{NOTICE}**",
-        _USE + (_USE_OF_SKIN if skin else ""),
-        "### The model\n" + _table(("Fact", "Value"), _model(bundle)),
-        _points(bundle),
-        "### When it abstains\n" + _abstention(bundle),
-        _validation(bundle),
-        limits,
-        _privacy(),
-    ]
-    return "\n\n".join(part for part in parts if part)
 
 
 def _sets(bundle: Bundle) -> str:
@@ -138,25 +115,7 @@ def _points(bundle: Bundle) -> str:
         return ""
     several = words(bundle.labels).several.capitalize()
     measured = ("Threshold", "Sensitivity", "Specificity", "Positives", "Negatives")
-    return "### Operating points, measured on validation images\n" + _table(
-        ("Flag", several, *measured), rows
-    )
-
-
-def _abstention(bundle: Bundle) -> str:
-    detector, photograph = bundle.ood_detector, ""
-    if of_skin(bundle.labels):
-        photograph = (
-            "The photograph is judged first: too small, too dark or bright, blurred, or nothing "
-            "stands out from the skin. "
-        )
-    if detector is None:
-        return f"{photograph}This model has no detector of unusual images."
-    return (
-        f"{photograph}The image's features are compared with those of {detector.images:,} training "
-        f"images: beyond a distance of {detector.threshold:.3g} the model abstains. On validation "
-        f"images that turns {percent(detector.false_rejects)} of ordinary ones away."
-    )
+    return _table(("Flag", several, *measured), rows)
 
 
 def _validation(bundle: Bundle) -> str:
@@ -169,21 +128,7 @@ def _validation(bundle: Bundle) -> str:
         return ""
     called = vars(words(bundle.labels))
     rows = [(text.format(**called), f"{kept[key].iloc[-1]:.3f}") for key, text in _FIGURES.items()]
-    return (
-        "### Measured on validation images\n"
-        + _table(("Figure", "Value"), rows)
-        + "\n\nThe kept epoch was chosen by them, so they are a little too good."
-    )
-
-
-def _privacy() -> str:
-    return (
-        "### Your images\n"
-        "They go to the computer that runs this page and nowhere else. They are deleted when you "
-        "close the page, at the latest 15 minutes after the upload, and when the program stops. "
-        f"Nothing about them is logged. Up to {MAX_BYTES // 2**20} MB a file, and {MAX_FILES} "
-        "files at once."
-    )
+    return _table(("Figure", "Value"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

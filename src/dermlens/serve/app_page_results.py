@@ -8,9 +8,9 @@ from dermlens.explainers.registry import METHODS, method
 from dermlens.progress import duration
 from dermlens.report.comparison_view import caption, grid, method_cards, parts
 from dermlens.report.figures import UNSIGNED_MAP
-from dermlens.report.layers import Canvas
-from dermlens.serve.app_actions import Analysis
-from dermlens.serve.app_explaining import Progress, Step, Work
+from dermlens.report.layers import Canvas, checked_color_map
+from dermlens.serve.app_desk import Job
+from dermlens.serve.app_explaining import Work
 
 EMPTY_EXPLANATION = """
 <div class="dl-empty">Choose methods and press <em>Explain</em>. Each map appears as soon as it is
@@ -28,57 +28,31 @@ _PARTS = {
 }
 
 
-def cards(
-    name: str,
-    analysis: Analysis,
-    step: Step,
-    color_map: str = UNSIGNED_MAP,
-    *,
-    stopped: bool = False,
-) -> str:
-    """Return the finished methods side by side, and what runs now unless it was stopped.
-
-    Args:
-        name: Of the explained class.
-        analysis: Of the image.
-        step: State of the explanation.
-        color_map: For unsigned maps.
-        stopped: Nothing runs any more.
-    """
-    running = ""
-    if step.running is not None:
-        entry = method(step.running)
+def cards(shown: Job, color_map: str = UNSIGNED_MAP, *, stopped: bool = False) -> str:
+    """Return the finished methods side by side, and what runs now unless it was stopped."""
+    work, running = shown.work, ""
+    name = work.comparison.labels.of(work.comparison.target).name
+    if work.running is not None:
+        entry = method(work.running)
         running = f"{entry.title} for {name}; passes: {entry.cost}."
-    complete = f"Explained: {name}, by {step.total} of {step.total} methods."
-    canvas = Canvas(analysis.display, color_map)
-    drawn = grid(method_cards(canvas, step.results, name, step.agreement))
-    return _status(step, running, complete, "methods", stopped) + drawn
+    complete = f"Explained: {name}, by {work.total} of {work.total} methods."
+    canvas = Canvas(shown.analysis.display, checked_color_map(color_map))
+    drawn = grid(method_cards(canvas, work.comparison.combined, name, work.agreement))
+    return _status(work, running, complete, "methods", stopped) + drawn
 
 
-def comparison(
-    display: np.ndarray,
-    progress: Progress,
-    color_map: str = UNSIGNED_MAP,
-    *,
-    stopped: bool = False,
-) -> str:
-    """Return what is ready of a comparison, and what runs now.
-
-    Args:
-        display: The image at a size for screens, uint8 RGB (h, w, 3).
-        progress: State of the comparison.
-        color_map: For unsigned maps.
-        stopped: Nothing runs any more.
-    """
-    name = progress.running or ""
+def comparison(shown: Job, color_map: str = UNSIGNED_MAP, *, stopped: bool = False) -> str:
+    """Return what is ready of a comparison, and what runs now unless it was stopped."""
+    work, name = shown.work, shown.work.running or ""
     running = f"{METHODS[name].title if name in METHODS else _PARTS.get(name)}."
     complete = "Complete. The report and the raw maps can be downloaded below."
+    canvas = Canvas(shown.analysis.display, checked_color_map(color_map))
     drawn = (
         f'<section class="dl-part"><h3>{escape(part.title)}</h3>{caption(part.text)}'
         f"{part.content}</section>"
-        for part in parts(Canvas(display, color_map), progress.comparison)
+        for part in parts(canvas, work.comparison)
     )
-    return _status(progress, running, complete, "parts", stopped) + "".join(drawn)
+    return _status(work, running, complete, "parts", stopped) + "".join(drawn)
 
 
 def _status(work: Work, running: str, complete: str, unit: str, stopped: bool) -> str:
@@ -96,15 +70,7 @@ def finished(text: str) -> str:
 
 
 def busy(text: str, done: int, total: int, seconds: float, remaining: float) -> str:
-    """Return what runs, how long about, and a bar that grows for as long.
-
-    Args:
-        text: What runs.
-        done: Finished pieces of work.
-        total: All pieces.
-        seconds: Expected duration of the running one; NaN if not known.
-        remaining: Expected seconds until the end; NaN if not known.
-    """
+    """Return what runs, how long about, and a bar that grows for as long."""
     expected = f" About {about(remaining)} left." if np.isfinite(remaining) else ""
     pace = max(seconds, 0.5) if np.isfinite(seconds) else 5.0
     start, end = 100 * done / total, 100 * (done + 0.95) / total

@@ -7,8 +7,8 @@ from typing import Any
 from dermlens.explainers.registry import METHODS
 from dermlens.explainers.target import PREDICTED
 from dermlens.report.comparison_view import caption
-from dermlens.report.layers import COLOR_MAPS, checked_color_map
-from dermlens.serve.app_desk import Desk, Shown
+from dermlens.report.layers import COLOR_MAPS
+from dermlens.serve.app_desk import Desk
 from dermlens.serve.app_page import empty, grad_cam, verdict
 from dermlens.serve.app_page_results import EMPTY_EXPLANATION, cards
 from dermlens.serve.app_style import OPACITY, SET_CONTOUR, SET_OPACITY
@@ -21,12 +21,7 @@ _FIRST_METHODS = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients"]
 
 
 def image_column(label: str, examples: list[str]) -> Any:
-    """Lay out the image and the examples, and return the image.
-
-    Args:
-        label: What the image is.
-        examples: Files of the drawn examples.
-    """
+    """Lay out the image and the examples, and return the image."""
     import gradio as gr
 
     image = gr.Image(
@@ -78,12 +73,9 @@ def receives_files(component: Any, receive: Any) -> None:
 
     Decoding, with its limits, belongs to the package. (A subclass would make Gradio write an
     interface file into the package's folder.)
-
-    Args:
-        component: That takes files.
-        receive: From what Gradio received to what the action gets.
     """
     import gradio as gr
+    from gradio.utils import get_upload_folder
 
     move = component.async_move_resource_to_block_cache
 
@@ -98,7 +90,7 @@ def receives_files(component: Any, receive: Any) -> None:
         # Gradio checks paths only where a request marks them as files, which it need not do.
         listed = getattr(payload, "root", payload)
         for one in listed if isinstance(listed, list) else [listed]:
-            if one is not None and not _uploaded(one.path):
+            if one is not None and not _lies_in(one.path, get_upload_folder()):
                 raise gr.Error("Only uploaded files are read.", print_exception=False)
         return receive(payload)
 
@@ -106,10 +98,8 @@ def receives_files(component: Any, receive: Any) -> None:
     component.async_move_resource_to_block_cache = move_upload
 
 
-def _uploaded(path: str) -> bool:
-    from gradio.utils import get_upload_folder
-
-    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+def _lies_in(path: str, folder: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
@@ -132,7 +122,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         if image is None:
             return nothing
         found = desk.analyze(request.session_hash, image)
-        drawn = grad_cam(desk.actions, found, found.predicted, checked_color_map(color_map))
+        drawn = grad_cam(desk.actions, found, found.predicted, color_map)
         return verdict(desk.bundle, found), drawn, desk.actions.facts(found), PREDICTED
 
     def show(wanted: str, colors: str, request: gr.Request) -> Any:
@@ -140,7 +130,7 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         if held is None:
             return gr.skip()
         goal = desk.actions.target(held.analysis, wanted)
-        return grad_cam(desk.actions, held.analysis, goal, checked_color_map(colors))
+        return grad_cam(desk.actions, held.analysis, goal, colors)
 
     shown = [answer, overlay, facts, target]
     analyzing = image.change(
@@ -176,25 +166,18 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    def draw(shown: Shown, colors: str, stopped: bool = False) -> str:
-        assert shown.step is not None
-        name = desk.bundle.labels.labels[shown.step.target].name
-        chosen = checked_color_map(colors)
-        return cards(name, shown.analysis, shown.step, chosen, stopped=stopped)
-
     @desk.jobs.stoppable
     def explain(
         image: str | None, methods: list[str], target: str, color_map: str, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        for shown in desk.explain(request.session_hash, image, methods, target):
-            assert shown.step is not None
-            yield draw(shown, color_map), desk.explaining.facts(shown.step)
+        for job in desk.explain(request.session_hash, image, methods, target):
+            yield cards(job, color_map), desk.explaining.facts(job.work)
 
     connect_long_job(
         desk,
         "explanation",
         explain,
-        draw,
+        cards,
         inputs=(image, methods, target, color_map),
         buttons=(start, stop),
         outputs=(drawn, facts),
@@ -249,32 +232,17 @@ def connect_long_job(
     nothing: str,
     **api: str,
 ) -> None:
-    """Connect a job that shows each result when it is ready, can be stopped, and be drawn again.
-
-    Args:
-        desk: Who is served.
-        name: Under which ``Desk.shown`` keeps the last result.
-        work: From the inputs and the request to HTML and data, again and again.
-        draw: From what is shown, the color map, and ``stopped``, to HTML.
-        inputs: The image first, the color map last.
-        buttons: To start and to stop.
-        outputs: HTML and data.
-        nothing: HTML where there is no result.
-        **api: Name and description of the endpoint.
-    """
+    """Connect a job that shows each result when it is ready, can be stopped, and be drawn again."""
     import gradio as gr
 
     image, color_map, shown_on = inputs[0], inputs[-1], outputs[0]
 
-    def redraw(colors: str, request: gr.Request, stopped: bool = False) -> Any:
-        shown = desk.shown(request.session_hash, name)
-        return gr.skip() if shown is None else draw(shown, colors, stopped=stopped)
+    def again(colors: str, request: gr.Request, **options: bool) -> Any:
+        job = desk.shown(request.session_hash, name)
+        return gr.skip() if job is None else draw(job, colors, **options)
 
     def stop(colors: str, request: gr.Request) -> Any:
-        return redraw(colors, request, stopped=True)
-
-    def again(colors: str, request: gr.Request) -> Any:
-        return redraw(colors, request)
+        return again(colors, request, stopped=True)
 
     running = buttons[0].click(
         work,

@@ -4,24 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from dermlens.progress import duration
-from dermlens.serve.app_batch import (
-    MAX_BATCH_BYTES,
-    MAX_FILES,
-    Row,
-    alerts,
-    as_csv,
-    as_data,
-    columns,
-    shown_table,
-)
+from dermlens.serve import app_batch
 from dermlens.serve.app_desk import Desk
 from dermlens.serve.app_page_results import busy, finished
 from dermlens.serve.app_tabs import PRIVATE, receives_files, start_and_stop
 from dermlens.serve.app_tabs_compare import FILE_TEMPLATE, as_file
 
 EMPTY_BATCH = f"""
-<div class="dl-empty">Choose up to {MAX_FILES} images, together up to {MAX_BATCH_BYTES // 2**20} MB,
-and press <em>Analyze all</em>. A file that cannot be read gets a row that says why.</div>
+<div class="dl-empty">Choose up to {app_batch.MAX_FILES} images, together up to
+{app_batch.MAX_BATCH_BYTES // 2**20} MB, and press <em>Analyze all</em>. A file that cannot be
+read gets a row that says why.</div>
 """
 _WIDTHS = {"File": "150px", "Verdict": "90px", "Most probable": "190px", "Reason": "310px"}
 
@@ -37,9 +29,9 @@ def batch_tab(desk: Desk) -> None:
     start, stop = start_and_stop("Analyze all")
     status = gr.HTML(EMPTY_BATCH, elem_id="dl-batch-status")
     table = gr.Dataframe(
-        headers=list(columns(desk.bundle)),
-        datatype=list(columns(desk.bundle).values()),
-        column_widths=[_WIDTHS.get(name, "120px") for name in columns(desk.bundle)],
+        headers=list(app_batch.columns(desk.bundle)),
+        datatype=list(app_batch.columns(desk.bundle).values()),
+        column_widths=[_WIDTHS.get(name, "120px") for name in app_batch.columns(desk.bundle)],
         interactive=False,
         show_search="filter",
         wrap=True,
@@ -60,15 +52,17 @@ def batch_tab(desk: Desk) -> None:
         given, began = files or [], time.perf_counter()
         for rows in desk.batch(request.session_hash, given):
             done, total = len(rows), len(given)
-            shown = shown_table(desk.actions, rows)
+            shown = app_batch.shown_table(desk.actions, rows)
             if done < total:
                 pace = (time.perf_counter() - began) / done
                 text = f"{done} of {total} files."
                 yield busy(text, done, total, pace, pace * (total - done)), shown, None, None
             else:
-                csv = as_file("predictions.csv", "text/csv", as_csv(desk.actions, rows).encode())
+                csv = as_file(
+                    "predictions.csv", "text/csv", app_batch.as_csv(desk.actions, rows).encode()
+                )
                 told = _told(desk, rows, time.perf_counter() - began)
-                yield told, shown, csv, as_data(desk.actions, rows)
+                yield told, shown, csv, app_batch.as_data(desk.actions, rows)
 
     running = start.click(
         batch,
@@ -108,11 +102,11 @@ def named_files(payload: Any) -> list[tuple[str, str]] | None:
     return [(one.orig_name or one.path, one.path) for one in listed]
 
 
-def _told(desk: Desk, rows: list[Row], seconds: float) -> str:
+def _told(desk: Desk, rows: list[app_batch.Row], seconds: float) -> str:
     read = [row.analysis for row in rows if row.analysis is not None]
     taken = f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
     parts = [f"the model abstains on {sum(found.abstains for found in read)}"]
-    for point in alerts(desk.bundle):
+    for point in app_batch.alerts(desk.bundle):
         count = sum(found.flags[point.name] for found in read)
         parts.append(f"{point.name} is not excluded on {count}")
     parts.append(f"{len(rows) - len(read)} could not be read")

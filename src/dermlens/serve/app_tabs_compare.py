@@ -12,20 +12,11 @@ from dermlens.explainers.registry import SIX
 from dermlens.explainers.target import RUNNER_UP
 from dermlens.files import plain
 from dermlens.report.comparison import Comparison
-from dermlens.report.comparison_files import comparison_maps, comparison_numbers
-from dermlens.report.comparison_page import comparison_page
-from dermlens.report.layers import checked_color_map
-from dermlens.serve.app_desk import Desk, Shown
+from dermlens.report.comparison_files import comparison_maps, comparison_numbers, comparison_page
+from dermlens.serve import app_tabs as tabs
+from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_page_results import EMPTY_COMPARISON, comparison
 from dermlens.serve.app_style import SAVE
-from dermlens.serve.app_tabs import (
-    PRIVATE,
-    connect_long_job,
-    methods_choice,
-    name_of,
-    start_and_stop,
-    target_choice,
-)
 
 FILE_TEMPLATE = """
 ${value && value.base64
@@ -40,13 +31,13 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
     """Lay out and connect the Compare tab."""
     import gradio as gr
 
-    methods = methods_choice(
+    methods = tabs.methods_choice(
         desk,
         SIX,
         "Six methods need some 1,800 passes of the network; each result comes when ready.",
     )
     with gr.Row():
-        target = target_choice(desk)
+        target = tabs.target_choice(desk)
         runner_up = "The next one that cannot be excluded"
         if desk.bundle.calibration.prediction_sets is None:
             runner_up = "The next most probable one"
@@ -55,7 +46,7 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
             value=RUNNER_UP,
             label="Contrast it with",
         )
-    start, stop = start_and_stop("Compare")
+    start, stop = tabs.start_and_stop("Compare")
     nothing = EMPTY_COMPARISON.format(one=desk.actions.words.one)
     drawn = gr.HTML(nothing, elem_id="dl-compared")
     with gr.Row():
@@ -64,11 +55,6 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
     carrier = gr.HTML(None, html_template=FILE_TEMPLATE, elem_id="dl-file")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
-
-    def draw(shown: Shown, colors: str, stopped: bool = False) -> str:
-        assert shown.progress is not None
-        display, chosen = shown.analysis.display, checked_color_map(colors)
-        return comparison(display, shown.progress, chosen, stopped=stopped)
 
     @desk.jobs.stoppable
     def compare(
@@ -79,16 +65,15 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
         color_map: str,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        for shown in desk.compare(request.session_hash, image, methods, target, against):
-            assert shown.progress is not None
-            numbers = comparison_numbers(shown.progress.comparison, name_of(shown.path))
-            yield draw(shown, color_map), plain({"running": shown.progress.running, **numbers})
+        for job in desk.compare(request.session_hash, image, methods, target, against):
+            numbers = comparison_numbers(job.work.comparison, tabs.name_of(job.path))
+            yield comparison(job, color_map), plain({"running": job.work.running, **numbers})
 
-    connect_long_job(
+    tabs.connect_long_job(
         desk,
         "comparison",
         compare,
-        draw,
+        comparison,
         inputs=(image, methods, target, against, color_map),
         buttons=(start, stop),
         outputs=(drawn, facts),
@@ -101,7 +86,7 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
         ),
     )
     _connect_downloads(desk, (page, maps), carrier)
-    image.change(lambda: None, None, carrier, **PRIVATE)
+    image.change(lambda: None, None, carrier, **tabs.PRIVATE)
 
 
 def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
@@ -130,10 +115,10 @@ def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
         ).success(None, None, None, js=SAVE, api_visibility="private")
 
 
-def _complete(shown: Shown | None) -> tuple[str, Comparison]:
-    if shown is None or shown.progress is None or shown.progress.running is not None:
+def _complete(job: Job | None) -> tuple[str, Comparison]:
+    if job is None or job.work.running is not None:
         raise UsageError("There is no complete comparison yet. Press Compare and let it finish.")
-    return name_of(shown.path), shown.progress.comparison
+    return tabs.name_of(job.path), job.work.comparison
 
 
 def maps_file(state: Comparison) -> bytes:

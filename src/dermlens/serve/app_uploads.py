@@ -37,12 +37,6 @@ class RunFolder:
     """A folder that belongs to this run of the program alone.
 
     Folders of runs that have died are deleted first.
-
-    Args:
-        parent: Where to make it; default the system's folder for temporary files.
-
-    Attributes:
-        path: The folder, readable by this user only.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
@@ -100,13 +94,7 @@ def _hold(path: Path, flags: int = 0) -> int | None:
 
 
 class Uploads:
-    """The folder of uploads and who uses which file.
-
-    Args:
-        folder: Made if missing; everything in it but ``kept`` belongs to this object.
-        kept: Folder inside that is never swept, such as that of the examples.
-        held: Files that requests still wait for; they are never deleted. Default none.
-    """
+    """The folder of uploads and who uses which file."""
 
     def __init__(self, folder: Path, kept: Path | None = None, held: Held | None = None) -> None:
         self.folder, self._kept = folder.resolve(), None if kept is None else kept.resolve()

@@ -15,8 +15,11 @@ from dermlens.model.configuration import preset
 from dermlens.model.training import train
 from dermlens.progress import duration, say
 from dermlens.report.demo_report import demo_page, explain_one_per_class, overview, quality
-from dermlens.report.evaluation_report import write_evaluation, write_figure
-from dermlens.report.training_report import write_training_figures
+from dermlens.report.evaluation_report import (
+    write_evaluation,
+    write_figure,
+    write_training_figures,
+)
 from dermlens.serve.prediction import predict_split
 
 GOOD_BALANCED_ACCURACY = 0.80

@@ -14,15 +14,17 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dermlens import __version__
+from dermlens.data import manifest
+from dermlens.data.images import fit_image, load_image
 from dermlens.errors import UsageError
-from dermlens.files import sha256_of_file, write_json, written_beside
+from dermlens.files import sha256_of_file, write_json, write_text, written_beside
 from dermlens.folders import Kind, folder_beside, require_replaceable
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import Bundle
@@ -30,24 +32,27 @@ from dermlens.model.bundle_description import write_description
 from dermlens.model.lite import to_litert
 from dermlens.report.html import NOTICE
 from dermlens.serve.parity import (
-    Parity,
     Reference,
     drawn_images,
     measure,
+    parity_markdown,
     saved_model_runner,
     tflite_runner,
 )
-from dermlens.serve.parity_table import parity_markdown
+from dermlens.serve.prediction import find_images
 
 FORMATS: tuple[str, ...] = ("saved_model", "float32", "float16", "dynamic", "int8")
 GROUPS: dict[str, tuple[str, ...]] = {"tflite": ("float32", "float16", "dynamic")}
 """Names that stand for several formats."""
 _FILES = {
+    "saved_model": "saved_model",
     "float32": "model.tflite",
     "float16": "model_float16.tflite",
     "dynamic": "model_dynamic.tflite",
     "int8": "model_int8.tflite",
 }
+REPRESENTATIVE = 200
+"""Training images that set the ranges of whole numbers."""
 _BYTES_PER_PARAMETER = dict(zip(FORMATS, (4.2, 4.1, 2.1, 1.1, 1.1), strict=True))
 _SAVED_MODEL = Kind(
     "a SavedModel of dermlens",
@@ -61,13 +66,9 @@ _SAVED_MODEL = Kind(
 
 @dataclass(frozen=True)
 class ExportImages:
-    """Images an export is measured on.
+    """Images an export is measured on, uint8 (H, W, 3) of any size, and their classes if known.
 
-    Attributes:
-        compared: uint8 (H, W, 3) each, any size: where artifacts are compared on.
-        labels: Known class position of each, or None.
-        representative: uint8 (H, W, 3) each: set the ranges of whole numbers; training images.
-        source: What they are, in words.
+    ``representative`` ones, of training, set the ranges of whole numbers.
     """
 
     compared: Sequence[np.ndarray]
@@ -76,8 +77,30 @@ class ExportImages:
     source: str
 
 
-def drawn_export_images() -> ExportImages:
-    """Return drawn images to measure an export on, where no others are given."""
+def images_of_data_set(data: Path, limit: int, *, seed: int = 0) -> ExportImages:
+    """Return test images with their diagnoses to compare on, and training images for ranges."""
+    table = manifest.read_manifest(data)
+    test = manifest.sample_in_proportion(manifest.select_split(table, "test"), limit, seed)
+    train = manifest.sample_in_proportion(
+        manifest.select_split(table, "train"), REPRESENTATIVE, seed
+    )
+    return ExportImages(
+        [load_image(Path(data) / path) for path in test.path],
+        manifest.class_indices(test, manifest.data_labels(data)),
+        [load_image(Path(data) / path) for path in train.path],
+        f"{len(test)} test images",
+    )
+
+
+def export_images(
+    data: Path | None = None, folder: Path | None = None, limit: int = 300
+) -> ExportImages:
+    """Return the images of a data set, of a folder, or drawn ones."""
+    if data is not None:
+        return images_of_data_set(data, limit)
+    if folder is not None:
+        given = [load_image(path) for path in find_images([folder])[:limit]]
+        return ExportImages(given, None, given, f"{len(given)} given images")
     return ExportImages(drawn_images(), None, drawn_images(28, seed=500), "drawn images")
 
 
@@ -105,14 +128,7 @@ def metadata(bundle: Bundle, artifact: str) -> dict[str, Any]:
 
 
 def write_metadata(path: Path, facts: dict[str, Any], artifact: Path, name: str = "") -> None:
-    """Write what is known of an artifact, with checksums of its files and one over all of it.
-
-    Args:
-        path: JSON file to write.
-        facts: From ``metadata``.
-        artifact: The finished file, or the folder whose files make it up.
-        name: What the file is going to be called.
-    """
+    """Write what is known of an artifact, with checksums of its files and one over all of it."""
     files = {name: artifact}
     if artifact.is_dir():
         inside = sorted(file for file in artifact.rglob("*") if file.is_file())
@@ -121,97 +137,58 @@ def write_metadata(path: Path, facts: dict[str, Any], artifact: Path, name: str 
     write_description(path, {**facts, "sha256": sums})
 
 
-def export_saved_model(bundle: Bundle, out: Path, reference: Reference) -> Parity:
-    """Write a SavedModel that predicts and explains, atomically.
+def export_saved_model(out: Path, reference: Reference) -> dict[str, Any]:
+    """Write a SavedModel that predicts and explains, atomically, and return its agreement.
 
     Its signatures, which take batches and scale images themselves, are listed in
     ``docs/deployment.md``.
-
-    Args:
-        bundle: Trained model.
-        out: Folder to write; an older SavedModel of dermlens is replaced.
-        reference: Images to measure the agreement on.
-
-    Returns:
-        The measured agreement.
-
-    Raises:
-        ModelError: If the artifact is not finite or disagrees; then nothing is written.
-        DataError: If the folder exists and is anything else.
     """
     import tensorflow as tf
 
     from dermlens.serve.export_graph import serving_module
 
-    with folder_beside(Path(out), _SAVED_MODEL) as building:
-        module, signatures = serving_module(bundle)
+    with folder_beside(out, _SAVED_MODEL) as building:
+        module, signatures = serving_module(reference.bundle)
         tf.saved_model.save(module, str(building), signatures=signatures)
-        write_metadata(building / "metadata.json", metadata(bundle, "saved_model"), building)
+        facts = metadata(reference.bundle, "saved_model")
+        write_metadata(building / "metadata.json", facts, building)
         run, integrate = saved_model_runner(building)
         return measure(reference, run, building, "saved_model", integrate=integrate)
 
 
 def export_tflite(
-    bundle: Bundle,
-    out: Path,
-    reference: Reference,
-    kind: str = "float32",
-    representative: Sequence[np.ndarray] = (),
-) -> Parity:
-    """Write a LiteRT file that predicts and explains, and its metadata beside it.
+    out: Path, reference: Reference, kind: str, representative: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """Write a LiteRT file that predicts and explains, and its metadata; return its agreement.
 
     It takes ``image`` float32 (1, H, W, 3), 0..255, at the model's size, and gives ``logits`` and
     ``probabilities`` (1, C), ``maps`` (1, C, H, W), the Grad-CAM maps of all classes,
     ``prediction_set`` bool (1, C) where the bundle carries sets, and ``flag_<operating point>``,
     with builtin operations only.
-
-    Args:
-        bundle: Trained model.
-        out: File to write, ``*.tflite``; the metadata is named ``*.json``.
-        reference: Images to measure the agreement on.
-        kind: ``"float32"``; ``"float16"``: weights in half precision; ``"dynamic"``: weights in
-            whole numbers, activations by each image's own range; ``"int8"``: weights and
-            activations in whole numbers.
-        representative: For ``"int8"``: uint8 (H, W, 3) each, which set the ranges.
-
-    Returns:
-        The measured agreement.
-
-    Raises:
-        ModelError: If the model cannot be converted, or the artifact is not finite or disagrees;
-            then nothing is written.
     """
-    out = Path(out)
+    from PIL import Image
+
+    from dermlens.serve.export_graph import mobile_outputs
+
+    bundle, ranging = reference.bundle, representative if kind == "int8" else ()
     with written_beside(out) as building:
-        building.write_bytes(_converted(bundle, kind, representative))
+        converted = to_litert(
+            reference.mobile,
+            mobile_outputs(bundle),
+            kind,
+            [fit_image(Image.fromarray(image), bundle.input_size) for image in ranging],
+            name=bundle.architecture.backbone,
+            instead="Use --formats saved_model.",
+        )
+        building.write_bytes(converted)
         parity = measure(reference, tflite_runner(building), building, kind)
         facts = metadata(bundle, f"tflite {kind}")
         write_metadata(out.with_suffix(".json"), facts, building, name=out.name)
     return parity
 
 
-def _converted(bundle: Bundle, kind: str, representative: Sequence[np.ndarray]) -> bytes:
-    from PIL import Image
-
-    from dermlens.data.images import fit_image
-    from dermlens.serve.export_graph import frozen_mobile_function, mobile_outputs
-
-    ranging = representative if kind == "int8" else ()
-    return to_litert(
-        frozen_mobile_function(bundle),
-        mobile_outputs(bundle),
-        kind,
-        [fit_image(Image.fromarray(image), bundle.input_size) for image in ranging],
-        name=bundle.architecture.backbone,
-        instead="Use --formats saved_model.",
-    )
-
-
 def parse_formats(names: Sequence[str]) -> list[str]:
     """Return the formats that names stand for, each once.
-
-    Raises:
-        UsageError: If a name is unknown or none is given.
 
     Example:
         >>> parse_formats(["tflite", "float16"])
@@ -231,54 +208,33 @@ def export(
     formats: Sequence[str] = ("saved_model", "tflite"),
     images: ExportImages | None = None,
 ) -> dict[str, Path]:
-    """Write a bundle in several formats, and ``parity.json``.
-
-    Args:
-        bundle: Trained model.
-        out: Folder to write into.
-        formats: Some of ``FORMATS`` and ``GROUPS``.
-        images: Images to measure on; default drawn ones.
-
-    Returns:
-        Path of each artifact by format, of ``parity`` and of its ``table``.
+    """Write a bundle in several formats, and ``parity.json``; return the paths by format and name.
 
     Raises:
         UsageError: If a format is unknown or none is given, or the disk is too full.
         DataError: If ``out/saved_model`` exists and is anything else.
         ModelError: If an artifact disagrees with the Keras model; it is not kept.
     """
-    wanted = parse_formats(formats)
+    out, wanted, measured = Path(out), parse_formats(formats), {}
+    paths = {name: out / _FILES[name] for name in wanted}
     if "saved_model" in wanted:
-        require_replaceable(Path(out) / "saved_model", _SAVED_MODEL)
-    _require_space(bundle, Path(out), wanted)
-    images = images or drawn_export_images()
-    with folder_lock(Path(out)):
-        return _export(bundle, Path(out), wanted, images)
-
-
-def _export(
-    bundle: Bundle, out: Path, wanted: Sequence[str], images: ExportImages
-) -> dict[str, Path]:
-    reference = Reference(bundle, images.compared, images.labels)
-    paths: dict[str, Path] = {}
-    measured: dict[str, Any] = {}
-    for name in wanted:
-        if name == "saved_model":
-            paths[name] = out / "saved_model"
-            parity = export_saved_model(bundle, paths[name], reference)
-        else:
-            paths[name] = out / _FILES[name]
-            parity = export_tflite(bundle, paths[name], reference, name, images.representative)
-        measured[name] = asdict(parity)
-    report = {
-        "compared_on": images.source,
-        "balanced_accuracy": reference.balanced_accuracy(reference.probabilities),
-        "artifacts": measured,
-    }
-    paths["parity"] = write_json(out / "parity.json", report)
-    paths["table"] = out / "parity.md"
-    with written_beside(paths["table"]) as building:
-        building.write_text(parity_markdown(report), encoding="utf-8")
+        require_replaceable(paths["saved_model"], _SAVED_MODEL)
+    _require_space(bundle, out, wanted)
+    images = images or export_images()
+    with folder_lock(out):
+        reference = Reference(bundle, images.compared, images.labels)
+        for name, path in paths.items():
+            if name == "saved_model":
+                measured[name] = export_saved_model(path, reference)
+            else:
+                measured[name] = export_tflite(path, reference, name, images.representative)
+        report = {
+            "compared_on": images.source,
+            "balanced_accuracy": reference.balanced_accuracy(reference.probabilities),
+            "artifacts": measured,
+        }
+        paths["parity"] = write_json(out / "parity.json", report)
+        paths["table"] = write_text(out / "parity.md", parity_markdown(report))
     return paths
 
 

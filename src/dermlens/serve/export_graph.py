@@ -27,13 +27,6 @@ def fit_in_graph(images: Any, size: tuple[int, int]) -> Any:
 
     The same bicubic kernel, antialiased, the width first and rounded to whole levels between the
     two passes, as Pillow works.
-
-    Args:
-        images: Tensor (N, any height, any width, 3), 0..255, any number type.
-        size: (height, width) in pixels.
-
-    Returns:
-        float32 tensor (N, height, width, 3) of whole numbers 0..255.
     """
     import tensorflow as tf
 
@@ -66,13 +59,6 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
 
     Gray and palette images become RGB and transparency is laid over white. The orientation that
     a camera notes in EXIF is not applied: TensorFlow does not read it.
-
-    Args:
-        content: String tensor (N,), the bytes of the files.
-        size: (height, width) in pixels.
-
-    Returns:
-        float32 tensor (N, height, width, 3), 0..255.
     """
     import tensorflow as tf
 
@@ -94,17 +80,10 @@ def decode_in_graph(content: Any, size: tuple[int, int]) -> Any:
 
 
 class ClassifierGraph:
-    """Classification, Grad-CAM and Integrated Gradients as functions of TensorFlow operations.
-
-    Args:
-        bundle: Trained model, or any classifier whose layers are known.
-
-    Raises:
-        ModelError: If the model has no feature maps or computes in less than float32.
-    """
+    """Classification, Grad-CAM and Integrated Gradients as functions of TensorFlow operations."""
 
     def __init__(self, bundle: ImageClassifier) -> None:
-        self.bundle = bundle
+        self.bundle, self.size = bundle, bundle.input_size
         try:
             self.cam = GradCAM(bundle)
         except ExplanationError as error:
@@ -116,21 +95,11 @@ class ClassifierGraph:
                 "which builds it in float32."
             )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.bundle.input_size
-
     def outputs(self, fitted: Any) -> dict[str, Any]:
-        """Return what ``answers`` does for fitted images (N, H, W, 3)."""
+        """Return everything that follows from the logits of fitted images (N, H, W, 3), by name."""
         import tensorflow as tf
 
-        return self.answers(tf.cast(self.bundle.model(fitted, training=False), tf.float32))
-
-    def answers(self, logits: Any) -> dict[str, Any]:
-        """Return everything that follows from logits (N, C), by name."""
-        import tensorflow as tf
-
+        logits = tf.cast(self.bundle.model(fitted, training=False), tf.float32)
         classes = self.bundle.classes
         names = [label.name for label in self.bundle.labels.labels]
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
@@ -171,24 +140,15 @@ class ClassifierGraph:
         calibration = self.bundle.calibration
         return Probability(link=calibration.link).values(logits / calibration.temperature)
 
-    def all_maps(self, fitted: Any) -> tuple[Any, Any]:
-        """Return logits (N, C) and the Grad-CAM maps of all classes (N, C, H, W)."""
-        return self.all_maps_and_features(fitted)[:2]
-
     def all_maps_and_features(self, fitted: Any) -> tuple[Any, Any, Any]:
-        """Return what ``all_maps`` does and the pooled features (N, D)."""
+        """Return logits (N, C), Grad-CAM of all classes (N, C, H, W), pooled features (N, D)."""
         import tensorflow as tf
 
         activations, logits, maps = self.cam.graph(fitted, None, self.sides, Logit())
         return logits, maps, tf.reduce_mean(activations, axis=(1, 2))
 
     def explain(self, fitted: Any, targets: Any) -> dict[str, Any]:
-        """Return the Grad-CAM maps of one class each.
-
-        Args:
-            fitted: float32 tensor (N, H, W, 3).
-            targets: int32 tensor (N,): class positions; -1 for the most probable class.
-        """
+        """Return the Grad-CAM maps of one class each."""
         _, logits, maps = self.cam.graph(fitted, targets, self.sides, Logit())
         return {"maps": maps[:, 0], **self._explained(logits, targets)}
 
@@ -198,11 +158,6 @@ class ClassifierGraph:
         """Return Integrated Gradients of the logit of one class each, from the border's color.
 
         As ``explain.IntegratedGradients`` with ``tolerance=None``.
-
-        Args:
-            fitted: float32 tensor (N, H, W, 3).
-            targets: int32 tensor (N,): class positions; -1 for the most probable class.
-            n_steps: Evaluations on the path.
         """
         import tensorflow as tf
 
@@ -240,12 +195,7 @@ class ClassifierGraph:
 
 
 def serving_module(bundle: ImageClassifier) -> tuple[Any, dict[str, Any]]:
-    """Build the module to save and its signatures.
-
-    Returns:
-        ``tf.Module`` whose ``predict(images)`` and ``explain_grad_cam(images, targets)`` take
-        uint8 and float32 images of any size, and the named signatures.
-    """
+    """Return the ``tf.Module`` to save and its named signatures."""
     import tensorflow as tf
 
     graph = ClassifierGraph(bundle)
@@ -307,7 +257,7 @@ def frozen_mobile_function(bundle: ImageClassifier) -> Any:
     graph = ClassifierGraph(bundle)
 
     def run(image: Any) -> dict[str, Any]:
-        logits, maps = graph.all_maps(image)
+        logits, maps, _ = graph.all_maps_and_features(image)
         return {
             "logits": logits,
             "probabilities": graph.probabilities(logits),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dermlens.data.images import fit_image
 from dermlens.data.synthetic import draw
@@ -19,7 +20,15 @@ from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.quality.agreement import pearson
 from dermlens.report.comparer import no_activation_maps
+from dermlens.report.html import markdown_table
 
+TITLES = {
+    "saved_model": "SavedModel",
+    "float32": "LiteRT float32",
+    "float16": "LiteRT float16",
+    "dynamic": "LiteRT int8, dynamic ranges",
+    "int8": "LiteRT int8, fixed ranges",
+}
 DRAWN_IMAGES = 35
 _DRAWN_SIZE = (300, 400)
 _MAP_FIGURES = ("mean_map_correlation", "min_map_correlation", "max_map_difference")
@@ -29,14 +38,7 @@ _INTEGRATED = 8
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an artifact says about images.
-
-    Attributes:
-        probabilities: float (N, C).
-        maps: Grad-CAM of one class each, float (N, H, W); None where the artifact has none.
-        prediction_sets: bool (N, C); None if the bundle carries no sets.
-        flags: bool (N,), by operating point.
-    """
+    """What an artifact says about N images, as far as it has it; maps (N, H, W)."""
 
     probabilities: np.ndarray
     maps: np.ndarray | None
@@ -50,15 +52,9 @@ Runner = Callable[[np.ndarray, np.ndarray], Outputs]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an artifact may be from the Keras model.
+    """How far an artifact may be from the Keras model: largest differences, least agreement.
 
-    Attributes:
-        probability: Largest difference of a probability.
-        mean_probability: Largest mean difference, where images have no known class.
-        balanced_accuracy: Largest loss of balanced accuracy, where they have one.
-        map_correlation: Smallest mean correlation of Grad-CAM maps.
-        same_answer: Smallest share of images with the same prediction set, and with the same
-            flags.
+    ``mean_probability`` counts where classes are not known, ``balanced_accuracy`` where they are.
     """
 
     probability: float = 1.0
@@ -77,47 +73,6 @@ TOLERANCES: dict[str, Tolerance] = {
 }
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Agreement of an artifact with the Keras model.
-
-    Attributes:
-        images: How many images were compared.
-        max_probability_difference: Largest, over images and classes, on the same pixels.
-        mean_probability_difference: Mean of the same.
-        top1_agreement: Share of images whose most probable class is the same.
-        same_prediction_sets: Share of images whose prediction set is the same; None if the bundle
-            carries no sets.
-        same_flags: Share of images with the same flags.
-        balanced_accuracy: By the balanced rule; None without known classes.
-        balanced_accuracy_change: That minus the Keras model's.
-        mean_map_correlation: Mean Pearson correlation of the Grad-CAM maps of an image; None where
-            the model has none.
-        min_map_correlation: Smallest.
-        max_map_difference: Largest, relative to the map's largest value.
-        max_probability_difference_own_fit: As the first, where the artifact scales the original
-            image itself; None where it does not scale.
-        min_integrated_gradients_correlation: Smallest correlation of Integrated Gradients; None
-            where the artifact has none.
-        bytes: Size on disk.
-    """
-
-    images: int
-    max_probability_difference: float
-    mean_probability_difference: float
-    top1_agreement: float
-    same_prediction_sets: float | None
-    same_flags: float
-    balanced_accuracy: float | None
-    balanced_accuracy_change: float | None
-    mean_map_correlation: float | None
-    min_map_correlation: float | None
-    max_map_difference: float | None
-    max_probability_difference_own_fit: float | None
-    min_integrated_gradients_correlation: float | None
-    bytes: int
-
-
 def drawn_images(count: int = DRAWN_IMAGES, seed: int = 0) -> list[np.ndarray]:
     """Draw lesions of all kinds in turn to compare on, uint8 (300, 400, 3)."""
     return [
@@ -127,13 +82,7 @@ def drawn_images(count: int = DRAWN_IMAGES, seed: int = 0) -> list[np.ndarray]:
 
 
 class Reference:
-    """What the Keras model says about the images that artifacts are compared on.
-
-    Args:
-        bundle: What is exported.
-        originals: uint8 (H, W, 3) each, any size.
-        labels: Known class position of each image, or None.
-    """
+    """What the Keras model says about the images that artifacts are compared on."""
 
     def __init__(
         self, bundle: Bundle, originals: Sequence[np.ndarray], labels: np.ndarray | None = None
@@ -154,6 +103,13 @@ class Reference:
         if no_activation_maps(self.bundle):
             return None
         return GradCAM(self.bundle).attribute(self.fitted, self.predicted, batch_size=8).maps
+
+    @cached_property
+    def mobile(self) -> Any:
+        """What LiteRT files are made of, frozen once for all of them."""
+        from dermlens.serve.export_graph import frozen_mobile_function
+
+        return frozen_mobile_function(self.bundle)
 
     @cached_property
     def integrated(self) -> np.ndarray:
@@ -182,15 +138,13 @@ def measure(
     kind: str,
     *,
     integrate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-) -> Parity:
-    """Compare an artifact with the Keras model.
+) -> dict[str, Any]:
+    """Compare an artifact, a file or folder, with the Keras model.
 
-    Args:
-        reference: What the Keras model says.
-        run: Runs the artifact.
-        path: File or folder of the artifact.
-        kind: Key of ``TOLERANCES``; a SavedModel is also given the original images.
-        integrate: Runs its Integrated Gradients, if it has them.
+    Returns:
+        What ``parity.json`` holds of it. Shares are of images; ``*_own_fit`` is where the artifact
+        scales the original image itself; a map's difference is relative to its largest value;
+        None stands for what the artifact, the bundle or the images do not have.
 
     Raises:
         ModelError: If a value of the artifact is not finite, or it disagrees beyond the
@@ -213,33 +167,34 @@ def measure(
         drawn = dict(zip(_MAP_FIGURES, figures, strict=True))
     accuracy = reference.balanced_accuracy(found)
     known = reference.balanced_accuracy(reference.probabilities)
-    parity = Parity(
-        images=len(found),
-        max_probability_difference=float(difference.max()),
-        mean_probability_difference=float(difference.mean()),
-        top1_agreement=float((found.argmax(1) == reference.probabilities.argmax(1)).mean()),
+    parity = {
+        "images": len(found),
+        "max_probability_difference": float(difference.max()),
+        "mean_probability_difference": float(difference.mean()),
+        "top1_agreement": float((found.argmax(1) == reference.probabilities.argmax(1)).mean()),
         **_same_answers(reference, outputs),
-        balanced_accuracy=accuracy,
-        balanced_accuracy_change=None if accuracy is None or known is None else accuracy - known,
+        "balanced_accuracy": accuracy,
+        "balanced_accuracy_change": None if accuracy is None or known is None else accuracy - known,
         **drawn,
-        max_probability_difference_own_fit=_own_fit(reference, run, kind),
-        min_integrated_gradients_correlation=_integrated(reference, integrate),
-        bytes=size_on_disk(path),
-    )
+        "max_probability_difference_own_fit": _own_fit(reference, run, kind),
+        "min_integrated_gradients_correlation": _integrated(reference, integrate),
+        "bytes": size_on_disk(path),
+    }
     allowed = TOLERANCES[kind]
     clear = _same_answers(reference, outputs, margin=allowed.probability)
-    _refuse_difference(parity, clear, path, allowed)
+    if wrong := _disagreements({**parity, **clear}, allowed):
+        raise ModelError(
+            f"The exported {path.name} differs from the Keras model ({'; '.join(wrong)}), so it "
+            "was not kept. Use another format."
+        )
     return parity
 
 
 def _same_answers(reference: Reference, outputs: Outputs, margin: float = 0.0) -> dict[str, Any]:
     """Return the shares of images with the same prediction set and with the same flags.
 
-    Args:
-        reference: What the Keras model answers.
-        outputs: What the artifact answers.
-        margin: Probabilities so near to a threshold or to the largest count as undecided, where
-            either answer is the same.
+    Probabilities within ``margin`` of a threshold or of the largest count as undecided, where
+    either answer is the same.
     """
     calibration, exact = reference.bundle.calibration, reference.probabilities
     sets, share = calibration.prediction_sets, None
@@ -276,51 +231,31 @@ def _integrated(
     return min(map(correlation, reference.integrated, found))
 
 
-def _refuse_difference(
-    parity: Parity, clear: dict[str, Any], path: Path, allowed: Tolerance
-) -> None:
-    loss = -(parity.balanced_accuracy_change or 0.0)
-    unknown = parity.balanced_accuracy_change is None
-    gradients = parity.min_integrated_gradients_correlation
-    most, mean = parity.max_probability_difference, parity.mean_probability_difference
-    maps, least = parity.mean_map_correlation, allowed.map_correlation
-    checks = [
-        (
-            most > allowed.probability,
-            f"probabilities by up to {most:.2g}, allowed {allowed.probability:.0e}",
-        ),
-        (
-            unknown and mean > allowed.mean_probability,
-            f"probabilities by {mean:.2g} in the mean, allowed {allowed.mean_probability:g}",
-        ),
-        (
-            loss > allowed.balanced_accuracy,
-            f"balanced accuracy by {-loss:.3f}, allowed -{allowed.balanced_accuracy:g}",
-        ),
-        (
-            maps is not None and maps < least,
-            f"map correlation {maps or 0:.4f}, at least {least}",
-        ),
-        (
-            gradients is not None and gradients < least,
-            f"correlation of Integrated Gradients {gradients or 0:.4f}, at least {least}",
-        ),
-    ]
-    same = {"prediction set": clear["same_prediction_sets"], "flags": clear["same_flags"]}
-    checks += [
-        (
-            share is not None and share < allowed.same_answer,
-            f"{what} of {100 * (1 - (share or 0)):.1f} % of the images, allowed "
-            f"{100 * (1 - allowed.same_answer):.0f} %",
+def _disagreements(parity: dict[str, Any], allowed: Tolerance) -> list[str]:
+    """Say in which figures an artifact is beyond what is allowed."""
+    wrong = []
+    if (most := parity["max_probability_difference"]) > allowed.probability:
+        wrong.append(f"probabilities by up to {most:.2g}, allowed {allowed.probability:.0e}")
+    mean, change = parity["mean_probability_difference"], parity["balanced_accuracy_change"]
+    if change is None and mean > allowed.mean_probability:
+        wrong.append(
+            f"probabilities by {mean:.2g} in the mean, allowed {allowed.mean_probability:g}"
         )
-        for what, share in same.items()
-    ]
-    wrong = [text for failed, text in checks if failed]
-    if wrong:
-        raise ModelError(
-            f"The exported {path.name} differs from the Keras model ({'; '.join(wrong)}), so it "
-            "was not kept. Use another format."
-        )
+    if change is not None and -change > allowed.balanced_accuracy:
+        wrong.append(f"balanced accuracy by {change:.3f}, allowed -{allowed.balanced_accuracy:g}")
+    for key, what in (
+        ("mean_map_correlation", "map correlation"),
+        ("min_integrated_gradients_correlation", "correlation of Integrated Gradients"),
+    ):
+        if parity[key] is not None and parity[key] < allowed.map_correlation:
+            wrong.append(f"{what} {parity[key]:.4f}, at least {allowed.map_correlation}")
+    for key, what in (("same_prediction_sets", "prediction set"), ("same_flags", "flags")):
+        if parity[key] is not None and parity[key] < allowed.same_answer:
+            wrong.append(
+                f"{what} of {100 * (1 - parity[key]):.1f} % of the images, allowed "
+                f"{100 * (1 - allowed.same_answer):.0f} %"
+            )
+    return wrong
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -392,3 +327,34 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> Outputs:
     flags = {k[len("flag_") :]: v.astype(bool) for k, v in whole.items() if k.startswith("flag_")}
     sets, maps = whole.get("prediction_set"), whole.get("maps")
     return Outputs(whole["probabilities"], maps, sets, flags)
+
+
+def parity_markdown(report: dict[str, Any]) -> str:
+    """Return what was measured of each artifact as Markdown."""
+    rows = [_row(name, found) for name, found in report["artifacts"].items()]
+    known = report["balanced_accuracy"]
+    accuracy = "" if known is None else f" Balanced accuracy of the Keras model: {known:.4f}."
+    return (
+        f"Compared on {report['compared_on']}.{accuracy}\n\n{markdown_table(pd.DataFrame(rows))}\n"
+    )
+
+
+def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
+    change = found["balanced_accuracy_change"]
+    return {
+        "artifact": TITLES[name],
+        "size": f"{found['bytes'] / 1e6:.1f} MB",
+        "probabilities, max (mean) difference": f"{found['max_probability_difference']:.1e} "
+        f"({found['mean_probability_difference']:.1e})",
+        "same top class": f"{100 * found['top1_agreement']:.1f} %",
+        "same prediction set": _share(found["same_prediction_sets"]),
+        "same flags": _share(found["same_flags"]),
+        "balanced accuracy": "–" if change is None else f"{change:+.4f}",
+        "Grad-CAM correlation, mean (least)": "–"
+        if found["mean_map_correlation"] is None
+        else f"{found['mean_map_correlation']:.6f} ({found['min_map_correlation']:.4f})",
+    }
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"

@@ -18,8 +18,7 @@ from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_overlap import knows_looks, overlap_of
 from dermlens.progress import printable, progress, say
-from dermlens.report.answer import NO_SETS, answer_text
-from dermlens.report.facts import class_name, percent
+from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
 from dermlens.report.html import NOTICE
 
 _CHUNK = 256
@@ -36,16 +35,7 @@ def predict_split(
 ) -> pd.DataFrame:
     """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
 
-    Args:
-        bundle: Trained model.
-        data: Prepared and split data set.
-        split: ``train``, ``validation``, ``test`` or ``all``.
-        leave_out: Ids of images that are not wanted, as ``training_overlap`` finds them.
-        tta_views: Test-time views: 1, 4 or 8.
-        batch_size: Images per pass.
-
-    Raises:
-        DataError: If the data set is not split or the split is empty.
+    Images of ``leave_out``, as ``training_overlap`` finds them, are not predicted.
     """
     table = read_manifest(data)
     chosen = select_split(table, split)
@@ -84,10 +74,6 @@ def predict_external(
     """Predict a labelled folder; rows without an image are reported and left out.
 
     So are images that the model was trained on, unless they are allowed.
-
-    Raises:
-        DataError: If no labelled image is found, one is damaged, or two different files have the
-            name of one.
     """
     known = read_labels(labels, bundle.labels)
     files = _files_by_id(find_images([images]), set(known.image_id))
@@ -197,13 +183,6 @@ def predict_files(
 ) -> pd.DataFrame:
     """Predict files; a damaged file gets a row that says so, and the rest goes on.
 
-    Args:
-        bundle: Trained model.
-        files: Images.
-        tta_views: Test-time tta_views: 1, 4 or 8.
-        batch_size: Images per pass.
-        level: Of the prediction sets, 0..1; default the stored one.
-
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
         operating point, ``error`` (empty where all went well).
@@ -234,14 +213,7 @@ def predict_files(
 def describe_predictions(
     table: pd.DataFrame, bundle: ImageClassifier, *, balanced: bool = False, limit: int = 20
 ) -> list[str]:
-    """Return one line per file, and a reminder of what this is.
-
-    Args:
-        table: From ``predict_files``.
-        bundle: That made it.
-        balanced: Put what the balanced rule chooses first instead of the most probable class.
-        limit: Files with a line of their own.
-    """
+    """Return one line per file, and a reminder of what this is."""
     lines = []
     for row in table.head(limit).to_dict("records"):
         if row["error"]:

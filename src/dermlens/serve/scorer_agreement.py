@@ -6,8 +6,7 @@ it is used unasked (``model.scorers``).
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,7 @@ SCORED: tuple[str, ...] = ("occlusion", "lime", "gp_shap", "rise")
 def images_of_split(
     data: Path, split: str, n: int, size: tuple[int, int], *, seed: int = 0
 ) -> np.ndarray:
-    """Return about ``n`` images of a split, of every diagnosis its share: uint8 (N, H, W, 3).
-
-    Raises:
-        DataError: If the data set is not split, or the split is empty.
-    """
+    """Return about ``n`` images of a split, of every diagnosis its share: uint8 (N, H, W, 3)."""
     table = sample_in_proportion(select_split(read_manifest(data), split), n, seed)
     return np.stack([load_image(Path(data) / path, size) for path in table.path])
 
@@ -55,15 +50,6 @@ def measure_scorer(
 
     The most probable class of the model is explained, the same for both. Interrupted, it goes on
     where it was when called again with the same arguments.
-
-    Args:
-        bundle: Trained model.
-        images: uint8 (N, H, W, 3) at the model's input size.
-        methods: Some of ``SCORED``.
-        options: Arguments of methods, by name; default those of the command line.
-        source: What the images are, in words.
-        batch_size: Images per pass.
-        seed: Sets everything random.
 
     Returns:
         What was measured: ``images``, ``source`` and by method ``pearson`` (mean over images),
@@ -86,19 +72,26 @@ def measure_scorer(
     scorer = copy.scorer(bundle.model)
     goals = resolve_targets(None, bundle.logits(images, batch_size=batch_size), bundle.labels)
     exact, copied = (_explainers(bundle, methods, one, options or {}) for one in (None, scorer))
+    # What was measured before an interruption, by method and image, if all else was the same.
+    partial = copy.folder / PARTIAL
+    of = zlib.crc32(f"{methods} {options} {seed} {copy.facts}".encode())
+    stored = read_json(partial) if partial.is_file() else {}
+    kept: dict[str, Any] = stored["rows"] if stored.get("of") == of else {}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-    kept = _Kept(copy.folder / PARTIAL, f"{methods} {options} {seed} {copy.facts}")
     with progress("Comparing scorers", len(methods) * len(images)) as advance:
         for image, goal in zip(images, goals, strict=True):
             for name in methods:
-                pair = (exact[name], copied[name])
-                measure = partial(_row, pair, image, int(goal), batch_size, seed)
-                rows[name].append(kept.row(name, image, measure))
+                key = f"{name} {zlib.crc32(np.ascontiguousarray(image).data)}"
+                if key not in kept:
+                    pair = (exact[name], copied[name])
+                    kept[key] = _row(pair, image, int(goal), batch_size, seed)
+                    write_json(partial, {"of": of, "rows": kept})
+                rows[name].append(kept[key])
                 advance(1, name)
     results = {name: _summary(found) for name, found in rows.items()}
     measured = {"source": source, "images": len(images), "seed": seed, "methods": results}
     path = copy.store_agreement(measured)
-    kept.forget()
+    partial.unlink(missing_ok=True)
     return measured, path
 
 
@@ -113,32 +106,6 @@ def _explainers(
     if not options:
         return dict(create_several(methods, bundle, scorers=scorers))
     return {name: create(name, bundle, scorer=scorer, **options.get(name, {})) for name in methods}
-
-
-class _Kept:
-    """What was measured before an interruption, by method and image.
-
-    Args:
-        path: File to keep it in.
-        of: Everything else the figures depend on; those of something else are not used.
-    """
-
-    def __init__(self, path: Path, of: str) -> None:
-        self._path, self._of = path, zlib.crc32(of.encode())
-        stored = read_json(path) if path.is_file() else {}
-        self._rows: dict[str, Any] = stored["rows"] if stored.get("of") == self._of else {}
-
-    def row(self, name: str, image: np.ndarray, measure: Callable[[], Any]) -> Any:
-        """Return the kept figures of an image, or measure and keep them."""
-        key = f"{name} {zlib.crc32(np.ascontiguousarray(image).data)}"
-        if key not in self._rows:
-            self._rows[key] = measure()
-            write_json(self._path, {"of": self._of, "rows": self._rows})
-        return self._rows[key]
-
-    def forget(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
 
 
 def _row(

@@ -27,15 +27,7 @@ DARKEST, BRIGHTEST = 60.0, 235.0
 
 @dataclass(frozen=True)
 class Usability:
-    """What was measured on a photograph.
-
-    Attributes:
-        shorter_side: Pixels of the original.
-        sharpness: Gray levels, at ``SIZE``.
-        contrast: Color difference of the most different places from the border's skin, CIELAB.
-        brightness: Mean gray level, 0..255.
-        problems: Sentences on why the photograph is not usable; empty if it is.
-    """
+    """What was measured: gray levels and CIELAB units at ``SIZE``, and sentences on what is bad."""
 
     shorter_side: int
     sharpness: float
@@ -46,10 +38,6 @@ class Usability:
 
 def usability(picture: Any, fitted: np.ndarray | None = None) -> Usability:
     """Measure whether a photograph shows a lesion sharply enough to be judged.
-
-    Args:
-        picture: RGB PIL image of any size.
-        fitted: What ``fit_image`` made of it; used where that has ``SIZE``.
 
     Example:
         >>> from PIL import Image
