@@ -34,7 +34,7 @@ from PIL import Image, UnidentifiedImageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 500_000_000
-MAX_SIDE = 4096
+MAX_SIDE = 2048
 MAX_STEM_BYTES = 200
 _FORMULA = ("=", "+", "-", "@", "\t")
 NOTE = "Research and education only, not a medical device."
@@ -718,32 +718,58 @@ def flaw(facts: Any) -> str:
         return "it does not describe an artifact"
     if "checksum" in facts and facts["checksum"] != checksum(facts):
         return "it has changed since it was written"
-    try:
-        codes = [entry["code"] for entry in facts["classes"]]
-        words = [*codes, *(entry["name"] for entry in facts["classes"])]
-        (height, width), rule = facts["input_size"], rule_of(facts)
-        sets = facts.get("prediction_sets")
-        known = [] if sets is None else [sets["true_probabilities"][code] for code in codes]
-        points = list(facts["operating_points"].values())
-        numbers = [rule["tau"], *rule["log_prior"], *(point["threshold"] for point in points)]
-        summed = {code for point in points for code in point["codes"]}
-        sound = (
-            all(isinstance(word, str) for word in words)
-            and all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width))
-            and all(isinstance(n, int | float) and np.isfinite(n) for n in numbers)
-            and len(set(codes)) == len(codes) > 1
-            and len(rule["log_prior"]) in ((len(codes),) if rule["tau"] else (0, len(codes)))
-            and (sets is None or 0 < sets["level"] < 1)
-            and all(0 <= n <= 1 for listed in known for n in listed)
-            and summed <= set(codes)
-        )
-        sums = facts.get("sha256", {"": "none"})
-        sound = sound and len(sums) > 0 and all(isinstance(v, str) for v in sums.values())
-    except KeyError as error:
-        return f"it lacks the field {error}"
-    except (TypeError, ValueError, AttributeError):
-        return "a field has another form"
-    return "" if sound else "a field has an impossible value"
+    for field, sound in claims(facts):
+        if not sound:
+            return f"the field {field} is missing or has an impossible value"
+    return ""
+
+
+def claims(facts: dict) -> Iterator[tuple[str, bool]]:
+    """Yield the fields of metadata and whether each can be true; later ones rely on earlier."""
+    classes, size = facts.get("classes"), facts.get("input_size")
+    yield "classes", isinstance(classes, list) and all(isinstance(one, dict) for one in classes)
+    for k, one in enumerate(classes):
+        for key in ("code", "name"):
+            yield f"classes[{k}].{key}", isinstance(one.get(key), str)
+    codes = [one["code"] for one in classes]
+    yield "classes", len(set(codes)) == len(codes) > 1
+    yield "input_size", isinstance(size, list) and len(size) == 2
+    yield "input_size", all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)
+    yield "link", facts.get("link", "softmax") in ("softmax", "sigmoid")
+    for name in ("calibrated", "synthetic"):
+        yield name, isinstance(facts.get(name, True), bool)
+    name = "decision_rule" if "balanced_rule" not in facts else "balanced_rule"
+    yield name, isinstance(facts.get(name), dict)
+    tau, prior = facts[name].get("tau"), facts[name].get("log_prior")
+    yield f"{name}.tau", is_number(tau, 0)
+    yield f"{name}.log_prior", isinstance(prior, list) and all(map(is_number, prior))
+    yield f"{name}.log_prior", len(prior) == len(codes) or (tau == 0 and not prior)
+    points = facts.get("operating_points")
+    yield "operating_points", isinstance(points, dict)
+    for name, point in points.items():
+        yield f"operating_points.{name}", isinstance(point, dict)
+        summed = point.get("codes")
+        yield f"operating_points.{name}.threshold", is_number(point.get("threshold"), 0, 1 + 1e-6)
+        yield f"operating_points.{name}.codes", isinstance(summed, list) and len(summed) > 0
+        yield f"operating_points.{name}.codes", all(code in codes for code in summed)
+    sets, sums = facts.get("prediction_sets"), facts.get("sha256", {"": "none"})
+    if sets is not None:
+        yield "prediction_sets", isinstance(sets, dict)
+        level, known = sets.get("level"), sets.get("true_probabilities")
+        yield "prediction_sets.level", is_number(level, 0, 1) and 0 < level < 1
+        yield "prediction_sets.true_probabilities", isinstance(known, dict)
+        for code in codes:
+            field, listed = f"prediction_sets.true_probabilities.{code}", known.get(code)
+            yield field, isinstance(listed, list) and all(is_number(p, 0, 1) for p in listed)
+            yield field, listed == sorted(listed)
+    yield "sha256", isinstance(sums, dict) and len(sums) > 0
+    for name, value in sums.items():
+        yield f"sha256.{name}", isinstance(value, str)
+
+
+def is_number(value: Any, low: float = -1e300, high: float = 1e300) -> bool:
+    """Tell whether a value is a finite number in a range."""
+    return type(value) in (int, float) and low <= value <= high
 
 
 def checksum(facts: dict) -> str:

@@ -22,7 +22,7 @@ from tests_support import register_tiny_backbone
 
 ISIC = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 TINY = (
-    *("--preset", "demo", "--backbone", "tiny", "--weights", "none", "--size", "32x40"),
+    *("--preset", "scratch", "--backbone", "tiny", "--weights", "none", "--size", "32x40"),
     *("--imbalance", "none", "--batch-size", "8", "--fresh-rate", "5e-3"),
 )
 
@@ -255,12 +255,12 @@ BAD: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*TRAIN, "--size", "16x20"), "The input size 16x20 is too small"),
     ((*TRAIN, "--preset", "best"), "Unknown preset 'best'"),
     ((*TRAIN, "--imbalance", "much"), "Unknown imbalance handling 'much'"),
-    ((*TRAIN, "--precision", "float8"), "Unknown precision 'float8'"),
-    ((*TRAIN, "--epochs", "-1"), "epochs must not be negative, but is -1"),
+    ((*TRAIN, "--precision", "float8"), "precision must be 'float32' or 'mixed_bfloat16', not"),
+    ((*TRAIN, "--epochs", "-1"), "epochs must be at least 0, not -1"),
     ((*TRAIN, "--epochs", "many"), "Invalid value for '--epochs'"),
     ((*TRAIN, "--batch-size", "0"), "batch_size must be at least 1, not 0"),
-    ((*TRAIN, "--fresh-rate", "-1"), "fresh_rate must not be negative, but is -1.0"),
-    ((*TRAIN, "--seed", "-1"), "The seed must lie in 0..2^32-1, not -1"),
+    ((*TRAIN, "--fresh-rate", "-1"), "fresh_rate must be at least 0, not -1.0"),
+    ((*TRAIN, "--seed", "-1"), "seed must be at least 0, not -1"),
     (("train", "{broken}/no_df", *TINY), "The validation split holds no image of df"),
     (("train", "{broken}/unsplit", *TINY), "The data set is not split yet"),
     (("train", "{broken}/again", *TINY), "is not a prepared data set"),
@@ -412,8 +412,8 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
 def test_program_starts_without_the_heavy_packages() -> None:
     script = (
         "import sys, dermlens.cli\n"
-        "heavy = ('tensorflow', 'keras', 'gradio', 'matplotlib', 'sklearn', 'skimage', 'seaborn')\n"
-        "print([name for name in heavy if name in sys.modules])"
+        "heavy = 'tensorflow keras gradio matplotlib sklearn skimage seaborn pydantic pandas'\n"
+        "print([name for name in heavy.split() if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False

@@ -1,34 +1,20 @@
-"""Damaged pictures and tables, at random but the same every time: an answer or a sentence.
+"""Damaged pictures, at random but the same every time: an answer or a sentence, no traceback.
 
-Never a traceback of another kind, a value that is no number, or a wait. Bundles are damaged in
-tests/model/test_tampering.py. ``DERMLENS_FUZZ=10`` runs ten times as many.
+Tables are damaged in tests/data/test_wild_tables.py, bundles in tests/model/test_tampering.py.
+``DERMLENS_FUZZ=10`` runs ten times as many.
 """
 
 import io
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import wild_datasets
-from dermlens.data.annotations import read_annotations
-from dermlens.data.formats import Wanted
 from dermlens.data.images import fit_image, fit_mask, opened_mask, opened_rgb
-from dermlens.data.sources import survey
 from dermlens.errors import DermlensError
 
 TIMES = int(os.environ.get("DERMLENS_FUZZ", "1"))
-BUILDERS: tuple[Callable[[Path], Path], ...] = (
-    wild_datasets.isic_2019,
-    wild_datasets.isic_2020,
-    wild_datasets.isic_archive,
-    wild_datasets.pad_ufes,
-    wild_datasets.derm7pt,
-)
-TABLES = (".csv", ".tsv", ".tab", ".txt", ".zip")  # Archives too: some hold the table.
 
 
 def mutated(content: bytes, random: np.random.Generator) -> bytes:
@@ -102,33 +88,3 @@ def test_a_damaged_picture_is_fitted_or_refused_with_a_sentence() -> None:
             assert str(error).startswith("photo.bin") and "\n" not in str(error)
     # Both happen often, else nothing was tried.
     assert 0.1 < read / (500 * TIMES) < 0.9
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = []
-    for build in BUILDERS:
-        folder = tmp_path_factory.mktemp(build.__name__)
-        folders.append(build(folder))
-    return folders
-
-
-def test_a_damaged_table_is_read_or_refused_with_a_sentence(sources: list[Path]) -> None:
-    random = np.random.default_rng(21)
-    tables = [(s, p, p.read_bytes()) for s in sources for p in s.rglob("*") if p.suffix in TABLES]
-    assert len({source for source, _, _ in tables}) == len(BUILDERS)
-    read = 0
-    for number in range(200 * TIMES):
-        source, path, content = tables[number % len(tables)]
-        path.write_bytes(mutated(content, random))
-        try:
-            found = read_annotations(survey(source), source, Wanted())
-            assert found.table.image_id.is_unique and len(found.table) > 0
-            ages = found.table.age.dropna() if "age" in found.table else np.array([])
-            assert np.isfinite(np.asarray(ages, float)).all()
-            read += 1
-        except DermlensError as error:
-            assert "\n" not in str(error).strip()
-        finally:
-            path.write_bytes(content)
-    assert read > 0

@@ -71,10 +71,13 @@ def test_known_codes_bring_what_is_known_of_them() -> None:
         ({"name": "x", "labels": [{"code": " "}]}, "a code is empty"),
         ({"name": "x", "labels": [{"code": "a", "color": "red"}]}, "is not like #0072B2"),
         ({"name": "x", "labels": [{"code": "a"}], "alerts": {"b": ["b"]}}, "alert code 'b'"),
-        ({"labels": [{"code": "a"}]}, "'name' is missing"),
-        ({"name": "x", "labels": [{"name": "a"}]}, "'code' is missing"),
+        ({"labels": [{"code": "a"}]}, "name is missing"),
+        ({"name": "x", "labels": [{"name": "a"}]}, r"labels\[0\]\.code is missing"),
         (["a"], "no label set"),
-        ({"name": "x", "labels": 3}, "no label set"),
+        ({"name": "x", "labels": 3}, "labels must be a valid array, not 3"),
+        ({"name": "x", "labels": [{"code": 3}]}, r"labels\[0\]\.code must be a valid string"),
+        ({"name": "x", "labels": [{"code": "a", "malign": True}]}, "malign is not known"),
+        ({"name": "x", "labels": [{"code": "a", "malignant": "no"}]}, "malignant must be a valid"),
     ],
 )
 def test_what_cannot_be_one_is_refused(content: object, words: str) -> None:
@@ -86,7 +89,7 @@ def test_unknown_names_and_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no label set 'nosuch'.*binary, ham10000, isic2019"):
         label_set("nosuch")
     (tmp_path / "damaged.json").write_text("{")
-    with pytest.raises(UsageError, match="is not JSON"):
+    with pytest.raises(UsageError, match=r"damaged\.json is not valid JSON"):
         label_set(tmp_path / "damaged.json")
     with pytest.raises(UsageError, match=r"Unknown class 'scc'\. Use one of: akiec"):
         HAM10000.of("scc")

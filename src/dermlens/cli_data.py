@@ -36,6 +36,25 @@ def download(
     say_written(fetch(out, [part.strip() for part in only.split(",") if part.strip()]))
 
 
+@data_app.command("dicom")
+def pictures_of_dicom(
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files, or one file.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: images/ and dicom.csv.")],
+    keep_names: Annotated[
+        bool,
+        typer.Option("--keep-names", help="Name pictures like their files, which may name people."),
+    ] = False,
+) -> None:
+    """Make pictures of DICOM files, for a data set: no patient data, pixel spacing kept.
+
+    Example: dermlens data dicom study --out pictures
+    """
+    from dermlens.data.dicom_folder import write_pictures
+
+    claim(out, reading=source)
+    say(f"Wrote {write_pictures(source, out, keep_names=keep_names)} pictures to {out}")
+
+
 @data_app.command()
 def prepare(
     source: Annotated[Path, typer.Argument(help="Folder with archives or images and their table.")],

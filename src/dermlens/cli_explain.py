@@ -32,6 +32,17 @@ def explain(
     ] = "logit",
     scorer: ScorerChoice = None,
     opacity: Annotated[float, typer.Option(help="Of the overlay, 0..1.")] = 0.5,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom",
+            help="Of DICOM images, write the maps as Parametric Map and Segmentation and the "
+            "answer as Structured Report, too.",
+        ),
+    ] = False,
+    keep_patient: Annotated[
+        bool, typer.Option("--keep-patient", help="Copy the patient's data into these objects.")
+    ] = False,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
 ) -> None:
@@ -55,6 +66,8 @@ def explain(
         output=output,
         scorer=scorer,
         opacity=opacity,
+        dicom=dicom,
+        keep_patient=keep_patient,
         batch_size=batch_size,
         seed=seed,
     )

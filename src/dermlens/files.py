@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,15 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: If the file is missing or is not JSON.
+        DataError: If the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Check the path, or make the file again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Check the path.") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}). Make it again.") from error
 
 
@@ -122,6 +124,29 @@ def write_csv(path: Path, table: pd.DataFrame) -> Path:
     with written_beside(path) as temporary:
         safe_for_spreadsheets(table).to_csv(temporary, index=False)
     return Path(path)
+
+
+def read_table(path: Path, columns: Iterable[str] = (), **options: Any) -> pd.DataFrame:
+    """Read a CSV file that must have some columns.
+
+    Args:
+        path: The file.
+        columns: Those that it must have.
+        **options: Of ``pandas.read_csv``.
+
+    Raises:
+        DataError: If the file is missing, is no table, or lacks a column.
+    """
+    try:
+        table = pd.read_csv(path, **options)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Check the path, or make the file again.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table ({error}). Make it again.") from error
+    lacking = [column for column in columns if column not in table.columns]
+    if lacking:
+        raise DataError(f"{path} lacks the column {lacking[0]!r}. Make it again.")
+    return table
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,12 +1,10 @@
 """Label sets: which classes there are, what people call them, and which of them are malignant.
 
 A label set is data, not code. ``ham10000``, ``isic2019`` and ``binary`` come with the package;
-anybody
-writes another one as a JSON file like those in ``dermlens/label_sets``. Data sets and models carry
-theirs, so that no name is ever taken from anywhere else.
+anybody writes another one as a JSON file like those in ``dermlens/label_sets``. Data sets and
+models carry theirs, so that no name is ever taken from anywhere else.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dermlens.errors import UsageError
+from dermlens.errors import DermlensError, UsageError
+from dermlens.files import read_json
+from dermlens.schema import STRICT, Code, checked
 
 _FOLDER = Path(__file__).parent / "label_sets"
 _COLORS = (
@@ -39,7 +39,8 @@ class Label:
         color: Hex color of the class in every figure.
     """
 
-    code: str
+    __pydantic_config__ = STRICT
+    code: Code
     name: str
     malignant: bool | None = None
     plain: str = ""
@@ -58,6 +59,7 @@ class LabelSet:
         source: Where the classes come from.
     """
 
+    __pydantic_config__ = STRICT
     name: str
     labels: tuple[Label, ...]
     alerts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -69,8 +71,8 @@ class LabelSet:
         problem = None
         if not codes:
             problem = "it has no class"
-        elif not all(isinstance(code, str) and code.strip() == code != "" for code in codes):
-            problem = "a code is empty or no text"
+        elif not all(code.strip() == code != "" for code in codes):
+            problem = "a code is empty, or has spaces around it"
         elif len(set(codes)) < len(codes):
             problem = f"the code {max(codes, key=codes.count)!r} stands twice"
         elif unknown := sorted({c for group in self.alerts.values() for c in group} - set(codes)):
@@ -143,25 +145,28 @@ class LabelSet:
         Raises:
             UsageError: If a field is missing or cannot be true.
         """
-        try:
-            labels = tuple(
-                Label(
-                    str(one["code"]),
-                    str(one.get("name") or one["code"]),
-                    None if one.get("malignant") is None else bool(one["malignant"]),
-                    str(one.get("plain", "")),
-                    str(one.get("color") or _COLORS[k % len(_COLORS)]),
-                )
-                for k, one in enumerate(content["labels"])
-            )
-            alerts = {str(k): tuple(map(str, v)) for k, v in content.get("alerts", {}).items()}
-            return cls(str(content["name"]), labels, alerts, str(content.get("source", "")))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"This is no label set: {error} is missing or of the wrong kind. It needs a "
-                "name and "
-                'labels, each with a code, such as {"name": "mine", "labels": [{"code": "mel"}]}.'
-            ) from None
+        return checked(cls, _filled_in(content), _no_label_set)
+
+
+def _filled_in(content: Any) -> Any:
+    """Give every class of a set that a user wrote its name and color."""
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), list):
+        return content
+    labels = [
+        {"name": one.get("code"), "color": _COLORS[k % len(_COLORS)]}
+        | {name: value for name, value in one.items() if value not in (None, "")}
+        if isinstance(one, dict)
+        else one
+        for k, one in enumerate(content["labels"])
+    ]
+    return {**content, "labels": labels}
+
+
+def _no_label_set(problem: str) -> UsageError:
+    return UsageError(
+        f"This is no label set: {problem}. It needs a name and labels, each with a code, such as "
+        '{"name": "mine", "labels": [{"code": "mel"}]}.'
+    )
 
 
 def named_classes(names: Iterable[str]) -> LabelSet:
@@ -200,7 +205,7 @@ def label_set(given: str | Path) -> LabelSet:
     """
     path = Path(given)
     if (_FOLDER / f"{given}.json").is_file():
-        return LabelSet.from_json(json.loads((_FOLDER / f"{given}.json").read_text("utf-8")))
+        return LabelSet.from_json(read_json(_FOLDER / f"{given}.json"))
     if path.is_file():
         return _from_file(path)
     codes = [part.strip() for part in str(given).split(",")]
@@ -219,15 +224,12 @@ def label_set_names() -> tuple[str, ...]:
 
 def _from_file(path: Path) -> LabelSet:
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The label set {path} cannot be read: {error}.") from None
-    if path.suffix.lower() != ".json":
-        return _declared(named_classes(line.strip() for line in text.splitlines() if line.strip()))
-    try:
-        return LabelSet.from_json(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"The label set {path} is not JSON: {error}.") from None
+        if path.suffix.lower() == ".json":
+            return LabelSet.from_json(read_json(path))
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError, DermlensError) as error:
+        raise UsageError(f"The label set {path} cannot be read: {error}") from None
+    return _declared(named_classes(filter(None, names)))
 
 
 def _declared(found: LabelSet) -> LabelSet:

@@ -1,9 +1,12 @@
 """The strength of the balanced rule under hidden priors, noise and one standard error."""
 
+import json
+
 import numpy as np
 import pytest
 
-from dermlens.model.balanced_rule import TAUS, BalancedRule, fit_balanced_rule, rule_curve
+from dermlens.model.balanced_rule import NO_RULE, TAUS, fit_balanced_rule, rule_curve
+from dermlens.model.calibration import Calibration
 
 
 def skewed(count: int, seed: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,5 +63,6 @@ def test_curve_by_hand() -> None:
 def test_rule_survives_json() -> None:
     logits, labels, prior = skewed(200)
     rule = fit_balanced_rule(logits, labels, prior, np.arange(200))
-    assert BalancedRule.from_json(rule.to_json()) == rule
-    assert BalancedRule().decide(logits).tolist() == logits.argmax(axis=1).tolist()
+    content = json.loads(json.dumps(Calibration(1.0, rule, {}, ("a", "b", "c")).to_json()))
+    assert Calibration.from_json(content).balanced_rule == rule
+    assert NO_RULE.decide(logits).tolist() == logits.argmax(axis=1).tolist()

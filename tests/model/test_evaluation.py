@@ -12,12 +12,12 @@ from dermlens.errors import DataError
 from dermlens.labels import HAM10000
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.evaluation import (
-    isic_balanced_accuracy,
     isic_submission,
     metrics_from_predictions,
 )
 from dermlens.model.prediction_table import predictions_table, read_predictions
 from dermlens.report.evaluation_report import write_evaluation
+from isic_support import isic_balanced_accuracy
 
 ISIC = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 

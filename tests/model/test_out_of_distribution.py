@@ -5,7 +5,13 @@ import pytest
 from sklearn.covariance import ledoit_wolf
 
 from dermlens.errors import ModelError
-from dermlens.model.out_of_distribution import OODDetector, fit_ood_detector, with_threshold
+from dermlens.model.out_of_distribution import (
+    OODDetector,
+    StoredDetector,
+    fit_ood_detector,
+    read_detector,
+    with_threshold,
+)
 
 
 def clusters(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +25,7 @@ def clusters(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
 
 def test_with_all_directions_it_is_the_mahalanobis_distance_to_the_nearest_class() -> None:
     features, labels = clusters()
-    detector = fit_ood_detector(features, labels, features, classes=2, directions=6)
+    detector = fit_ood_detector(features, labels, features, classes=2)
     means = np.stack([features[labels == c].mean(0) for c in (0, 1)])
     inverse = np.linalg.inv(ledoit_wolf(features - means[labels], assume_centered=True)[0])
     # One direction fewer than features keeps its own variance: the last one is "the rest".
@@ -71,15 +77,14 @@ def test_a_class_without_images_and_a_constant_feature_are_no_problem() -> None:
     assert detector.means.shape == (2, 7) and np.isfinite(detector.scores(features)).all()
 
 
-def test_it_survives_storage_and_says_what_is_missing(tmp_path) -> None:
+def test_it_survives_storage(tmp_path) -> None:
     features, labels = clusters()
     detector = fit_ood_detector(features, labels, features, classes=2)
     np.savez(tmp_path / "outlier.npz", **detector.arrays())
-    with np.load(tmp_path / "outlier.npz") as arrays:
-        again = OODDetector.from_stored(detector.to_json(), arrays)
+    stored = StoredDetector(**detector.to_json())
+    again = read_detector(tmp_path / "outlier.npz", stored, 2, 6)
     np.testing.assert_array_equal(again.scores(features), detector.scores(features))
-    with pytest.raises(ModelError, match="Save the bundle again"):
-        OODDetector.from_stored({}, detector.arrays())
+    assert again.to_json() == detector.to_json()
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

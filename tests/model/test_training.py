@@ -19,7 +19,7 @@ from dermlens.labels import HAM10000
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture, build_classifier
-from dermlens.model.configuration import TrainingConfiguration, preset
+from dermlens.model.configuration import preset
 from dermlens.model.finetuning import choose_trainable
 from dermlens.model.optimization import (
     RunningAverage,
@@ -171,11 +171,11 @@ def run_and_kill(prepared: Path, out: Path, after_epoch: int | None, *options: s
     script = SCRIPT.format(path=[str(HERE), str(HERE.parent)], data=str(prepared), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script, *options])
     state = out / "checkpoint" / "state.npz"
-    from dermlens.model.checkpoint import read_facts
+    from dermlens.model.checkpoint import read_state
 
     while process.poll() is None:
-        facts = read_facts(state) if after_epoch is not None else None
-        if facts is not None and after_epoch is not None and facts["next_epoch"] >= after_epoch:
+        written = after_epoch is not None and state.is_file()
+        if written and read_state(state)[0]["next_epoch"] >= after_epoch:
             process.kill()
         time.sleep(0.02)
     process.wait()
@@ -372,8 +372,6 @@ def test_views_average_the_dihedral_group(trained):
 def test_presets_are_complete():
     assert preset("ham10000").architecture.backbone == "resnet50"
     assert preset("demo", epochs=2).epochs == 2
-    again = TrainingConfiguration.from_json(json.loads(json.dumps(preset("ham10000").to_json())))
-    assert again == preset("ham10000")
     with pytest.raises(UsageError, match="Unknown preset"):
         preset("best")
 

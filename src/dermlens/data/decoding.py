@@ -14,9 +14,12 @@ import numpy as np
 
 from dermlens.data.color_profiles import profile_transform
 from dermlens.errors import DataError
+from dermlens.extras import optional
 
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
-"""What ``Image.open`` may try, the only such list in the package."""
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF")
+"""What ``Image.open`` may try, the only such list in the package; and HEIC, by a package of its
+own."""
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_MEMORY = 850_000_000
 """Bytes that decoding one picture may take, so that a process stays below 1 GiB."""
 _BAND_PIXELS = 1 << 20
@@ -29,7 +32,7 @@ _PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280),
 _PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
 _MAX_PAGES = 64
 # Bytes per pixel that decoders hold beside the picture itself, measured.
-_DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
+_DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1, "JPEG2000": 16, "AVIF": 8, "HEIF": 8}
 
 
 def open_header(content: bytes) -> Any:
@@ -57,7 +60,7 @@ def open_header(content: bytes) -> Any:
             raise
         content = _tiff_without_descriptions(content)
         image = _open(content)
-    if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+    if image.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
         raise ValueError("it is an animation, not one image")
     if image.format == "TIFF" and (page := _page(content)):
         image.seek(page)
@@ -86,6 +89,9 @@ def _page(content: bytes) -> int:
 def _open(content: bytes) -> Any:
     from PIL import Image
 
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
+        optional("pi_heif").register_heif_opener()
+        return Image.open(io.BytesIO(content), formats=("HEIF", "AVIF"))
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 

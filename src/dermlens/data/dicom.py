@@ -29,6 +29,11 @@ def is_dicom(content: bytes) -> bool:
     return content[_MAGIC] == b"DICM"
 
 
+def is_dicom_path(path: Path) -> bool:
+    """Tell whether a path means a DICOM file or one of its frames, by its ending."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
 def split_frame(path: Path) -> tuple[Path, int | None]:
     """Return the file that a path means, and the number of its frame, 1 is the first.
 
@@ -56,6 +61,19 @@ def frame_paths(path: Path) -> list[Path]:
     if count == 1:
         return [Path(path)]
     return [path.with_name(f"{path.stem}@{k}{path.suffix}") for k in range(1, count + 1)]
+
+
+def frames_of(path: Path) -> list[Path]:
+    """Return what a photograph counts as: itself, or a path for each frame of a DICOM file.
+
+    A damaged file is itself: what is wrong with it is said where it is read.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        return [path]
+    try:
+        return frame_paths(path)
+    except DataError:
+        return [path]
 
 
 def picture_bytes(path: Path) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from dermlens.data import dicom
 from dermlens.data.decoding import (
     FORMATS,
     as_array,
@@ -21,9 +22,14 @@ from dermlens.data.decoding import (
     to_rgb,
 )
 from dermlens.data.masks import mask_of
-from dermlens.errors import DataError
+from dermlens.errors import DataError, DermlensError
 
-IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".jp2", ".j2k", ".avif", ".heic", ".heif"),
+)
+PHOTOGRAPH_SUFFIXES = (*IMAGE_SUFFIXES, *dicom.SUFFIXES)
+"""Of files that are predicted and explained; a data set is made of ``IMAGE_SUFFIXES`` alone."""
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 500_000_000
 """Of one image file; an uncompressed one of ``MAX_PIXELS`` stays below."""
@@ -77,7 +83,7 @@ def _open(content: bytes, name: str, convert: Callable[[Any, str | None], Any]) 
         kind = image.format
         image = decode_upright(image)
         return convert(image, kind)
-    except DataError:
+    except DermlensError:
         raise
     except Exception as error:  # Damaged files make decoders fail in many ways.
         raise _undecodable(name, error) from error
@@ -221,14 +227,15 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read an image file.
+    """Read an image file; of DICOM the picture alone, as an uncompressed PNG file.
 
     Raises:
         DataError: If it is missing, is no file (a folder, a named pipe, a device), or holds more
             than ``MAX_FILE_BYTES``.
     """
+    file, _ = dicom.split_frame(path)
     try:
-        found = Path(path).stat()
+        found = file.stat()
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path} is a {kind_of(found.st_mode)}, not an image file.")
         if found.st_size > MAX_FILE_BYTES:
@@ -236,9 +243,10 @@ def read_bytes(path: Path) -> bytes:
                 f"{path} has {found.st_size / 1e6:,.0f} MB, more than the "
                 f"{MAX_FILE_BYTES / 1e6:,.0f} MB allowed for an image. Scale it down first."
             )
-        return Path(path).read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). Check the path.") from error
+    return dicom.picture_bytes(path) if dicom.is_dicom(content) else content
 
 
 def kind_of(mode: int) -> str:

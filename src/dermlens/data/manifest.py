@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from dermlens.errors import DataError, UsageError
-from dermlens.files import read_json, write_csv
+from dermlens.errors import DataError
+from dermlens.files import write_csv
 from dermlens.folders import Kind
 from dermlens.labels import HAM10000, LabelSet
+from dermlens.schema import Count, OpenSection, Share, checked_file
 
 COLUMNS: tuple[str, ...] = (
     "image_id",
@@ -70,20 +72,54 @@ def _listed(data: Path) -> set[str]:
     return {"images.csv", *table.path, *table.mask_path.dropna(), *structures}
 
 
+class SplitFacts(OpenSection):
+    """What ``dataset.json`` says of a split; every field may be missing."""
+
+    seed: Count = 0
+    fractions: dict[str, Share] = Field(default_factory=dict)
+    images: dict[str, Count] = Field(default_factory=dict)
+    per_class: dict[str, dict[str, Count]] = Field(default_factory=dict)
+
+
+class DataFacts(OpenSection):
+    """What ``dataset.json``, and a bundle of its data, says; every field may be missing."""
+
+    name: str = ""
+    source: str = ""
+    synthetic: bool = False
+    license: str = ""
+    fingerprint: str = ""
+    n_images: Count = 0
+    n_lesions: Count = 0
+    per_class: dict[str, Count] = Field(default_factory=dict)
+    split: SplitFacts | None = None
+    labels: LabelSet = HAM10000
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """Return what it says, as JSON types, less some fields and the label set."""
+        told = set(DataFacts.model_fields) - {"labels", *names}
+        return self.model_dump(include=told, exclude_unset=True)
+
+
+def data_facts(data: Path) -> DataFacts:
+    """Return what ``dataset.json`` says; what it does not say counts as HAM10000's.
+
+    Raises:
+        DataError: If a field of it has another form.
+    """
+    path = Path(data) / "dataset.json"
+    if not path.is_file():
+        return DataFacts()
+    return checked_file(DataFacts, path, "Prepare the data set again.")
+
+
 def data_labels(data: Path) -> LabelSet:
     """Return the label set of a prepared data set; HAM10000's where an earlier version made it.
 
     Raises:
         DataError: If ``dataset.json`` holds something else.
     """
-    path = Path(data) / "dataset.json"
-    facts = read_json(path) if path.is_file() else {}
-    if not isinstance(facts, dict) or "labels" not in facts:
-        return HAM10000
-    try:
-        return LabelSet.from_json(facts["labels"])
-    except UsageError as error:
-        raise DataError(f"{path}: {error}") from None
+    return data_facts(data).labels
 
 
 def read_manifest(data: Path) -> pd.DataFrame:

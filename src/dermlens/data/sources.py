@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from dermlens.data.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, kind_of, read_bytes
+from dermlens.data import dicom
+from dermlens.data.images import (
+    IMAGE_SUFFIXES,
+    MAX_FILE_BYTES,
+    PHOTOGRAPH_SUFFIXES,
+    kind_of,
+    read_bytes,
+)
 from dermlens.errors import DataError
 from dermlens.progress import printable
 
@@ -194,6 +201,8 @@ def _sort_in(member: Member, stems: set[str], found: Survey) -> None:
         not member.suffix and "metadata" in member.stem.lower()
     ):
         found.tables.append(member)
+    elif member.suffix in dicom.SUFFIXES:
+        found.leave_out("is DICOM: 'dermlens data dicom' makes pictures of it", member.name)
     else:
         found.leave_out(f"is of the type {member.suffix or 'without ending'}", member.name)
 
@@ -237,7 +246,7 @@ def photographs_in(folder: Path) -> tuple[list[Path], list[Path]]:
         path
         for path in sorted(folder.rglob("*"))
         # Archives made on a Mac hold a hidden companion beside each file.
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        if path.suffix.lower() in PHOTOGRAPH_SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]

@@ -9,9 +9,13 @@ probability can win. Probabilities are left untouched by it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+
+from dermlens.model.metrics import divide, lesion_resamples
+from dermlens.schema import STRICT
 
 TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
 LARGEST_TAU = 1.0
@@ -21,15 +25,9 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class RulePoint:
-    """Balanced accuracy of one strength.
+    """Balanced accuracy of one strength, 0..1, and its 95 % interval over resampled lesions."""
 
-    Attributes:
-        tau: Strength of the prior correction.
-        balanced_accuracy: On the images as they are, 0..1.
-        low: Lower end of the 95 % interval over resampled lesions.
-        high: Its upper end.
-    """
-
+    __pydantic_config__ = STRICT
     tau: float
     balanced_accuracy: float
     low: float
@@ -47,8 +45,10 @@ class BalancedRule:
         curve: Balanced accuracy over tau on validation; empty in bundles that do not hold it.
     """
 
-    tau: float = 0.0
-    log_prior: tuple[float, ...] = ()
+    # Files say it in words too.
+    __pydantic_config__ = ConfigDict(**{**STRICT, "extra": "ignore"})
+    tau: Annotated[float, Field(ge=0)]
+    log_prior: tuple[float, ...]
     curve: tuple[RulePoint, ...] = ()
 
     def adjusted(self, scaled: np.ndarray) -> np.ndarray:
@@ -60,22 +60,9 @@ class BalancedRule:
         """Return the class positions chosen from calibrated logits (N, C), int (N,)."""
         return self.adjusted(scaled).argmax(axis=1)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "tau": self.tau,
-            "log_prior": list(self.log_prior),
-            "curve": [vars(point) for point in self.curve],
-        }
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "BalancedRule":
-        """Build from what ``to_json`` returned, or from what earlier versions stored."""
-        return cls(
-            float(content["tau"]),
-            tuple(float(v) for v in content["log_prior"]),
-            tuple(RulePoint(**point) for point in content.get("curve", ())),
-        )
+NO_RULE = BalancedRule(0.0, ())
+"""The most probable class."""
 
 
 def rule_curve(
@@ -88,29 +75,16 @@ def rule_curve(
 ) -> tuple[tuple[RulePoint, ...], np.ndarray]:
     """Measure the balanced accuracy over the strength of the rule.
 
-    Args:
-        scaled: Calibrated logits (N, C).
-        labels: int (N,), class positions.
-        log_prior: (C,).
-        groups: Lesion of each image, (N,).
-        seed: Seed of the resampling.
-
-    Returns:
-        A point for each of ``TAUS``, and the balanced accuracy of every resample of lesions,
-        float64 (T, R): the same resamples for every tau.
+    Returns a point for each of ``TAUS``, and the balanced accuracy of every resample of lesions,
+    float64 (T, R): the same resamples for every tau. Arguments as ``fit_balanced_rule`` takes them.
     """
-    _, lesion = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    count = int(lesion.max()) + 1
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)[:, lesion]
-    weights = np.vstack([np.ones(len(labels), drawn.dtype), drawn])
+    weights = np.vstack([np.ones(len(labels)), lesion_resamples(groups, _RESAMPLES, seed)])
     truth = np.eye(np.shape(scaled)[1])[labels]
     support = weights @ truth
     points, resampled = [], []
     for tau in TAUS:
         right = (scaled - tau * np.asarray(log_prior)).argmax(axis=1) == labels
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recalls = np.where(support > 0, weights @ (truth * right[:, None]) / support, np.nan)
+        recalls = divide(weights @ (truth * right[:, None]), support)
         whole, *parts = np.nanmean(recalls, axis=1)
         low, high = np.quantile(parts, [0.025, 0.975])
         points.append(RulePoint(float(tau), float(whole), float(low), float(high)))
@@ -134,11 +108,9 @@ def fit_balanced_rule(
     1984, for paired figures).
 
     Args:
-        scaled: Calibrated logits (N, C).
-        labels: int (N,), class positions.
-        log_prior: (C,).
-        groups: Lesion of each image, (N,).
-        seed: Seed of the resampling.
+        scaled: Calibrated logits (N, C); log_prior (C,).
+        labels: Class positions, int (N,); groups: lesion of each image, (N,).
+        seed: Of the resampling.
     """
     curve, resampled = rule_curve(scaled, labels, log_prior, groups, seed=seed)
     allowed = np.flatnonzero(TAUS <= LARGEST_TAU)

@@ -17,7 +17,7 @@ Loading builds the network from its description and copies weights into it, or h
 adopted file in its safe mode: nothing is unpickled and no stored code is run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens import __version__
 from dermlens.errors import ModelError
-from dermlens.files import sha256_of_file, write_csv
+from dermlens.files import read_table, write_csv
 from dermlens.folders import Kind, folder_beside
 from dermlens.labels import HAM10000, LabelSet, chosen
 from dermlens.model.bundle_choice import (
@@ -37,19 +36,12 @@ from dermlens.model.bundle_choice import (
     is_bundle,
     no_bundle,
 )
-from dermlens.model.bundle_description import (
-    FORMAT,
-    checksum,
-    impossible,
-    read_description,
-    stored_labels,
-    write_description,
-)
+from dermlens.model.bundle_description import FORMAT, NAME, checksum, describe, read_description
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.foreign import ADOPTED_SETTINGS, load_keras_model
 from dermlens.model.image_classifier import ImageClassifier
-from dermlens.model.out_of_distribution import OODDetector, read_arrays
+from dermlens.model.out_of_distribution import OODDetector, read_detector
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name, set_weights
 
@@ -63,20 +55,9 @@ __all__ = [
     "load_bundle",
     "save_bundle",
 ]
-KIND = Kind(
-    "a bundle",
-    "bundle.json",
-    lambda _: (
-        *("bundle.json", "weights.h5", "model.keras"),
-        "outlier.npz",
-        "history.csv",
-        "split.csv",
-    ),
-    later=tuple(
-        f"int8/{name}"
-        for name in ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
-    ),
-)
+_FILES = ("bundle.json", "weights.h5", "model.keras", "outlier.npz", "history.csv", "split.csv")
+_COPY = ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
+KIND = Kind("a bundle", NAME, lambda _: _FILES, later=tuple(f"int8/{name}" for name in _COPY))
 NON_COMMERCIAL = (
     "The weights were trained on HAM10000 (CC BY-NC 4.0) and are for non-commercial use only."
 )
@@ -153,7 +134,7 @@ class Bundle(ImageClassifier):
     def history(self) -> pd.DataFrame:
         """The training record; empty for an adopted model."""
         path = self.path / "history.csv"
-        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+        return read_table(path) if path.is_file() else pd.DataFrame()
 
     def predictor(self, batch_size: int = 32) -> Predictor:
         """Return a predictor that can also give 8 test-time views."""
@@ -170,22 +151,19 @@ class Bundle(ImageClassifier):
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        tta_views: int = 1,
         batch_size: int = 32,
-        advance: Callable[..., None] | None = None,
+        **how: Any,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return logits and out-of-distribution scores; see the base class."""
         if self.ood_detector is None:
-            return super().logits_and_ood_scores(
-                images, rows, tta_views=tta_views, batch_size=batch_size, advance=advance
-            )
+            return super().logits_and_ood_scores(images, rows, batch_size=batch_size, **how)
         if batch_size not in self._joint:
             self._joint[batch_size] = Predictor(
                 with_features(self.model),
                 transposed=lambda: with_features(self._transposed()),
                 batch_size=batch_size,
             )
-        joined = self._joint[batch_size].logits(images, rows, tta_views=tta_views, advance=advance)
+        joined = self._joint[batch_size].logits(images, rows, **how)
         logits, features = split_features(joined, len(self.classes))
         return logits, self.ood_detector.scores(features)
 
@@ -214,44 +192,36 @@ def save_bundle(
         path: Folder to write; an older bundle there is replaced, anything else is not.
         model: float32 network built from ``architecture``.
         architecture: Its description.
-        calibration: Fitted on validation.
+        calibration: Fitted on validation, as the threshold of ``ood_detector``.
         training: Configuration and outcome of the training.
         data: Name, fingerprint and counts of the data set.
         history: Training record.
         split: Columns image_id and split, and any others.
-        labels: The classes, in the order of the logits; default those of HAM10000 with the codes of
-            the architecture.
-        ood_detector: Fitted on training features, its threshold on validation.
+        labels: The classes; default those of HAM10000 with the codes of the architecture.
         dtype: Storage of weights, ``"float32"`` or ``"float16"``.
 
     Raises:
         DataError: If something else than a bundle stands at ``path``.
     """
     labels = chosen(HAM10000, architecture.classes) if labels is None else labels
-    license_note = NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT"
     with folder_beside(Path(path), KIND) as folder:
         save_by_name(model, folder / "weights.h5", dtype=dtype)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "split.csv", split)
-        names = ["weights.h5", "history.csv", "split.csv"]
         if ood_detector is not None:
             arrays: dict[str, Any] = {k: v.astype(dtype) for k, v in ood_detector.arrays().items()}
             np.savez(folder / "outlier.npz", **arrays)
-            names.append("outlier.npz")
-        facts = {
-            "format": FORMAT,
-            "dermlens_version": __version__,
-            "architecture": architecture.to_json(),
-            "labels": labels.to_json(),
-            "calibration": calibration.to_json(),
-            "training": training,
-            "data": data,
-            "license": license_note,
-            "storage": dtype,
-            "outlier": None if ood_detector is None else ood_detector.to_json(),
-            "sha256": {name: sha256_of_file(folder / name) for name in names},
-        }
-        stored = write_description(folder / "bundle.json", facts)
+        stored = describe(
+            folder,
+            architecture,
+            labels,
+            calibration,
+            training=training,
+            data=data,
+            license=NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT",
+            storage=dtype,
+            outlier=None if ood_detector is None else ood_detector.to_json(),
+        )
     return Bundle(Path(path), architecture, calibration, stored, model, ood_detector, labels=labels)
 
 
@@ -269,26 +239,29 @@ def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:
     path = Path(path)
     if not is_bundle(path):
         raise ModelError(no_bundle(path))
-    facts = read_description(path)
-    architecture = Architecture.from_json(facts["architecture"])
-    calibration = Calibration.from_json(facts["calibration"])
-    if calibration.classes != architecture.classes:
-        raise impossible(path, "its calibration is of other classes than its network")
-    ood_detector, labels = _load_ood_detector(path, facts), stored_labels(path, facts)
+    facts, description = read_description(path)
+    architecture = Architecture(**dict(description.architecture))
     settings: dict[str, Any] = {}
-    if "adopted" in facts:
-        model = load_keras_model(path / "model.keras", custom, needed=facts["adopted"]["custom"])
-        settings = {name: facts["adopted"][name] for name in ADOPTED_SETTINGS}
+    if (adopted := description.adopted) is not None:
+        model = load_keras_model(path / "model.keras", custom, needed=adopted.custom)
+        settings = {name: getattr(adopted, name) for name in ADOPTED_SETTINGS}
     else:
         model = build_classifier(architecture)
         load_all_by_name(model, path / "weights.h5")
     model.trainable = False
+    ood_detector = None
+    if description.outlier is not None:
+        features = model.get_layer("pool").output.shape[-1]
+        ood_detector = read_detector(
+            path / "outlier.npz", description.outlier, len(architecture.classes), features
+        )
     return Bundle(
-        path, architecture, calibration, facts, model, ood_detector, labels=labels, **settings
+        path,
+        architecture,
+        description.calibration.calibration(),
+        facts,
+        model,
+        ood_detector,
+        labels=description.labels,
+        **settings,
     )
-
-
-def _load_ood_detector(path: Path, facts: dict[str, Any]) -> OODDetector | None:
-    if facts.get("outlier") is None:
-        return None
-    return OODDetector.from_stored(facts["outlier"], read_arrays(path / "outlier.npz"))

@@ -4,10 +4,10 @@ A bundle may be left out, and then the shipped one is used. A path that was mean
 none must therefore never be taken for something else.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dermlens.data.images import IMAGE_SUFFIXES
+from dermlens.data.images import PHOTOGRAPH_SUFFIXES
 from dermlens.errors import ModelError, UsageError
 from dermlens.model.bundle_description import NAME
 
@@ -73,25 +73,27 @@ def bundle_and_rest(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
 
 def no_bundle(path: Path) -> str:
     """Say what stands at a path instead of a bundle, and what to give."""
-    known = meant_as_model(path) or (_without_images(path) if path.exists() else None)
+    known = meant_as_model(path) or _without_images(path)
     return known or f"{path} is not a bundle: it holds no {NAME}. {_ELSE}."
 
 
 def meant_as_model(path: Path) -> str | None:
     """Return what is wrong with a path that can only be meant as a model, else None."""
-    if path.suffix.lower() in MODEL_SUFFIXES and not is_bundle(path):
-        if path.suffix == ".keras":
-            return (
-                f"{path} is a Keras model, not a bundle. Make one of it first: dermlens adopt "
-                f"{path} --classes NAME,NAME --out mine."
-            )
-        return f"{path} is not a bundle but a file or folder of a model. {_ELSE}."
-    if not path.is_dir() or is_bundle(path):
+    if is_bundle(path):
         return None
-    inside = sorted(entry.parent for entry in _descriptions(path))
-    if _is_run(path) or inside == [path / "bundle"]:
-        if is_bundle(path / "bundle"):
-            return f"{path} is a run folder; its bundle is {path / 'bundle'}. Give that."
+    if path.suffix.lower() == ".keras":
+        return (
+            f"{path} is a Keras model, not a bundle. Make one of it first: dermlens adopt "
+            f"{path} --classes NAME,NAME --out mine."
+        )
+    if path.suffix.lower() in MODEL_SUFFIXES:
+        return f"{path} is not a bundle but a file or folder of a model. {_ELSE}."
+    patterns = (NAME, f"*/{NAME}", f"*/bundle/{NAME}")
+    inside = sorted(entry.parent for pattern in patterns for entry in path.glob(pattern))
+    own = path / "bundle"
+    if inside == [own] or (_is_run(path) and own in inside):
+        return f"{path} is a run folder; its bundle is {own}. Give that."
+    if _is_run(path):
         return (
             f"{path} is a run folder without a bundle: its training has not finished. Finish it "
             "with 'dermlens train --resume'."
@@ -99,9 +101,9 @@ def meant_as_model(path: Path) -> str | None:
     if inside:
         some = ", ".join(map(str, inside[:3])) + (", …" if len(inside) > 3 else "")
         return f"{path} is not a bundle but holds {some}. Give the one that is meant."
-    if (path / "weights.h5").is_file():
+    if any((path / name).is_file() for name in ("weights.h5", "model.keras", "outlier.npz")):
         return f"{path} is an incomplete bundle: {NAME} is missing. Copy it again."
-    if (path / "saved_model.pb").is_file() or any(path.glob("*.tflite")):
+    if any(path.glob("saved_model.pb")) or any(path.glob("*.tflite")):
         return (
             f"{path} was written by 'dermlens export'; inference.py runs it. Here, give the bundle "
             "it was made from."
@@ -117,13 +119,8 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def _descriptions(path: Path) -> Iterator[Path]:
-    for pattern in (NAME, f"*/{NAME}", f"*/bundle/{NAME}"):
-        yield from path.glob(pattern)
-
-
 def _without_images(path: Path) -> str | None:
     """Return that a folder holds neither a bundle nor an image, else None."""
-    if not path.is_dir() or any(f.suffix.lower() in IMAGE_SUFFIXES for f in path.rglob("*")):
+    if not path.is_dir() or any(f.suffix.lower() in PHOTOGRAPH_SUFFIXES for f in path.rglob("*")):
         return None
     return f"{path} is not a bundle: it holds no {NAME}, and no image either. {_ELSE}."

@@ -7,26 +7,31 @@ weights, and any field that is added later.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from dermlens.errors import ModelError, UsageError
+from pydantic import Field, model_validator
+
+from dermlens import __version__
+from dermlens.data.manifest import DataFacts
+from dermlens.errors import ModelError
 from dermlens.files import read_json, sha256_of_file, write_json
-from dermlens.labels import HAM10000, LabelSet, chosen
+from dermlens.labels import HAM10000, LabelSet
+from dermlens.model.calibration import Calibration, StoredCalibration
+from dermlens.model.classifier import MAX_SIDE, MIN_SIDE, Architecture
+from dermlens.model.out_of_distribution import StoredDetector
 from dermlens.progress import say
+from dermlens.schema import Code, Count, OpenSection, Section, checked
 
 NAME = "bundle.json"
 FORMAT = 2
 """2: prediction sets, and the balanced rule under its name. Format 1 is still read."""
-MAX_SIDE = 4096
-"""Of an input, in pixels; far above what any of the networks is used at."""
 _DIGITS = 12
 _CHECKSUM = "checksum"
 _INFORMATIVE = ("dermlens_version", "license")
-_SECTIONS = ("architecture", "calibration", "training", "data", "sha256")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 def checksum(facts: Mapping[str, Any]) -> str:
@@ -56,12 +61,10 @@ def model_label(identity: Mapping[str, str]) -> str:
 
 
 def write_description(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a description with its checksum, atomically, and return it as it is stored.
-
-    The one way to write a ``bundle.json`` or the metadata of an export.
+    """Write the metadata of a bundle or an export with its checksum; return what is stored.
 
     Args:
-        path: JSON file to write.
+        path: JSON file to write, atomically.
         facts: Its content; a checksum in it is replaced.
     """
     # What JSON cannot hold (NaN, numpy values) is changed by writing: the checksum is of the rest.
@@ -71,23 +74,120 @@ def write_description(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def describe(
+    folder: Path,
+    architecture: Architecture,
+    labels: LabelSet,
+    calibration: Calibration,
+    **sections: Any,
+) -> dict[str, Any]:
+    """Write the description of a bundle whose other files are complete; return what is stored.
+
+    Raises:
+        ModelError: If it says what could not be read again.
+    """
+
+    def refuse(problem: str) -> ModelError:
+        return ModelError(f"The model cannot be saved as a bundle: {problem}.")
+
+    files = sorted(path.name for path in folder.iterdir())
+    facts = {
+        "format": FORMAT,
+        "dermlens_version": __version__,
+        "architecture": asdict(architecture),
+        "labels": labels.to_json(),
+        "calibration": calibration.to_json(),
+        "outlier": None,
+        **sections,
+        "sha256": {name: sha256_of_file(folder / name) for name in files},
+    }
+    stored = write_description(folder / NAME, facts)
+    checked(Description, stored, refuse)
+    return stored
+
+
+class StoredArchitecture(Section):
+    """The network and its input."""
+
+    backbone: Code
+    input_size: tuple[Side, Side]
+    classes: Annotated[tuple[Code, ...], Field(min_length=2)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class StoredTraining(OpenSection):
+    """How the network was trained; nothing is known of an adopted one."""
+
+    seed: Count = 0
+    epochs: Count | None = None
+    best_epoch: Count | None = None
+    augmentation: dict[str, float | bool] | None = None
+    early_size: tuple[Side, Side] | None = None
+    uncovered_layers: tuple[str, ...] = ()
+
+
+class Adopted(OpenSection):
+    """What has to be known of a foreign network."""
+
+    value_range: tuple[float, float]
+    preprocessing: Literal["inside", "caffe", "torch"]
+    output: Literal["auto", "logits", "softmax", "sigmoid"]
+    custom: tuple[str, ...]
+
+
+class Description(OpenSection):
+    """The content of ``bundle.json``."""
+
+    format: Annotated[int, Field(ge=1)]
+    dermlens_version: str
+    architecture: StoredArchitecture
+    labels: LabelSet | None = None
+    calibration: StoredCalibration
+    adopted: Adopted | None = None
+    training: StoredTraining
+    data: DataFacts
+    license: str = ""
+    storage: str = ""
+    outlier: StoredDetector | None = None
+    sha256: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> "Description":
+        classes = self.architecture.classes
+        if self.calibration.classes != classes:
+            raise ValueError("calibration.classes are not architecture.classes")
+        if self.labels is not None and self.labels.codes != classes:
+            raise ValueError("labels are not architecture.classes")
+        # Versions without labels knew HAM10000 alone, and labels were positions in its order.
+        if self.labels is None and classes != tuple(c for c in HAM10000.codes if c in classes):
+            raise ValueError("architecture.classes are not HAM10000's in the order of their labels")
+        if self.adopted is None and min(self.architecture.input_size) < MIN_SIDE:
+            raise ValueError(f"architecture.input_size must be at least {MIN_SIDE}")
+        for name in self.needed_files():
+            if name not in self.sha256:
+                raise ValueError(f"sha256.{name} is missing")
+        return self
+
+    def needed_files(self) -> list[str]:
+        """Return the files without which there is no model."""
+        network = "weights.h5" if self.adopted is None else "model.keras"
+        return [network] if self.outlier is None else [network, "outlier.npz"]
+
+
+def read_description(folder: Path) -> tuple[dict[str, Any], Description]:
     """Read the description of a bundle and check it and the files that it lists.
 
     A bundle of an earlier version, without the checksum, is taken with a warning.
 
-    Args:
-        folder: The bundle.
+    Returns:
+        The whole content as it is, and what it says.
 
     Raises:
         ModelError: If it comes from a newer version, is damaged or impossible, or a file is
             missing or changed.
     """
     path = folder / NAME
-    try:
-        facts = read_json(path)
-    except RecursionError:
-        raise ModelError(f"{path} is not the description of a bundle.") from None
+    facts = read_json(path)
     if not isinstance(facts, dict) or type(facts.get("format")) is not int:
         raise ModelError(f"{path} is not the description of a bundle.")
     if facts["format"] > FORMAT:
@@ -101,78 +201,24 @@ def read_description(folder: Path) -> dict[str, Any]:
             "whether its classes and calibration are as they were saved."
         )
     elif facts[_CHECKSUM] != checksum(facts):
-        raise ModelError(
-            f"The bundle {folder} is damaged: {NAME} has changed since it was saved. Copy the "
-            "bundle again."
-        )
-    for name in _SECTIONS:
-        if not isinstance(facts.get(name), dict):
-            raise impossible(folder, f"{NAME} lacks the section {name!r}")
-    _check_architecture(folder, facts["architecture"])
-    if stored_labels(folder, facts).codes != tuple(facts["architecture"]["classes"]):
-        raise impossible(folder, "its label set is of other classes than its network")
-    _check_files(folder, facts)
-    return facts
+        raise _damaged(folder, NAME)
 
+    def refuse(problem: str) -> ModelError:
+        return ModelError(f"The bundle {folder} cannot be used: {NAME}: {problem}. Copy it again.")
 
-def impossible(folder: Path, problem: str) -> ModelError:
-    """Return the error that says why a bundle cannot be used."""
-    return ModelError(f"The bundle {folder} cannot be used: {problem}. Copy it again.")
-
-
-def _check_architecture(folder: Path, stored: Mapping[str, Any]) -> None:
-    size, classes, dropout = (stored.get(name) for name in ("input_size", "classes", "dropout"))
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)
-    ):
-        raise impossible(folder, f"its input size {size!r} is not two sides of 1 to {MAX_SIDE}")
-    if not isinstance(classes, list) or len(classes) < 2 or len(set(map(str, classes))) < 2:
-        raise impossible(folder, f"its classes {classes!r} are not two or more names")
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise impossible(folder, f"its dropout {dropout!r} is not in 0..1")
-    if not isinstance(stored.get("backbone"), str):
-        raise impossible(folder, "its backbone has no name")
-
-
-def stored_labels(folder: Path, facts: Mapping[str, Any]) -> LabelSet:
-    """Return the label set in a description; HAM10000's where an earlier version wrote it.
-
-    Raises:
-        ModelError: If it holds something else.
-    """
-    if "labels" in facts:
-        try:
-            return LabelSet.from_json(facts["labels"])
-        except UsageError as error:
-            raise impossible(folder, str(error).rstrip(".")) from None
-    classes = facts["architecture"]["classes"]
-    # Those versions knew HAM10000 alone, and labels were positions in its order.
-    if classes != [code for code in HAM10000.codes if code in classes]:
-        raise impossible(
-            folder,
-            f"its classes {classes!r} are not those of HAM10000 in the order of their labels",
-        )
-    return chosen(HAM10000, classes)
-
-
-def _check_files(folder: Path, facts: Mapping[str, Any]) -> None:
-    sums = facts["sha256"]
-    network = "model.keras" if "adopted" in facts else "weights.h5"
-    needed = [network, *(["outlier.npz"] if facts.get("outlier") is not None else [])]
-    for name in needed:
-        if name not in sums:
-            raise impossible(folder, f"{NAME} has no checksum of {name}")
-    for name, expected in sums.items():
-        if not isinstance(expected, str) or not _SHA256.fullmatch(expected):
-            raise impossible(folder, f"{NAME} has no valid checksum of {name}")
+    description = checked(Description, facts, refuse)
+    for name, expected in description.sha256.items():
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(
                 f"The bundle {folder} is incomplete: {name} is missing. Copy it again."
             )
         if sha256_of_file(folder / name) != expected:
-            raise ModelError(
-                f"The bundle {folder} is damaged: {name} has changed since it was saved. Copy the "
-                "bundle again."
-            )
+            raise _damaged(folder, name)
+    return facts, description
+
+
+def _damaged(folder: Path, name: str) -> ModelError:
+    return ModelError(
+        f"The bundle {folder} is damaged: {name} has changed since it was saved. Copy the bundle "
+        "again."
+    )

@@ -10,21 +10,23 @@ All are fitted on the validation split and stored with the bundle.
 * Balanced rule: ``model.balanced_rule``, for challenges and for comparing models.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AliasChoices, Field, model_validator
 
 from dermlens.errors import ModelError
 from dermlens.labels import HAM10000, LabelSet
-from dermlens.model.balanced_rule import BalancedRule, fit_balanced_rule
+from dermlens.model.balanced_rule import NO_RULE, BalancedRule, fit_balanced_rule
 from dermlens.model.conformal import PredictionSets, fit_prediction_sets
+from dermlens.schema import STRICT, Code, Count, Positive, Section, Share, ShareOrNaN, checked
 
 DEFAULT_SENSITIVITY = 0.95
 Link = Literal["softmax", "sigmoid"]
 """What turns logits into probabilities: classes that exclude each other, or each for itself."""
-LINKS: tuple[str, ...] = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,16 @@ class OperatingPoint:
         negatives: Negative images in validation.
     """
 
+    __pydantic_config__ = STRICT
     name: str
-    codes: tuple[str, ...]
-    threshold: float
-    target_sensitivity: float
-    sensitivity: float
-    specificity: float
-    positives: int
-    negatives: int
-
-    def sound(self, classes: Sequence[str]) -> bool:
-        """Tell whether it sums some of these classes and its threshold is a probability."""
-        # A threshold is a sum of probabilities, which rounding can bring just above 1.
-        threshold = isinstance(self.threshold, int | float) and 0 <= self.threshold <= 1 + 1e-6
-        return threshold and bool(self.codes) and set(self.codes) <= set(classes)
+    codes: Annotated[tuple[str, ...], Field(min_length=1)]
+    # A sum of probabilities, which rounding can bring just above 1.
+    threshold: Annotated[float, Field(ge=0, le=1 + 1e-6)]
+    target_sensitivity: Share
+    sensitivity: ShareOrNaN
+    specificity: ShareOrNaN
+    positives: Count
+    negatives: Count
 
     def score(self, probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         """Return the summed probability of the positives, (N,), from (N, C)."""
@@ -77,7 +75,7 @@ class Calibration:
     """
 
     temperature: float = 1.0
-    balanced_rule: BalancedRule = field(default_factory=BalancedRule)
+    balanced_rule: BalancedRule = NO_RULE
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
     classes: tuple[str, ...] = HAM10000.codes
     prediction_sets: PredictionSets | None = None
@@ -122,10 +120,7 @@ class Calibration:
     def set_of(self, probabilities: np.ndarray) -> tuple[int, ...] | None:
         """Return the class positions that cannot be excluded in one image, most probable first.
 
-        None if the bundle carries no sets.
-
-        Args:
-            probabilities: Calibrated, (C,).
+        ``probabilities`` are calibrated, (C,); None if the bundle carries no sets.
         """
         if self.prediction_sets is None:
             return None
@@ -135,76 +130,68 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        sets = self.prediction_sets
-        return {
-            "temperature": self.temperature,
-            "balanced_rule": {**self.balanced_rule.to_json(), "text": self.rule},
-            "operating_points": {
-                name: {**vars(point), "codes": list(point.codes)}
-                for name, point in self.operating_points.items()
-            },
-            "prediction_sets": None if sets is None else sets.to_json(),
-            "classes": list(self.classes),
-            "link": self.link,
-            "fitted": self.fitted,
-        }
+        content = asdict(self)
+        content["balanced_rule"]["text"] = self.rule
+        return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Calibration":
+    def from_json(cls, content: Any) -> "Calibration":
         """Build from what ``to_json`` returned, now or in earlier versions.
 
         Raises:
             ModelError: If a field is missing, or holds what cannot be true.
         """
-        try:
-            points = {
-                name: OperatingPoint(**{**fields, "codes": tuple(fields["codes"])})
-                for name, fields in content["operating_points"].items()
-            }
-            # Bundles of format 1 call the rule so, and carry no sets.
-            rule = content.get("balanced_rule") or content["decision_rule"]
-            sets, classes = content.get("prediction_sets"), tuple(content["classes"])
-            calibration = cls(
-                temperature=float(content["temperature"]),
-                balanced_rule=BalancedRule.from_json(rule),
-                operating_points=points,
-                classes=classes,
-                prediction_sets=(None if sets is None else PredictionSets.from_json(sets, classes)),
-                link=content.get("link", "softmax"),
-                fitted=bool(content.get("fitted", True)),
+
+        def refuse(problem: str) -> ModelError:
+            return ModelError(f"The calibration cannot be used: {problem}. Copy it again.")
+
+        return checked(StoredCalibration, content, refuse).calibration()
+
+
+class StoredCalibration(Section):
+    """A calibration as ``bundle.json`` holds it.
+
+    Format 1 calls the rule otherwise and carries no sets; later fields have their value of then.
+    """
+
+    temperature: Positive
+    balanced_rule: Annotated[
+        BalancedRule, Field(validation_alias=AliasChoices("balanced_rule", "decision_rule"))
+    ]
+    operating_points: dict[str, OperatingPoint]
+    prediction_sets: PredictionSets | None = None
+    classes: Annotated[tuple[Code, ...], Field(min_length=2)]
+    link: Link = "softmax"
+    fitted: bool = True
+
+    @model_validator(mode="after")
+    def _of_these_classes(self) -> "StoredCalibration":
+        known = set(self.classes)
+        rule, sets = self.balanced_rule, self.prediction_sets
+        if len(known) < len(self.classes):
+            raise ValueError("classes hold a code twice")
+        if len(rule.log_prior) != len(known) and (rule.tau or rule.log_prior):
+            raise ValueError(
+                f"balanced_rule.log_prior must have a number for each of {len(known)} classes, not "
+                f"{len(rule.log_prior)}"
             )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ModelError(
-                f"The calibration stored in the bundle is incomplete ({error}). Train or save the "
-                "bundle again."
-            ) from error
-        calibration.check()
-        return calibration
-
-    def check(self) -> None:
-        """Refuse values that no calibration gives.
-
-        Raises:
-            ModelError: If a number is not finite or out of its range, the prior is not of these
-                classes, or an operating point is of others.
-        """
-        rule = self.balanced_rule
-        for problem, found in (
-            ("link", self.link not in LINKS),
-            ("temperature", not (np.isfinite(self.temperature) and self.temperature > 0)),
-            ("strength of the prior correction", not (np.isfinite(rule.tau) and rule.tau >= 0)),
-            ("prior", len(rule.log_prior) != len(self.classes) and (rule.tau or rule.log_prior)),
-            ("prior", not np.isfinite(rule.log_prior).all()),
-            *(
-                (f"operating point {name!r}", not point.sound(self.classes))
-                for name, point in self.operating_points.items()
-            ),
-        ):
-            if found:
-                raise ModelError(
-                    f"The calibration stored in the bundle cannot be used: its {problem} has an "
-                    "impossible value. Copy the bundle again."
+        for name, point in self.operating_points.items():
+            if strangers := set(point.codes) - known:
+                stranger = min(strangers)
+                raise ValueError(
+                    f"operating_points.{name}.codes hold {stranger!r}, which is no class"
                 )
+        if sets is not None and set(sets.true_probabilities) != known:
+            raise ValueError("prediction_sets.true_probabilities must be of each class")
+        return self
+
+    def calibration(self) -> Calibration:
+        """Return what is computed with."""
+        fields, sets = dict(self), self.prediction_sets
+        if sets is not None:
+            known = {code: tuple(sorted(sets.true_probabilities[code])) for code in self.classes}
+            fields["prediction_sets"] = PredictionSets(known, sets.level)
+        return Calibration(**fields)
 
 
 def probabilities(logits: np.ndarray, link: Link = "softmax") -> np.ndarray:
@@ -236,16 +223,7 @@ def negative_log_likelihood(
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, link: Link = "softmax") -> float:
-    """Return the temperature that minimizes the negative log-likelihood.
-
-    Args:
-        logits: (N, C).
-        labels: int (N,), class positions.
-        link: What turns logits into probabilities.
-
-    Returns:
-        Between 0.05 and 20.
-    """
+    """Return the temperature, 0.05 to 20, that minimizes the negative log-likelihood."""
     from scipy.optimize import minimize_scalar
 
     logits = np.asarray(logits, np.float64)
@@ -267,18 +245,10 @@ def choose_operating_point(
     sensitivity: float,
     classes: Sequence[str],
 ) -> OperatingPoint:
-    """Choose the highest threshold that reaches a sensitivity on validation.
+    """Choose the highest threshold that flags the wanted share of positives on validation.
 
-    Args:
-        name: Name of the point.
-        codes: Positive diagnoses.
-        probabilities: Calibrated, (N, C).
-        labels: int (N,), class positions.
-        sensitivity: Wanted share of positives flagged, 0..1.
-        classes: Codes in the order of ``probabilities``.
-
-    Returns:
-        The point; without positives the threshold is 0 (flag everything).
+    ``codes`` are the positive diagnoses, ``probabilities`` calibrated (N, C), ``labels`` class
+    positions int (N,). Without positives the threshold is 0: everything is flagged.
     """
     positions = [list(classes).index(code) for code in codes]
     score = probabilities[:, positions].sum(axis=1)
@@ -294,8 +264,8 @@ def choose_operating_point(
         codes=tuple(codes),
         threshold=threshold,
         target_sensitivity=sensitivity,
-        sensitivity=float(flagged[positive].mean()) if positive.any() else float("nan"),
-        specificity=float((~flagged[~positive]).mean()) if (~positive).any() else float("nan"),
+        sensitivity=float(flagged[positive].mean()) if positive.any() else math.nan,
+        specificity=float((~flagged[~positive]).mean()) if (~positive).any() else math.nan,
         positives=int(positive.sum()),
         negatives=int((~positive).sum()),
     )

@@ -1,25 +1,29 @@
 """Training state on disk: one file per run, replaced whole after every epoch."""
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from dermlens.errors import ModelError
 from dermlens.files import written_beside
+from dermlens.schema import Count, Section, checked
+
+
+class StoredState(Section):
+    """Where a run stands after an epoch."""
+
+    next_epoch: Count
+    best: Annotated[float, Field(ge=-1, le=1)]
+    best_epoch: Annotated[int, Field(ge=-1)]
+    history: tuple[dict[str, int | float | str | None], ...]
 
 
 def save_state(path: Path, groups: Mapping[str, Sequence[Any]], facts: dict[str, Any]) -> None:
-    """Write variables and facts as one ``.npz``, atomically.
-
-    Args:
-        path: File to write.
-        groups: Named lists of variables (anything ``numpy.asarray`` takes).
-        facts: JSON-able facts (epoch, history, best score, configuration).
-    """
+    """Write named lists of variables or arrays, and facts, as one ``.npz``, atomically."""
     arrays = {
         f"{group}/{position:05d}": _storable(variable)
         for group, variables in groups.items()
@@ -35,36 +39,43 @@ def _storable(variable: Any) -> np.ndarray:
     return np.asarray(value() if callable(value) else value)
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return the facts of a state file, or None if there is no file.
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    """Return the facts of a state file, and the arrays of its groups by name.
 
     Raises:
-        ModelError: If the file is damaged.
+        ModelError: If the file is missing or damaged.
     """
-    if not Path(path).is_file():
-        return None
+    groups: dict[str, list[np.ndarray]] = {}
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return json.loads(stored["facts"].tobytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(
-            f"The checkpoint {path} is damaged ({error}). Delete it and train again."
-        ) from error
+            facts = json.loads(stored["facts"].tobytes())
+            for name in sorted(stored.files):
+                groups.setdefault(name.split("/")[0], []).append(stored[name])
+    except Exception as error:  # Damaged archives make their reader fail in many ways.
+        raise _damaged(path, error) from error
+    return facts, groups
 
 
-def restore_state(path: Path, groups: Mapping[str, Sequence[Any]]) -> None:
-    """Assign the stored values to variables.
+def restore_state(path: Path, groups: Mapping[str, Sequence[Any]]) -> StoredState:
+    """Assign the stored values to variables and return the facts.
 
     Raises:
-        ModelError: If the file holds another number or other shapes of variables.
+        ModelError: If the file is damaged, or holds another number or other shapes of variables.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        for group, variables in groups.items():
-            names = sorted(name for name in stored.files if name.startswith(f"{group}/"))
-            if len(names) != len(variables):
-                raise ModelError(
-                    f"The checkpoint {path} belongs to another network: it holds {len(names)} "
-                    f"{group} variables and {len(variables)} are needed. Use another --out."
-                )
-            for name, variable in zip(names, variables, strict=True):
-                variable.assign(stored[name])
+    facts, stored = read_state(path)
+    state = checked(StoredState, facts, lambda problem: _damaged(path, problem))
+    for group, variables in groups.items():
+        shapes = [tuple(variable.shape) for variable in variables]
+        if shapes != [values.shape for values in stored.get(group, [])]:
+            raise ModelError(
+                f"The checkpoint {path} belongs to another network: its {group} variables have "
+                "other shapes than those needed. Use another --out."
+            )
+    for group, variables in groups.items():
+        for variable, values in zip(variables, stored[group], strict=True):
+            variable.assign(values)
+    return state
+
+
+def _damaged(path: Path, problem: object) -> ModelError:
+    return ModelError(f"The checkpoint {path} is damaged ({problem}). Delete it and train again.")

@@ -4,12 +4,12 @@ The model takes raw RGB 0..255, holds its preprocessing, and returns float32 log
 (the backbone's layers are the model's layers), so that any layer can be explained.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dermlens.errors import ModelError
 from dermlens.labels import HAM10000
+from dermlens.schema import STRICT
 
 _CAFFE, _TORCH, _TF, _INSIDE = "caffe", "torch", "tf", "inside"
 
@@ -28,7 +28,8 @@ BACKBONES: dict[str, tuple[str, str]] = {
 """Name on the command line: name in ``keras.applications``, and its preprocessing."""
 
 PRECISIONS: tuple[str, ...] = ("float32", "mixed_bfloat16")
-MIN_SIDE = 32
+MIN_SIDE, MAX_SIDE = 32, 2048
+"""Of an input, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +43,15 @@ class Architecture:
         dropout: Rate before the last layer, 0..1.
     """
 
+    __pydantic_config__ = STRICT
     backbone: str = "resnet50"
     input_size: tuple[int, int] = (192, 256)
     classes: tuple[str, ...] = HAM10000.codes
     dropout: float = 0.3
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Architecture":
-        """Build from what ``to_json`` returned."""
-        height, width = content["input_size"]
-        return cls(
-            backbone=str(content["backbone"]),
-            input_size=(int(height), int(width)),
-            classes=tuple(content["classes"]),
-            dropout=float(content["dropout"]),
-        )
-
     def transposed(self) -> "Architecture":
         """The same network for images turned by 90 degrees."""
-        height, width = self.input_size
-        return Architecture(self.backbone, (width, height), self.classes, self.dropout)
+        return replace(self, input_size=self.input_size[::-1])
 
 
 def build_classifier(
@@ -120,10 +106,11 @@ def _check(architecture: Architecture, precision: str) -> None:
         )
     if precision not in PRECISIONS:
         raise ModelError(f"Unknown precision {precision!r}. Use one of: {', '.join(PRECISIONS)}.")
-    if min(architecture.input_size) < MIN_SIDE:
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in architecture.input_size):
+        height, width = architecture.input_size
         raise ModelError(
-            f"The input size {architecture.input_size[0]}x{architecture.input_size[1]} is too "
-            f"small. Both sides need at least {MIN_SIDE} pixels."
+            f"The input size {height}x{width} is too small or too large. Both sides need "
+            f"{MIN_SIDE} to {MAX_SIDE} pixels."
         )
 
 
@@ -134,12 +121,9 @@ def _build(architecture: Architecture, imagenet: bool, any_size: bool) -> Any:
     size = (None, None) if any_size else architecture.input_size
     pixels = keras.Input((*size, 3), name="image")
     backbone = getattr(keras.applications, application)
-    options: dict[str, Any] = {"include_top": False, "weights": None}
+    options = {"include_top": False, "weights": "imagenet" if imagenet else None}
     try:
-        features = backbone(
-            **(options | {"weights": "imagenet"} if imagenet else options),
-            input_tensor=preprocess(pixels, preprocessing),
-        ).output
+        features = backbone(**options, input_tensor=preprocess(pixels, preprocessing)).output
     except Exception as error:
         if not imagenet:
             raise
@@ -190,15 +174,9 @@ def backbone_layers(model: Any) -> list[Any]:
 
 
 def stage_start(model: Any, stage: str) -> int:
-    """Return the position in ``backbone_layers`` of the first layer of a stage.
+    """Return the position in ``backbone_layers`` of the first layer whose name starts with a stage.
 
-    Args:
-        model: From ``build_classifier``.
-        stage: Prefix of layer names, such as ``"conv4"``; ``"all"`` for the first layer and
-            ``"none"`` for no layer.
-
-    Raises:
-        ModelError: If no layer's name starts so.
+    ``"all"`` is the first layer and ``"none"`` no layer. Raises ModelError if no name starts so.
     """
     layers = backbone_layers(model)
     if stage == "all":
@@ -208,12 +186,8 @@ def stage_start(model: Any, stage: str) -> int:
     for position, layer in enumerate(layers):
         if layer.name.startswith(stage):
             return position
+    stages = list(dict.fromkeys(layer.name.split("_")[0] for layer in layers))
     raise ModelError(
         f"No layer of {model.name} starts with {stage!r}. Use 'all', 'none', or the beginning of "
-        f"a layer's name, such as {_some_stages(layers)}."
+        f"a layer's name, such as {', '.join(stages[:8])}."
     )
-
-
-def _some_stages(layers: Sequence[Any]) -> str:
-    stages = list(dict.fromkeys(layer.name.split("_")[0] for layer in layers))
-    return ", ".join(stages[:8])

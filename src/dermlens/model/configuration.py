@@ -1,31 +1,24 @@
 """Everything a training run depends on, as one value that is stored with its result."""
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from dermlens.data.augmentation import Augmentation
 from dermlens.data.pipeline import ImbalanceHandling
 from dermlens.errors import UsageError
-from dermlens.model.classifier import PRECISIONS, Architecture
+from dermlens.model.classifier import Architecture
+from dermlens.schema import Count, Positive, Section, Share, settings
 
 LEAST_EARLY_SIDE = 64
 """Pixels below which smaller early images would save nothing and show nothing."""
-_NOT_NEGATIVE = (
-    "epochs",
-    "head_epochs",
-    "head_rate",
-    "pretrained_rate",
-    "fresh_rate",
-    "weight_decay",
-    "warmup_epochs",
-    "focal_gamma",
-    "patience",
-    "early_epochs",
-    "mixup",
-)
+NotNegative = Annotated[float, Field(ge=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@settings
 class TrainingConfiguration:
     """How to train.
 
@@ -65,57 +58,37 @@ class TrainingConfiguration:
 
     architecture: Architecture = field(default_factory=Architecture)
     weights: str = "none"
-    seed: int = 0
-    precision: str = "float32"
-    batch_size: int = 32
-    head_epochs: int = 10
-    head_rate: float = 3e-3
-    epochs: int = 20
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    batch_size: AtLeastOne = 32
+    head_epochs: Count = 10
+    head_rate: NotNegative = 3e-3
+    epochs: Count = 20
     train_from: str = "conv4"
-    pretrained_rate: float = 1.2e-4
-    fresh_rate: float = 8e-4
-    weight_decay: float = 0.02
-    warmup_epochs: float = 1.0
-    clip_norm: float = 1.0
-    average_decay: float = 0.998
-    label_smoothing: float = 0.0
-    focal_gamma: float = 0.0
+    pretrained_rate: NotNegative = 1.2e-4
+    fresh_rate: NotNegative = 8e-4
+    weight_decay: NotNegative = 0.02
+    warmup_epochs: NotNegative = 1.0
+    clip_norm: Positive = 1.0
+    average_decay: BelowOne = 0.998
+    label_smoothing: BelowOne = 0.0
+    focal_gamma: NotNegative = 0.0
     imbalance: ImbalanceHandling = field(default_factory=ImbalanceHandling)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    mixup: float = 0.0
+    mixup: NotNegative = 0.0
     teacher: str = "none"
-    teacher_share: float = 0.7
-    teacher_temperature: float = 2.0
-    patience: int = 0
+    teacher_share: Share = 0.7
+    teacher_temperature: Positive = 2.0
+    patience: Count = 0
     early_size: tuple[int, int] | None = None
-    early_epochs: int = 0
+    early_epochs: Count = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(
-                f"Unknown precision {self.precision!r}. Use one of: {', '.join(PRECISIONS)}."
-            )
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
-        for name in ("label_smoothing", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} must lie in 0..1, not {getattr(self, name)}.")
-        if not 0 <= self.teacher_share <= 1:
-            raise UsageError(f"teacher_share must lie in 0..1, not {self.teacher_share}.")
-        if not self.teacher_temperature > 0:
-            raise UsageError(
-                f"teacher_temperature must be positive, not {self.teacher_temperature}."
-            )
-        for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not self.epochs and (not self.head_epochs or self.weights == "none"):
             raise UsageError(
                 "Without fine-tuning epochs only the last layer is trained, which needs pretrained "
                 "weights and head_epochs. Give epochs of at least 1, or both."
             )
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"The seed must lie in 0..2^32-1, not {self.seed}.")
         if self.early_epochs and self.early_size is None:
             raise UsageError("early_epochs has no effect without early_size. Give both.")
         if self.early_size is not None and self.early_epochs >= self.epochs:
@@ -127,31 +100,16 @@ class TrainingConfiguration:
             return self.early_size
         return self.architecture.input_size
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "TrainingConfiguration":
-        """Build from what ``to_json`` returned."""
-        fields = dict(content)
-        fields["architecture"] = Architecture.from_json(fields["architecture"])
-        fields["imbalance"] = ImbalanceHandling(**fields["imbalance"])
-        fields["augmentation"] = Augmentation(**fields["augmentation"])
-        early = fields.get("early_size")
-        fields["early_size"] = None if early is None else (int(early[0]), int(early[1]))
-        return cls(**fields)
-
     def differences(self, other: "TrainingConfiguration") -> list[str]:
         """Name the fields in which two configurations differ."""
-        mine, theirs = self.to_json(), other.to_json()
-        return [name for name in mine if _tuples(mine[name]) != _tuples(theirs[name])]
+        return [name for name, value in vars(self).items() if value != getattr(other, name)]
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+class StoredRun(Section):
+    """The content of a run's ``configuration.json``."""
+
+    training: TrainingConfiguration
+    data_fingerprint: str
 
 
 DEMO = TrainingConfiguration(

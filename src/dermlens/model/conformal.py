@@ -18,13 +18,19 @@ then belongs to every set. The most probable class always belongs to the set.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pandas as pd
+from pydantic import Field
 
-from dermlens.errors import ModelError, UsageError
+from dermlens.errors import UsageError
+from dermlens.model import metrics
+from dermlens.schema import STRICT, Share
 
 DEFAULT_LEVEL = 0.9
+LEVELS = (0.8, 0.9, 0.95)
+_FIGURES = ("coverage", "mean_size", "singletons")
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,10 @@ class PredictionSets:
         level: Default share of images of each class whose set holds their diagnosis, 0..1.
     """
 
-    true_probabilities: Mapping[str, tuple[float, ...]]
-    level: float = DEFAULT_LEVEL
+    __pydantic_config__ = STRICT
+    true_probabilities: Mapping[str, tuple[Share, ...]]
+    level: Annotated[float, Field(gt=0, lt=1)] = DEFAULT_LEVEL
+    method: Literal["class-conditional split conformal"] = "class-conditional split conformal"
 
     def thresholds(self, level: float | None = None) -> np.ndarray:
         """Return the probability from which a class belongs to the set, float64 (C,).
@@ -80,40 +88,6 @@ class PredictionSets:
         levels = self.thresholds(level)
         return tuple(c for c, t in zip(self.true_probabilities, levels, strict=True) if t <= 0)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "method": "class-conditional split conformal",
-            "level": self.level,
-            "true_probabilities": {k: list(v) for k, v in self.true_probabilities.items()},
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any], classes: Sequence[str]) -> "PredictionSets":
-        """Build from what ``to_json`` returned.
-
-        Raises:
-            ModelError: If a field is missing or makes no sense.
-        """
-        try:
-            stored = content["true_probabilities"]
-            known = {code: tuple(sorted(map(float, stored[code]))) for code in classes}
-            level = float(content["level"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"The prediction sets stored in the bundle are damaged ({error!r}). Train or save "
-                "the bundle again."
-            ) from error
-        values = np.array([v for values in known.values() for v in values])
-        if not (
-            0 < level < 1 and np.isfinite(values).all() and ((values >= 0) & (values <= 1)).all()
-        ):
-            raise ModelError(
-                "The prediction sets stored in the bundle hold numbers that are no probabilities. "
-                "Train or save the bundle again."
-            )
-        return cls(known, level)
-
 
 def check_level(level: float) -> None:
     """Raise UsageError unless a level lies between 0 and 1."""
@@ -126,13 +100,7 @@ def check_level(level: float) -> None:
 def fit_prediction_sets(
     probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> PredictionSets:
-    """Fit prediction sets on validation images.
-
-    Args:
-        probabilities: Calibrated, (N, C).
-        labels: int (N,), class positions.
-        classes: Codes in the order of ``probabilities``.
-    """
+    """Fit sets to calibrated probabilities (N, C) and class positions (N,) of validation images."""
     labels = np.asarray(labels)
     known = {}
     for k, code in enumerate(classes):
@@ -140,3 +108,93 @@ def fit_prediction_sets(
         rounded = np.floor(np.sort(probabilities[labels == k, k]) * 1e6) / 1e6
         known[code] = tuple(map(float, rounded))
     return PredictionSets(known)
+
+
+def set_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    sets: PredictionSets,
+    drawn: np.ndarray,
+    groups: dict[str, pd.Series],
+) -> dict[str, Any]:
+    """Return the figures of prediction sets as JSON types.
+
+    Args:
+        probabilities: Calibrated, (N, C).
+        labels: int (N,), class positions.
+        sets: Fitted on validation.
+        drawn: Bootstrap weights of images when whole lesions are drawn, (R, N).
+        groups: Subgroup of each image by name of the grouping, each (N,).
+
+    Returns:
+        For the default level ``coverage`` (share of images whose set holds the diagnosis),
+        ``mean_size``, ``singletons`` (share of sets with one diagnosis) and ``per_class`` coverage,
+        with 95 % intervals over lesions; ``subgroups``; ``always_inside``; other ``levels``.
+    """
+    inside = sets.contain(probabilities)
+    covered = inside[np.arange(len(labels)), labels]
+    of_images = dict(zip(_FIGURES, _of_images(inside, covered), strict=True))
+    return {
+        "level": sets.level,
+        **{name: float(values.mean()) for name, values in of_images.items()},
+        "confidence_intervals": {
+            name: metrics.interval(_means(values, drawn)) for name, values in of_images.items()
+        },
+        "per_class": {
+            code: {
+                **_group(covered, inside, labels == k),
+                "interval": metrics.interval(
+                    _means(covered[labels == k].astype(float), drawn[:, labels == k])
+                ),
+                "validation_images": len(known),
+            }
+            for k, (code, known) in enumerate(sets.true_probabilities.items())
+        },
+        "subgroups": {
+            kind: {
+                str(name): _group(covered, inside, (column == name).to_numpy())
+                for name in sorted(set(column))
+            }
+            for kind, column in groups.items()
+        },
+        "always_inside": list(sets.always_inside()),
+        "levels": [_at_level(probabilities, labels, sets, level) for level in LEVELS],
+    }
+
+
+def _of_images(inside: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the values of ``_FIGURES`` of each image."""
+    sizes = inside.sum(axis=1)
+    return covered.astype(float), sizes.astype(float), (sizes == 1).astype(float)
+
+
+def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of each resample, (R,); NaN where none of the images was drawn."""
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = weights @ values / weights.sum(axis=1)
+    return means
+
+
+def _group(covered: np.ndarray, inside: np.ndarray, mine: np.ndarray) -> dict[str, Any]:
+    count = int(mine.sum())
+    if not count:
+        return {"coverage": float("nan"), "mean_size": float("nan"), "n_images": 0}
+    return {
+        "coverage": float(covered[mine].mean()),
+        "mean_size": float(inside[mine].sum(axis=1).mean()),
+        "n_images": count,
+    }
+
+
+def _at_level(
+    probabilities: np.ndarray, labels: np.ndarray, sets: PredictionSets, level: float
+) -> dict[str, Any]:
+    inside = sets.contain(probabilities, level)
+    covered = inside[np.arange(len(labels)), labels]
+    figures = [float(values.mean()) for values in _of_images(inside, covered)]
+    return {
+        "level": level,
+        **dict(zip(_FIGURES, figures, strict=True)),
+        "lowest_class_coverage": float(min(covered[labels == k].mean() for k in np.unique(labels))),
+        "always_inside": list(sets.always_inside(level)),
+    }

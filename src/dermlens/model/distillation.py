@@ -20,10 +20,8 @@ NO_TEACHER = "none"
 def load_teacher(configuration: TrainingConfiguration, data: TrainingData) -> Any | None:
     """Return the teacher of a run: a frozen network that takes images of any size, or None.
 
-    Args:
-        configuration: Names the teacher's bundle and the precision to compute in.
-        data: What the student is trained on. The teacher must have been trained on the same
-            split: one that saw the validation images would make validation figures too good.
+    It must have been trained on the same split: one that saw the validation images would make
+    validation figures too good.
 
     Raises:
         ModelError: If the bundle cannot be loaded or tells other diagnoses apart.

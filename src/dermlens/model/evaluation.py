@@ -1,45 +1,80 @@
 """Evaluation from a predictions table alone: no model, no images, no randomness but the seed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dermlens.errors import DataError, UsageError
+from dermlens.labels import MALIGNANT
 from dermlens.model import metrics
 from dermlens.model.balanced_rule import rule_curve
-from dermlens.model.calibration import Calibration, probabilities
-from dermlens.model.set_metrics import set_metrics
+from dermlens.model.calibration import Calibration, OperatingPoint, probabilities
+from dermlens.model.conformal import set_metrics
 
 RESAMPLES = 2000
 SMALL_GROUP = 30
 _AGE_BANDS = ((0, 30, "0-29"), (30, 45, "30-44"), (45, 60, "45-59"), (60, 75, "60-74"))
-_SCALARS = (
-    "accuracy",
-    "balanced_accuracy",
-    "macro_precision",
-    "macro_recall",
-    "macro_f1",
-    "macro_auc",
-    "ece",
-    "brier",
-    "nll",
+_LABEL_SCALARS = (
+    *("accuracy", "balanced_accuracy", "macro_precision"),
+    *("macro_recall", "macro_f1"),
 )
-_LABEL_SCALARS = _SCALARS[:5]
+_SCALARS = (*_LABEL_SCALARS, "macro_auc", "ece", "brier", "nll")
 _PER_CLASS = ("precision", "recall", "specificity", "f1", "auc", "average_precision")
 _ISIC_COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 
-def _arrays(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    position = {code: k for k, code in enumerate(classes)}
-    return {
-        "labels": np.array([position[code] for code in table.dx]),
-        "logits": table[[f"logit_{c}" for c in classes]].to_numpy(np.float64),
-        "probabilities": table[[f"probability_{c}" for c in classes]].to_numpy(np.float64),
-        "predicted": np.array([position[code] for code in table.predicted]),
-        "balanced_rule": np.array([position[code] for code in table.balanced_rule]),
-    }
+@dataclass(frozen=True)
+class _Answers:
+    """What a table of predictions says, in class positions."""
+
+    labels: np.ndarray
+    logits: np.ndarray
+    probabilities: np.ndarray
+    predicted: np.ndarray
+    balanced_rule: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, classes: Sequence[str]) -> "_Answers":
+        position = {code: k for k, code in enumerate(classes)}
+        numbers = (
+            table[[f"{kind}_{c}" for c in classes]].to_numpy(np.float64)
+            for kind in ("logit", "probability")
+        )
+        columns = (table.predicted, table.balanced_rule)
+        return cls(
+            np.array([position[code] for code in table.dx]),
+            *numbers,
+            *(np.array([position[code] for code in column]) for column in columns),
+        )
+
+    def where(self, mask: np.ndarray) -> "_Answers":
+        return _Answers(**{name: values[mask] for name, values in vars(self).items()})
+
+    def one(self) -> np.ndarray:
+        """The weights (1, N) of every image once."""
+        return np.ones((1, len(self.labels)))
+
+    def decisions(self, weights: np.ndarray, rule: str = "balanced_rule") -> dict[str, np.ndarray]:
+        """Figures of the decisions of a rule per row of weights."""
+        classes = self.probabilities.shape[1]
+        return metrics.label_metrics(
+            metrics.confusion_matrices(self.labels, getattr(self, rule), classes, weights)
+        )
+
+    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Figures of the balanced rule and of the probabilities per row of weights."""
+        return self.decisions(weights) | metrics.probability_metrics(
+            self.probabilities, self.labels, weights
+        )
+
+    def flags(self, point: OperatingPoint, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Score of each image, and whether it is a positive of the point."""
+        positions = [classes.index(code) for code in point.codes]
+        score = point.score(self.probabilities, classes)
+        return score, np.isin(self.labels, positions)
 
 
 def metrics_from_predictions(
@@ -79,122 +114,101 @@ def metrics_from_predictions(
     if unknown:
         raise DataError(f"The diagnosis {unknown[0]!r} is none of {', '.join(calibration.classes)}")
     classes = calibration.classes
-    data = _arrays(table, classes)
-    one = np.ones((1, len(table)))
+    data = _Answers.of(table, classes)
     drawn = metrics.lesion_resamples(table.lesion_id.to_numpy(), resamples, seed)
-    point, spread = _figures(data, one, len(classes)), _figures(data, drawn, len(classes))
-    support = np.bincount(data["labels"], minlength=len(classes))
-    result: dict[str, Any] = {name: float(point[name][0]) for name in _SCALARS}
-    result["balanced_rule"] = calibration.rule
-    result["temperature"] = calibration.temperature
-    result["per_class"] = {
-        code: {name: float(point[name][0, k]) for name in _PER_CLASS} | {"support": int(support[k])}
-        for k, code in enumerate(classes)
+    point, spread = data.figures(data.one()), data.figures(drawn)
+    support = np.bincount(data.labels, minlength=len(classes))
+    groups, sets = _groupings(table), calibration.prediction_sets
+    counts = metrics.confusion_matrices(data.labels, data.balanced_rule, len(classes), data.one())
+    shares = probabilities(data.logits, calibration.link)
+    raw = metrics.probability_metrics(shares, data.labels, data.one())
+    result: dict[str, Any] = {
+        **_first(point, _SCALARS),
+        "balanced_rule": calibration.rule,
+        "temperature": calibration.temperature,
+        "per_class": {
+            code: {**_first(point, _PER_CLASS, k), "support": int(support[k])}
+            for k, code in enumerate(classes)
+        },
+        "confusion_matrix": {"classes": list(classes), "counts": counts[0].astype(int)},
+        "most_probable": _most_probable_block(data, drawn, classes),
+        "operating_points": _operating_points(data, calibration, drawn),
+        "confidence_intervals": {
+            "level": 0.95,
+            "resampled": "lesions",
+            "resamples": resamples,
+            **_intervals(spread, _SCALARS, _PER_CLASS, classes),
+        },
+        "uncalibrated": _first(raw, ("ece", "brier", "nll")),
+        "per_lesion": _per_lesion(table, data, calibration),
     }
-    result["confusion_matrix"] = {
-        "classes": list(classes),
-        "counts": metrics.confusion_matrices(
-            data["labels"], data["balanced_rule"], len(classes), one
-        )[0].astype(int),
-    }
-    result["most_probable"] = _most_probable_block(data, one, drawn, classes)
-    result["operating_points"] = _operating_points(data, calibration, one, drawn)
-    result["confidence_intervals"] = _intervals(spread, classes, resamples)
-    result["uncalibrated"] = _uncalibrated(data, one, calibration)
-    result["per_lesion"] = _per_lesion(table, data, calibration)
     if "abstain" in table.columns:
-        result["abstention"] = _abstention(table, data, calibration)
-    groups = _groupings(table)
-    result["subgroups"] = _subgroups(groups, data, calibration)
-    sets = calibration.prediction_sets
-    result["prediction_sets"] = (
-        None
-        if sets is None
-        else set_metrics(data["probabilities"], data["labels"], sets, drawn, groups)
-    )
-    result["tau"] = calibration.balanced_rule.tau
-    result["balanced_rule_curve"] = _rule_curve(table, data, calibration, seed)
-    result["n_images"] = len(table)
-    result["n_lesions"] = int(table.lesion_id.nunique())
-    return result
+        result["abstention"] = _abstention(table.abstain.to_numpy(bool), data, classes)
+    return result | {
+        "subgroups": _subgroups(groups, data, calibration),
+        "prediction_sets": (
+            None
+            if sets is None
+            else set_metrics(data.probabilities, data.labels, sets, drawn, groups)
+        ),
+        "tau": calibration.balanced_rule.tau,
+        "balanced_rule_curve": _rule_curve(table, data, calibration, seed),
+        "n_images": len(table),
+        "n_lesions": int(table.lesion_id.nunique()),
+    }
+
+
+def _first(figures: dict[str, np.ndarray], names: Sequence[str], *at: int) -> dict[str, float]:
+    """Figures of the first row of weights, of one class where they have some."""
+    return {name: float(figures[name][(0, *at)]) for name in names}
 
 
 def _intervals(
-    spread: dict[str, np.ndarray], classes: Sequence[str], resamples: int
+    spread: dict[str, np.ndarray],
+    scalars: Sequence[str],
+    per_class: Sequence[str],
+    classes: Sequence[str],
 ) -> dict[str, Any]:
     return {
-        "level": 0.95,
-        "resampled": "lesions",
-        "resamples": resamples,
-        **{name: metrics.interval(spread[name]) for name in _SCALARS},
+        **{name: metrics.interval(spread[name]) for name in scalars},
         "per_class": {
-            code: {name: metrics.interval(spread[name][:, k]) for name in _PER_CLASS}
+            code: {name: metrics.interval(spread[name][:, k]) for name in per_class}
             for k, code in enumerate(classes)
         },
     }
 
 
 def _rule_curve(
-    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration, seed: int
+    table: pd.DataFrame, data: _Answers, calibration: Calibration, seed: int
 ) -> list[dict[str, float]]:
     """Balanced accuracy over the strength of the rule; empty where the prior is not known."""
     prior = calibration.balanced_rule.log_prior
     if not prior:
         return []
-    curve, _ = rule_curve(
-        calibration.scaled(data["logits"]),
-        data["labels"],
-        prior,
-        table.lesion_id.to_numpy(),
-        seed=seed,
-    )
+    scaled, lesions = calibration.scaled(data.logits), table.lesion_id.to_numpy()
+    curve, _ = rule_curve(scaled, data.labels, prior, lesions, seed=seed)
     return [vars(point) for point in curve]
 
 
-def _figures(
-    data: dict[str, np.ndarray], weights: np.ndarray, classes: int, decision: str = "balanced_rule"
-) -> dict[str, np.ndarray]:
-    confusion = metrics.confusion_matrices(data["labels"], data[decision], classes, weights)
-    return metrics.label_metrics(confusion) | metrics.probability_metrics(
-        data["probabilities"], data["labels"], weights
-    )
-
-
 def _most_probable_block(
-    data: dict[str, np.ndarray], one: np.ndarray, drawn: np.ndarray, classes: Sequence[str]
+    data: _Answers, drawn: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any]:
     """The decision figures of the most probable class, with intervals."""
-
-    def at(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return metrics.label_metrics(
-            metrics.confusion_matrices(data["labels"], data["predicted"], len(classes), weights)
-        )
-
-    point, spread = at(one), at(drawn)
-    block: dict[str, Any] = {name: float(point[name][0]) for name in _LABEL_SCALARS}
-    block["per_class"] = {
-        code: {name: float(point[name][0, k]) for name in _PER_CLASS[:4]}
-        for k, code in enumerate(classes)
+    point, spread = (data.decisions(weights, "predicted") for weights in (data.one(), drawn))
+    return {
+        **_first(point, _LABEL_SCALARS),
+        "per_class": {code: _first(point, _PER_CLASS[:4], k) for k, code in enumerate(classes)},
+        "confidence_intervals": _intervals(spread, _LABEL_SCALARS, ("recall",), classes),
     }
-    block["confidence_intervals"] = {
-        **{name: metrics.interval(spread[name]) for name in _LABEL_SCALARS},
-        "per_class": {
-            code: {"recall": metrics.interval(spread["recall"][:, k])}
-            for k, code in enumerate(classes)
-        },
-    }
-    return block
 
 
 def _operating_points(
-    data: dict[str, np.ndarray], calibration: Calibration, one: np.ndarray, drawn: np.ndarray
+    data: _Answers, calibration: Calibration, drawn: np.ndarray
 ) -> dict[str, Any]:
     points = {}
     for name, point in calibration.operating_points.items():
-        positions = [calibration.classes.index(code) for code in point.codes]
-        scores = point.score(data["probabilities"], calibration.classes)
-        positive = np.isin(data["labels"], positions)
-        here = metrics.flag_metrics(scores, positive, point.threshold, one)
+        scores, positive = data.flags(point, calibration.classes)
+        here = metrics.flag_metrics(scores, positive, point.threshold, data.one())
         spread = metrics.flag_metrics(scores, positive, point.threshold, drawn)
         points[name] = {
             "codes": list(point.codes),
@@ -202,8 +216,8 @@ def _operating_points(
             "chosen_on": "validation",
             "validation_sensitivity": point.sensitivity,
             "validation_specificity": point.specificity,
-            "auc": float(metrics.roc_auc(scores, positive, one)[0]),
-            **{key: float(value[0]) for key, value in here.items()},
+            "auc": float(metrics.roc_auc(scores, positive, data.one())[0]),
+            **_first(here, list(here)),
             "confidence_intervals": {k: metrics.interval(v) for k, v in spread.items()},
             "positives": int(positive.sum()),
             "negatives": int((~positive).sum()),
@@ -211,53 +225,33 @@ def _operating_points(
     return points
 
 
-def _uncalibrated(
-    data: dict[str, np.ndarray], one: np.ndarray, calibration: Calibration
-) -> dict[str, float]:
-    shares = probabilities(data["logits"], calibration.link)
-    raw = metrics.probability_metrics(shares, data["labels"], one)
-    return {name: float(raw[name][0]) for name in ("ece", "brier", "nll")}
-
-
-def _abstention(
-    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
-) -> dict[str, Any]:
+def _abstention(away: np.ndarray, data: _Answers, classes: Sequence[str]) -> dict[str, Any]:
     """How many images the out-of-distribution detector turns away, and how good the rest is."""
-    away = table.abstain.to_numpy(bool)
-    kept = {name: values[~away] for name, values in data.items()}
-    accuracy = float("nan")
-    if len(kept["labels"]):
-        figures = _figures(kept, np.ones((1, len(kept["labels"]))), len(calibration.classes))
-        accuracy = float(figures["balanced_accuracy"][0])
+    kept = data.where(~away)
+    rest = kept.decisions(kept.one()) if len(kept.labels) else {}
+    shares = {code: away[data.labels == k] for k, code in enumerate(classes)}
     return {
         "rate": float(away.mean()),
-        "per_class": {
-            code: float(away[data["labels"] == k].mean()) if (data["labels"] == k).any() else None
-            for k, code in enumerate(calibration.classes)
-        },
-        "balanced_accuracy_of_the_rest": accuracy,
+        "per_class": {code: float(of.mean()) if len(of) else None for code, of in shares.items()},
+        "balanced_accuracy_of_the_rest": float(rest.get("balanced_accuracy", [np.nan])[0]),
     }
 
 
-def _per_lesion(
-    table: pd.DataFrame, data: dict[str, np.ndarray], calibration: Calibration
-) -> dict[str, Any]:
+def _per_lesion(table: pd.DataFrame, data: _Answers, calibration: Calibration) -> dict[str, Any]:
     """Figures with one vote per lesion: the mean log-probability over its photographs."""
-    classes = calibration.classes
-    lesions, lesion = np.unique(table.lesion_id.astype(str), return_inverse=True)
-    count = np.bincount(lesion)
-    logits = np.stack(
-        [np.bincount(lesion, data["logits"][:, k]) / count for k in range(len(classes))], axis=1
+    lesions, first, lesion = np.unique(
+        table.lesion_id.astype(str), return_index=True, return_inverse=True
     )
-    first = np.zeros(len(lesions), dtype=int)
-    first[lesion[::-1]] = data["labels"][::-1]
-    merged = {
-        "labels": first,
-        "probabilities": calibration.probabilities(logits),
-        "balanced_rule": calibration.balanced(logits),
-    }
-    figures = _figures(merged, np.ones((1, len(lesions))), len(classes))
-    return {name: float(figures[name][0]) for name in _SCALARS} | {"n_lesions": len(lesions)}
+    sums = [np.bincount(lesion, column) for column in data.logits.T]
+    logits = np.stack(sums, axis=1) / np.bincount(lesion)[:, None]
+    merged = _Answers(
+        labels=data.labels[first],
+        logits=logits,
+        probabilities=calibration.probabilities(logits),
+        predicted=logits.argmax(axis=1),
+        balanced_rule=calibration.balanced(logits),
+    )
+    return {**_first(merged.figures(merged.one()), _SCALARS), "n_lesions": len(lesions)}
 
 
 def age_band(age: float) -> str:
@@ -288,36 +282,30 @@ def _groupings(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _subgroups(
-    groupings: dict[str, pd.Series], data: dict[str, np.ndarray], calibration: Calibration
+    groupings: dict[str, pd.Series], data: _Answers, calibration: Calibration
 ) -> dict[str, Any]:
-    point = calibration.operating_points.get("malignant")
-    result: dict[str, Any] = {}
-    for name, column in groupings.items():
-        groups = column.to_numpy()
-        result[name] = {
-            group: _subgroup({k: v[groups == group] for k, v in data.items()}, calibration, point)
-            for group in sorted(set(groups))
-        }
-    return result
-
-
-def _subgroup(data: dict[str, np.ndarray], calibration: Calibration, point: Any) -> dict[str, Any]:
-    one = np.ones((1, len(data["labels"])))
-    figures = _figures(data, one, len(calibration.classes))
-    names = ("accuracy", "balanced_accuracy", "macro_auc", "ece")
-    block: dict[str, Any] = {name: float(figures[name][0]) for name in names}
-    if point is not None:
-        positions = [calibration.classes.index(code) for code in point.codes]
-        scores = point.score(data["probabilities"], calibration.classes)
-        positive = np.isin(data["labels"], positions)
-        flags = metrics.flag_metrics(scores, positive, point.threshold, one)
-        block["malignant_sensitivity"] = float(flags["sensitivity"][0])
-        block["malignant_specificity"] = float(flags["specificity"][0])
-    present = np.unique(data["labels"])
     return {
-        "n_images": len(data["labels"]),
-        "n_classes": len(present),
-        "small": len(data["labels"]) < SMALL_GROUP,
+        name: {
+            group: _subgroup(data.where((column == group).to_numpy()), calibration)
+            for group in sorted(set(column))
+        }
+        for name, column in groupings.items()
+    }
+
+
+def _subgroup(data: _Answers, calibration: Calibration) -> dict[str, Any]:
+    names = ("accuracy", "balanced_accuracy", "macro_auc", "ece")
+    block: dict[str, Any] = _first(data.figures(data.one()), names)
+    point = calibration.operating_points.get(MALIGNANT)
+    if point is not None:
+        scores, positive = data.flags(point, calibration.classes)
+        flags = metrics.flag_metrics(scores, positive, point.threshold, data.one())
+        for name in ("sensitivity", "specificity"):
+            block[f"malignant_{name}"] = float(flags[name][0])
+    return {
+        "n_images": len(data.labels),
+        "n_classes": len(np.unique(data.labels)),
+        "small": len(data.labels) < SMALL_GROUP,
         **block,
     }
 
@@ -325,11 +313,9 @@ def _subgroup(data: dict[str, np.ndarray], calibration: Calibration, point: Any)
 def isic_submission(table: pd.DataFrame, calibration: Calibration) -> pd.DataFrame | None:
     """Return the official ISIC 2018 Task 3 submission: image, then one column per class.
 
-    None for a model of other classes than the challenge's.
-
-    The scorer takes a row's largest column as the decision. So that it scores the balanced rule,
-    a row holds the softmax of the adjusted logits; the calibrated probabilities stand in
-    ``predictions.csv``. Columns are in the challenge's order, not the alphabetical one.
+    None for a model of other classes than the challenge's. The scorer takes a row's largest column
+    as the decision. So that it scores the balanced rule, a row holds the softmax of the adjusted
+    logits. Columns are in the challenge's order, not the alphabetical one.
     """
     if {code.upper() for code in calibration.classes} != set(_ISIC_COLUMNS):
         return None
@@ -338,19 +324,3 @@ def isic_submission(table: pd.DataFrame, calibration: Calibration) -> pd.DataFra
     position = {code.upper(): k for k, code in enumerate(calibration.classes)}
     columns = {name: shares[:, position[name]] for name in _ISIC_COLUMNS}
     return pd.DataFrame({"image": table.image_id, **columns})
-
-
-def isic_balanced_accuracy(submission: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Return the challenge's figure: mean recall over the classes that have images.
-
-    Args:
-        submission: image and the seven columns of the challenge.
-        truth: The same columns with one 1 per row. Rows without a prediction (the official test
-            table lists ISIC_0035068, which has no image) are left out, as the scorer does.
-    """
-    columns = list(_ISIC_COLUMNS)
-    joined = truth.merge(submission, on="image", suffixes=("_truth", "_prediction"))
-    actual = joined[[f"{c}_truth" for c in columns]].to_numpy().argmax(axis=1)
-    predicted = joined[[f"{c}_prediction" for c in columns]].to_numpy().argmax(axis=1)
-    recalls = [(predicted[actual == c] == c).mean() for c in np.unique(actual)]
-    return float(np.mean(recalls))

@@ -1,6 +1,8 @@
 """Phase two: fine-tuning the network itself."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from dermlens.data.augmentation import mix
 from dermlens.data.pipeline import epoch_order, training_batches
-from dermlens.model.checkpoint import read_facts, restore_state, save_state
+from dermlens.model.checkpoint import read_state, restore_state, save_state
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.history import History
@@ -18,6 +20,7 @@ from dermlens.model.optimization import (
     classification_loss,
     distillation_loss,
     learning_rate_factor,
+    loss_settings,
 )
 from dermlens.model.prediction import Predictor
 from dermlens.model.training_data import TrainingData, training_set
@@ -58,16 +61,10 @@ def choose_trainable(
 
 
 class Finetuning:
-    """The second phase of a run; picks up where a stored state left off.
+    """The second phase of a run in the folder ``out``; picks up where a stored state left off.
 
-    Args:
-        model: Network for training, taking images of any size.
-        coverage: Which layers came with pretrained weights.
-        configuration: How to train.
-        data: What to train on.
-        out: Folder of the run.
-        history: Record to add to.
-        teacher: Frozen network to learn from beside the labels, or None.
+    The model takes images of any size; ``teacher`` is a frozen network to learn from beside the
+    labels, or None.
     """
 
     def __init__(
@@ -80,11 +77,8 @@ class Finetuning:
         history: History,
         teacher: Any | None = None,
     ) -> None:
-        self._model = model
-        self._teacher = teacher
-        self._configuration = configuration
-        self._data = data
-        self._history = history
+        self._model, self._teacher = model, teacher
+        self._configuration, self._data, self._history = configuration, data, history
         self._state_path = Path(out) / "checkpoint" / "state.npz"
         self._best_path = Path(out) / "checkpoint" / "best.npz"
         pretrained, fresh = choose_trainable(model, coverage, configuration.train_from)
@@ -106,8 +100,7 @@ class Finetuning:
         self._average = RunningAverage(
             [*self._optimizer.trained, *statistics], configuration.average_decay
         )
-        self._best = -1.0
-        self._best_epoch = -1
+        self._best, self._best_epoch = -1.0, -1
         self._step = self._make_step()
         self._predictor = Predictor(model, batch_size=configuration.batch_size)
 
@@ -146,38 +139,22 @@ class Finetuning:
     def _loss(self, truth: Any, logits: Any, weights: Any, taught: Any | None) -> Any:
         """Return the loss by the labels, or partly by the teacher's logits."""
         configuration = self._configuration
-        by_labels = classification_loss(
-            truth,
-            logits,
-            weights,
-            smoothing=configuration.label_smoothing,
-            focal_gamma=configuration.focal_gamma,
-        )
+        by_labels = classification_loss(truth, logits, weights, **loss_settings(configuration))
         if taught is None:
             return by_labels
-        share = configuration.teacher_share
-        by_teacher = distillation_loss(
-            taught, logits, weights, temperature=configuration.teacher_temperature
-        )
+        share, temperature = configuration.teacher_share, configuration.teacher_temperature
+        by_teacher = distillation_loss(taught, logits, weights, temperature=temperature)
         return (1.0 - share) * by_labels + share * by_teacher
 
     def run(self) -> None:
         """Train the remaining epochs, storing the state after each."""
-        first = self._restore()
-        epochs = self._configuration.epochs
-        for epoch in range(first, epochs):
-            if self._stale(epoch):
-                waited = epoch - 1 - self._best_epoch
+        patience = self._configuration.patience
+        for epoch in range(self._restore(), self._configuration.epochs):
+            waited = epoch - 1 - self._best_epoch
+            if patience > 0 and self._best_epoch >= 0 and waited >= patience:
                 say(f"Stopping early: no better validation result for {waited} epochs.")
                 break
             self._epoch(epoch)
-
-    def _stale(self, epoch: int) -> bool:
-        patience = self._configuration.patience
-        return patience > 0 and self._best_epoch >= 0 and epoch - self._best_epoch > patience
-
-    def _steps_per_epoch(self) -> int:
-        return len(self._data.rows["train"]) // self._configuration.batch_size
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
@@ -197,7 +174,9 @@ class Finetuning:
             epoch=epoch,
         )
         figures = self._steps(batches, epoch)
-        logits = self._validation_logits(size)
+        with self._averaged():
+            images, rows = self._data.images(size), self._data.rows["validation"]
+            logits = self._predictor.logits(images, rows)
         figures["seconds"] = time.monotonic() - started
         row = self._history.add("finetuning", epoch, figures, logits)
         # Small images are a warm-up: their scores do not compete for the best epoch.
@@ -208,7 +187,7 @@ class Finetuning:
     def _steps(self, batches: Any, epoch: int) -> dict[str, float]:
         import tensorflow as tf
 
-        per_epoch = self._steps_per_epoch()
+        per_epoch = len(self._data.rows["train"]) // self._configuration.batch_size
         warmup = max(round(self._configuration.warmup_epochs * per_epoch), 1)
         total = self._configuration.epochs * per_epoch
         sums = np.zeros(2)
@@ -227,27 +206,21 @@ class Finetuning:
             "train_accuracy": sums[1] / per_epoch,
         }
 
-    def _validation_logits(self, size: tuple[int, int]) -> np.ndarray:
-        rows = self._data.rows["validation"]
-        self._swap()
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averages in the place of the weights for a while."""
+        swap = self._average.swap if self._configuration.average_decay > 0 else int
+        swap()
         try:
-            return self._predictor.logits(self._data.images(size), rows)
+            yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        if self._configuration.average_decay > 0:
-            self._average.swap()
+            swap()
 
     def _keep_best(self, score: float, epoch: int) -> None:
-        if score <= self._best:
-            return
-        self._best, self._best_epoch = score, epoch
-        self._swap()
-        try:
-            save_state(self._best_path, {"weights": self._model.get_weights()}, {"epoch": epoch})
-        finally:
-            self._swap()
+        if score > self._best:
+            self._best, self._best_epoch = score, epoch
+            with self._averaged():
+                save_state(self._best_path, {"weights": self._model.get_weights()}, {})
 
     def _groups(self) -> dict[str, list[Any]]:
         # model.variables holds the dropout's random state too, which weights leave out.
@@ -269,18 +242,15 @@ class Finetuning:
         save_state(self._state_path, self._groups(), facts)
 
     def _restore(self) -> int:
-        facts = read_facts(self._state_path)
-        if facts is None:
+        if not self._state_path.is_file():
             return 0
-        restore_state(self._state_path, self._groups())
-        self._best = float(facts["best"])
-        self._best_epoch = int(facts["best_epoch"])
+        state = restore_state(self._state_path, self._groups())
+        self._best, self._best_epoch = state.best, state.best_epoch
         self._history.rows = [
-            {k: (float("nan") if v is None else v) for k, v in row.items()}
-            for row in facts["history"]
+            {k: (float("nan") if v is None else v) for k, v in row.items()} for row in state.history
         ]
-        say(f"Resuming after epoch {facts['next_epoch']} of {self._configuration.epochs}.")
-        return int(facts["next_epoch"])
+        say(f"Resuming after epoch {state.next_epoch} of {self._configuration.epochs}.")
+        return state.next_epoch
 
     @property
     def best_epoch(self) -> int:
@@ -289,6 +259,4 @@ class Finetuning:
 
     def best_weights(self) -> list[np.ndarray]:
         """Return the averaged weights of the best epoch, in the model's order."""
-        with np.load(self._best_path, allow_pickle=False) as stored:
-            names = sorted(name for name in stored.files if name.startswith("weights/"))
-            return [stored[name] for name in names]
+        return read_state(self._best_path)[1]["weights"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.manifest import class_counts, select_split
 from dermlens.errors import ModelError, UsageError
 from dermlens.folders import require_replaceable
 from dermlens.model.bundle import KIND, Bundle, load_bundle, save_bundle
@@ -29,46 +28,36 @@ def fit_on_data(
     dtype: str = "float32",
     features: np.ndarray | None = None,
 ) -> tuple[Calibration, OODDetector]:
-    """Fit temperature, prediction sets, balanced rule and thresholds, and the out-of-distribution
-    detector.
+    """Fit the calibration and the out-of-distribution detector of a classifier's final weights.
 
-    Args:
-        model: float32 classifier with its final weights.
-        architecture: Its description.
-        data: The data set it was trained on.
-        seed: Of the resampling behind the balanced rule.
-        batch_size: Images per pass.
-        dtype: How the detector will be stored; its threshold is that of the stored one.
-        features: float32 (N, channels), pooled features of all images where they are known.
+    ``dtype`` says how the detector will be stored; its threshold is that of the stored one.
+    ``seed`` is of the resampling behind the balanced rule. ``features`` are the pooled ones of all
+    images, float32 (N, D), where they are known.
     """
     rows = np.concatenate([data.rows["train"], data.rows["validation"]])
+    classes = len(architecture.classes)
     if features is None:
         images = data.images(architecture.input_size)
         predictor = Predictor(with_features(model), batch_size=batch_size)
         with progress("Calibrating", len(rows)) as advance:
             joined = predictor.logits(images, rows, advance=advance)
-        logits, features = split_features(joined, len(architecture.classes))
+        logits, features = split_features(joined, classes)
     else:
         features = features[rows]
         kernel, bias = model.get_layer("logits").get_weights()
         logits = features @ kernel + bias
-    known, held = slice(0, len(data.rows["train"])), slice(len(data.rows["train"]), None)
-    counts = class_counts(select_split(data.table, "train"), data.classes)
+    known, held = np.split(features, [len(data.rows["train"])])
+    training, validation = (data.labels[data.rows[split]] for split in ("train", "validation"))
     calibration = fit_calibration(
-        logits[held],
-        data.labels[data.rows["validation"]],
-        np.array([counts[code] for code in architecture.classes]),
+        logits[len(known) :],
+        validation,
+        np.bincount(training, minlength=classes),
         data.table.lesion_id.to_numpy()[data.rows["validation"]],
         seed=seed,
         classes=data.classes,
     )
-    detector = fit_ood_detector(
-        features[known],
-        data.labels[data.rows["train"]],
-        features[held],
-        classes=len(architecture.classes),
-    )
-    return calibration, with_threshold(detector.stored_as(dtype), features[held])
+    detector = fit_ood_detector(known, training, held, classes=classes)
+    return calibration, with_threshold(detector.stored_as(dtype), held)
 
 
 def pack(

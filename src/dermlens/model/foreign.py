@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dermlens import __version__
 from dermlens.errors import DataError, ModelError
-from dermlens.files import sha256_of_file
 from dermlens.folders import folder_beside
 from dermlens.labels import LabelSet
-from dermlens.model.bundle_description import FORMAT, write_description
+from dermlens.model.bundle_description import describe
 from dermlens.model.calibration import Calibration, fit_calibration
 from dermlens.model.classifier import Architecture
 from dermlens.model.image_classifier import ImageClassifier
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from dermlens.model.bundle import Bundle
 
 ADOPTED_SETTINGS = ("value_range", "preprocessing", "output")
-ADOPTED = "keras"
-"""What stands for the backbone of a network that was not built here."""
 allowed_layers: list[str] = []
 """Custom layers that the user of the command line has allowed, as ``module:Name``."""
 
@@ -34,8 +30,8 @@ def load_keras_model(path: Path, custom: Sequence[str] = (), *, needed: Sequence
 
     Args:
         path: The file.
-        custom: Layers and functions of the user's own that it holds, as ``module:Name``. Importing
-            them runs their module, so they are never taken from a file.
+        custom: Layers and functions of the user's own, as ``module:Name``. Importing them runs
+            their module, so they are never taken from a file.
         needed: Those that are known to be in it.
 
     Raises:
@@ -119,11 +115,9 @@ def adopt(
     """
     from dermlens.model.bundle import KIND, load_bundle
 
-    settings: dict[str, Any] = {
-        "value_range": value_range,
-        "preprocessing": preprocessing,
-        "output": output,
-    }
+    settings: dict[str, Any] = dict(
+        zip(ADOPTED_SETTINGS, (value_range, preprocessing, output), strict=True)
+    )
     model = load_keras_model(path, custom)
     classifier = ImageClassifier(model, labels, input_size=input_size, **settings)
     facts: dict[str, Any] = {"source": "unknown", "synthetic": False}
@@ -132,28 +126,23 @@ def adopt(
         calibration, facts = _calibrated(classifier, Path(data), batch_size)
     with folder_beside(Path(out), KIND) as folder:
         shutil.copyfile(path, folder / "model.keras")
-        description = {
-            "format": FORMAT,
-            "dermlens_version": __version__,
-            "architecture": Architecture(
-                ADOPTED, classifier.input_size, classifier.classes, 0.0
-            ).to_json(),
-            "labels": labels.to_json(),
-            "calibration": calibration.to_json(),
-            "adopted": {
+        describe(
+            folder,
+            # There is no backbone of ours.
+            Architecture("keras", classifier.input_size, classifier.classes, 0.0),
+            labels,
+            calibration,
+            adopted={
                 **settings,
                 "value_range": list(classifier.value_range),
                 "custom": list(custom),
                 "file": Path(path).name,
                 "note": classifier.note,
             },
-            "training": {},
-            "data": facts,
-            "license": "as the adopted model",
-            "outlier": None,
-            "sha256": {"model.keras": sha256_of_file(folder / "model.keras")},
-        }
-        write_description(folder / "bundle.json", description)
+            training={},
+            data=facts,
+            license="as the adopted model",
+        )
     return load_bundle(Path(out), custom=custom)
 
 
@@ -162,11 +151,10 @@ def _calibrated(
 ) -> tuple[Calibration, dict[str, Any]]:
     """Return what is fitted on a data set's validation images, and facts about them."""
     from dermlens.data.cache import cached_images
-    from dermlens.data.manifest import class_counts, data_labels, read_manifest, select_split
-    from dermlens.files import read_json
+    from dermlens.data.manifest import class_counts, data_facts, read_manifest, select_split
     from dermlens.progress import progress
 
-    table, known = read_manifest(data), data_labels(data)
+    table, known = read_manifest(data), data_facts(data).labels
     unknown = [code for code in known.codes if code not in classifier.classes]
     if unknown:
         raise DataError(
@@ -188,6 +176,4 @@ def _calibrated(
         classes=classifier.labels,
         link=classifier.link,
     )
-    summary = read_json(data / "dataset.json")
-    kept = ("name", "source", "synthetic", "license", "n_images", "fingerprint")
-    return calibration, {key: summary[key] for key in kept if key in summary}
+    return calibration, data_facts(data).without("n_lesions", "per_class", "split")

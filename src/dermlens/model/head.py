@@ -13,14 +13,19 @@ import numpy as np
 from dermlens.data.pipeline import epoch_order, sample_weights
 from dermlens.files import written_beside
 from dermlens.model.configuration import TrainingConfiguration
-from dermlens.model.optimization import classification_loss, learning_rate_factor
+from dermlens.model.optimization import (
+    TwoRateOptimizer,
+    classification_loss,
+    learning_rate_factor,
+    loss_settings,
+)
 from dermlens.model.prediction import Predictor
 
 
 def cached_features(
     model: Any, images: np.ndarray, path: Path, key: str, batch_size: int, advance: Any = None
 ) -> np.ndarray:
-    """Return the pooled backbone features of all images, computing them only once.
+    """Return the pooled backbone features of all images, float32 (N, D); computed only once.
 
     Args:
         model: Classifier with a frozen backbone.
@@ -29,9 +34,6 @@ def cached_features(
         key: What the features depend on; another key makes them again.
         batch_size: Images per pass.
         advance: Called with the number of images done.
-
-    Returns:
-        float32 (N, channels).
     """
     import keras
 
@@ -40,10 +42,7 @@ def cached_features(
             if str(stored["key"]) == key:
                 return stored["features"]
     extractor = keras.Model(model.input, model.get_layer("pool").output)
-    extractor_size = images.shape[1:3]
-    predictor = Predictor(extractor, batch_size=batch_size)
-    assert len(extractor_size) == 2
-    features = predictor.logits(images, advance=advance)
+    features = Predictor(extractor, batch_size=batch_size).logits(images, advance=advance)
     with written_beside(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, features=features, key=np.array(key))
     return features
@@ -61,18 +60,43 @@ def train_head(
 
     Args:
         model: Classifier; only its last layer changes.
-        features: float32 (N, channels), of all images.
+        features: float32 (N, D), of all images.
         labels: int (N,).
         rows: Rows of ``"train"`` and ``"validation"``.
         configuration: Rates, epochs, imbalance handling.
-        report: Called after each epoch with its number, training figures and the validation
-            logits.
+        report: Called after each epoch with its number, training figures and validation logits.
     """
+    layer, how = model.get_layer("logits"), configuration.imbalance
+    train, held, seed = rows["train"], rows["validation"], configuration.seed
+    classes = len(configuration.architecture.classes)
+    weights = sample_weights(labels[train], how, classes)
+    batch = min(configuration.batch_size, len(train))
+    steps = len(train) // batch
+    step, optimizer = _step(layer, configuration)
+    best, kept = -1.0, layer.get_weights()
+    for epoch in range(configuration.head_epochs):
+        order = epoch_order(labels[train], how, classes, seed + 7919, epoch)
+        sums = np.zeros(2)
+        for number in range(steps):
+            chosen = order[number * batch : (number + 1) * batch]
+            done = epoch * steps + number
+            total = steps * configuration.head_epochs
+            optimizer.scale_rates(learning_rate_factor(done, steps, total))
+            x, y = features[train[chosen]], labels[train[chosen]].astype(np.int32)
+            sums += [float(v) for v in step(x, y, weights[chosen], np.array([seed, done], "i4"))]
+        kernel, bias = layer.get_weights()
+        logits, truth = features[held] @ kernel + bias, labels[held]
+        score = np.mean([np.mean(logits[truth == c].argmax(1) == c) for c in np.unique(truth)])
+        if score > best:
+            best, kept = float(score), layer.get_weights()
+        report(epoch, {"train_loss": sums[0] / steps, "train_accuracy": sums[1] / steps}, logits)
+    layer.set_weights(kept)
+
+
+def _step(layer: Any, configuration: TrainingConfiguration) -> tuple[Any, TwoRateOptimizer]:
+    """Return a traced training step of the last layer, and its optimizer."""
     import tensorflow as tf
 
-    from dermlens.model.optimization import TwoRateOptimizer
-
-    layer = model.get_layer("logits")
     optimizer = TwoRateOptimizer(
         [],
         layer.trainable_variables,
@@ -81,12 +105,7 @@ def train_head(
         weight_decay=configuration.weight_decay,
         clip_norm=configuration.clip_norm,
     )
-    train = rows["train"]
-    classes = len(configuration.architecture.classes)
-    weights = sample_weights(labels[train], configuration.imbalance, classes)
-    batch = min(configuration.batch_size, len(train))
-    steps = len(train) // batch
-    dropout = configuration.architecture.dropout
+    dropout, how = configuration.architecture.dropout, loss_settings(configuration)
 
     @tf.function
     def step(x: Any, y: Any, w: Any, seed: Any) -> Any:
@@ -94,38 +113,9 @@ def train_head(
         x = tf.where(keep, x / (1.0 - dropout), 0.0)
         with tf.GradientTape() as tape:
             logits = tf.matmul(x, layer.kernel.value) + layer.bias.value
-            loss = classification_loss(
-                tf.one_hot(y, classes),
-                logits,
-                w,
-                smoothing=configuration.label_smoothing,
-                focal_gamma=configuration.focal_gamma,
-            )
+            loss = classification_loss(tf.one_hot(y, layer.units), logits, w, **how)
         optimizer.apply(tape.gradient(loss, [v.value for v in optimizer.trained]))
-        return loss, tf.reduce_mean(
-            tf.cast(tf.argmax(logits, 1) == tf.cast(y, tf.int64), "float32")
-        )
+        right = tf.argmax(logits, 1) == tf.cast(y, tf.int64)
+        return loss, tf.reduce_mean(tf.cast(right, "float32"))
 
-    best, kept = -1.0, layer.get_weights()
-    for epoch in range(configuration.head_epochs):
-        order = epoch_order(
-            labels[train], configuration.imbalance, classes, configuration.seed + 7919, epoch
-        )
-        sums = np.zeros(2)
-        for number in range(steps):
-            chosen = order[number * batch : (number + 1) * batch]
-            done = epoch * steps + number
-            optimizer.scale_rates(
-                learning_rate_factor(done, steps, steps * configuration.head_epochs)
-            )
-            x, y = features[train[chosen]], labels[train[chosen]].astype(np.int32)
-            seed = np.array([configuration.seed, done], np.int32)
-            sums += [float(v) for v in step(x, y, weights[chosen], seed)]
-        kernel, bias = layer.get_weights()
-        logits = features[rows["validation"]] @ kernel + bias
-        truth = labels[rows["validation"]]
-        recalls = [np.mean(logits[truth == c].argmax(1) == c) for c in np.unique(truth)]
-        if np.mean(recalls) > best:
-            best, kept = float(np.mean(recalls)), layer.get_weights()
-        report(epoch, {"train_loss": sums[0] / steps, "train_accuracy": sums[1] / steps}, logits)
-    layer.set_weights(kept)
+    return step, optimizer

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.files import read_json, write_csv
+from dermlens.files import write_csv
+from dermlens.model import metrics
+from dermlens.model.calibration import negative_log_likelihood, probabilities
 from dermlens.model.training_data import TrainingData
 from dermlens.progress import duration, say
 
@@ -26,18 +28,11 @@ COLUMNS: tuple[str, ...] = (
 
 
 class History:
-    """Collects one row per epoch.
-
-    Args:
-        out: Folder of the run.
-        data: Gives the validation labels.
-        keep: Go on from the rows stored in ``out``.
-    """
+    """Collects one row per epoch, in ``out/history.csv``; ``keep`` goes on from the rows there."""
 
     def __init__(self, out: Path, data: TrainingData, keep: bool) -> None:
         self._path = Path(out) / "history.csv"
         self._logs = Path(out) / "logs"
-        self._data = data
         self._truth = data.labels[data.rows["validation"]]
         self._writer: Any = None
         self.rows: list[dict[str, Any]] = []
@@ -88,28 +83,16 @@ class History:
         """Return all rows."""
         return pd.DataFrame(self.rows, columns=list(COLUMNS))
 
-    def data_facts(self) -> dict[str, Any]:
-        """Return name, size and counts of the data set, for the bundle."""
-        summary = read_json(self._data.folder / "dataset.json")
-        kept = ("name", "source", "synthetic", "license", "n_images", "n_lesions", "per_class")
-        return {key: summary[key] for key in (*kept, "split") if key in summary}
-
 
 def _validation(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Figures of the uncalibrated model at argmax."""
-    from scipy.special import log_softmax, softmax
-    from sklearn.metrics import roc_auc_score
-
-    predicted = logits.argmax(axis=1)
-    present = np.unique(truth)
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
-    probability = softmax(logits.astype(np.float64), axis=1)
-    areas = [roc_auc_score(truth == c, probability[:, c]) for c in present if len(present) > 1]
+    one, shares = np.ones((1, len(truth))), probabilities(logits)
+    classes, predicted = shares.shape[1], logits.argmax(axis=1)
+    decided = metrics.label_metrics(metrics.confusion_matrices(truth, predicted, classes, one))
+    areas = metrics.probability_metrics(shares, truth, one)["macro_auc"]
     return {
-        "validation_loss": float(-log_p[np.arange(len(truth)), truth].mean()),
-        "validation_accuracy": float((predicted == truth).mean()),
-        "validation_balanced_accuracy": float(
-            np.mean([(predicted[truth == c] == c).mean() for c in present])
-        ),
-        "validation_macro_auc": float(np.mean(areas)) if areas else float("nan"),
+        "validation_loss": negative_log_likelihood(logits, truth),
+        "validation_accuracy": float(decided["accuracy"][0]),
+        "validation_balanced_accuracy": float(decided["balanced_accuracy"][0]),
+        "validation_macro_auc": float(areas[0]),
     }

@@ -1,6 +1,6 @@
 """What everything downstream takes: a Keras model with all that is needed to understand it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +33,8 @@ class ImageClassifier:
         preprocessing: ``"inside"``; or ``"caffe"`` or ``"torch"`` for what ``preprocess_input`` of
             ``keras.applications`` does outside of a model under these names.
         output: ``"logits"``, ``"softmax"``, ``"sigmoid"`` or ``"auto"``. The last activation is
-            left out,
-            so that logits are explained, exactly. One output becomes two classes, whose logits are
-            the log-odds against and for it.
+            left out, so that logits are explained, exactly. One output becomes two classes, whose
+            logits are the log-odds against and for it.
         calibration: Fitted on validation images; default none.
 
     Raises:
@@ -177,24 +176,21 @@ class ImageClassifier:
         images: np.ndarray,
         rows: np.ndarray | None = None,
         *,
-        tta_views: int = 1,
         batch_size: int = 32,
-        advance: Callable[..., None] | None = None,
+        **how: Any,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return logits and, where the classifier has a detector, out-of-distribution scores.
 
         Args:
             images: uint8 or float (M, H, W, 3), 0..255; a memory map is read batch by batch.
             rows: int (N,): which images, in which order; default all.
-            tta_views: Views of test-time augmentation; see ``Predictor``.
             batch_size: Images per pass.
-            advance: Called with the number of images done.
+            **how: ``tta_views`` and ``advance``, as ``Predictor.logits`` takes them.
 
         Returns:
             float32 (N, C), and float64 (N,) or None.
         """
-        predictor = self.predictor(batch_size)
-        return predictor.logits(images, rows, tta_views=tta_views, advance=advance), None
+        return self.predictor(batch_size).logits(images, rows, **how), None
 
     def logits(self, images: np.ndarray, *, tta_views: int = 1, batch_size: int = 32) -> np.ndarray:
         """Return logits, float32 (N, C), of images as ``photographs`` takes them."""
@@ -213,12 +209,9 @@ def as_classifier(model: Any) -> ImageClassifier:
 def _labels(given: LabelSet | str | Path | Sequence[str] | None, count: int) -> LabelSet:
     if given is None:
         return numbered_classes(count)
-    if isinstance(given, LabelSet):
-        labels = given
-    elif isinstance(given, str | Path):
-        labels = label_set(given)
-    else:
-        labels = named_classes(given)
+    if isinstance(given, str | Path):
+        given = label_set(given)
+    labels = given if isinstance(given, LabelSet) else named_classes(given)
     if len(labels) != count:
         raise ModelError(
             f"{len(labels)} class names ({', '.join(labels.codes)}) were given for a model with "

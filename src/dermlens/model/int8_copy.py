@@ -25,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from dermlens import __version__
-from dermlens.errors import ExplanationError, ModelError
-from dermlens.files import read_json, sha256_of_file, write_json
+from dermlens.errors import DataError, ExplanationError, ModelError
+from dermlens.files import sha256_of_file, write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import SHIPPED, Bundle, is_bundle
 from dermlens.model.lite import LiteClassifier, frozen_function, to_litert, weights_checksum
+from dermlens.schema import OpenSection, checked_file
 
 FOLDER = "int8"
 _MODEL, _FACTS, _AGREEMENT = "model.tflite", "copy.json", "agreement.json"
@@ -48,15 +50,26 @@ _KIND = Kind(
 )
 
 
+class StoredCopy(OpenSection):
+    """The content of ``copy.json``."""
+
+    weights_sha256: str
+    model_sha256: str
+
+
+class _MethodAgreement(OpenSection):
+    pearson: float | None = None
+
+
+class StoredAgreement(StoredCopy):
+    """The content of ``agreement.json``, and of which copy it is."""
+
+    methods: dict[str, _MethodAgreement] = Field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Int8Copy:
-    """A copy on disk.
-
-    Attributes:
-        folder: Where it is.
-        facts: The content of ``copy.json``.
-        carried: What the bundle brought along as measured with a copy of its weights, or None.
-    """
+    """A copy on disk, the content of ``copy.json``, and what a bundle brought along as measured."""
 
     folder: Path
     facts: dict[str, Any]
@@ -67,13 +80,13 @@ class Int8Copy:
         """What ``serve.scorer_agreement`` measured with this copy; None if nothing yet."""
         for measured in (_read_agreement(self.folder), self.carried):
             # Of another copy, such as a newer converter's, it would say nothing.
-            if measured and measured.get("model_sha256") == self.facts["model_sha256"]:
+            if measured and measured["model_sha256"] == self.facts["model_sha256"]:
                 return measured
         return None
 
     def store_agreement(self, measured: dict[str, Any]) -> Path:
         """Keep what was measured with this copy; an older measurement is replaced."""
-        of = {name: self.facts[name] for name in ("weights_sha256", "model_sha256")}
+        of = {name: self.facts[name] for name in StoredCopy.model_fields}
         return write_json(self.folder / _AGREEMENT, {**measured, **of})
 
     def scorer(self, model: Any) -> "Int8Scorer":
@@ -83,25 +96,17 @@ class Int8Copy:
                 f"The int8 copy in {self.folder} was made from other weights. Call int8_copy, "
                 "which makes it again."
             )
-        return Int8Scorer(LiteClassifier(self.folder / _MODEL), weights_checksum(model))
+        return Int8Scorer(self.folder / _MODEL, weights_checksum(model))
 
 
-class Int8Scorer:
-    """Logits from an int8 copy; see ``explainers.perturbation.Scorer``.
-
-    Args:
-        classifier: The copy.
-        checksum: Of the weights it was made from (``lite.weights_checksum``).
-    """
+class Int8Scorer(LiteClassifier):
+    """A copy, and the checksum of its weights; see ``explainers.perturbation.Scorer``."""
 
     name = "int8"
 
-    def __init__(self, classifier: LiteClassifier, checksum: int) -> None:
-        self._classifier, self._checksum = classifier, checksum
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 logits (n, C) of images (n, H, W, 3), RGB 0..255."""
-        return self._classifier.logits(images)
+    def __init__(self, path: Path, checksum: int) -> None:
+        super().__init__(path)
+        self._checksum = checksum
 
     def check(self, model: Any) -> None:
         """Raise ExplanationError if the model was trained or randomized since."""
@@ -128,19 +133,15 @@ def carried_agreement(bundle: Bundle) -> dict[str, Any] | None:
     Whether it is the copy that would be made here is known only when that is made.
     """
     measured = _read_agreement(bundle.path / FOLDER)
-    if measured is None or measured.get("weights_sha256") != weights_sha256(bundle.model):
-        return None
-    return measured
+    same = measured is not None and measured["weights_sha256"] == weights_sha256(bundle.model)
+    return measured if same else None
 
 
 def _read_agreement(folder: Path) -> dict[str, Any] | None:
     path = folder / _AGREEMENT
-    return read_json(path) if path.is_file() else None
-
-
-def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
-    """Return the copy of a bundle's weights if there is a sound one; makes nothing."""
-    return _find(bundle, _key(bundle))
+    if not path.is_file():
+        return None
+    return checked_file(StoredAgreement, path, "Remove it, and measure again.").model_dump()
 
 
 def int8_copy(bundle: Bundle) -> Int8Copy:
@@ -149,13 +150,28 @@ def int8_copy(bundle: Bundle) -> Int8Copy:
     Raises:
         ModelError: If the model is in mixed precision, or cannot be converted.
     """
-    key = _key(bundle)
-    found = _find(bundle, key)
-    if found is not None:
+    if found := find_int8_copy(bundle):
         return found
+    key = _key(bundle)
+    place = _place(bundle, key)
     # Of two runs that need the same copy the second waits, and finds it made.
-    with folder_lock(_place(bundle, key), wait=True):
-        return _find(bundle, key) or _make(bundle, key)
+    with folder_lock(place, wait=True):
+        return find_int8_copy(bundle) or _make(bundle, key, place)
+
+
+def find_int8_copy(bundle: Bundle) -> Int8Copy | None:
+    """Return the copy of a bundle's weights if there is a sound one; makes nothing."""
+    key = _key(bundle)
+    for folder in _folders(bundle, key):
+        try:
+            facts = checked_file(StoredCopy, folder / _FACTS, "").model_dump()
+        except DataError:
+            continue
+        path = folder / _MODEL
+        sound = path.is_file() and facts["model_sha256"] == sha256_of_file(path)
+        if facts["weights_sha256"] == key and sound:
+            return Int8Copy(folder, facts, _read_agreement(bundle.path / FOLDER))
+    return None
 
 
 def _key(bundle: Bundle) -> str:
@@ -175,17 +191,6 @@ def _folders(bundle: Bundle, key: str) -> list[Path]:
     return [*beside, cache / "dermlens" / FOLDER / key[:32]]
 
 
-def _find(bundle: Bundle, key: str) -> Int8Copy | None:
-    for folder in _folders(bundle, key):
-        if not (folder / _FACTS).is_file() or not (folder / _MODEL).is_file():
-            continue
-        facts = read_json(folder / _FACTS)
-        sound = facts.get("model_sha256") == sha256_of_file(folder / _MODEL)
-        if facts.get("weights_sha256") == key and sound:
-            return Int8Copy(folder, facts, _read_agreement(bundle.path / FOLDER))
-    return None
-
-
 def _place(bundle: Bundle, key: str) -> Path:
     """Return where a new copy is to be written."""
     folders = _folders(bundle, key)
@@ -194,8 +199,7 @@ def _place(bundle: Bundle, key: str) -> Path:
     return (writable or folders[-1:])[0]
 
 
-def _make(bundle: Bundle, key: str) -> Int8Copy:
-    folder = _place(bundle, key)
+def _make(bundle: Bundle, key: str, folder: Path) -> Int8Copy:
     content, carried = _converted(bundle), _read_agreement(bundle.path / FOLDER)
     with folder_beside(folder, _KIND) as building:
         (building / _MODEL).write_bytes(content)

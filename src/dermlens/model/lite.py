@@ -6,7 +6,7 @@ methods which only look at scores may evaluate instead of the Keras model (``mod
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,12 @@ KINDS: tuple[str, ...] = ("float32", "float16", "int8", "dynamic")
 
 
 def frozen_function(run: Callable[[Any], dict[str, Any]], size: tuple[int, int]) -> Any:
-    """Return ``run`` as a function without variables, for one image.
+    """Return ``run`` as a concrete function without variables, from one image ``image``.
 
     Args:
-        run: From a float32 tensor (1, H, W, 3) to named tensors, made of TensorFlow operations.
+        run: From a float32 tensor (1, H, W, 3) to named tensors, made of TensorFlow operations;
+            the function returns them in the order of their sorted names.
         size: (H, W).
-
-    Returns:
-        Concrete function from ``image`` to the tensors, in the order of their sorted names.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
@@ -48,7 +46,7 @@ def to_litert(
     name: str = "The network",
     instead: str = "Use the Keras model.",
 ) -> bytes:
-    """Convert a frozen function of one image to a LiteRT file with builtin operations only.
+    """Return a ``.tflite`` file of a frozen function of one image, with builtin operations only.
 
     Converting variables directly can give NaN without a word; a frozen function has none.
 
@@ -63,9 +61,6 @@ def to_litert(
             ranges of the whole numbers.
         name: What is converted, for the error message.
         instead: What to do where it cannot be converted, for the error message.
-
-    Returns:
-        The content of a ``.tflite`` file that takes ``image`` float32 (1, H, W, 3).
 
     Raises:
         ModelError: If the network cannot be converted.
@@ -94,7 +89,9 @@ def to_litert(
     if kind == "int8":
         # Images come and answers leave as float32; everything between is whole numbers.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = _one_by_one(images)
+        converter.representative_dataset = lambda: (
+            {"image": np.asarray(image, np.float32)[None]} for image in images
+        )
     try:
         return converter.convert()
     except Exception as error:
@@ -103,34 +100,22 @@ def to_litert(
         ) from error
 
 
-def _one_by_one(images: Sequence[np.ndarray]) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    def each() -> Iterator[dict[str, np.ndarray]]:
-        for image in images:
-            yield {"image": np.asarray(image, np.float32)[None]}
-
-    return each
-
-
 class LiteClassifier:
     """A converted classifier: images to logits, each image by itself.
 
-    Args:
-        path: ``.tflite`` file from ``to_litert`` with one output, the logits.
-        workers: Images evaluated at the same time, each in a thread of its own; default one per
-            processor core.
-
-    Raises:
-        ModelError: If the file cannot be read.
+    ``path`` is a ``.tflite`` file from ``to_litert`` with one output, the logits; ``workers``
+    images are evaluated at the same time, default one per processor core. Raises ModelError if the
+    file cannot be read.
     """
 
     def __init__(self, path: Path, *, workers: int | None = None) -> None:
         Interpreter = optional("ai_edge_litert.interpreter").Interpreter
         count = workers or available_cores()
         try:
-            interpreters = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
             # Images side by side, one thread each: threads that share an image wait for each other
             # after every layer, and a larger batch gains nothing over that.
-            self._lanes = [_Lane(interpreter) for interpreter in interpreters]
+            interpreters = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
+            self._runners = [found.get_signature_runner() for found in interpreters]
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{path} is no LiteRT file that runs here ({error}).") from error
         self._pool = ThreadPoolExecutor(count) if count > 1 else None
@@ -138,31 +123,18 @@ class LiteClassifier:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Return float32 logits (n, C) of images (n, H, W, 3), RGB 0..255."""
         images = np.ascontiguousarray(images, np.float32)
-        count = len(self._lanes)
-        results = np.empty((len(images), self._lanes[0].classes), np.float32)
-        jobs = [(self._lanes[i], images[i::count], results[i::count]) for i in range(count)]
-        run = map if self._pool is None else self._pool.map
-        for _ in run(lambda job: job[0].fill(job[1], job[2]), jobs):
+        count = len(self._runners)
+        classes = int(self._runners[0].get_output_details()["logits"]["shape"][-1])
+        results = np.empty((len(images), classes), np.float32)
+
+        def fill(lane: int) -> None:
+            for position in range(lane, len(images), count):
+                found = self._runners[lane](image=images[position : position + 1])
+                results[position] = found["logits"][0]
+
+        for _ in (map if self._pool is None else self._pool.map)(fill, range(count)):
             pass
         return results
-
-
-class _Lane:
-    """One interpreter, evaluating one image after the other."""
-
-    def __init__(self, interpreter: Any) -> None:
-        interpreter.allocate_tensors()
-        self._interpreter = interpreter
-        self._input = interpreter.get_input_details()[0]["index"]
-        self._output = interpreter.get_output_details()[0]["index"]
-        self.classes = int(interpreter.get_output_details()[0]["shape"][-1])
-
-    def fill(self, images: np.ndarray, results: np.ndarray) -> None:
-        """Write the logits of images (n, H, W, 3) into results (n, C)."""
-        for position, image in enumerate(images):
-            self._interpreter.set_tensor(self._input, image[None])
-            self._interpreter.invoke()
-            results[position] = self._interpreter.get_tensor(self._output)[0]
 
 
 def weights_checksum(model: Any) -> int:

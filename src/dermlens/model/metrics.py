@@ -19,26 +19,20 @@ def confusion_matrices(
 ) -> np.ndarray:
     """Return weighted confusion matrices, (R, C, C): truth in rows, prediction in columns.
 
-    Args:
-        labels: int (N,).
-        predicted: int (N,).
-        classes: C.
-        weights: (R, N), one row per resample; a row of ones is the plain count.
+    Labels and predictions are int (N,), weights (R, N): one row per resample, ones to count.
     """
     cell = np.eye(classes * classes)[labels * classes + predicted]
     return (weights @ cell).reshape(len(weights), classes, classes)
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return a quotient, NaN where it is not defined."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, numerator / denominator, np.nan)
 
 
 def label_metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Return metrics of decisions from confusion matrices.
-
-    Args:
-        confusion: (R, C, C), truth in rows.
+    """Return metrics of decisions from confusion matrices (R, C, C), truth in rows.
 
     Returns:
         ``accuracy, balanced_accuracy, macro_precision, macro_recall, macro_f1``: (R,);
@@ -51,13 +45,13 @@ def label_metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
     called = confusion.sum(axis=1)
     total = confusion.sum(axis=(1, 2))
     present = support > 0
-    recall = _divide(hits, support)
-    precision = np.where(present, np.nan_to_num(_divide(hits, called)), np.nan)
-    f1 = np.where(present, np.nan_to_num(_divide(2 * hits, support + called)), np.nan)
+    recall = divide(hits, support)
+    precision = np.where(present, np.nan_to_num(divide(hits, called)), np.nan)
+    f1 = np.where(present, np.nan_to_num(divide(2 * hits, support + called)), np.nan)
     negatives = total[:, None] - support
-    specificity = _divide(negatives - (called - hits), negatives)
+    specificity = divide(negatives - (called - hits), negatives)
     return {
-        "accuracy": _divide(hits.sum(axis=1), total),
+        "accuracy": divide(hits.sum(axis=1), total),
         "balanced_accuracy": _nanmean(recall),
         "macro_precision": _nanmean(precision),
         "macro_recall": _nanmean(recall),
@@ -71,19 +65,14 @@ def label_metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
     defined = np.isfinite(values)
-    return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
+    return divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve for each row of weights, ties counted half.
 
-    Args:
-        scores: (N,).
-        positive: bool (N,).
-        weights: (R, N).
-
-    Returns:
-        (R,); NaN where a row has no positive or no negative.
+    Scores (N,), positive bool (N,), weights (R, N); returns (R,), NaN where a row has no positive
+    or no negative.
     """
     order = np.argsort(scores, kind="stable")
     _, tie = np.unique(scores[order], return_inverse=True)
@@ -94,70 +83,53 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np
     up_by, down_by = np.add.reduceat(up, starts, 1), np.add.reduceat(down, starts, 1)
     below = np.cumsum(down_by, axis=1) - down_by
     area = (up_by * (below + down_by / 2)).sum(axis=1)
-    return _divide(area, up.sum(axis=1) * down.sum(axis=1))
+    return divide(area, up.sum(axis=1) * down.sum(axis=1))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the average precision (step-wise area under precision-recall) per row of weights.
-
-    Args:
-        scores: (N,).
-        positive: bool (N,).
-        weights: (R, N).
-
-    Returns:
-        (R,); NaN where a row has no positive.
-    """
+    """Return the average precision (step-wise area under precision-recall), as ``roc_auc`` does."""
     order = np.argsort(-scores, kind="stable")
     _, tie = np.unique(-scores[order], return_inverse=True)
     starts = np.searchsorted(tie, np.arange(tie.max() + 1))
     up = np.add.reduceat(weights[:, order] * positive[order], starts, 1)
     everything = np.add.reduceat(weights[:, order], starts, 1)
-    precision = np.nan_to_num(_divide(np.cumsum(up, 1), np.cumsum(everything, 1)))
-    return _divide((precision * up).sum(axis=1), up.sum(axis=1))
+    precision = np.nan_to_num(divide(np.cumsum(up, 1), np.cumsum(everything, 1)))
+    return divide((precision * up).sum(axis=1), up.sum(axis=1))
+
+
+def _bins(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the top probability, whether it is right, and its bin of ``ECE_BINS`` equal ones."""
+    top = probabilities.max(axis=1)
+    right = (probabilities.argmax(axis=1) == labels).astype(float)
+    return top, right, np.clip(np.ceil(top * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
 
 
 def calibration_bins(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS
+    probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return confidence, accuracy and count of equal-width bins of the top probability.
 
-    Returns:
-        Three arrays (bins,); confidence and accuracy are NaN in empty bins.
+    Three arrays (ECE_BINS,); confidence and accuracy are NaN in empty bins.
     """
-    top = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins).astype(float)
-    confidence = _divide(np.bincount(place, top, bins), count)
-    accuracy = _divide(np.bincount(place, right.astype(float), bins), count)
-    return confidence, accuracy, count
+    top, right, place = _bins(probabilities, labels)
+    count = np.bincount(place, minlength=ECE_BINS).astype(float)
+    confidence = divide(np.bincount(place, top, ECE_BINS), count)
+    return confidence, divide(np.bincount(place, right, ECE_BINS), count), count
 
 
 def expected_calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, bins: int = ECE_BINS
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Return the expected calibration error of the top probability per row of weights.
-
-    Equal-width bins (Guo et al. 2017); the top probability is that of the most probable
-    class.
-    """
-    top = probabilities.max(axis=1)
-    gap = (probabilities.argmax(axis=1) == labels).astype(float) - top
-    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
-    per_bin = (weights * gap) @ np.eye(bins)[place]
-    return _divide(np.abs(per_bin).sum(axis=1), weights.sum(axis=1))
+    """Return the expected calibration error (Guo et al. 2017) of the most probable class, (R,)."""
+    top, right, place = _bins(probabilities, labels)
+    per_bin = (weights * (right - top)) @ np.eye(ECE_BINS)[place]
+    return divide(np.abs(per_bin).sum(axis=1), weights.sum(axis=1))
 
 
 def probability_metrics(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return metrics of probabilities per row of weights.
-
-    Args:
-        probabilities: (N, C), rows summing to 1.
-        labels: int (N,).
-        weights: (R, N).
+    """Return metrics of probabilities (N, C) per row of weights (R, N).
 
     Returns:
         ``macro_auc`` (one against the rest, over classes with images), ``ece``, ``brier``
@@ -177,8 +149,8 @@ def probability_metrics(
     return {
         "macro_auc": _nanmean(areas),
         "ece": expected_calibration_error(probabilities, labels, weights),
-        "brier": _divide(weights @ squared, total),
-        "nll": _divide(weights @ -np.log(likelihood), total),
+        "brier": divide(weights @ squared, total),
+        "nll": divide(weights @ -np.log(likelihood), total),
         "auc": areas,
         "average_precision": np.stack(precision, axis=1),
     }
@@ -192,24 +164,18 @@ def flag_metrics(
     true_up, false_up = weights @ (flagged & positive), weights @ (flagged & ~positive)
     false_down, true_down = weights @ (~flagged & positive), weights @ (~flagged & ~positive)
     return {
-        "sensitivity": _divide(true_up, true_up + false_down),
-        "specificity": _divide(true_down, true_down + false_up),
-        "positive_predictive_value": _divide(true_up, true_up + false_up),
-        "negative_predictive_value": _divide(true_down, true_down + false_down),
-        "flagged": _divide(true_up + false_up, weights.sum(axis=1)),
+        "sensitivity": divide(true_up, true_up + false_down),
+        "specificity": divide(true_down, true_down + false_up),
+        "positive_predictive_value": divide(true_up, true_up + false_up),
+        "negative_predictive_value": divide(true_down, true_down + false_down),
+        "flagged": divide(true_up + false_up, weights.sum(axis=1)),
     }
 
 
 def lesion_resamples(groups: Sequence[Any] | np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return bootstrap weights per image when whole lesions are drawn with replacement.
+    """Return float64 (R, N): how often each image's lesion is drawn with replacement in a resample.
 
-    Args:
-        groups: Lesion of each image, (N,).
-        resamples: R.
-        seed: Seed of the drawing.
-
-    Returns:
-        float64 (R, N): how often each image's lesion was drawn.
+    ``groups`` is the lesion of each image, (N,); ``seed`` sets the drawing.
     """
     _, lesion = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     count = int(lesion.max()) + 1

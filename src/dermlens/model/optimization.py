@@ -5,27 +5,25 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.model.configuration import TrainingConfiguration
+
 
 def classification_loss(
     truth: Any, logits: Any, weights: Any, *, smoothing: float = 0.0, focal_gamma: float = 0.0
 ) -> Any:
-    """Weighted cross-entropy with label smoothing and focal modulation.
+    """Return the weighted cross-entropy with label smoothing and focal modulation, a scalar.
 
     Args:
         truth: float32 tensor (B, C): one-hot labels, or shares of classes in mixed images.
         logits: float32 tensor (B, C).
-        weights: float32 tensor (B,).
+        weights: float32 tensor (B,); the weighted losses are summed and divided by B.
         smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2016).
         focal_gamma: Exponent of (1 - p_target) (Lin et al. 2017); 0 is plain cross-entropy.
-
-    Returns:
-        Scalar: the sum of weighted losses over the batch size.
     """
     import tensorflow as tf
 
-    classes = logits.shape[-1]
     log_p = tf.nn.log_softmax(logits)
-    target = truth * (1.0 - smoothing) + smoothing / classes
+    target = truth * (1.0 - smoothing) + smoothing / logits.shape[-1]
     loss = -tf.reduce_sum(target * log_p, axis=-1)
     if focal_gamma > 0:
         p_target = tf.exp(tf.reduce_sum(truth * log_p, axis=-1))
@@ -33,18 +31,19 @@ def classification_loss(
     return tf.reduce_mean(loss * weights)
 
 
+def loss_settings(configuration: TrainingConfiguration) -> dict[str, float]:
+    """Return what of a configuration ``classification_loss`` takes."""
+    return {
+        "smoothing": configuration.label_smoothing,
+        "focal_gamma": configuration.focal_gamma,
+    }
+
+
 def distillation_loss(teacher_logits: Any, logits: Any, weights: Any, *, temperature: float) -> Any:
-    """Divergence of a network's softened probabilities from its teacher's (Hinton et al. 2015).
+    """Return the divergence of softened probabilities from a teacher's (Hinton et al. 2015).
 
-    Args:
-        teacher_logits: float32 tensor (B, C).
-        logits: float32 tensor (B, C).
-        weights: float32 tensor (B,).
-        temperature: Both logits are divided by it; the loss is multiplied by its square, so that
-            gradients keep their size.
-
-    Returns:
-        Scalar >= 0: the sum of weighted Kullback-Leibler divergences over the batch size.
+    The weighted (B,) Kullback-Leibler divergences of float32 logits (B, C), both divided by the
+    temperature, summed and divided by B; times its square, so that gradients keep their size.
     """
     import tensorflow as tf
 
@@ -58,10 +57,8 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> floa
     """Linear warm-up, then a cosine to zero (Loshchilov & Hutter 2017), as a factor 0..1.
 
     Example:
-        >>> learning_rate_factor(0, 10, 110), learning_rate_factor(9, 10, 110)
-        (0.1, 1.0)
-        >>> round(learning_rate_factor(60, 10, 110), 3)
-        0.5
+        >>> [round(learning_rate_factor(step, 10, 110), 3) for step in (0, 9, 60)]
+        [0.1, 1.0, 0.5]
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -134,9 +131,7 @@ class TwoRateOptimizer:
 class RunningAverage:
     """Exponential moving average of variables (Polyak & Juditsky 1992), warmed up.
 
-    Args:
-        variables: What to average; moving statistics of normalization included.
-        decay: Share of the old average kept per step; 0 turns averaging off.
+    Of the old average the share ``decay`` is kept per step.
     """
 
     def __init__(self, variables: Sequence[Any], decay: float) -> None:

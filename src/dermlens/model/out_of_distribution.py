@@ -13,19 +13,21 @@ share of ordinary images is turned away; what it turns away elsewhere is measure
 import io
 import math
 import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from dermlens.errors import ModelError
+from dermlens.schema import Count, Positive, Section, Share
 
 FALSE_REJECTS = 0.02
 """Share of validation images that the threshold turns away."""
+KIND: Final = "mahalanobis_nearest_class"
 DIRECTIONS = 64
-_MAX_BYTES = 1 << 28
+"""At most so many keep a variance of their own."""
+_MAX_BYTES = 1 << 26
 _ARRAYS = ("means", "basis", "variances")
 
 
@@ -77,82 +79,64 @@ class OODDetector:
 
     def stored_as(self, dtype: str) -> "OODDetector":
         """Return the detector as it comes back from arrays stored in a number type."""
-        means, basis, variances = (
-            array.astype(dtype).astype(np.float32) for array in self.arrays().values()
-        )
-        return replace(self, means=means, basis=basis, variances=variances)
+        stored: dict[str, Any] = {
+            name: values.astype(dtype).astype(np.float32) for name, values in self.arrays().items()
+        }
+        return replace(self, **stored)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is stored as JSON types."""
-        return {
-            "kind": "mahalanobis_nearest_class",
-            "rest": self.rest,
-            "threshold": self.threshold,
-            "false_rejects_on_validation": self.false_rejects,
-            "images": self.images,
-        }
-
-    @classmethod
-    def from_stored(cls, facts: dict[str, Any], arrays: Any) -> "OODDetector":
-        """Build from what ``to_json`` and ``arrays`` returned.
-
-        Raises:
-            ModelError: If something is missing.
-        """
-        try:
-            detector = cls(
-                **{name: np.asarray(arrays[name], np.float32) for name in _ARRAYS},
-                rest=float(facts["rest"]),
-                threshold=float(facts["threshold"]),
-                false_rejects=float(facts["false_rejects_on_validation"]),
-                images=int(facts["images"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ModelError(
-                f"The out-of-distribution detector stored in the bundle is incomplete ({error}). "
-                "Save the bundle again with 'dermlens pack'."
-            ) from error
-        detector.check()
-        return detector
-
-    def check(self) -> None:
-        """Refuse values that no fit gives.
-
-        Raises:
-            ModelError: If shapes do not match, or a number is not finite or out of its range.
-        """
-        dimensions = (self.means.ndim, self.basis.ndim, self.variances.ndim) == (2, 2, 1)
-        numbers = (*(getattr(self, name) for name in _ARRAYS), self.rest, self.threshold)
-        if (
-            not dimensions
-            or self.basis.shape != (self.means.shape[1], self.variances.shape[0])
-            or not all(np.isfinite(value).all() for value in numbers)
-            or not (self.variances > 0).all()
-            or self.rest <= 0
-        ):
-            raise ModelError(
-                "The out-of-distribution detector stored in the bundle cannot be used: its "
-                "arrays do not belong together or hold impossible values. Copy the bundle again."
-            )
+        return StoredDetector(
+            kind=KIND,
+            rest=self.rest,
+            threshold=self.threshold,
+            false_rejects_on_validation=self.false_rejects,
+            images=self.images,
+        ).model_dump()
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a detector; a declared size is checked before memory is taken for it.
+class StoredDetector(Section):
+    """What ``bundle.json`` holds of a detector; ``outlier.npz`` holds its arrays."""
+
+    kind: Literal["mahalanobis_nearest_class"]
+    rest: Positive
+    threshold: float
+    false_rejects_on_validation: Share
+    images: Count
+
+
+def read_detector(path: Path, stored: StoredDetector, classes: int, features: int) -> OODDetector:
+    """Put a detector together from what the bundle says of it and its ``.npz`` file.
 
     Raises:
-        ModelError: If the file is damaged, or an array is larger than its part of the file.
+        ModelError: If the file is damaged, or an array has another size, number type or range than
+            a fit for this network, of so many classes and pooled features, gives.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name: _read_array(archive, f"{name}.npy") for name in _ARRAYS}
-    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, ValueError, EOFError) as error:
+            means, basis, variances = (
+                _read_array(archive, f"{name}.npy", dimensions).astype(np.float32)
+                for name, dimensions in zip(_ARRAYS, (2, 2, 1), strict=True)
+            )
+        if means.shape[1] != features or not 1 <= len(means) <= classes:
+            raise ValueError(f"means.npy is {means.shape}, of another network")
+        if basis.shape != (features, len(variances)):
+            raise ValueError(f"basis.npy is {basis.shape} and does not belong to variances.npy")
+        if not (variances > 0).all():
+            raise ValueError("variances.npy holds a variance that is not above 0")
+    except Exception as error:  # Damaged archives make their reader fail in many ways.
         raise ModelError(
-            f"{path} cannot be read as the arrays of an out-of-distribution detector "
-            f"({error}). Copy the bundle again."
+            f"{path} cannot be used for the out-of-distribution detector: "
+            f"{error or type(error).__name__}. Copy the bundle again."
         ) from error
+    _, *numbers = vars(stored).values()
+    return OODDetector(means, basis, variances, *numbers)
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, name: str, dimensions: int) -> np.ndarray:
+    """Read finite numbers; the size that is declared is checked before memory is taken for it."""
+    if name not in archive.namelist():
+        raise ValueError(f"{name} is missing")
     declared = archive.getinfo(name).file_size
     if declared > _MAX_BYTES:
         raise ValueError(f"{name} has {declared:,} bytes")
@@ -161,10 +145,13 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     np.lib.format.read_magic(content)
     shape, _, dtype = np.lib.format.read_array_header_1_0(content)
     left = len(content.getbuffer()) - content.tell()
-    if dtype.kind != "f" or math.prod(shape) * dtype.itemsize != left:
+    if len(shape) != dimensions or dtype.kind != "f" or math.prod(shape) * dtype.itemsize != left:
         raise ValueError(f"{name} does not hold the {shape} numbers that it declares")
     content.seek(0)
-    return np.lib.format.read_array(content, allow_pickle=False)
+    values: np.ndarray = np.lib.format.read_array(content, allow_pickle=False)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds what is no finite number")
+    return values
 
 
 def fit_ood_detector(
@@ -174,7 +161,6 @@ def fit_ood_detector(
     *,
     classes: int,
     false_rejects: float = FALSE_REJECTS,
-    directions: int = DIRECTIONS,
 ) -> OODDetector:
     """Fit the distance on training features and its threshold on validation features.
 
@@ -184,7 +170,6 @@ def fit_ood_detector(
         validation: Pooled features of validation images, (M, D).
         classes: Number of classes; one without training images gets no mean.
         false_rejects: Share of validation images to turn away, 0..1.
-        directions: Largest number of directions that keep a variance of their own.
 
     Raises:
         ModelError: If there are no images, or a feature is not finite.
@@ -213,7 +198,7 @@ def fit_ood_detector(
     values, vectors = np.linalg.eigh(covariance)
     # A feature that never varies would make any change of it infinitely far.
     values = np.maximum(values[::-1], 1e-6 * max(float(values.max()), 1e-12))
-    kept = min(directions, len(values) - 1)
+    kept = min(DIRECTIONS, len(values) - 1)
     detector = OODDetector(
         means=means.astype(np.float32),
         basis=vectors[:, ::-1][:, :kept].astype(np.float32),

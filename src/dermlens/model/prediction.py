@@ -14,14 +14,8 @@ VIEWS: tuple[int, ...] = (1, 4, 8)
 class Predictor:
     """Runs a model over images in batches of one fixed size, so that it is traced once.
 
-    Args:
-        model: Keras model, images (B, H, W, 3) to logits (B, C).
-        transposed: Builds the same network for (W, H) images, for 8 views; not needed where
-            the model takes squares or any size.
-        batch_size: Images per pass; bounds memory.
-
-    Raises:
-        UsageError: If the batch size is below 1.
+    The model takes images (B, H, W, 3) to logits (B, C). ``transposed`` builds the same network for
+    (W, H) images, for 8 views of what is no square. Raises UsageError if the batch size is below 1.
     """
 
     def __init__(
@@ -33,9 +27,7 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, not {batch_size}.")
-        self._model = model
-        self._make_transposed = transposed
-        self._batch_size = batch_size
+        self._model, self._make_transposed, self._batch_size = model, transposed, batch_size
         self._functions: dict[bool, Any] = {}
 
     def _function(self, turned: bool) -> Any:
@@ -87,7 +79,9 @@ class Predictor:
         for start in range(0, len(rows), self._batch_size):
             chosen = rows[start : start + self._batch_size]
             batch = np.asarray(images[chosen])
-            results.append(self._views(_padded(batch, self._batch_size), tta_views)[: len(batch)])
+            missing = self._batch_size - len(batch)
+            padded = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
+            results.append(self._views(padded, tta_views)[: len(batch)])
             if advance is not None:
                 advance(len(batch))
         if not results:
@@ -109,22 +103,8 @@ def _dihedral(tta_views: int) -> list[tuple[bool, bool, bool]]:
     return [(turned, y, x) for turned in turns for y, x in mirrors][:tta_views]
 
 
-def _padded(batch: np.ndarray, size: int) -> np.ndarray:
-    if len(batch) == size:
-        return batch
-    filler = np.repeat(batch[-1:], size - len(batch), axis=0)
-    return np.concatenate([batch, filler])
-
-
 def with_features(model: Any) -> Any:
-    """Return a classifier's network that puts its pooled features behind its logits.
-
-    Args:
-        model: From ``build_classifier``: images to logits (N, C).
-
-    Returns:
-        Keras model with the same weights, images to (N, C + D); see ``split_features``.
-    """
+    """Return a classifier's network that puts its pooled features behind its logits, (N, C + D)."""
     import keras
 
     pooled = model.get_layer("pool").output

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.errors import DataError
+from dermlens.files import read_table
 from dermlens.labels import MALIGNANT
 from dermlens.model.calibration import Calibration
 
@@ -28,8 +29,8 @@ def predictions_table(
     Args:
         rows: Manifest rows, or any table with at least image_id; (N).
         logits: (N, C).
-        calibration: Of the bundle.
-        ood_scores: Of the bundle's out-of-distribution detector, (N,), or None.
+        calibration: Of the model.
+        ood_scores: Of its out-of-distribution detector, (N,), or None.
         ood_threshold: Of the detector.
         level: Of the prediction sets, 0..1; default the stored one.
         malignant: Codes of the classes that are declared malignant; default those of the operating
@@ -67,13 +68,7 @@ def predictions_table(
 def set_codes(
     calibration: Calibration, probabilities: np.ndarray, level: float | None = None
 ) -> list[str | None]:
-    """Return the prediction set of each image: codes, most probable first, with blanks between.
-
-    Args:
-        calibration: Of the bundle; without sets every entry is None.
-        probabilities: Calibrated, (N, C).
-        level: 0..1; default the stored one.
-    """
+    """Return the set of each image: codes, most probable first, with blanks; None without sets."""
     if calibration.prediction_sets is None:
         return [None] * len(probabilities)
     inside = calibration.prediction_sets.contain(probabilities, level)
@@ -90,21 +85,15 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         DataError: If it is missing or lacks a column.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{path} is missing. Run 'dermlens evaluate' first.")
-    table = pd.read_csv(path, dtype=object)
-    numbers = [str(c) for c in table.columns]
-    plain = ("age", "ood_score")
-    numbers = [c for c in numbers if c.startswith(("logit_", "probability_", "p_")) or c in plain]
-    for column in numbers:
+    known = ("image_id", "lesion_id", "dx", "predicted", "balanced_rule")
+    table = read_table(Path(path), known, dtype=object)
+    logits = [name for name in table.columns if name.startswith("logit_")]
+    if not logits:
+        raise DataError(f"{path} lacks the column 'logit_<class>'. Run 'dermlens evaluate' again.")
+    numbers = [name for name in table.columns if name.startswith(("probability_", "p_"))]
+    for column in (*logits, *numbers, *{"age", "ood_score"}.intersection(table.columns)):
         # Python's float reads exactly what was written; pandas' default parser need not.
         table[column] = [float("nan") if pd.isna(v) else float(v) for v in table[column]]
     if "abstain" in table.columns:
         table["abstain"] = table.abstain.astype(str) == "True"
-    known = ("image_id", "lesion_id", "dx", "predicted", "balanced_rule")
-    lacking = [name for name in known if name not in table.columns]
-    if not any(str(name).startswith("logit_") for name in table.columns):
-        lacking.append("logit_<class>")
-    if lacking:
-        raise DataError(f"{path} lacks the column {lacking[0]!r}. Run 'dermlens evaluate' again.")
     return table

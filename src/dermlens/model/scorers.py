@@ -57,14 +57,10 @@ def choose_scorers(
         raise UsageError("Only a bundle has an int8 copy. Make one of the model: dermlens adopt.")
     from dermlens.model.int8_copy import int8_copy
 
-    if choice is None:
-        copy = _unasked(bundle, able, images)
-        able = [] if copy is None else _sufficient(copy.agreement, able)
-    else:
-        copy = int8_copy(bundle)
-    if copy is None or not able:
-        return {}
-    return dict.fromkeys(able, copy.scorer(bundle.model))
+    copy = int8_copy(bundle) if choice else _unasked(bundle, able, images)
+    if copy is not None and choice is None:
+        able = _sufficient(copy.agreement, able)
+    return dict.fromkeys(able, copy.scorer(bundle.model)) if copy and able else {}
 
 
 def _sufficient(agreement: Mapping[str, Any] | None, methods: Sequence[str]) -> list[str]:

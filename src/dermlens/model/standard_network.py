@@ -1,11 +1,9 @@
 """Any Keras image classifier as the one network that everything else works on.
 
 That network takes photographs, RGB 0..255 as float32, and returns float32 logits. What a foreign
-model
-wants instead stands before it (its range of values) and behind it (its last activation, which is
-left
-out; one sigmoid becomes two classes). Its own layers are used as they are, not copied: they keep
-their weights, their names and their nesting.
+model wants instead stands before it (its range of values) and behind it (its last activation,
+which is left out; one sigmoid becomes two classes). Its own layers are used as they are, not
+copied: they keep their weights, their names and their nesting.
 """
 
 from collections.abc import Callable
@@ -27,13 +25,10 @@ _PROBES = 6
 
 @dataclass(frozen=True)
 class Standard:
-    """A network from photographs to logits.
+    """A network from photographs, RGB 0..255 (N, H, W, 3), to logits (N, C), both float32.
 
-    Attributes:
-        network: ``keras.Model``: images (N, H, W, 3), RGB 0..255, float32, to logits (N, C),
-            float32.
-        link: What turns the logits into the probabilities that the model itself would give.
-        note: How the logits were found, where that is not exact; else empty.
+    ``link`` turns the logits into the probabilities that the model itself would give; ``note`` says
+    how the logits were found, where that is not exact.
     """
 
     network: Any
@@ -49,16 +44,7 @@ def standard_network(
     preprocessing: str = "inside",
     output: str = "auto",
 ) -> Standard:
-    """Bring a Keras model into the standard form.
-
-    Args:
-        model: Keras model with one image as input, (N, H, W, 3), and one output, (N, C).
-        input_size: (height, width) in pixels; needed where the model takes any size.
-        value_range: What black and white are for the model, such as (0, 1) or (-1, 1).
-        preprocessing: ``"inside"``: the model does the rest by itself; ``"caffe"`` or ``"torch"``:
-            it wants what ``keras.applications`` calls so (BGR less the mean color; channels
-            standardized).
-        output: ``"logits"``, ``"softmax"`` or ``"sigmoid"``; ``"auto"`` finds it out.
+    """Bring a Keras model into the standard form; settings are those of ``ImageClassifier``.
 
     Raises:
         ModelError: If the model is no image classifier, or a setting does not fit it.
@@ -67,12 +53,12 @@ def standard_network(
 
     if hasattr(model, _MARK):
         return Standard(model, getattr(model, _MARK))
-    if output not in OUTPUTS:
-        raise ModelError(f"Unknown output {output!r}. Use one of: {', '.join(OUTPUTS)}.")
-    if preprocessing not in PREPROCESSINGS:
-        raise ModelError(
-            f"Unknown preprocessing {preprocessing!r}. Use one of: {', '.join(PREPROCESSINGS)}."
-        )
+    for name, given, known in (
+        ("output", output, OUTPUTS),
+        ("preprocessing", preprocessing, PREPROCESSINGS),
+    ):
+        if given not in known:
+            raise ModelError(f"Unknown {name} {given!r}. Use one of: {', '.join(known)}.")
     low, high = _checked_range(value_range, preprocessing)
     size = _input_size(model, input_size)
     if _is_standard(model, size, (low, high), preprocessing, output):
@@ -117,20 +103,21 @@ def _input_size(model: Any, given: tuple[int, int] | None) -> tuple[int, int]:
             )
         return int(given[0]), int(given[1])
     if len(shape) != 4 or shape[3] != 3:
-        raise ModelError(f"The model {name!r} takes {_shape(shape)}{_why(shape)}")
-    for own, wanted in zip(shape[1:3], given or (None, None), strict=True):
-        if own is not None and wanted is not None and own != wanted:
-            raise ModelError(
-                f"The model {name!r} takes images of {shape[1]}x{shape[2]}, not {given}. Leave "
-                "input_size out."
-            )
-    height, width = (a or b for a, b in zip(shape[1:3], given or (None, None), strict=True))
-    if height is None or width is None:
+        shown = ", ".join(["N", *("any" if side is None else str(side) for side in shape[1:])])
+        raise ModelError(f"The model {name!r} takes ({shown}){_why(shape)}")
+    sides = [own or wanted for own, wanted in zip(shape[1:3], given or (None, None), strict=True)]
+    if given is not None and sides != [int(side) for side in given]:
+        raise ModelError(
+            f"The model {name!r} takes images of {shape[1]}x{shape[2]}, not {given}. Leave "
+            "input_size out."
+        )
+    if None in sides:
         raise ModelError(
             f"The model {name!r} takes images of any size. Give input_size=(height, width), "
             "the size it was trained at."
         )
-    return int(height), int(width)
+    height, width = (int(side) for side in sides if side is not None)
+    return height, width
 
 
 def _only_input(model: Any, name: str) -> tuple[int | None, ...] | None:
@@ -144,15 +131,8 @@ def _only_input(model: Any, name: str) -> tuple[int | None, ...] | None:
         return tuple(inputs[0].shape)
     if not callable(model):
         raise ModelError(f"{name!r} is no Keras model. Give a keras.Model, or the path of one.")
-    try:
-        shape = getattr(model, "input_shape", None)
-    except AttributeError:
-        return None
+    shape = getattr(model, "input_shape", None)
     return tuple(shape) if isinstance(shape, tuple) else None
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join(["N", *("any" if s is None else str(s) for s in shape[1:])]) + ")"
 
 
 def _why(shape: tuple[int | None, ...]) -> str:
@@ -177,21 +157,16 @@ def _is_standard(
     output: str,
 ) -> bool:
     """Tell whether a model has the standard form already, so that it is used itself."""
+    import keras
+
     if not graph_is_known(model) or value_range != PHOTOGRAPH or preprocessing != "inside":
         return False
     if tuple(model.inputs[0].shape[1:3]) != size or output not in ("auto", "logits"):
         return False
-    given = model.inputs[0].dtype
-    shape = model.outputs[0].shape
+    shape, last = model.outputs[0].shape, _last_operation(model)
     plain = len(model.outputs) == 1 and len(shape) == 2 and (shape[1] or 0) > 1
-    return plain and given == "float32" and _ends_linear(model)
-
-
-def _ends_linear(model: Any) -> bool:
-    import keras
-
-    last = _last_operation(model)
-    return isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear
+    linear = isinstance(last, keras.layers.Dense) and _name(last) == "linear"
+    return plain and model.inputs[0].dtype == "float32" and linear
 
 
 def graph_is_known(model: Any) -> bool:
@@ -230,10 +205,10 @@ def _without_last_activation(model: Any, inputs: Any, output: str) -> tuple[Any,
                     f"The model {model.name!r} ends in a {kind}, not in {output}. Leave output out."
                 )
             return _run(model, inputs, cut), kind, ""
-        linear = cut is not None
-        if output == "logits" or (output == "auto" and linear):
-            return _run(model, inputs, None), "logits", ""
         outputs = _run(model, inputs, None)
+        # What is known to end linearly has logits.
+        if output == "logits" or (output == "auto" and cut is not None):
+            return outputs, "logits", ""
     else:
         outputs = _inference(model, (inputs,), {})
     found = _measured_kind(model, inputs) if output == "auto" else output
@@ -407,9 +382,9 @@ def _check_logits(raw: Any, kind: str) -> None:
     shape = getattr(raw, "shape", None)
     if shape is None or len(shape) != 2 or shape[1] is None:
         raise ModelError(
-            f"The model's output has the shape {shape}, not (N, classes): it gives no one "
-            "answer per "
-            "image. Pool it, or give the layer that does: keras.Model(model.inputs, layer.output)."
+            f"The model's output has the shape {shape}, not (N, classes): it gives no one answer "
+            "per image. Pool it, or give the layer that does: keras.Model(model.inputs, "
+            "layer.output)."
         )
     if shape[1] == 1 and kind == "softmax":
         raise ModelError(
@@ -423,7 +398,6 @@ def _logits(raw: Any, kind: str) -> tuple[Any, Link]:
     import keras
 
     values = raw if raw.dtype == "float32" else keras.ops.cast(raw, "float32")
-    single = raw.shape[1] == 1
-    if not single:
-        return values, "sigmoid" if kind == "sigmoid" else "softmax"
-    return keras.ops.concatenate([-values, values], axis=1), "sigmoid"
+    if raw.shape[1] == 1:
+        return keras.ops.concatenate([-values, values], axis=1), "sigmoid"
+    return values, "sigmoid" if kind == "sigmoid" else "softmax"

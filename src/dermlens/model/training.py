@@ -2,19 +2,19 @@
 
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dermlens.data.manifest import data_facts
 from dermlens.errors import ModelError
-from dermlens.files import read_json, write_csv, write_json
+from dermlens.files import write_csv, write_json
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import SHIPPED, Bundle, load_bundle, save_bundle
-from dermlens.model.checkpoint import read_facts
 from dermlens.model.classifier import build_classifier, stage_start
-from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.configuration import StoredRun, TrainingConfiguration
 from dermlens.model.distillation import load_teacher, teacher_facts
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.finishing import fit_on_data
@@ -30,6 +30,7 @@ from dermlens.model.weights import (
     set_weights,
 )
 from dermlens.progress import duration, progress, say
+from dermlens.schema import checked_file
 
 
 def train(
@@ -85,7 +86,7 @@ def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: 
     history = History(out, training_data, keep=resume)
     if configuration.head_epochs and not coverage.complete:
         say("Skipping phase one: features of a backbone that is not wholly pretrained mean little.")
-    began = read_facts(out / "checkpoint" / "state.npz") is not None
+    began = (out / "checkpoint" / "state.npz").is_file()
     features = None
     if configuration.head_epochs and coverage.complete and not began:
         features = _head_phase(model, training_data, configuration, out, history)
@@ -111,19 +112,18 @@ def _refuse_other_run(
     path = out / "configuration.json"
     if not path.is_file():
         return
-    stored = read_json(path)
     if not resume:
         raise ModelError(
             f"{out} already holds a run. Use --resume to continue it, or another --out."
         )
-    other = TrainingConfiguration.from_json(stored["training"])
-    differing = configuration.differences(other)
+    stored = checked_file(StoredRun, path, "Use another --out.")
+    differing = configuration.differences(stored.training)
     if differing:
         raise ModelError(
             f"The run in {out} was started with another {', '.join(differing)}. Resume it with "
             "the same options, or use another --out."
         )
-    if stored["data_fingerprint"] != data.fingerprint:
+    if stored.data_fingerprint != data.fingerprint:
         raise ModelError(
             f"The run in {out} was started on other data. Use the same data set, or another --out."
         )
@@ -133,7 +133,7 @@ def _claim(out: Path, configuration: TrainingConfiguration, data: TrainingData) 
     """Make the run's folder unless it is there."""
     path = out / "configuration.json"
     if not path.is_file():
-        mine = {"training": configuration.to_json(), "data_fingerprint": data.fingerprint}
+        mine = {"training": asdict(configuration), "data_fingerprint": data.fingerprint}
         write_json(path, mine)
 
 
@@ -166,7 +166,7 @@ def _head_phase(
 ) -> np.ndarray:
     """Train the last layer; return the features of all images, float32 (N, channels)."""
     images = data.images(configuration.architecture.input_size)
-    key = f"{data.fingerprint} {configuration.architecture.to_json()} {configuration.weights}"
+    key = f"{data.fingerprint} {asdict(configuration.architecture)} {configuration.weights}"
     with progress("Backbone features", len(images)) as advance:
         features = cached_features(
             model,
@@ -212,13 +212,13 @@ def _finish(
         architecture=architecture,
         calibration=calibration,
         training={
-            **configuration.to_json(),
+            **asdict(configuration),
             "weights": Path(configuration.weights).name,
             "teacher": teacher_facts(configuration),
             "uncovered_layers": list(coverage.uncovered),
             "best_epoch": best_epoch,
         },
-        data={"fingerprint": data.fingerprint, **history.data_facts()},
+        data={"fingerprint": data.fingerprint, **data_facts(data.folder).without("fingerprint")},
         history=history.table(),
         split=with_hashes(data.folder, data.table[["image_id", "lesion_id", "dx", "split"]]),
         labels=data.classes,

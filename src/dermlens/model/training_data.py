@@ -19,6 +19,7 @@ from dermlens.data.manifest import (
 from dermlens.data.pipeline import TrainingSet, sample_weights
 from dermlens.data.splits import read_checks
 from dermlens.errors import DataError
+from dermlens.files import read_table
 from dermlens.labels import LabelSet
 from dermlens.model.configuration import TrainingConfiguration
 
@@ -90,7 +91,7 @@ def require_same_data(bundle_path: Path, fingerprint: str | None, data: Training
     Raises:
         DataError: If it was not.
     """
-    stored = pd.read_csv(bundle_path / "split.csv")
+    stored = read_table(bundle_path / "split.csv", ("image_id", "split"), dtype=str)
     same_split = _splits(stored) == _splits(data.table)
     if fingerprint != data.fingerprint or not same_split:
         raise DataError(

@@ -18,6 +18,8 @@ from dermlens.errors import ModelError
 from dermlens.files import written_beside
 from dermlens.model.classifier import backbone_layers
 
+_NUMBERED = re.compile(r"variable(_\d+)?(:0)?$")
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -55,13 +57,10 @@ def full_coverage(model: Any) -> Coverage:
 
 
 def save_by_name(model: Any, path: Path, *, dtype: str = "float32") -> Path:
-    """Write all weights of a model by layer name, atomically.
+    """Write all weights of a model by layer name to an ``.h5`` file, atomically.
 
-    Args:
-        model: From ``build_classifier``.
-        path: ``.h5`` file to write.
-        dtype: ``"float32"``, or ``"float16"`` to halve the file (kernels only: statistics and
-            biases are small, and variances can leave the range of float16).
+    ``dtype`` is ``"float32"``, or ``"float16"`` to halve the file (kernels only: statistics and
+    biases are small, and variances can leave the range of float16).
     """
     import h5py
 
@@ -122,11 +121,6 @@ def load_by_name(model: Any, path: Path, *, backbone_only: bool = False) -> Cove
     widened. The last layer is copied too if the file has it, unless it is not wanted. Nothing is
     copied unless everything that matches by name also matches in shape.
 
-    Args:
-        model: From ``build_classifier``.
-        path: ``.h5`` file.
-        backbone_only: Leave the last layer as it is.
-
     Raises:
         ModelError: If the file cannot be read, holds no layer of this network, or holds layers of
             the same name but another shape.
@@ -135,7 +129,8 @@ def load_by_name(model: Any, path: Path, *, backbone_only: bool = False) -> Cove
     if backbone_only:
         own = set(map(id, layers))
         everything = {name: layer for name, layer in everything.items() if id(layer) in own}
-    with _opened(Path(path)) as stored:
+    with _opened(Path(path)) as root:
+        stored = _listed(root, path)
         matching = {name: layer for name, layer in everything.items() if name in stored}
         found = {id(layer) for layer in matching.values()}
         if not any(id(layer) in found for layer in layers):
@@ -145,31 +140,36 @@ def load_by_name(model: Any, path: Path, *, backbone_only: bool = False) -> Cove
                 "the file was made for."
             )
         _copy(matching, stored, path)
-        return Coverage(
-            tuple(layer.name for layer in layers if id(layer) in found),
-            tuple(layer.name for layer in layers if id(layer) not in found),
-        )
+    return Coverage(
+        tuple(layer.name for layer in layers if id(layer) in found),
+        tuple(layer.name for layer in layers if id(layer) not in found),
+    )
 
 
 def load_all_by_name(model: Any, path: Path) -> None:
     """Copy every weight of a model from a file that ``save_by_name`` wrote.
+
+    The file is not asked for names: damaged text in it can keep HDF5 busy forever.
 
     Raises:
         ModelError: If the file lacks a layer of the model, has it in another shape, or holds what
             is no finite number.
     """
     layers = _stored_layers(model)
-    with _opened(Path(path)) as stored:
-        for name in layers:
-            if name not in stored:
-                raise ModelError(f"{path} lacks layer {name!r} of {model.name}. Copy it again.")
+    with _opened(Path(path)) as root:
+        stored = {name: _known(root, name, layer) for name, layer in layers.items()}
         _copy(layers, stored, path)
 
 
 def _copy(layers: Mapping[str, Any], stored: Mapping[str, Sequence[Any]], path: Path) -> None:
     """Copy stored data sets into layers, once all shapes are known to match."""
     for name, layer in layers.items():
-        _check_shapes(layer, stored[name], path)
+        expected, found = ([tuple(w.shape) for w in each] for each in (layer.weights, stored[name]))
+        if expected != found:
+            raise ModelError(
+                f"{path} holds the weights of another network: layer {layer.name!r} has shapes "
+                f"{found} there and {expected} here. Choose the backbone the file was made for."
+            )
     read = {name: [np.asarray(part[()], np.float32) for part in stored[name]] for name in layers}
     for name, weights in read.items():
         if not all(np.isfinite(weight).all() for weight in weights):
@@ -196,32 +196,53 @@ def _settle(layer: Any) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[dict[str, list[Any]]]:
-    """Yield the data sets of each layer that has some, by name; nothing of them is read yet."""
+def _opened(path: Path) -> Iterator[Any]:
+    """Yield the group that holds the layers of a file; nothing of them is read yet."""
     import h5py
 
     if not path.is_file():
         raise ModelError(f"The weights file {path} is missing. Check the path.")
     try:
         with h5py.File(path, "r") as file:
-            root = file
-            if "model_weights" in file:
-                root = _member(file, "model_weights", h5py.Group)
-            if "layer_names" not in root.attrs:
-                raise ModelError(
-                    f"{path} is not a by-name weights file (it has no layer_names). Save it with "
-                    "the legacy HDF5 format of keras.applications."
-                )
-            stored = {}
-            for name in map(_text, root.attrs["layer_names"]):
-                group = _member(root, name, h5py.Group)
-                names = map(_text, group.attrs["weight_names"])
-                stored[name] = [_plain_data(group, weight) for weight in names]
-            yield {name: weights for name, weights in stored.items() if weights}
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            inside = "model_weights" in file
+            yield _member(file, "model_weights", h5py.Group) if inside else file
+    except ModelError:
+        raise
+    except Exception as error:  # Damaged files make HDF5 fail in many ways.
         raise ModelError(
             f"{path} cannot be read as HDF5 weights ({error}). Get the file again."
         ) from error
+
+
+def _listed(root: Any, path: Path) -> dict[str, list[Any]]:
+    """Return the data sets of each layer that has some, by the names that the file lists."""
+    import h5py
+
+    if "layer_names" not in root.attrs:
+        raise ModelError(
+            f"{path} is not a by-name weights file (it has no layer_names). Save it with "
+            "the legacy HDF5 format of keras.applications."
+        )
+    stored = {}
+    for name in map(_text, root.attrs["layer_names"]):
+        group = _member(root, name, h5py.Group)
+        stored[name] = [_plain_data(group, _text(part)) for part in group.attrs["weight_names"]]
+    return {name: weights for name, weights in stored.items() if weights}
+
+
+def _known(root: Any, name: str, layer: Any) -> list[Any]:
+    """Return the data sets of a layer by the names of its weights.
+
+    Keras numbers weights without a name through the life of a process (``variable_10``); those
+    are matched in their order.
+    """
+    import h5py
+
+    group, names = _member(root, f"{name}/{name}", h5py.Group), [w.name for w in layer.weights]
+    if any(map(_NUMBERED.match, names)):
+        numbered = iter(sorted(filter(_NUMBERED.match, group), key=lambda n: (len(n), n)))
+        names = [next(numbered, n)[:-2] if _NUMBERED.match(n) else n for n in names]
+    return [_plain_data(root, f"{name}/{name}/{part}:0") for part in names]
 
 
 def _member(group: Any, name: str, kind: type) -> Any:
@@ -253,13 +274,3 @@ def _plain_data(group: Any, name: str) -> Any:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _check_shapes(layer: Any, weights: Sequence[Any], path: Path) -> None:
-    expected = [tuple(w.shape) for w in layer.weights]
-    found = [tuple(w.shape) for w in weights]
-    if expected != found:
-        raise ModelError(
-            f"{path} holds the weights of another network: layer {layer.name!r} has shapes {found} "
-            f"there and {expected} here. Choose the backbone the file was made for."
-        )

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from dermlens.data.images import load_image, load_mask
 from dermlens.errors import DataError, UsageError
@@ -14,18 +15,20 @@ from dermlens.explainers.registry import SIX, method
 from dermlens.explainers.superpixel_explainer import DEFAULT_SAMPLES
 from dermlens.explainers.target import PREDICTED
 from dermlens.quality.metric import Metric
-from dermlens.quality.randomization import ORDERS
 from dermlens.quality.removal import STEPS
 from dermlens.quality.subsets import SETS, SQUARES
+from dermlens.schema import Count, settings
 
 if TYPE_CHECKING:
     from dermlens.quality.benchmark_measure import Bench
     from dermlens.quality.benchmark_tables import Store, Tables
 
 TARGETS: tuple[str, ...] = (PREDICTED, "truth")
+AtLeastOne = Annotated[int, Field(ge=1)]
+Order = Literal["cascading", "independent"]
 
 
-@dataclass(frozen=True)
+@settings
 class BenchmarkPlan:
     """Settings of a benchmark. Results are resumed only under the same plan.
 
@@ -49,32 +52,24 @@ class BenchmarkPlan:
     """
 
     methods: tuple[str, ...] = SIX
-    n: int = 500
+    n: AtLeastOne = 500
     split: str = "test"
-    seed: int = 0
+    seed: Count = 0
     target: str = PREDICTED
-    batch_size: int = 16
-    n_samples: int = DEFAULT_SAMPLES
-    steps: int = STEPS
-    squares: int = SQUARES
-    sets: int = SETS
-    robustness: int = 14
-    randomization: int = 7
-    orders: tuple[str, ...] = ORDERS
+    batch_size: AtLeastOne = 16
+    n_samples: Annotated[int, Field(ge=4)] = DEFAULT_SAMPLES
+    steps: AtLeastOne = STEPS
+    squares: Annotated[int, Field(ge=2)] = SQUARES
+    sets: Annotated[int, Field(ge=3)] = SETS
+    robustness: Count = 14
+    randomization: Count = 7
+    orders: tuple[Order, ...] = ("cascading", "independent")
     controls: bool = True
 
     def __post_init__(self) -> None:
-        """Raise UsageError for numbers that make no sense."""
-        least = {"n": 1, "batch_size": 1, "n_samples": 4, "steps": 1, "squares": 2, "sets": 3}
-        least |= dict.fromkeys(("seed", "robustness", "randomization"), 0)
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UsageError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
+        """Raise UsageError for an unknown target or method."""
         if self.target not in TARGETS:
             raise UsageError(f"Unknown target {self.target!r}. Use one of: {', '.join(TARGETS)}.")
-        for order in self.orders:
-            if order not in ORDERS:
-                raise UsageError(f"Unknown order {order!r}. Use some of: {', '.join(ORDERS)}.")
         for name in self.methods:
             method(name)
 

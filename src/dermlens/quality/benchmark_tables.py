@@ -15,6 +15,7 @@ from dermlens.files import read_json, write_json, written_beside
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Item
 from dermlens.quality.controls import is_control
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
+from dermlens.schema import checked_file
 
 
 class Store:
@@ -34,7 +35,7 @@ class Store:
         wanted = json.loads(json.dumps(plan))
         if not recorded.is_file():
             write_json(recorded, wanted)
-        found = read_json(recorded)
+        found = checked_file(dict[str, Any], recorded, "Choose another --out.")
         changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         if changed:
             raise UsageError(

@@ -27,7 +27,9 @@ from dermlens.data.images import fit_box
 from dermlens.errors import DataError
 from dermlens.extras import optional
 from dermlens.files import written_beside
+from dermlens.labels import LabelSet
 
+DICOM_OBJECTS = ("maps.dcm", "regions.dcm", "report.dcm")
 MARKED_SHARE = 0.1
 """Share of pixels in the segmented region of a map."""
 _MAKER = {
@@ -67,6 +69,20 @@ class DicomAnswer:
     set_members: Sequence[str]
     calibrated: bool
     explained: str
+
+
+def answer_in_words(answer: Mapping[str, Any], labels: LabelSet, explained: str) -> DicomAnswer:
+    """Return what ``explanation.json`` says with names in place of codes."""
+    names = {one.code: one.name for one in labels.labels}
+    model = answer["model"]
+    return DicomAnswer(
+        f"{model['name']} ({model['fingerprint']})",
+        {names[code]: value for code, value in answer["probabilities"].items()},
+        names[answer["predicted"]],
+        [names[code] for code in answer["prediction_set"] or ()],
+        answer["calibrated"],
+        names[explained],
+    )
 
 
 def write_dicom_objects(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.data.dicom import is_dicom_path, pixel_spacing
 from dermlens.data.images import fit_image, fit_mask, opened_mask, opened_rgb, read_bytes
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.base import Attribution
@@ -19,6 +20,7 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import printable, progress
 from dermlens.report.comparer import chosen_methods
+from dermlens.report.dicom_objects import DICOM_OBJECTS, answer_in_words, write_dicom_objects
 from dermlens.report.evaluation_report import write_figure
 from dermlens.report.facts import NOT_CALIBRATED, answer_of
 from dermlens.report.figures import Panel, attribution_figure, overlay
@@ -30,6 +32,7 @@ KIND = Kind(
     lambda _: (
         *("attributions.npz", "all_methods.png", "explanation.json"),
         *(f"{name}.png" for name in METHODS),
+        *DICOM_OBJECTS,
     ),
 )
 
@@ -89,14 +92,16 @@ def explain_files(
     output: str = "logit",
     scorer: str | None = None,
     opacity: float = 0.5,
+    dicom: bool = False,
+    keep_patient: bool = False,
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
     """Explain image files; write one folder for each and return the folders.
 
     ``OUT/<image_id>/`` holds ``attributions.npz`` (one array per method, float32 (H, W)),
-    ``<method>.png``, ``all_methods.png`` and ``explanation.json``. Arguments are what
-    ``dermlens explain`` takes.
+    ``<method>.png``, ``all_methods.png`` and ``explanation.json``; with ``dicom`` also what
+    ``report.dicom_objects`` writes. Arguments are what ``dermlens explain`` takes.
 
     Raises:
         UsageError: If a method, target, output or scorer is unknown, or a number is outside its
@@ -107,6 +112,8 @@ def explain_files(
     check_numbers(batch_size, seed)
     if not 0 <= opacity <= 1:
         raise UsageError(f"The opacity {opacity} is outside 0..1.")
+    if dicom and (other := [path for path in files if not is_dicom_path(path)]):
+        raise UsageError(f"{other[0]} is no DICOM file. Leave out --dicom, or that file.")
     names = chosen_methods(bundle, methods)
     explained = parse_output(output, bundle)
     check_targets(target, bundle.labels)
@@ -129,7 +136,14 @@ def explain_files(
             folder = Path(out) / path.stem
             said = answer_of(bundle, logits[0]).to_json(bundle.classes)
             answer = {"image": printable(path.name), "model": identity, **said}
-            _write(folder, answer, bundle.classes[goal], image, results, opacity)
+            if is_dicom_path(path):
+                answer["pixel_spacing_mm"] = pixel_spacing(path)
+            with folder_beside(folder, KIND) as building:
+                _write(building, answer, bundle.classes[goal], image, results, opacity)
+                if dicom:
+                    maps = {method(name).title: one.maps[0] for name, one in results.items()}
+                    told = answer_in_words(answer, bundle.labels, bundle.classes[goal])
+                    write_dicom_objects(building, path, maps, told, keep_patient=keep_patient)
             written.append(folder)
     return written
 
@@ -147,18 +161,17 @@ def _write(
         for name, result in results.items()
     ]
     note = "" if answer["calibrated"] else f" ({NOT_CALIBRATED})"
-    title = f"{printable(folder.name)}: {code}, p = {answer['probabilities'][code]:.2f}{note}"
-    with folder_beside(folder, KIND) as building:
-        maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
-        np.savez_compressed(building / "attributions.npz", **maps)
-        for name, result in results.items():
-            drawn = overlay(image, result.maps[0], opacity=opacity, signed=result.signed)
-            (building / f"{name}.png").write_bytes(png_bytes(drawn))
-        figure = attribution_figure(image, panels, opacity=opacity, title=title)
-        write_figure(building / "all_methods.png", figure)
-        described = {name: describe(result) for name, result in results.items()}
-        facts = {"target": code, "input_size": list(image.shape[:2]), "methods": described}
-        write_json(building / "explanation.json", {**answer, **facts, "note": NOTICE})
+    title = f"{Path(answer['image']).stem}: {code}, p = {answer['probabilities'][code]:.2f}{note}"
+    maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
+    np.savez_compressed(folder / "attributions.npz", **maps)
+    for name, result in results.items():
+        drawn = overlay(image, result.maps[0], opacity=opacity, signed=result.signed)
+        (folder / f"{name}.png").write_bytes(png_bytes(drawn))
+    figure = attribution_figure(image, panels, opacity=opacity, title=title)
+    write_figure(folder / "all_methods.png", figure)
+    described = {name: describe(result) for name, result in results.items()}
+    facts = {"target": code, "input_size": list(image.shape[:2]), "methods": described}
+    write_json(folder / "explanation.json", {**answer, **facts, "note": NOTICE})
 
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:

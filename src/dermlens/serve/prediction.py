@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dermlens.data import dicom
 from dermlens.data.cache import cached_images
 from dermlens.data.images import inspect_image, load_image, read_bytes
 from dermlens.data.label_table import read_labels
@@ -164,9 +165,10 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
                     f"{len(outlines)} outlines of lesions in {printable(str(path))} are left out, "
                     f"first {printable(outlines[0].name)}."
                 )
-            yield from photographs
+            for photograph in photographs:
+                yield from dicom.frames_of(photograph)
         elif path.is_file():
-            yield path
+            yield from dicom.frames_of(path)
         elif path.exists():
             raise DataError(f"{path} is neither a file nor a folder. Give images.")
         else:
