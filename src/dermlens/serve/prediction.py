@@ -17,7 +17,7 @@ from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
-from dermlens.model.training_overlap import overlap_of
+from dermlens.model.training_overlap import knows_looks, overlap_of
 from dermlens.progress import printable, progress, say
 from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
 from dermlens.report.html import NOTICE
@@ -84,7 +84,8 @@ def predict_external(
     if len(here) < len(known):
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
-    hashes = {i: inspect_image(files[i])["perceptual_hash"] for i in here.image_id}
+    looked_at = here.image_id if knows_looks(bundle) else ()
+    hashes = {i: inspect_image(files[i])["perceptual_hash"] for i in looked_at}
     overlap = overlap_of(bundle, here, here, hashes)
     leave_out = overlap.to_leave_out(allow_training_images)
     here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
