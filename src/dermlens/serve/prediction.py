@@ -12,7 +12,7 @@ from dermlens.data.cache import cached_images
 from dermlens.data.images import inspect_image, load_image, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
-from dermlens.data.sources import photographs_in
+from dermlens.data.sources import other_types, photographs_in
 from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
@@ -165,6 +165,8 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
                     f"{len(outlines)} outlines of lesions in {printable(str(path))} are left out, "
                     f"first {printable(outlines[0].name)}."
                 )
+            if other := other_types(path):
+                say(f"Left out of {printable(str(path))} by type: {other}.")
             for photograph in photographs:
                 yield from dicom.frames_of(photograph)
         elif path.is_file():
