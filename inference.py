@@ -14,6 +14,7 @@ Research and education only, not a medical device.
 import argparse
 import csv
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -31,7 +32,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    *(".jp2", ".j2k", ".avif", ".heic", ".heif"),
+)
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 500_000_000
 MAX_SIDE = 2048
@@ -229,7 +233,8 @@ def outline_owner(place: PurePosixPath, stems: Iterable[str]) -> str | None:
 
 # Decoding, as in dermlens.data.decoding --------------------------------------------------------
 
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_MEMORY = 850_000_000
 _BAND_PIXELS = 1 << 20
 _ORIENTATION = 0x0112
@@ -241,8 +246,21 @@ _PIXEL_TAGS = frozenset({254, *range(256, 260), 262, 266, 273, *range(277, 280),
 _PIXEL_TAGS |= {317, 320, *range(322, 326), 338, 339, 347, 529, 530, 532}
 _MAX_PAGES = 64
 # Bytes per pixel that decoders hold beside the picture itself, measured.
-_DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1}
+_DECODER_BYTES = {"WEBP": 13, "GIF": 2, "BMP": 1, "JPEG2000": 16, "AVIF": 8, "HEIF": 8}
 _STEPS = 6
+
+
+def optional(name: str) -> Any:
+    """Return a package that only some files need.
+
+    Raises:
+        Unreadable: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.replace("_", "-")
+        raise Unreadable(f"needs a package to be read: pip install {package}") from None
 
 
 def open_header(content: bytes) -> Any:
@@ -270,7 +288,7 @@ def open_header(content: bytes) -> Any:
             raise
         content = _tiff_without_descriptions(content)
         image = _open(content)
-    if image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False):
+    if image.format in ("GIF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
         raise ValueError("it is an animation, not one image")
     if image.format == "TIFF" and (page := _page(content)):
         image.seek(page)
@@ -299,6 +317,9 @@ def _page(content: bytes) -> int:
 def _open(content: bytes) -> Any:
     from PIL import Image
 
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
+        optional("pi_heif").register_heif_opener()
+        return Image.open(io.BytesIO(content), formats=("HEIF", "AVIF"))
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 

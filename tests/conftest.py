@@ -12,6 +12,9 @@ import pytest
 from tests_support import register_tiny_backbone
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Test files run side by side, and networks are tiny: threads would only wait for each other.
+for _name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 

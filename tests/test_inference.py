@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from dermlens.data.images import IMAGE_SUFFIXES, load_image
 from dermlens.explainers.grad_cam import GradCAM
@@ -65,6 +65,9 @@ def odd_images(folder: Path) -> list[Path]:
     (folder / "colors_12_bits.png").write_bytes(png(np.asarray(base).astype(np.uint16) * 16, 2))
     Image.fromarray((deep / 65535).astype(np.float32)).save(folder / "fractions.tif")
     base.save(folder / "telephone.jpg", icc_profile=profile(DISPLAY_P3), quality=95)
+    for name, feature in (("photo.avif", "avif"), ("photo.jp2", "jpg_2000")):
+        if features.check(feature):
+            base.save(folder / name)
     base.save(folder / "pages.tif", save_all=True, append_images=[base.resize((8, 6))])
     picture(2, 90, 40).save(folder / "upright.webp", lossless=True)
     return sorted(folder.iterdir())

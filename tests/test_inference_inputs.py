@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -57,14 +58,15 @@ def test_pictures_are_decoded_by_the_same_code(inference: ModuleType) -> None:  
         mine, packaged = getattr(inference, name), getattr(decoding, name)
         assert inspect.getsource(mine) == inspect.getsource(packaged), name
     constants = ("FORMATS", "MAX_MEMORY", "_BAND_PIXELS", "_PIXEL_TAGS", "_DECODER_BYTES")
-    for name in (*constants, "_MAX_PAGES"):
+    for name in (*constants, "_MAX_PAGES", "_HEIC_BRANDS"):
         assert getattr(inference, name) == getattr(decoding, name), name
     for name in ("profile_transform", "keeps_grays"):
         mine, packaged = getattr(inference, name), getattr(color_profiles, name)
         assert inspect.getsource(mine) == inspect.getsource(packaged), name
     assert inference._STEPS == color_profiles._STEPS
     functions = {name for name, one in inspect.getmembers(decoding, inspect.isfunction)}
-    assert functions - set(SHARED) == {"as_array", "check_memory", "profile_transform"}
+    own = {"as_array", "check_memory", "profile_transform", "optional"}
+    assert functions - set(SHARED) == own
 
 
 def test_outlines_are_told_from_photographs_by_the_same_code(
@@ -147,6 +149,17 @@ def test_odd_descriptions_and_other_formats(
     for name in ("photo.jpg", "b.jpg"):
         with pytest.raises(inference.Unreadable, match="no image of a known format"):
             inference.read_rgb(tmp_path / name)
+
+
+def test_a_photograph_that_needs_a_package_is_a_sentence(
+    inference: ModuleType,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(inference.Unreadable, match="pip install pi-heif"):
+        inference.read_rgb(tmp_path / "a.heic")
 
 
 def test_what_would_take_too_much_memory_is_refused(

@@ -12,6 +12,7 @@ from dermlens import extras
 from dermlens.data.images import load_image
 from dermlens.data.sources import photographs_in
 from dermlens.errors import UsageError
+from dermlens.serve.prediction import find_images
 
 # A drawn picture of 32x24, red to the right, green downwards, to be turned by 90 degrees: what
 # pillow-heif wrote; the reader used here cannot write.
@@ -78,3 +79,13 @@ def test_damaged_heic_is_refused(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="cannot be decoded") as told:
             load_image(path)
         assert type(told.value).__name__ == "DataError"
+
+
+def test_a_folder_says_what_it_skipped_by_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    for name in ("notes.txt", "more.TXT", "film.mov", "README", ".hidden.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find_images([tmp_path]) == [tmp_path / "a.png"]
+    assert "by type: 1 .mov, 2 .txt, 1 without ending." in capsys.readouterr().out

@@ -310,14 +310,14 @@ def test_pipes_devices_and_other_files_are_left_out_and_said(ham_source, tmp_pat
     os.mkfifo(folder / "images" / "pipe.jpg")
     (folder / "images" / "null.jpg").symlink_to("/dev/zero")
     (folder / "images" / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    (folder / "photo.heic").write_bytes(b"x")
+    (folder / "photo.psd").write_bytes(b"x")
     outcome = dermlens("data", "prepare", folder, "--out", tmp_path / "data")
     assert outcome.code == 0, outcome.err
     for words in (
         "1 file that is a named pipe (pipe.jpg)",
         "1 file that is a device (null.jpg)",
         "1 file that cannot be read (gone.jpg)",
-        "1 file that is of the type .heic (photo.heic)",
+        "1 file that is of the type .psd (photo.psd)",
     ):
         assert words in outcome.out
 

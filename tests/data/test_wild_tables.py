@@ -74,6 +74,16 @@ def test_each_data_set_is_split_and_audited_without_leaks(wild) -> None:
     assert ("No patient, lesion, near-duplicate" in outcome.out) == (name in BY_PATIENT)
 
 
+def test_each_data_set_has_a_card_of_its_own(wild) -> None:
+    from dermlens.report.cards import data_card
+
+    name, data, _ = wild
+    card = data_card(data)
+    group = "patient" if name in BY_PATIENT else "lesion"
+    assert f"By {group}: all photographs of one {group} stand in one split" in card
+    assert "HAM10000" not in card
+
+
 def test_labels_without_a_class_are_listed_with_counts(wild) -> None:
     name, data, said = wild
     expected = {"isic2019": {"unk": 3}, "isic_archive": {"Scar": 1}}.get(name, {})

@@ -107,3 +107,20 @@ def test_a_saved_bundle_returns_what_is_stored(saved: Path) -> None:
     stored = json.loads((saved / "bundle.json").read_text())
     assert load_bundle(saved).facts == stored
     assert pd.read_csv(saved / "split.csv").image_id.tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("training", "data", "words"),
+    [
+        ({}, {"source": "ham10000", "license": "CC"}, "non-commercial"),
+        ({"weights": "shipped"}, {"synthetic": True, "license": "MIT"}, "non-commercial"),
+        ({}, {"license": "ISIC 2019 is licensed CC BY-NC 4.0"}, "ISIC 2019 is licensed CC BY-NC"),
+        ({"weights": "none"}, {"synthetic": True, "license": "Drawn, MIT license"}, "MIT"),
+        ({}, {}, "MIT"),
+    ],
+)
+def test_weights_have_the_terms_of_what_they_have_seen(training, data, words) -> None:
+    from dermlens.model.bundle import _license
+
+    assert words in _license(training, data)
+    assert (_license(training, data) == "MIT") == (words == "MIT")

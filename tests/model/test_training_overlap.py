@@ -141,13 +141,20 @@ def copied(picture: Image.Image, scale: float, quality: int) -> bytes:
     return stream.getvalue()
 
 
+TURNS = (None, *Image.Transpose)
+
+
 @pytest.mark.parametrize(("scale", "quality"), [(1, 50), (0.5, 90), (2, 75)])
-def test_copies_under_other_names_are_known_by_their_look(scale: float, quality: int) -> None:
+@pytest.mark.parametrize("turn", TURNS, ids=lambda turn: "upright" if turn is None else turn.name)
+def test_copies_under_other_names_are_known_by_their_look(
+    scale: float, quality: int, turn: Image.Transpose | None
+) -> None:
     pictures = [Image.fromarray(draw(code, seed=k)[0]) for k, code in enumerate(HAM10000.codes)]
     stored = [inspect_bytes(copied(one, 1, 95), "x")["perceptual_hash"] for one in pictures]
     names = [f"ISIC_{number}" for number in range(4)]
     bundle = with_split(names, names, stored[:4])
-    found = [inspect_bytes(copied(one, scale, quality), "x") for one in pictures]
+    turned = pictures if turn is None else [one.transpose(turn) for one in pictures]
+    found = [inspect_bytes(copied(one, scale, quality), "x") for one in turned]
     rows = pd.DataFrame({"image_id": [f"clinic_{number}" for number in range(7)]})
     hashes = {name: one["perceptual_hash"] for name, one in zip(rows.image_id, found, strict=True)}
     overlap = overlap_of(bundle, rows, rows, hashes).table

@@ -114,6 +114,27 @@ def hash_distances(hashes: np.ndarray, others: np.ndarray, block: int = 1024) ->
     return nearest
 
 
+def turned_hashes(hashes: np.ndarray) -> np.ndarray:
+    """Return the hashes that photographs have when mirrored or turned by quarters, nearly.
+
+    Mirroring changes the sign of every second coefficient, turning by a quarter swaps rows and
+    columns too. Nearly, as the median that signs are relative to is not quite zero.
+
+    Args:
+        hashes: uint8 (N, 32), as ``images.perceptual_hash`` makes them.
+
+    Returns:
+        uint8 (8, N, 32), the unchanged ones first.
+    """
+    bits = np.unpackbits(hashes, axis=1).reshape(-1, 16, 16)
+    odd = (np.arange(16) % 2).astype(np.uint8)
+    found = []
+    for swapped in (bits, bits.transpose(0, 2, 1)):
+        for flips in (0, odd, odd[:, None], odd ^ odd[:, None]):
+            found.append(np.packbits((swapped ^ flips).reshape(len(bits), -1), axis=1))
+    return np.stack(found)
+
+
 def _detail(path: Path) -> np.ndarray:
     """Spectrum of an image's fine structure with local contrast evened out, unit energy.
 

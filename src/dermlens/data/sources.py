@@ -8,6 +8,7 @@ import re
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -258,6 +259,18 @@ def photographs_in(folder: Path) -> tuple[list[Path], list[Path]]:
     ]
     drawn = set(outlines)
     return [path for path in files if path not in drawn], outlines
+
+
+def other_types(folder: Path) -> str:
+    """Return how many visible files below a folder are no photographs, by ending, in words."""
+    counts = Counter(
+        path.suffix.lower() or "without ending"
+        for path in folder.rglob("*")
+        if path.suffix.lower() not in PHOTOGRAPH_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
 
 
 def _is_test_file(place: Path) -> bool:

@@ -17,7 +17,7 @@ Loading builds the network from its description and copies weights into it, or h
 adopted file in its safe mode: nothing is unpickled and no stored code is run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -218,11 +218,21 @@ def save_bundle(
             calibration,
             training=training,
             data=data,
-            license=NON_COMMERCIAL if data.get("source") == "ham10000" else "MIT",
+            license=_license(training, data),
             storage=dtype,
             outlier=None if ood_detector is None else ood_detector.to_json(),
         )
     return Bundle(Path(path), architecture, calibration, stored, model, ood_detector, labels=labels)
+
+
+def _license(training: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Return the terms of weights: those of the images they, or what they began with, have seen."""
+    if data.get("source") == "ham10000" or training.get("weights") == "shipped":
+        return NON_COMMERCIAL
+    terms = str(data.get("license") or "")
+    if not terms or data.get("synthetic"):
+        return "MIT"
+    return f"The weights were trained on images with terms of their own. {terms}"
 
 
 def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:

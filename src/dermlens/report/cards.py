@@ -15,7 +15,7 @@ from dermlens.data.manifest import SPLITS, data_labels, read_manifest
 from dermlens.data.splits import audit, read_checks
 from dermlens.errors import DataError
 from dermlens.files import read_json
-from dermlens.labels import HAM10000, LabelSet
+from dermlens.labels import LabelSet
 from dermlens.model.bundle import Bundle
 from dermlens.model.evaluation import SMALL_GROUP, age_band
 from dermlens.model.prediction_table import read_predictions
@@ -136,11 +136,11 @@ def data_card(data: Path) -> str:
     return _render(
         "data_card.md.j2",
         data={"n_missing_images": 0, "license": "", **facts},
-        split=facts["split"],
+        split={"grouped_by": "lesion", **facts["split"]},
         sizes=_sizes(read_checks(data)),
         classes=_classes(table, labels),
         called=words(labels),
-        ham10000=labels.codes == HAM10000.codes,
+        ham10000=facts.get("source") == "ham10000",
         leak={"images": percent.iloc[-1], "mel": percent[leak.iloc[:, 0] == "mel"].max()},
         tables=[
             _shares("sex", table.sex),

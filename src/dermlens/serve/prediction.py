@@ -12,12 +12,12 @@ from dermlens.data.cache import cached_images
 from dermlens.data.images import inspect_image, load_image, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
-from dermlens.data.sources import photographs_in
+from dermlens.data.sources import other_types, photographs_in
 from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
-from dermlens.model.training_overlap import overlap_of
+from dermlens.model.training_overlap import knows_looks, overlap_of
 from dermlens.progress import printable, progress, say
 from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
 from dermlens.report.html import NOTICE
@@ -84,7 +84,8 @@ def predict_external(
     if len(here) < len(known):
         absent = sorted(set(known.image_id) - set(files))
         say(f"{len(absent)} labelled rows have no image and are left out, first {absent[0]}.")
-    hashes = {i: inspect_image(files[i])["perceptual_hash"] for i in here.image_id}
+    looked_at = here.image_id if knows_looks(bundle) else ()
+    hashes = {i: inspect_image(files[i])["perceptual_hash"] for i in looked_at}
     overlap = overlap_of(bundle, here, here, hashes)
     leave_out = overlap.to_leave_out(allow_training_images)
     here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
@@ -164,6 +165,8 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
                     f"{len(outlines)} outlines of lesions in {printable(str(path))} are left out, "
                     f"first {printable(outlines[0].name)}."
                 )
+            if other := other_types(path):
+                say(f"Left out of {printable(str(path))} by type: {other}.")
             for photograph in photographs:
                 yield from dicom.frames_of(photograph)
         elif path.is_file():
