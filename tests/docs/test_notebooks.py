@@ -75,11 +75,11 @@ def _tour(names: dict[str, Any]) -> None:
     assert names["IMAGES"] == len(names["table"]) == 56
     assert 0 <= names["found"].metrics["balanced_accuracy"] <= 1
     assert names["summary"]["n_images"] == 4
-    assert names["comparison"].summary.sentences
+    assert names["stack"].shape == (6, 48, 64)
 
 
 def _own(names: dict[str, Any]) -> None:
-    assert names["accuracy"] >= 0.75
+    assert names["accuracy"] >= 0.8
     assert names["rows"]["occlusion"]["insertion"] > names["rows"]["random"]["insertion"]
     assert names["bundle"].classes == ("mel", "vasc")
 
