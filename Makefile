@@ -27,8 +27,8 @@ check: .venv/.installed-test
 	$(BIN)/mypy
 
 docs: .venv/.installed-test
-	$(PIP) --quiet -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(PIP) --quiet -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Builds wheel and sdist, installs the wheel into an empty environment and uses it in another folder.
 wheel:
