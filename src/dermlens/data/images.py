@@ -4,7 +4,7 @@ import stat
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -89,30 +89,30 @@ def _open(content: bytes, name: str, convert: Callable[[Any, str | None], Any]) 
         raise _undecodable(name, error) from error
 
 
-@contextmanager
-def opened_rgb(content: bytes, name: str) -> Iterator[Any]:
+def opened_rgb(content: bytes, name: str) -> AbstractContextManager[Any]:
     """Yield what ``open_rgb`` returns; large images are held by one thread at a time.
 
     Raises:
         DataError: As ``open_rgb`` does.
     """
-    with _LARGE if _is_large(content) else nullcontext():
-        image = open_rgb(content, name)
-        del content
-        yield image
+    return _opened(content, name, open_rgb)
 
 
-@contextmanager
-def opened_mask(content: bytes, name: str) -> Iterator[Any]:
+def opened_mask(content: bytes, name: str) -> AbstractContextManager[Any]:
     """Yield what ``open_mask`` returns; large ones are held by one thread at a time.
 
     Raises:
         DataError: As ``open_rgb`` does.
     """
+    return _opened(content, name, open_mask)
+
+
+@contextmanager
+def _opened(content: bytes, name: str, read: Callable[[bytes, str], Any]) -> Iterator[Any]:
     with _LARGE if _is_large(content) else nullcontext():
-        mask = open_mask(content, name)
+        image = read(content, name)
         del content
-        yield mask
+        yield image
 
 
 def _is_large(content: bytes) -> bool:
