@@ -16,6 +16,7 @@ from dermlens.files import read_json
 from dermlens.labels import HAM10000
 from dermlens.model.bundle import Bundle
 from dermlens.quality.controls import create_controls, title
+from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.metrics import STRUCTURE_PREFIX, measure, metric
 from dermlens.quality.statistics import cluster_intervals
 from dermlens.report.benchmark_figures import metric_intervals
@@ -27,8 +28,8 @@ from dermlens.report.style import new_figure, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SAMPLES = 200
-"""Masks per image for LIME and Shapley values: four per piece, enough to see where."""
+SAMPLES = 150
+"""Masks per image for LIME and Shapley values: three per piece, enough to see where."""
 BASELINE_TITLE = "color histogram"
 RIVAL = "centered_gaussian"
 """The hardest control: lesions lie in the middle."""
@@ -112,11 +113,11 @@ def quality(bundle: Bundle, explained: Explained, *, seed: int = 0) -> dict[str,
         mean and 95 % interval over the images, by metric and method, and the interval of the
         paired difference from a Gaussian in the middle of the image.
     """
-    names = list(explained.maps)
+    names, evaluations = list(explained.maps), Evaluations(bundle)
     by_map = [
         measure(
             [*_ON_STRUCTURE, *_ON_ANSWER], bundle, explained.images, explained.maps[name],
-            explained.codes, masks=explained.structures, seed=seed,
+            explained.codes, masks=explained.structures, evaluations=evaluations, seed=seed,
         )
         for name in names
     ]  # fmt: skip
