@@ -48,7 +48,11 @@ class Network:
             return call(model, images)
 
         shape = (None, *model.input_shape[1:])
-        self._forward = tf.function(forward, input_signature=[tf.TensorSpec(shape, tf.float32)])
+        self._forward = tf.function(
+            forward,
+            autograph=False,
+            input_signature=[tf.TensorSpec(shape, tf.float32)],
+        )
 
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits of float32 images as a tensor; adds to the cost."""

@@ -148,7 +148,7 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             side = tf.TensorSpec((None, None), tf.float32)
             signature = [pixels, tf.TensorSpec((None,), tf.int32), side, side]
-            self._functions[key] = tf.function(traced, input_signature=signature)
+            self._functions[key] = tf.function(traced, autograph=False, input_signature=signature)
         return self._functions[key]
 
     def graph(

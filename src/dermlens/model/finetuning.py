@@ -111,7 +111,7 @@ class Finetuning:
         sources = [variable.value for variable in optimizer.trained]
         classes = len(self._configuration.architecture.classes)
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(autograph=False, reduce_retracing=True)
         def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
             truth = tf.one_hot(labels, classes)
             images, truth, weights = self._mixed(images, truth, weights, number)

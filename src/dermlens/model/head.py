@@ -107,7 +107,7 @@ def _step(layer: Any, configuration: TrainingConfiguration) -> tuple[Any, TwoRat
     )
     dropout, how = configuration.architecture.dropout, loss_settings(configuration)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(x: Any, y: Any, w: Any, seed: Any) -> Any:
         keep = tf.random.stateless_uniform(tf.shape(x), seed) >= dropout
         x = tf.where(keep, x / (1.0 - dropout), 0.0)

@@ -46,7 +46,8 @@ class Predictor:
             self._functions[turned] = tf.function(
                 lambda images: tf.cast(
                     model(tf.cast(images, tf.float32), training=False), "float32"
-                )
+                ),
+                autograph=False,
             )
         return self._functions[turned]
 

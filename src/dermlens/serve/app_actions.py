@@ -132,6 +132,7 @@ class Actions:
         pixels = tf.TensorSpec((1, *self.bundle.input_size, 3), tf.uint8)
         return tf.function(
             lambda images: graph.all_maps_and_features(tf.cast(images, tf.float32)),
+            autograph=False,
             input_signature=[pixels],
         )
 

@@ -4,6 +4,7 @@ Everything here is traced into a graph, so that it runs where neither this packa
 installed.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -208,20 +209,19 @@ def serving_module(bundle: ImageClassifier) -> tuple[Any, dict[str, Any]]:
     # Keras keeps its variables in wrappers of its own; the module must own the bare ones.
     module.weights = [variable.value for variable in bundle.model.variables]
 
-    module.predict = tf.function(lambda images: graph.outputs(fit_in_graph(images, size)))
-    module.explain_grad_cam = tf.function(
+    compiled = partial(tf.function, autograph=False)
+    module.predict = compiled(lambda images: graph.outputs(fit_in_graph(images, size)))
+    module.explain_grad_cam = compiled(
         lambda images, targets: graph.explain(fit_in_graph(images, size), targets)
     )
-    module.predict_bytes = tf.function(
-        lambda content: graph.outputs(decode_in_graph(content, size))
-    )
-    module.explain_bytes = tf.function(
+    module.predict_bytes = compiled(lambda content: graph.outputs(decode_in_graph(content, size)))
+    module.explain_bytes = compiled(
         lambda content, targets: graph.explain(decode_in_graph(content, size), targets)
     )
-    module.explain_integrated_gradients = tf.function(
+    module.explain_integrated_gradients = compiled(
         lambda images, targets: graph.integrated_gradients(fit_in_graph(images, size), targets)
     )
-    module.integrate_bytes = tf.function(
+    module.integrate_bytes = compiled(
         lambda content, targets: graph.integrated_gradients(decode_in_graph(content, size), targets)
     )
     integrated = module.explain_integrated_gradients
