@@ -16,6 +16,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for _name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+
+def pytest_sessionstart() -> None:
+    """Spare tiny networks the optimization of their graphs, which takes longer than they do.
+
+    Only where files run side by side: a single one should start at once.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 

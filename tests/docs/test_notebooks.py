@@ -74,7 +74,7 @@ def _tour(names: dict[str, Any]) -> None:
     assert names["scores"][0] > names["shipped"].ood_detector.threshold
     assert names["IMAGES"] == len(names["table"]) == 56
     assert 0 <= names["found"].metrics["balanced_accuracy"] <= 1
-    assert names["summary"]["n_images"] == 4
+    assert names["summary"]["n_images"] == 2
     assert names["stack"].shape == (6, 48, 64)
 
 

@@ -85,11 +85,9 @@ def test_method_keeps_the_contract(name: str, network: str, networks: dict[str, 
     assert explainer.traces == 1, "one traced function serves any images and targets"
 
     scale = largest(result.maps)
-    for batch_size in (1, 3):
-        again = build(name, model).attribute(images, "mel", batch_size=batch_size, seed=3)
-        assert np.abs(again.maps - result.maps).max() <= TOLERANCE * scale
-    alone = build(name, model).attribute(images[2:3], "mel", seed=3)
-    assert np.abs(alone.maps[0] - result.maps[2]).max() <= TOLERANCE * scale
+    # In batches of three, the fourth image is alone.
+    again = build(name, model).attribute(images, "mel", batch_size=3, seed=3)
+    assert np.abs(again.maps - result.maps).max() <= TOLERANCE * scale
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -190,24 +190,3 @@ def test_model_without_feature_maps_is_refused() -> None:
     dense = keras.Model(inputs, keras.layers.Dense(7)(keras.layers.Flatten()(inputs)))
     with pytest.raises(ExplanationError, match="has no feature maps"):
         GradCAM(dense)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "layer"),
-    [
-        ("resnet50", "conv5_block3_out"),
-        ("densenet121", "relu"),
-        ("mobilenetv3small", "activation"),
-        ("efficientnetv2b0", "top_activation"),
-    ],
-)
-def test_last_feature_maps_are_found_in_real_networks(backbone: str, layer: str) -> None:
-    """After the last activation, where the head pools: not the last convolution before it."""
-    from dermlens.model.classifier import Architecture, build_classifier
-
-    model = build_classifier(Architecture(backbone, (64, 96)))
-    explainer = GradCAM(model)
-    assert layer in explainer.features.layer
-    assert explainer.features.dense is not None
-    result = explainer.attribute(smooth_images(1, (64, 96)), "all")
-    assert np.isfinite(result.maps).all() and result.cost.forward == 1

@@ -221,16 +221,19 @@ def test_a_bright_pixel_is_found_where_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "first"),
+    ("backbone", "layer", "first"),
     [
-        ("resnet50", 0.0),
-        ("densenet121", 14.0),
-        ("efficientnetv2b0", 31.0),
-        ("mobilenetv3small", 31.0),
+        ("resnet50", "conv5_block3_out", 0.0),
+        ("densenet121", "relu", 14.0),
+        ("efficientnetv2b0", "top_activation", 31.0),
+        ("mobilenetv3small", "activation", 31.0),
     ],
 )
-def test_real_backbones(backbone: str, first: float) -> None:
-    """With evened weights a bright patch is found where it is; equal tiles miss it."""
+def test_real_backbones(backbone: str, layer: str, first: float) -> None:
+    """With evened weights a bright patch is found where it is; equal tiles miss it.
+
+    The maps are those after the last activation, where the head pools, not of the last convolution.
+    """
     import tensorflow as tf
 
     from dermlens.model.classifier import Architecture, build_classifier
@@ -238,6 +241,7 @@ def test_real_backbones(backbone: str, first: float) -> None:
     size = (160, 192)
     model = evened(build_classifier(Architecture(backbone, size, classes=("a", "b"))))
     features = find_features(model)
+    assert layer in features.layer and features.dense is not None
     grid = Drawing(features, [features.step]).grids(size)[0]
     assert grid.rows == CellAxis(first, 32.0, 5, 160)
     assert grid.columns == CellAxis(first, 32.0, 6, 192)
