@@ -22,8 +22,10 @@ _WHERE = {
     "dermlens.model.image_classifier": ("ImageClassifier",),
     "dermlens.model.foreign": ("adopt",),
     "dermlens.explainers.grad_cam": ("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"),
+    "dermlens.explainers.fused_cam": ("FinerCAM", "FusedCAM", "GatedCAM"),
     "dermlens.explainers.integrated_gradients": ("IntegratedGradients",),
-    "dermlens.explainers.occlusion": ("Occlusion",),
+    "dermlens.explainers.regions": ("Consensus", "RegionGradients"),
+    "dermlens.explainers.occlusion": ("MultiOcclusion", "Occlusion"),
     "dermlens.explainers.lime": ("LIME",),
     "dermlens.explainers.shap": ("GaussianProcessSHAP", "KernelSHAP"),
     "dermlens.explainers.sampled_gradients": ("GradientSHAP", "SmoothGrad"),
@@ -33,9 +35,10 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 # What type checkers read.
 __all__ = [
-    "HAM10000", "LIME", "RISE", "Contrast", "GaussianProcessSHAP", "GradCAM", "GradCAMPlusPlus",
-    "GradientSHAP", "HiResCAM", "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label",
-    "LabelSet", "LayerCAM", "Logit", "Occlusion", "Probability", "SmoothGrad", "adopt",
+    "HAM10000", "LIME", "RISE", "Consensus", "Contrast", "FinerCAM", "FusedCAM", "GatedCAM",
+    "GaussianProcessSHAP", "GradCAM", "GradCAMPlusPlus", "GradientSHAP", "HiResCAM",
+    "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label", "LabelSet", "LayerCAM",
+    "Logit", "MultiOcclusion", "Occlusion", "Probability", "RegionGradients", "SmoothGrad", "adopt",
     "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics",
 ]  # fmt: skip
 
@@ -54,11 +57,13 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from dermlens.api import benchmark, compare, evaluate, explain, load
+    from dermlens.explainers.fused_cam import FinerCAM, FusedCAM, GatedCAM
     from dermlens.explainers.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
     from dermlens.explainers.integrated_gradients import IntegratedGradients
     from dermlens.explainers.lime import LIME
-    from dermlens.explainers.occlusion import Occlusion
+    from dermlens.explainers.occlusion import MultiOcclusion, Occlusion
     from dermlens.explainers.output import Contrast, Logit, Probability
+    from dermlens.explainers.regions import Consensus, RegionGradients
     from dermlens.explainers.rise import RISE
     from dermlens.explainers.sampled_gradients import GradientSHAP, SmoothGrad
     from dermlens.explainers.shap import GaussianProcessSHAP, KernelSHAP

@@ -21,6 +21,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "gp_shap": {"superpixels": 12, "n_samples": 60},
     "kernel_shap": {"superpixels": 12, "n_samples": 40},
     "rise": {"n_samples": 23, "cells": 3},
+    "region_gradients": {"n_steps": 3, "regions": (12, 30)},
+    "consensus": {"n_steps": 3, "regions": (12, 30)},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "flat": {"size": (32, 32)},
@@ -49,8 +51,16 @@ def build(name: str, model: Any) -> Any:
 
 def expected_passes(name: str, explainer: Any, count: int, size: tuple[int, int]) -> tuple:
     """Forward and backward passes that a call with one target per image must pay."""
-    if name in ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam"):
+    if name in ("grad_cam", "grad_cam_plus_plus", "layer_cam", "hires_cam", "finer_cam"):
         return count, 0
+    if name in ("fused_cam", "gated_cam"):
+        return 2 * count, count
+    if name in ("region_gradients", "consensus"):
+        # Two paths, each with the outputs at both of its ends; and the scale-fused CAM.
+        fused = 1 if name == "consensus" else 0
+        return count * (2 * 5 + 2 * fused), count * (2 * 3 + fused)
+    if name == "multi_occlusion":
+        return count * (1 + sum(len(boxes) for _, boxes in explainer.levels(size))), 0
     if name == "integrated_gradients":
         return count * (explainer.n_steps + 2), count * explainer.n_steps
     if name in ("smooth_grad", "gradient_shap"):

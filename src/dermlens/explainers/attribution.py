@@ -143,3 +143,14 @@ def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(
         [np.pad(a.astype(np.float32), pad, constant_values=np.nan) for a, pad in padded]
     )
+
+
+def of_unit_size(values: np.ndarray) -> np.ndarray:
+    """Return a map divided by its root mean square, float64; unchanged where it is 0."""
+    values = np.asarray(values, np.float64)
+    largest = np.abs(values).max(initial=0.0)
+    if largest == 0:
+        return values
+    # Divided by the largest first, so that squares neither vanish nor overflow.
+    scaled = values / largest
+    return np.divide(scaled, np.sqrt(np.mean(scaled**2)))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explainers.attribution import Attribution, Cost, counted
+from dermlens.explainers.attribution import Attribution, Cost, counted, of_unit_size
 from dermlens.explainers.occlusion import (
     Occlusion,
     OcclusionAttribution,
@@ -219,7 +219,7 @@ def fuse(maps: Sequence[np.ndarray]) -> np.ndarray:
     """
     if len({np.shape(one) for one in maps}) != 1:
         raise UsageError("Fusion needs at least one map, and all maps of the same size.")
-    mean = np.mean([_by_size(one) for one in maps], axis=0)
+    mean = np.mean([of_unit_size(one) for one in maps], axis=0)
     largest = np.abs(mean).max(initial=0.0)
     return (mean / (largest if largest > 0 else 1.0)).astype(np.float32)
 
@@ -227,16 +227,5 @@ def fuse(maps: Sequence[np.ndarray]) -> np.ndarray:
 def fused_map(maps: Sequence[ScaleMap]) -> np.ndarray:
     """Return the fusion of all scales, every kind counting alike: float32 (H, W), -1..1."""
     kinds = dict.fromkeys(one.kind for one in maps)
-    parts = ([_by_size(one.values) for one in maps if one.kind == kind] for kind in kinds)
+    parts = ([of_unit_size(one.values) for one in maps if one.kind == kind] for kind in kinds)
     return fuse([np.mean(part, axis=0) for part in parts])
-
-
-def _by_size(values: np.ndarray) -> np.ndarray:
-    """Return a map divided by its root mean square, float64."""
-    values = np.asarray(values, np.float64)
-    largest = np.abs(values).max(initial=0.0)
-    if largest == 0:
-        return values
-    # Divided by the largest first, so that squares neither vanish nor overflow.
-    scaled = values / largest
-    return np.divide(scaled, np.sqrt(np.mean(scaled**2)))

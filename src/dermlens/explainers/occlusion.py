@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explainers.attribution import PER_CLASS, Attribution
+from dermlens.explainers.attribution import PER_CLASS, Attribution, of_unit_size
 from dermlens.explainers.base import Request, even_batch, whole_number
 from dermlens.explainers.baselines import Baseline, baseline_image, own_baseline
 from dermlens.explainers.perturbation import PerturbationExplainer, Scorer, output_values
 
 _PATCHES_PER_SHORT_SIDE = 6
+_LEVELS = (("border", 1 / 3, 0.5), ("blur", 1 / 4, 0.5), ("border", 1 / 6, 1.0))
+"""Fill, side as a share of the shorter side, and step as a share of the patch."""
 _NOWHERE = np.zeros(4, np.int32)
 
 
@@ -67,6 +69,17 @@ class OcclusionAttribution(Attribution):
 
     effects: np.ndarray = field(metadata=PER_CLASS)
     boxes: np.ndarray
+    scorer: str
+
+
+@dataclass(kw_only=True)
+class ScoredAttribution(Attribution):
+    """What several patch sizes and fills tell beside their map.
+
+    Attributes:
+        scorer: Name of what evaluated the covered images.
+    """
+
     scorer: str
 
 
@@ -131,6 +144,58 @@ class Occlusion(PerturbationExplainer[OcclusionAttribution]):
         maps = spread_over_boxes(effects, boxes, size)
         effects = effects[None].astype(np.float32)
         return self._scored(asked, logits, goals, maps, effects=effects, boxes=boxes)
+
+
+class MultiOcclusion(PerturbationExplainer[ScoredAttribution]):
+    """Occlusion averaged over patch sizes and fills, for no more passes than one size takes.
+
+    map = mean over (size, fill) of O / rms(O), with O the occlusion map of that patch and fill. A
+    large patch finds what lies in several places, a small one where it ends; a fill that happens to
+    speak for or against the class (border color or blur) is not taken for evidence alone. On
+    several patch sizes: Zeiler & Fergus, ECCV 2014; on fills: Sturmfels, Lundberg & Lee,
+    "Visualizing the impact of feature attribution baselines", Distill 2020.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that ``ImageClassifier`` takes without more.
+        scorer: Evaluates the covered images in place of the model.
+    """
+
+    name = "multi_occlusion"
+    kind = ScoredAttribution
+
+    def __init__(self, model: Any, *, scorer: Scorer | None = None) -> None:
+        super().__init__(model, _outside, scorer)
+
+    def levels(self, size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
+        """Return fill and patches, int32 (P, 4), of every level for images of a size."""
+        found = []
+        for fill, share, step in _LEVELS:
+            side = max(1, int(min(size) * share + 1e-6))
+            stride = max(1, int(side * step))
+            found.append((fill, patch_boxes(size, (side, side), (stride, stride))))
+        return found
+
+    def _one(self, image: np.ndarray, asked: Request) -> ScoredAttribution:
+        size = (image.shape[0], image.shape[1])
+        levels, extent = self.levels(size), np.array(size, np.int32)
+        # One batch size for all levels, so that one traced function serves them.
+        batch = even_batch(1 + sum(len(boxes) for _, boxes in levels), asked.batch_size)
+        parts, jobs = [], _NOWHERE[None]
+        for fill, boxes in levels:
+            background = baseline_image(image, fill)
+            jobs = np.concatenate([jobs, boxes])
+            parts.append(self.masked.logits(image, background, extent, jobs, batch))
+            jobs = np.zeros((0, 4), np.int32)
+        logits = np.concatenate(parts)
+        goals = asked.goals(logits[:1])[0]
+        values = output_values(asked.output, logits)[:, goals].T
+        effects = np.split(
+            values[:, :1] - values[:, 1:], np.cumsum([len(b) for _, b in levels])[:-1], axis=1
+        )
+        drawn = zip(effects, levels, strict=True)
+        maps = [spread_over_boxes(effect, boxes, size) for effect, (_, boxes) in drawn]
+        mean = np.mean([[of_unit_size(one) for one in level] for level in maps], axis=0)
+        return self._scored(asked, logits, goals, mean)
 
 
 def _outside(size: Any, boxes: Any) -> Any:
