@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import random
 import shutil
 import zipfile
@@ -611,7 +612,7 @@ def test_a_calibration_by_itself_names_the_field() -> None:
 
 # Whatever else -------------------------------------------------------------------------------
 
-FUZZED = 200
+FUZZED = 200 * int(os.environ.get("DERMLENS_FUZZ", "1"))
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1e308, NAN, INF, "", "x", [], {}, [[]], 10**400, "\ud800", "../x",
 )  # fmt: skip
