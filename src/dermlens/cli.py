@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dermlens import __version__
+from dermlens.cli_audit import audit_claim, audit_split
 from dermlens.cli_data import data_app
 from dermlens.cli_explain import benchmark, compare, explain, scorer
 from dermlens.cli_model import adopt, card, export, pack
@@ -48,7 +49,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for command in (explain, compare, benchmark, scorer, adopt, pack, export, card):
+for command in (
+    explain,
+    compare,
+    benchmark,
+    scorer,
+    adopt,
+    pack,
+    export,
+    card,
+    audit_claim,
+    audit_split,
+):
     app.command()(command)
 
 
