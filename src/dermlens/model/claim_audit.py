@@ -359,7 +359,7 @@ def _lesion_finding(lesions: dict[str, Any], known: bool) -> Finding:
         "lesions",
         False,
         f"{lesions['images']:,} images ({lesions['share']:.1%}) show a lesion that {rest} show "
-        f"too. Within a diagnosis their accuracy is {gain} above that of the others, {better}.",
+        f"too. Within a diagnosis their accuracy differs from that of the others by {gain}, {better}.",
     )
 
 
