@@ -359,7 +359,8 @@ def _lesion_finding(lesions: dict[str, Any], known: bool) -> Finding:
         "lesions",
         False,
         f"{lesions['images']:,} images ({lesions['share']:.1%}) show a lesion that {rest} show "
-        f"too. Within a diagnosis their accuracy differs from that of the others by {gain}, {better}.",
+        f"too. Within a diagnosis their accuracy differs from that of the others by {gain}, "
+        f"{better}.",
     )
 
 
