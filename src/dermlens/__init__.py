@@ -29,6 +29,7 @@ _WHERE = {
     "dermlens.explainers.sampled_gradients": ("GradientSHAP", "SmoothGrad"),
     "dermlens.explainers.rise": ("RISE",),
     "dermlens.explainers.output": ("Contrast", "Logit", "Probability"),
+    "dermlens.scale.reader": ("read_shards",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 # What type checkers read.
@@ -36,7 +37,7 @@ __all__ = [
     "HAM10000", "LIME", "RISE", "Contrast", "GaussianProcessSHAP", "GradCAM", "GradCAMPlusPlus",
     "GradientSHAP", "HiResCAM", "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label",
     "LabelSet", "LayerCAM", "Logit", "Occlusion", "Probability", "SmoothGrad", "adopt",
-    "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics",
+    "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics", "read_shards",
 ]  # fmt: skip
 
 
@@ -66,3 +67,4 @@ if TYPE_CHECKING:
     from dermlens.model.foreign import adopt
     from dermlens.model.image_classifier import ImageClassifier
     from dermlens.quality import metrics
+    from dermlens.scale.reader import read_shards

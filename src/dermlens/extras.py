@@ -12,6 +12,8 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "pydicom": ("dicom", "Reading DICOM files"),
     "highdicom": ("dicom", "Writing DICOM objects"),
     "pi_heif": ("heic", "Reading HEIC photographs"),
+    "pyarrow": ("shards", "Writing and reading shards"),
+    "ray": ("ray", "Working on several machines"),
 }
 """By module: the extra of this package that installs it, and what needs it."""
 
