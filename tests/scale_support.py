@@ -16,7 +16,7 @@ from tests_support import register_tiny_backbone
 HOW: dict[str, dict[str, Any]] = {
     "predict": {"tta_views": 1, "batch_size": 4, "level": None},
     "explain": {
-        "methods": ["grad_cam", "occlusion", "lime"],
+        "methods": ["grad_cam", "occlusion"],
         "target": None,
         "output": "logit",
         "scorers": {},

@@ -12,25 +12,25 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dermlens.errors import DermlensError, UsageError
 from dermlens.extras import optional
-from dermlens.leftovers import remove
 from dermlens.model.lite import available_cores
 from dermlens.quiet import quiet_tensorflow
 from dermlens.scale.engines import Build, Task, one_thread
+from dermlens.serve.app_uploads import RunFolder
 
 ATTEMPTS = 3
 """How often a task may lose its actor; and how many actors in a row may fail to start."""
 _HERE = "127.0.0.1"
-_START_SECONDS = 90.0
+_START_SECONDS, _REACH_SECONDS = 90.0, 10.0
 _OBJECTS = 100 * 2**20  # Bytes; only paths are sent.
 
 
@@ -160,15 +160,17 @@ def run_on_ray(
         UsageError: If Ray is not installed, or no cluster can be reached or started.
         DermlensError: What a worker raises.
     """
-    ray = optional("ray")
-    with _cluster(ray, address, workers or available_cores()):
+    with _cluster(address, workers or available_cores()) as ray:
         count = workers or int(ray.cluster_resources().get("CPU", 1))
         return _Driver(ray, build, tasks, finished).run(count)
 
 
 @contextmanager
-def _cluster(ray: Any, address: str | None, cores: int) -> Iterator[None]:
-    with _local_head(cores) if address is None else _given(address) as place:
+def _cluster(address: str | None, cores: int) -> Iterator[Any]:
+    """Connect to a cluster and yield the module ``ray``."""
+    with _local_head(cores) if address is None else _reached(address) as place:
+        # Ray reads what the environment says when it is imported.
+        ray = optional("ray")
         try:
             ray.init(address=place, log_to_driver=False, logging_level="ERROR")
         except Exception as error:
@@ -178,27 +180,53 @@ def _cluster(ray: Any, address: str | None, cores: int) -> Iterator[None]:
                 "its nodes run the same versions of Ray and Python, and RAY_AUTH_TOKEN."
             ) from error
         try:
-            yield
+            yield ray
         finally:
             ray.shutdown()
 
 
 @contextmanager
-def _given(address: str) -> Iterator[str]:
+def _reached(address: str) -> Iterator[str]:
+    """Yield an address that somebody listens at; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"No Ray cluster can be reached at {address} ({error}). Give HOST:PORT of its head, "
+            "such as head:6379."
+        ) from error
     yield address
+
+
+@cache
+def _settings() -> dict[str, str]:
+    """Return the environment of a cluster of this machine, the same for all of this process."""
+    return {
+        # A token that nobody else knows; and without this switch, named after other systems, Ray
+        # takes 127.0.0.1 for the address that other machines know, and listens everywhere.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
 
 
 @contextmanager
 def _local_head(cores: int) -> Iterator[str]:
     """Start a cluster of this machine that listens on 127.0.0.1 alone and asks for a password."""
-    folder, port = Path(tempfile.mkdtemp(prefix="dermlens-ray-")), _free_port()
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in secret}
-    os.environ.update(secret)
+    # Deleted by the next run if this one is killed.
+    place, port = RunFolder(), _free_port()
+    folder = place.path
+    before = {name: os.environ.get(name) for name in _settings()}
+    os.environ.update(_settings())
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--node-ip-address", _HERE, "--port", str(port), "--num-cpus", str(cores)),
-        *("--include-dashboard", "false", "--disable-usage-stats"),
+        *("--include-dashboard", "false", "--include-log-monitor", "false", "--no-monitor"),
+        # Fixed ports would be in the way of another cluster of this machine.
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--ray-client-server-port", str(_free_port()), "--disable-usage-stats"),
         *("--object-store-memory", str(_OBJECTS), "--temp-dir", str(folder)),
     ]
     with open(folder / "start.log", "wb") as log:
@@ -225,7 +253,7 @@ def _local_head(cores: int) -> Iterator[str]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        remove(folder)
+        place.close()
 
 
 def _free_port() -> int:
