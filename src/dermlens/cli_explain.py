@@ -1,7 +1,7 @@
 """The commands that explain images, and measure explanations."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,8 +74,8 @@ def explain(
     bundle, images = bundle_and_rest(paths)
     if (where := chosen_engine(engine, address, workers, shard_size, shard)) is not None:
         refuse_in_shards(dicom=dicom, keep_patient=keep_patient)
-        settings = {"methods": methods, "target": target, "output": output, "scorer": scorer}
-        settings |= {"batch_size": batch_size, "seed": seed}
+        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        settings |= {"methods": methods, "target": target, "output": output, "scorer": scorer}
         folder = folder_of_shards(out)
         finish_shards("explain", bundle, images, folder, where, shard_size, shard, settings)
         return

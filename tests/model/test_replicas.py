@@ -2,9 +2,9 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -35,44 +35,60 @@ tf.config.set_logical_device_configuration(
 register_tiny_backbone()
 from dermlens.model.replicas import Replicas
 from dermlens.model.training import train_together
-for name, more in (("plain", {{}}), ("mixed", {{"mixup": 0.4, "label_smoothing": 0.1}})):
-    how = tiny_configuration(epochs=2, batch_size=8, **more)
-    weights = []
-    for number, devices in enumerate((None, ["CPU:0", "CPU:1"])):
-        replicas = devices and Replicas(tf.distribute.MirroredStrategy(devices))
-        assert not replicas or replicas.count == 2
-        out = Path({out!r}) / f"{{name}}{{number}}"
-        bundle = train_together(Path({data!r}), out, how, replicas)
-        weights.append(np.concatenate([w.ravel() for w in bundle.model.get_weights()]))
-        print(bundle.history.train_loss.tolist())
-    print(name, np.linalg.norm(weights[1] - weights[0]) / np.linalg.norm(weights[0]))
+how = tiny_configuration(epochs=1, batch_size=8, mixup=0.4, label_smoothing=0.1)
+weights = []
+for number, devices in enumerate((None, ["CPU:0", "CPU:1"])):
+    replicas = devices and Replicas(tf.distribute.MirroredStrategy(devices))
+    assert not replicas or replicas.count == 2
+    bundle = train_together(Path({data!r}), Path({out!r}) / f"{{number}}", how, replicas)
+    weights.append(np.concatenate([w.ravel() for w in bundle.model.get_weights()]))
+print("distance", np.linalg.norm(weights[1] - weights[0]) / np.linalg.norm(weights[0]))
 """
 )
 
-WORKER = (
+THREE_RUNS = (
     COMMON
     + """
 import os, signal
-addresses, rank, out = {addresses!r}.split(","), {rank}, Path({out!r})
-dies, resume = {dies}, {resume}
+import tensorflow  # Once for all workers, which are forked before it does anything.
 from dermlens.errors import DermlensError
-from dermlens.model.replicas import join_workers
-replicas = join_workers(addresses, rank)
-register_tiny_backbone()
 from dermlens.model import finetuning
+from dermlens.model.replicas import join_workers
 from dermlens.model.training import train_together
-steps = finetuning.Finetuning._steps
-def dying(self, batches, epoch):
-    if epoch == dies:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return steps(self, batches, epoch)
-finetuning.Finetuning._steps = dying
-how = tiny_configuration(epochs=3, batch_size=8, seed={seed})
-try:
-    train_together(Path({data!r}), out, how, replicas, resume=resume)
-except DermlensError as error:
-    print("Error:", error, flush=True)
-    sys.exit(2)
+from dermlens.scale.ray_engine import _free_port
+
+def work(name, addresses, rank, dies, resume):
+    replicas = join_workers(addresses, rank)
+    register_tiny_backbone()
+    steps = finetuning.Finetuning._steps
+    def dying(self, batches, epoch):
+        if rank == 1 and epoch == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return steps(self, batches, epoch)
+    finetuning.Finetuning._steps = dying
+    # Only the first one writes.
+    out = Path({out!r}) / (name if rank == 0 else "nowhere")
+    how = tiny_configuration(epochs=2, batch_size=8, seed={seed})
+    try:
+        train_together(Path({data!r}), out, how, replicas, resume=resume)
+    except DermlensError as error:
+        print("Error:", error, flush=True)
+        return 2
+    return 0
+
+for run, name, dies, resume in (
+    ("whole", "whole", -1, False), ("killed", "killed", 1, False), ("resumed", "killed", -1, True)
+):
+    addresses = [f"127.0.0.1:{{_free_port()}}" for _ in range(2)]
+    started = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            said = os.open(Path({out!r}) / f"{{run}}{{rank}}.txt", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1)
+            sys.exit(work(name, addresses, rank, dies, resume))
+        started.append(child)
+    print(run, *(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started))
 """
 )
 
@@ -87,61 +103,32 @@ def test_replicas_of_one_process_train_as_one_network_does(prepared: Path, tmp_p
     line = script(TWO_HERE, data=str(prepared), out=str(tmp_path))
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = dict(re.findall(r"^(plain|mixed) (\S+)$", done.stdout, re.MULTILINE))
-    assert set(found) == {"plain", "mixed"}
-    assert all(float(distance) < 1e-3 for distance in found.values()), found
-
-
-def workers(prepared: Path, out: Path, *, dies: int = -1, resume: bool = False, seeds=(0, 0)):
-    """Start two workers; the second one ends itself at the start of an epoch."""
-    from dermlens.scale.ray_engine import _free_port
-
-    addresses = ",".join(f"127.0.0.1:{_free_port()}" for _ in range(2))
-    return [
-        subprocess.Popen(
-            script(
-                WORKER,
-                addresses=addresses,
-                rank=rank,
-                data=str(prepared),
-                # Only the first one writes.
-                out=str(out if rank == 0 else out.with_name("nowhere")),
-                dies=dies if rank == 1 else -1,
-                resume=resume,
-                seed=seeds[rank],
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    found = re.search(r"^distance (\S+)$", done.stdout, re.MULTILINE)
+    assert found is not None and float(found[1]) < 1e-3, done.stdout
 
 
 def test_killed_workers_go_on_to_the_very_weights_of_those_that_were_not(
     prepared: Path, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    said = [process.communicate(timeout=200) for process in workers(prepared, whole)]
-    sums = [re.findall(r"^Weights after epoch .*$", out, re.MULTILINE) for out, _ in said]
-    assert len(sums[0]) == 3 and sums[0] == sums[1], said
-    first, second = workers(prepared, killed, dies=2)
-    second.communicate(timeout=200)
-    began = time.monotonic()
-    out, err = first.communicate(timeout=200)
-    assert first.returncode == 2, (out, err[-2000:])
-    assert "Another worker has ended or cannot be reached" in out and "--resume" in out
-    assert time.monotonic() - began < 60
-    assert not (killed / "bundle").exists()
-    for process in workers(prepared, killed, resume=True):
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, (out, err[-2000:])
+    line = script(THREE_RUNS, data=str(prepared), out=str(tmp_path), seed=0)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=400)
+    said = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
+    ended = ["whole 0 0", f"killed 2 {-signal.SIGKILL}", "resumed 0 0"]
+    assert done.stdout.splitlines() == ended, (said, done.stderr[-3000:])
+    sums = [
+        re.findall(r"^Weights after epoch .*$", said[f"whole{k}"], re.MULTILINE) for k in (0, 1)
+    ]
+    assert len(sums[0]) == 2 and sums[0] == sums[1], said
+    assert "Another worker has ended or cannot be reached" in said["killed0"]
+    assert "Resuming after epoch 1 of 2" in said["resumed0"]
     assert not (tmp_path / "nowhere").exists()
     from dermlens.model.bundle import load_bundle
     from tests_support import register_tiny_backbone
 
     register_tiny_backbone()
-    ours, theirs = (load_bundle(one / "bundle").model.get_weights() for one in (whole, killed))
+    ours, theirs = (
+        load_bundle(tmp_path / name / "bundle").model.get_weights() for name in ("whole", "killed")
+    )
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

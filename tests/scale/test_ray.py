@@ -85,9 +85,10 @@ from functools import partial
 from pathlib import Path
 from dermlens.scale.engines import Engine, EngineName
 from scale_support import recorder, tasks
-print(Engine(EngineName.RAY, None, 1).run(partial(recorder, Path({folder!r})), tasks("a"), "x"))
 from dermlens.scale import ray_engine
 with ray_engine._local_head(1) as address:
+    build = partial(recorder, Path({folder!r}))
+    print(Engine(EngineName.RAY, address, 1).run(build, tasks("a"), "Recording"))
     print(address, flush=True)
     sys.stdin.read()
 """

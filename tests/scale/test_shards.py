@@ -23,7 +23,7 @@ from scale_support import pictures, plan_of
 from serving_support import save_untrained
 
 pytest.importorskip("pyarrow")
-METHODS = "grad_cam,occlusion,lime"
+METHODS = "grad_cam,occlusion"
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ class Replicas:
     def __init__(self, strategy: Any, rank: int = 0, workers: int = 1) -> None:
         self.strategy, self.rank, self.workers = strategy, rank, workers
         self.count = int(strategy.num_replicas_in_sync)
-        self._from_first: Any = None
+        self._senders: dict[str, Any] = {}
 
     @property
     def first(self) -> bool:
@@ -96,6 +96,7 @@ class Replicas:
         return found
 
     def _sent(self, flat: np.ndarray) -> np.ndarray:
+        """Return the first worker's vector."""
         import tensorflow as tf
 
         def add(values: Any) -> Any:
@@ -104,14 +105,13 @@ class Replicas:
             mine = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), values.dtype)
             return context.all_reduce(tf.distribute.ReduceOp.SUM, mine * values)
 
-        @tf.function(reduce_retracing=True)
-        def everywhere(values: Any) -> Any:
-            return self.run(add, (values,))
-
-        if self._from_first is None:
-            self._from_first = everywhere
+        if flat.dtype.name not in self._senders:
+            of_any_length = [tf.TensorSpec([None], flat.dtype)]
+            self._senders[flat.dtype.name] = tf.function(
+                lambda values: self.run(add, (values,)), input_signature=of_any_length
+            )
         given = flat if self.first else np.zeros_like(flat)
-        return np.asarray(self._from_first(tf.constant(given)).numpy())
+        return np.asarray(self._senders[flat.dtype.name](given).numpy())
 
     def require_same(self, text: str, what: str) -> None:
         """Raise ModelError on a worker whose text differs from the first worker's.

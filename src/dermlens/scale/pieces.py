@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dermlens.data.manifest import data_labels
 from dermlens.errors import ExplanationError
+from dermlens.explainers.perturbation import Scorer
 from dermlens.model.bundle import load_bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
@@ -51,7 +52,7 @@ def piece_maker(job: BenchmarkJob) -> Callable[[tuple[str, str]], None]:
         UsageError: If the benchmark is not the one that the folder holds.
     """
     bundle = load_bundle(job.bundle, custom=job.custom)
-    scorers = {}
+    scorers: dict[str, Scorer] = {}
     for choice in sorted(set(job.scorers.values())):
         chosen = [name for name, one in job.scorers.items() if one == choice]
         scorers |= choose_scorers(bundle, chosen, choice, workers=1)

@@ -46,8 +46,9 @@ def shard_maker(job: Job, out: Path) -> Callable[[Shard], None]:
             f"{job.bundle} is another model than the one the shards were begun with. Use the same "
             "bundle on every machine."
         )
-    content = {"predict": partial(predicted, bundle, job), "explain": _explaining(bundle, job)}
-    return partial(make_shard, content[job.kind], out)
+    if job.kind == "predict":
+        return partial(make_shard, partial(predicted, bundle, job), out)
+    return partial(make_shard, _explaining(bundle, job), out)
 
 
 def make_shard(content: Callable[[Shard], Content], out: Path, shard: Shard) -> None:
@@ -79,8 +80,7 @@ def predicted(bundle: Bundle, job: Job, shard: Shard) -> Content:
 
 
 def _explaining(bundle: Bundle, job: Job) -> Callable[[Shard], Content]:
-    if job.kind != "explain":
-        return partial(explained, bundle, job, {}, None)
+    """Build the explainers of a job, which are traced once, and return what uses them."""
     names: dict[str, str] = job.settings["scorers"]
     scorers: dict[str, Any] = {}
     for choice in sorted(set(names.values())):
