@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,8 @@ def _record(folder: Path, name: str) -> None:
     note.write_text(str(os.getpid()))
     if name == "always" or (name == "once" and note.suffix == ".0"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "waits":
+        time.sleep(300)
     if name == "wrong":
         from dermlens.errors import DataError
 

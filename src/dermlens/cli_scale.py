@@ -109,15 +109,15 @@ def finish_shards(
         settings: The command's other options.
     """
     from dermlens.cli_options import load_named
-    from dermlens.extras import optional
+    from dermlens.extras import require
     from dermlens.scale.engines import one_thread
     from dermlens.scale.jobs import outcome_lines, run_shards
     from dermlens.scale.plan import SHARD_SIZE, ShardPlan, listed_images, parse_part
 
-    optional("pyarrow")
+    require("pyarrow")
     chosen = None if part is None else parse_part(part)
     if engine.name is EngineName.RAY:
-        optional("ray")
+        require("ray")
     one_thread()
     listed = listed_images(images)
     loaded = load_named(bundle)
@@ -186,12 +186,12 @@ def benchmark_maker(
     """
     if engine is None or engine.name is EngineName.LOCAL:
         return None
-    from dermlens.extras import optional
+    from dermlens.extras import require
     from dermlens.lesion.benchmark import LesionMeasures
     from dermlens.model.foreign import allowed_layers
     from dermlens.scale.pieces import BenchmarkJob, pieces_on
 
-    optional("ray")
+    require("ray")
     job = BenchmarkJob(
         bundle.path.absolute(),
         data.absolute(),

@@ -30,6 +30,7 @@ from dermlens.serve.app_uploads import RunFolder
 ATTEMPTS = 3
 """How often a task may lose its actor; and how many actors in a row may fail to start."""
 _HERE = "127.0.0.1"
+_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _START_SECONDS, _REACH_SECONDS = 90.0, 10.0
 _OBJECTS = 100 * 2**20  # Bytes; only paths are sent.
 
@@ -208,7 +209,7 @@ def _settings() -> dict[str, str]:
         # takes 127.0.0.1 for the address that other machines know, and listens everywhere.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        _SWITCH: "0",
     }
 
 
@@ -218,6 +219,12 @@ def _local_head(cores: int) -> Iterator[str]:
     # Deleted by the next run if this one is killed.
     place, port = RunFolder(), _free_port()
     folder = place.path
+    known = sys.modules.get("ray._private.ray_constants")
+    if getattr(known, "ENABLE_RAY_CLUSTER", False):
+        raise UsageError(
+            "Ray was imported before dermlens could tell it to stay on this machine. Start the "
+            "work before importing ray, or give the address of a cluster."
+        )
     before = {name: os.environ.get(name) for name in _settings()}
     os.environ.update(_settings())
     command = [
