@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import dermlens as dl
 from cli_support import content, dermlens, refused
 from dermlens.data.images import load_image
-from dermlens.errors import DataError, UsageError
+from dermlens.errors import DataError, ModelError, UsageError
 from dermlens.explainers.registry import create_several
 from dermlens.model.bundle import load_bundle
-from dermlens.scale.engines import Engine
-from dermlens.scale.jobs import run_shards
+from dermlens.scale.engines import Build, Engine, Task
+from dermlens.scale.jobs import outcome_lines, run_shards
 from dermlens.scale.work import scaled
 from dermlens.serve.prediction import predict_files
 from scale_support import pictures, plan_of
@@ -143,16 +142,27 @@ def test_another_plan_is_refused_and_names_what_differs(
     refused(dermlens(*command("explain", bundle, images, tmp_path)), "mine.txt, which belongs to")
     # Another model under the same path, as on a machine that was not brought up to date.
     plan = plan_of("predict", bundle, images, "0" * 64)
-    with pytest.raises(dl_errors(), match="another model"):
+    with pytest.raises(ModelError, match="another model"):
         run_shards(plan, tmp_path / "out", Engine())
     with pytest.raises(DataError, match="not complete"):
         dl.read_shards(tmp_path / "out")
 
 
-def dl_errors() -> type[Exception]:
-    from dermlens.errors import ModelError
+def test_a_shard_that_is_given_up_is_named_and_made_by_the_next_run(
+    bundle: Path, images: Path, tmp_path: Path
+) -> None:
+    class GivesUp(Engine):
+        def run(self, build: Build, tasks: Sequence[Task], title: str) -> list[Task]:
+            super().run(build, tasks[1:], title)
+            return list(tasks[:1])
 
-    return ModelError
+    plan = plan_of("predict", bundle, images, load_bundle(bundle).identity["fingerprint"])
+    outcome = run_shards(plan, tmp_path, GivesUp())
+    first, last = outcome_lines(outcome, plan, tmp_path)
+    assert "shard-00000 was given up" in first and "p0 to p2" in first and "missing" in last
+    assert len(list(tmp_path.glob("*.parquet"))) == 2 and not (tmp_path / "manifest.json").exists()
+    whole = run_shards(plan, tmp_path, Engine()).manifest
+    assert whole is not None and (whole.rows, whole.errors) == (7, 2)
 
 
 def test_manifest_and_types_do_not_depend_on_what_a_shard_holds(explained: Path) -> None:
@@ -216,4 +226,3 @@ def test_a_prepared_data_set_gives_its_own_ids(prepared: Path) -> None:
     listed = listed_images([prepared])
     assert [name for name, _ in listed] == sorted(table.image_id)
     assert all(Path(path).is_file() and Path(path).is_absolute() for _, path in listed)
-    assert isinstance(pd.Series(dict(listed)), pd.Series)
