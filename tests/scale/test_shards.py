@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dermlens.scale.jobs import outcome_lines, run_shards
 from dermlens.scale.work import scaled
 from dermlens.serve.prediction import predict_files
 from scale_support import pictures, plan_of
-from serving_support import save_untrained
+from serving_support import picture, save_untrained
 
 pytest.importorskip("pyarrow")
 METHODS = "grad_cam,occlusion"
@@ -81,6 +82,30 @@ def test_errors_of_images_are_rows_without_addresses(explained: Path) -> None:
     assert "p1.png cannot be decoded" in table.error["p1"]
     assert not any(re.search(r"0x[0-9a-f]", text) for text in table.error)
     assert table.target[table.error == ""].notna().all() and table.target[["p1", "p4"]].isna().all()
+
+
+def test_explaining_four_images_in_one_call_traces_as_often_as_explaining_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dermlens.report import explanation
+
+    made: list[dict[str, Any]] = []
+
+    def noted(*given: Any, **options: Any) -> dict[str, Any]:
+        made.append(create_several(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr(explanation, "create_several", noted)
+    monkeypatch.setattr(explanation, "_write", lambda *_: None)
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(files):
+        picture(number).save(path)
+    for count in (1, 4):
+        out, how = tmp_path / f"out{count}", {"methods": METHODS, "scorer": "float32"}
+        explanation.explain_files(load_bundle(bundle), files[:count], out, **how)
+    for name, one in made[0].items():
+        assert made[1][name].traces == one.traces == 1
+        assert made[1][name].network.cost.forward == 4 * one.network.cost.forward > 0
 
 
 def test_predictions_are_those_of_the_command_without_shards(
