@@ -128,21 +128,9 @@ def _train(
         _claim(out, configuration, training_data)
     say(coverage.sentence())
     history = History(out, training_data, keep=resume and first)
-    if configuration.head_epochs and not coverage.complete:
-        say("Skipping phase one: features of a backbone that is not wholly pretrained mean little.")
-    began = (out / "checkpoint" / "state.npz").is_file()
-    features = None
-    if first and configuration.head_epochs and coverage.complete and not began:
-        features = _head_phase(model, training_data, configuration, out, history)
-    weights, best_epoch = model.get_weights(), None
-    if configuration.epochs:
-        features = None  # They change with the backbone.
-        finetuning = Finetuning(
-            model, coverage, configuration, training_data, out, history, teacher, replicas
-        )
-        finetuning.run()
-        best_epoch = finetuning.best_epoch
-        weights = finetuning.best_weights() if first else weights
+    weights, best_epoch, features = _two_phases(
+        model, coverage, configuration, training_data, out, history, teacher, replicas
+    )
     bundle = None
     if first:
         bundle = _finish(
@@ -153,6 +141,36 @@ def _train(
         # The others stay until the bundle is written: where one has gone, TensorFlow ends all.
         replicas.from_first([np.zeros(1)])
     return bundle
+
+
+def _two_phases(
+    model: Any,
+    coverage: Coverage,
+    configuration: TrainingConfiguration,
+    data: TrainingData,
+    out: Path,
+    history: History,
+    teacher: Any | None,
+    replicas: Replicas | None,
+) -> tuple[list[np.ndarray], int | None, np.ndarray | None]:
+    """Train; return weights, the epoch they are of, and features if the backbone has not changed.
+
+    On other workers than the first the weights mean nothing.
+    """
+    first = replicas is None or replicas.first
+    if configuration.head_epochs and not coverage.complete:
+        say("Skipping phase one: features of a backbone that is not wholly pretrained mean little.")
+    began = (out / "checkpoint" / "state.npz").is_file()
+    features = None
+    if first and configuration.head_epochs and coverage.complete and not began:
+        features = _head_phase(model, data, configuration, out, history)
+    if not configuration.epochs:
+        return model.get_weights(), None, features
+    finetuning = Finetuning(model, coverage, configuration, data, out, history, teacher, replicas)
+    finetuning.run()
+    weights = finetuning.best_weights() if first else model.get_weights()
+    # Features change with the backbone.
+    return weights, finetuning.best_epoch, None
 
 
 def _is_finished(
