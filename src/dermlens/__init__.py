@@ -31,6 +31,7 @@ _WHERE = {
     "dermlens.explainers.sampled_gradients": ("GradientSHAP", "SmoothGrad"),
     "dermlens.explainers.rise": ("RISE",),
     "dermlens.explainers.output": ("Contrast", "Logit", "Probability"),
+    "dermlens.scale.reader": ("read_shards",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 # What type checkers read.
@@ -39,7 +40,7 @@ __all__ = [
     "GaussianProcessSHAP", "GradCAM", "GradCAMPlusPlus", "GradientSHAP", "HiResCAM",
     "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label", "LabelSet", "LayerCAM",
     "Logit", "MultiOcclusion", "Occlusion", "Probability", "RegionGradients", "SmoothGrad", "adopt",
-    "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics",
+    "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics", "read_shards",
 ]  # fmt: skip
 
 
@@ -71,3 +72,4 @@ if TYPE_CHECKING:
     from dermlens.model.foreign import adopt
     from dermlens.model.image_classifier import ImageClassifier
     from dermlens.quality import metrics
+    from dermlens.scale.reader import read_shards

@@ -30,6 +30,16 @@ from dermlens.cli_options import (
     parse_size,
     say_written,
 )
+from dermlens.cli_scale import (
+    Address,
+    EngineChoice,
+    Part,
+    ShardSize,
+    Workers,
+    chosen_engine,
+    finish_shards,
+    folder_of_shards,
+)
 from dermlens.errors import DermlensError
 from dermlens.progress import printable, say
 from dermlens.quiet import quiet_tensorflow
@@ -37,8 +47,8 @@ from dermlens.quiet import quiet_tensorflow
 _INTERRUPTED = 130
 """What typer exits with after Ctrl+C."""
 _RESUMING = (
-    "Interrupted. 'dermlens train' continues with --resume, 'dermlens benchmark' with the same "
-    "command."
+    "Interrupted. 'dermlens train' continues with --resume, 'dermlens benchmark' and shards with "
+    "the same command."
 )
 
 app = typer.Typer(
@@ -132,6 +142,15 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sets everything random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run in --out.")] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT,…",
+            help="Addresses of all workers that train together, the first one writes; or set "
+            "TF_CONFIG. Their ports are open to everybody who reaches them.",
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Which of --workers this is, from 0.")] = None,
 ) -> None:
     """Train a classifier; write RUN/bundle, history.csv and TensorBoard logs.
 
@@ -142,9 +161,11 @@ def train(
     from dermlens.data.augmentation import augmentation_named
     from dermlens.data.pipeline import ImbalanceHandling
     from dermlens.model.configuration import preset as preset_configuration
-    from dermlens.model.training import train as run_training
+    from dermlens.model.replicas import cluster_of, join_workers, replicas_here
+    from dermlens.model.training import train_together
     from dermlens.report.evaluation_report import write_training_figures
 
+    cluster = cluster_of(workers, rank)
     options: dict[str, Any] = {
         **context.params,
         "augmentation": None if augmentation is None else augmentation_named(augmentation),
@@ -154,11 +175,16 @@ def train(
     network = {"backbone": backbone, "input_size": None if size is None else parse_size(size)}
     for name in ("data", "out", "preset", "resume", "backbone", "size", "imbalance_power"):
         del options[name]
+    del options["workers"], options["rank"]
     architecture = replace(preset_configuration(preset).architecture, **_given(network))
     configuration = preset_configuration(preset, architecture=architecture, **_given(options))
-    claim(out, reading=data)
-    run_training(data, out, configuration, resume=resume)
-    say_written(write_training_figures(out, data))
+    writes = cluster is None or cluster[1] == 0
+    if writes:
+        claim(out, reading=data)
+    replicas = replicas_here() if cluster is None else join_workers(*cluster)
+    train_together(data, out, configuration, replicas, resume=resume)
+    if writes:
+        say_written(write_training_figures(out, data))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +264,9 @@ def evaluate(
 @app.command()
 def predict(
     paths: BundleAndImages,
-    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("predictions.csv"),
+    out: Annotated[
+        Path, typer.Option(help="CSV file to write; with --engine, a folder of shards.")
+    ] = Path("predictions.csv"),
     tta_views: Annotated[int, typer.Option(help="Test-time tta_views: 1, 4 or 8.")] = 1,
     level: Annotated[
         float | None,
@@ -249,6 +277,11 @@ def predict(
         typer.Option(help="What is said first: the most probable diagnosis, or the balanced rule."),
     ] = Decision.MOST_PROBABLE,
     batch_size: BatchSize = 32,
+    engine: EngineChoice = None,
+    address: Address = None,
+    workers: Workers = None,
+    shard_size: ShardSize = None,
+    shard: Part = None,
 ) -> None:
     """Predict images or folders: most probable diagnosis, what cannot be excluded, flags.
 
@@ -259,6 +292,11 @@ def predict(
     from dermlens.serve.prediction import describe_predictions, find_images, predict_files
 
     bundle, images = bundle_and_rest(paths)
+    settings = {"tta_views": tta_views, "batch_size": batch_size, "level": level}
+    if (where := chosen_engine(engine, address, workers, shard_size, shard)) is not None:
+        folder = folder_of_shards(out)
+        finish_shards("predict", bundle, images, folder, where, shard_size, shard, settings)
+        return
     files = find_images(images)
     loaded = load_named(bundle)
     table = predict_files(loaded, files, tta_views=tta_views, batch_size=batch_size, level=level)

@@ -1,7 +1,7 @@
 """The commands that explain images, and measure explanations."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,18 @@ from dermlens.cli_options import (
     claim,
     load_named,
     say_written,
+)
+from dermlens.cli_scale import (
+    Address,
+    EngineChoice,
+    Part,
+    ShardSize,
+    Workers,
+    benchmark_maker,
+    chosen_engine,
+    finish_shards,
+    folder_of_shards,
+    refuse_in_shards,
 )
 from dermlens.progress import say
 
@@ -45,6 +57,11 @@ def explain(
     ] = False,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    engine: EngineChoice = None,
+    address: Address = None,
+    workers: Workers = None,
+    shard_size: ShardSize = None,
+    shard: Part = None,
 ) -> None:
     """Explain images: attributions.npz, overlays and explanation.json for each.
 
@@ -55,6 +72,13 @@ def explain(
     from dermlens.serve.prediction import find_images
 
     bundle, images = bundle_and_rest(paths)
+    if (where := chosen_engine(engine, address, workers, shard_size, shard)) is not None:
+        refuse_in_shards(dicom=dicom, keep_patient=keep_patient)
+        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        settings |= {"methods": methods, "target": target, "output": output, "scorer": scorer}
+        folder = folder_of_shards(out)
+        finish_shards("explain", bundle, images, folder, where, shard_size, shard, settings)
+        return
     files = find_images(images)
     claim(out)
     written = explain_files(
@@ -145,6 +169,9 @@ def benchmark(
     allow_training_images: AllowTrainingImages = False,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    engine: EngineChoice = None,
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Measure how good explanations are: tables, summary.json and one HTML page.
 
@@ -164,6 +191,9 @@ def benchmark(
     options = {**context.params, "methods": tuple(parse_methods(methods))}
     for name in ("paths", "out", "pairs", "probes", "scorer", "allow_training_images"):
         del options[name]
+    for name in ("engine", "address", "workers"):
+        del options[name]
+    where = chosen_engine(engine, address, workers)
     plan = BenchmarkPlan(**options)
     extension = LesionMeasures(pairs, probes)
     bundle, data = bundle_and_data(paths)
@@ -172,6 +202,9 @@ def benchmark(
     overlap = training_overlap(loaded, data, split)
     leave_out = overlap.to_leave_out(allow_training_images)
     overlap.write(out)
+    scorers = choose_scorers(loaded, plan.methods, scorer, images=plan.n)
+    chosen = {name: one.name for name, one in scorers.items()}
+    make = benchmark_maker(where, loaded, data, out, plan, (pairs, probes), chosen, leave_out)
     written = run_benchmark(
         loaded,
         data,
@@ -179,9 +212,10 @@ def benchmark(
         plan,
         labels=data_labels(data),
         extension=extension,
-        scorers=choose_scorers(loaded, plan.methods, scorer, images=plan.n),
+        scorers=scorers,
         about={"synthetic_model": loaded.synthetic, "training_overlap": overlap.counts()},
         leave_out=leave_out,
+        make=make,
     )
     say_written({**written, **write_benchmark_report(out)}.values())
 

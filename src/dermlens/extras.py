@@ -12,6 +12,8 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "pydicom": ("dicom", "Reading DICOM files"),
     "highdicom": ("dicom", "Writing DICOM objects"),
     "pi_heif": ("heic", "Reading HEIC photographs"),
+    "pyarrow": ("shards", "Writing and reading shards"),
+    "ray": ("ray", "Working on several machines"),
 }
 """By module: the extra of this package that installs it, and what needs it."""
 
@@ -21,11 +23,11 @@ def installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def optional(name: str) -> Any:
-    """Import a module of an optional package.
+def require(name: str) -> None:
+    """Find out whether an optional package is there, without importing it.
 
     Args:
-        name: Such as ``"gradio"`` or ``"ai_edge_litert.interpreter"``.
+        name: As for ``optional``.
 
     Raises:
         UsageError: If the package is not installed; says which extra installs it.
@@ -37,4 +39,16 @@ def optional(name: str) -> Any:
             f"{purpose} needs {module.replace('_', '-')}, which is not installed. Run "
             f"pip install 'dermlens[{extra}]'."
         )
+
+
+def optional(name: str) -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        name: Such as ``"gradio"`` or ``"ai_edge_litert.interpreter"``.
+
+    Raises:
+        UsageError: If the package is not installed; says which extra installs it.
+    """
+    require(name)
     return import_module(name)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture
 from dermlens.model.image_classifier import ImageClassifier
-from dermlens.quality import benchmark as runner
-from dermlens.quality.benchmark import run_benchmark
+from dermlens.quality.benchmark import make_pieces, run_benchmark
 from dermlens.quality.benchmark_measure import Bench
-from dermlens.quality.benchmark_plan import BenchmarkPlan, load, select_items
+from dermlens.quality.benchmark_plan import BenchmarkPlan, Piece, load, select_items
 from dermlens.quality.benchmark_summary import ranking
 from dermlens.quality.benchmark_tables import Store
 from dermlens.quality.controls import ModelFreeMap
@@ -152,12 +152,11 @@ def test_summary_names_the_model(summary: dict[str, Any]) -> None:
 
 
 def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
-    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, data: Path, tmp_path: Path
 ) -> None:
     made = 0
-    make = runner._make
 
-    def dies(pieces: list[Any], store: Store) -> None:
+    def dies(pieces: Sequence[Piece], store: Store) -> None:
         """Stop in the middle of images, then of the rest, leaving half a file behind."""
         nonlocal made
         for piece in pieces:
@@ -173,13 +172,11 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
             made += 1
 
     out = tmp_path / "out"
-    monkeypatch.setattr(runner, "_make", dies)
     for _ in range(2):
         bundle = planted_bundle()
         with pytest.raises(KeyboardInterrupt):
-            run_benchmark(bundle, data, out, PLAN, **more(bundle))
+            run_benchmark(bundle, data, out, PLAN, **more(bundle), make=dies)
         assert not (out / "benchmark.csv").exists()
-    monkeypatch.setattr(runner, "_make", make)
     bundle = planted_bundle()
     kept = {p: p.stat().st_mtime_ns for p in (out / "pieces").rglob("P*.json")}
     assert len(kept) >= 5
@@ -195,12 +192,13 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_identical_tables(
 
 
 def test_pieces_in_reverse_order_end_with_the_identical_tables(
-    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, data: Path, tmp_path: Path
 ) -> None:
-    make = runner._make
-    monkeypatch.setattr(runner, "_make", lambda pieces, store: make(pieces[::-1], store))
+    def reverse(pieces: Sequence[Piece], store: Store) -> None:
+        make_pieces(pieces[::-1], store)
+
     bundle = planted_bundle()
-    run_benchmark(bundle, data, tmp_path, PLAN, **more(bundle))
+    run_benchmark(bundle, data, tmp_path, PLAN, **more(bundle), make=reverse)
     for name in TABLES:
         assert (tmp_path / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes()
 

@@ -25,7 +25,7 @@ class StoredState(Section):
 def save_state(path: Path, groups: Mapping[str, Sequence[Any]], facts: dict[str, Any]) -> None:
     """Write named lists of variables or arrays, and facts, as one ``.npz``, atomically."""
     arrays = {
-        f"{group}/{position:05d}": _storable(variable)
+        f"{group}/{position:05d}": stored_value(variable)
         for group, variables in groups.items()
         for position, variable in enumerate(variables)
     }
@@ -34,7 +34,8 @@ def save_state(path: Path, groups: Mapping[str, Sequence[Any]], facts: dict[str,
         np.savez(stream, allow_pickle=False, **arrays)
 
 
-def _storable(variable: Any) -> np.ndarray:
+def stored_value(variable: Any) -> np.ndarray:
+    """Return the value of a variable of Keras or TensorFlow, or an array as it is."""
     value = getattr(variable, "value", variable)
     return np.asarray(value() if callable(value) else value)
 

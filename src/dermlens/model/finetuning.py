@@ -10,10 +10,11 @@ import numpy as np
 
 from dermlens.data.augmentation import mix
 from dermlens.data.pipeline import epoch_order, training_batches
-from dermlens.model.checkpoint import read_state, restore_state, save_state
+from dermlens.model.checkpoint import read_state, restore_state, save_state, stored_value
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.history import History
+from dermlens.model.lite import weights_checksum
 from dermlens.model.optimization import (
     RunningAverage,
     TwoRateOptimizer,
@@ -23,6 +24,7 @@ from dermlens.model.optimization import (
     loss_settings,
 )
 from dermlens.model.prediction import Predictor
+from dermlens.model.replicas import Replicas
 from dermlens.model.training_data import TrainingData, training_set
 from dermlens.model.weights import Coverage
 from dermlens.progress import progress, say
@@ -64,7 +66,8 @@ class Finetuning:
     """The second phase of a run in the folder ``out``; picks up where a stored state left off.
 
     The model takes images of any size; ``teacher`` is a frozen network to learn from beside the
-    labels, or None.
+    labels, or None; ``replicas`` are what trains together, None for this process alone. Of several
+    workers the first alone reads and writes files and validates.
     """
 
     def __init__(
@@ -76,8 +79,10 @@ class Finetuning:
         out: Path,
         history: History,
         teacher: Any | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
-        self._model, self._teacher = model, teacher
+        self._model, self._teacher, self._replicas = model, teacher, replicas
+        self._first = replicas is None or replicas.first
         self._configuration, self._data, self._history = configuration, data, history
         self._state_path = Path(out) / "checkpoint" / "state.npz"
         self._best_path = Path(out) / "checkpoint" / "best.npz"
@@ -101,7 +106,9 @@ class Finetuning:
             [*self._optimizer.trained, *statistics], configuration.average_decay
         )
         self._best, self._best_epoch = -1.0, -1
-        self._step = self._make_step()
+        if replicas is not None:
+            replicas.prepare(model)
+        self._step = self._make_step() if replicas is None else self._make_shared_step(replicas)
         self._predictor = Predictor(model, batch_size=configuration.batch_size)
 
     def _make_step(self) -> Any:
@@ -127,6 +134,51 @@ class Finetuning:
 
         return step
 
+    def _make_shared_step(self, replicas: Replicas) -> Any:
+        """Return a step like the other, whose batch is shared by all replicas."""
+        import tensorflow as tf
+
+        model, optimizer, average = self._model, self._optimizer, self._average
+        learned, kept = model.trainable_variables, model.non_trainable_variables
+        places = {id(variable): place for place, variable in enumerate(learned)}
+        order = [places[id(variable)] for variable in optimizer.trained]
+        classes = len(self._configuration.architecture.classes)
+        moved: list[int] = []
+
+        def on_replica(values: Any, others: Any, images: Any, truth: Any, weights: Any) -> Any:
+            images, truth, weights = (replicas.share(one) for one in (images, truth, weights))
+            taught = None if self._teacher is None else self._teacher(images, training=False)
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                # Nothing is assigned here: replicas on one machine share the variables.
+                logits, rest = model.stateless_call(values, others, images, training=True)
+                loss = self._loss(truth, logits, weights, taught)
+            none = tf.UnconnectedGradients.ZERO
+            gradients = tape.gradient(loss, values, unconnected_gradients=none)
+            right = tf.cast(tf.argmax(logits, 1) == tf.argmax(truth, 1), tf.float32)
+            figures = [tf.reshape(loss, [1]), tf.reshape(tf.reduce_mean(right), [1])]
+            flat = [tf.reshape(gradients[place], [-1]) for place in order]
+            # Statistics of normalization and the state of dropout, not the frozen layers.
+            moved[:] = [k for k, value in enumerate(rest) if value is not others[k]]
+            return replicas.mean(tf.concat([*flat, *figures], 0)), [rest[k] for k in moved]
+
+        @tf.function(reduce_retracing=True)
+        def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
+            truth = tf.one_hot(labels, classes)
+            images, truth, weights = self._mixed(images, truth, weights, number)
+            now = [[tf.convert_to_tensor(v.value) for v in group] for group in (learned, kept)]
+            flat, rest = replicas.run(on_replica, (*now, images, truth, weights))
+            for place, value in zip(moved, rest, strict=True):
+                kept[place].assign(value)
+            sizes = [int(np.prod(variable.shape)) for variable in optimizer.trained]
+            *parts, loss, right = tf.split(flat, [*sizes, 1, 1])
+            shaped = zip(parts, optimizer.trained, strict=True)
+            optimizer.apply([tf.reshape(part, variable.shape) for part, variable in shaped])
+            average.update(number)
+            return loss[0], right[0]
+
+        return step
+
     def _mixed(self, images: Any, truth: Any, weights: Any, number: Any) -> tuple[Any, Any, Any]:
         import tensorflow as tf
 
@@ -149,7 +201,7 @@ class Finetuning:
     def run(self) -> None:
         """Train the remaining epochs, storing the state after each."""
         patience = self._configuration.patience
-        for epoch in range(self._restore(), self._configuration.epochs):
+        for epoch in range(self._start(), self._configuration.epochs):
             waited = epoch - 1 - self._best_epoch
             if patience > 0 and self._best_epoch >= 0 and waited >= patience:
                 say(f"Stopping early: no better validation result for {waited} epochs.")
@@ -174,15 +226,26 @@ class Finetuning:
             epoch=epoch,
         )
         figures = self._steps(batches, epoch)
+        score = self._validate(epoch, size, figures, started) if self._first else 0.0
+        if self._replicas is not None:
+            self._replicas.require_same_weights(weights_checksum(self._model), epoch + 1)
+            score = float(self._replicas.from_first([np.array(score)])[0])
+        # Small images are a warm-up: their scores do not compete for the best epoch.
+        if size == configuration.architecture.input_size:
+            self._keep_best(score, epoch)
+        if self._first:
+            self._store(epoch)
+
+    def _validate(
+        self, epoch: int, size: tuple[int, int], figures: dict[str, float], started: float
+    ) -> float:
+        """Record an epoch, and return its balanced accuracy on validation."""
         with self._averaged():
             images, rows = self._data.images(size), self._data.rows["validation"]
             logits = self._predictor.logits(images, rows)
         figures["seconds"] = time.monotonic() - started
         row = self._history.add("finetuning", epoch, figures, logits)
-        # Small images are a warm-up: their scores do not compete for the best epoch.
-        if size == configuration.architecture.input_size:
-            self._keep_best(float(row["validation_balanced_accuracy"]), epoch)
-        self._store(epoch)
+        return float(row["validation_balanced_accuracy"])
 
     def _steps(self, batches: Any, epoch: int) -> dict[str, float]:
         import tensorflow as tf
@@ -217,8 +280,10 @@ class Finetuning:
             swap()
 
     def _keep_best(self, score: float, epoch: int) -> None:
-        if score > self._best:
-            self._best, self._best_epoch = score, epoch
+        if score <= self._best:
+            return
+        self._best, self._best_epoch = score, epoch
+        if self._first:
             with self._averaged():
                 save_state(self._best_path, {"weights": self._model.get_weights()}, {})
 
@@ -240,6 +305,19 @@ class Finetuning:
             ],
         }
         save_state(self._state_path, self._groups(), facts)
+
+    def _start(self) -> int:
+        """Return the epoch to go on with; every worker begins with what the first one holds."""
+        epoch = self._restore() if self._first else 0
+        if self._replicas is None:
+            return epoch
+        found = self._replicas.from_first([np.array([epoch, self._best, self._best_epoch], "f8")])
+        self._best, self._best_epoch = float(found[0][1]), int(found[0][2])
+        for variables in self._groups().values():
+            arrays = self._replicas.from_first([stored_value(one) for one in variables])
+            for variable, value in zip(variables, arrays, strict=True):
+                variable.assign(value)
+        return int(found[0][0])
 
     def _restore(self) -> int:
         if not self._state_path.is_file():

@@ -89,14 +89,17 @@ class Int8Copy:
         of = {name: self.facts[name] for name in StoredCopy.model_fields}
         return write_json(self.folder / _AGREEMENT, {**measured, **of})
 
-    def scorer(self, model: Any) -> "Int8Scorer":
-        """Return the copy as a scorer for explainers of the Keras model it was made from."""
+    def scorer(self, model: Any, workers: int | None = None) -> "Int8Scorer":
+        """Return the copy as a scorer for explainers of the Keras model it was made from.
+
+        ``workers`` images are evaluated at the same time, default one per core.
+        """
         if weights_sha256(model) != self.facts["weights_sha256"]:
             raise ModelError(
                 f"The int8 copy in {self.folder} was made from other weights. Call int8_copy, "
                 "which makes it again."
             )
-        return Int8Scorer(self.folder / _MODEL, weights_checksum(model))
+        return Int8Scorer(self.folder / _MODEL, weights_checksum(model), workers)
 
 
 class Int8Scorer(LiteClassifier):
@@ -104,8 +107,8 @@ class Int8Scorer(LiteClassifier):
 
     name = "int8"
 
-    def __init__(self, path: Path, checksum: int) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, checksum: int, workers: int | None = None) -> None:
+        super().__init__(path, workers=workers)
         self._checksum = checksum
 
     def check(self, model: Any) -> None:

@@ -73,8 +73,7 @@ class Predictor:
         Raises:
             ModelError: If ``tta_views`` is none of 1, 4, 8 or the model cannot take turned images.
         """
-        if tta_views not in VIEWS:
-            raise ModelError(f"{tta_views} views are not possible. Use 1, 4 or 8.")
+        check_views(tta_views)
         rows = np.arange(len(images)) if rows is None else np.asarray(rows)
         results = []
         for start in range(0, len(rows), self._batch_size):
@@ -96,6 +95,12 @@ class Predictor:
             view = view[:, :: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
             total = total + self._function(turned)(np.ascontiguousarray(view)).numpy()
         return total / np.float32(tta_views)
+
+
+def check_views(tta_views: int) -> None:
+    """Raise ModelError for a number of views that there is not."""
+    if tta_views not in VIEWS:
+        raise ModelError(f"{tta_views} views are not possible. Use 1, 4 or 8.")
 
 
 def _dihedral(tta_views: int) -> list[tuple[bool, bool, bool]]:

@@ -26,7 +26,12 @@ WORTH_A_COPY = 2500
 
 
 def choose_scorers(
-    bundle: ImageClassifier, methods: Sequence[str], choice: str | None = None, *, images: int = 1
+    bundle: ImageClassifier,
+    methods: Sequence[str],
+    choice: str | None = None,
+    *,
+    images: int = 1,
+    workers: int | None = None,
 ) -> dict[str, Scorer]:
     """Return the scorer of each method that is not to use the Keras model.
 
@@ -37,6 +42,7 @@ def choose_scorers(
             its measured agreement is sufficient for the method. Where a bundle brings such a
             measurement along but there is no copy yet, it is made if enough passes are expected.
         images: How many images are going to be explained, about.
+        workers: Images that the copy evaluates at the same time; default one per core.
 
     Raises:
         UsageError: If the choice is unknown.
@@ -60,7 +66,7 @@ def choose_scorers(
     copy = int8_copy(bundle) if choice else _unasked(bundle, able, images)
     if copy is not None and choice is None:
         able = _sufficient(copy.agreement, able)
-    return dict.fromkeys(able, copy.scorer(bundle.model)) if copy and able else {}
+    return dict.fromkeys(able, copy.scorer(bundle.model, workers)) if copy and able else {}
 
 
 def _sufficient(agreement: Mapping[str, Any] | None, methods: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Training in two phases, resumable after every epoch, ending in a bundle."""
 
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dermlens.model.finetuning import Finetuning
 from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
 from dermlens.model.history import History
+from dermlens.model.replicas import Replicas, lost_workers
 from dermlens.model.training_data import TrainingData, load_training_data
 from dermlens.model.training_overlap import with_hashes
 from dermlens.model.weights import (
@@ -57,19 +58,61 @@ def train(
         ModelError: If weights or the teacher do not fit, or ``out`` holds another run.
         UsageError: If another run writes into ``out``, or changes the data set.
     """
-    with folder_lock(out), folder_lock(data, shared=True):
-        return _train(data, Path(out), configuration, resume)
+    bundle = train_together(data, out, configuration, None, resume=resume)
+    assert bundle is not None
+    return bundle
 
 
-def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: bool) -> Bundle:
+def train_together(
+    data: Path,
+    out: Path,
+    configuration: TrainingConfiguration,
+    replicas: Replicas | None,
+    *,
+    resume: bool = False,
+) -> Bundle | None:
+    """Train as ``train`` does, as one of several workers or on several GPUs.
+
+    Args:
+        data: Prepared and split data set, the same on every worker.
+        out: Folder of the run; only the first worker reads and writes it.
+        configuration: How to train; the batch is shared equally by all replicas.
+        replicas: ``replicas.join_workers`` or ``replicas_here``; None for this process alone.
+        resume: Continue an interrupted run; all workers go on from the first one's last epoch.
+
+    Returns:
+        The loaded bundle, None on all workers but the first.
+
+    Raises:
+        DataError, ModelError, UsageError: As ``train`` does; also if another worker ends, has other
+            options or other data, or the batch cannot be shared.
+    """
+    first = replicas is None or replicas.first
+    with folder_lock(out) if first else nullcontext(), folder_lock(data, shared=True):
+        if replicas is None:
+            return _train(data, Path(out), configuration, resume, None)
+        replicas.check_batch(configuration.batch_size)
+        with lost_workers():
+            return _train(data, Path(out), configuration, resume, replicas)
+
+
+def _train(
+    data: Path,
+    out: Path,
+    configuration: TrainingConfiguration,
+    resume: bool,
+    replicas: Replicas | None,
+) -> Bundle | None:
     training_data = load_training_data(data)
     # A recipe says how, the data set what is told apart.
     architecture = replace(configuration.architecture, classes=training_data.classes.codes)
     configuration = replace(configuration, architecture=architecture)
-    _refuse_other_run(out, configuration, training_data, resume)
-    if resume and (out / "bundle").is_dir():
+    first = replicas is None or replicas.first
+    if first:
+        _refuse_other_run(out, configuration, training_data, resume)
+    if _is_finished(out, configuration, training_data, resume, replicas):
         say(f"The run in {out} is finished; nothing to resume.")
-        return load_bundle(out / "bundle")
+        return load_bundle(out / "bundle") if first else None
     started = time.monotonic()
     model, coverage = _build(configuration)
     stage_start(model, configuration.train_from)
@@ -81,28 +124,71 @@ def _train(data: Path, out: Path, configuration: TrainingConfiguration, resume: 
     teacher = load_teacher(configuration, training_data)
     training_data.images(configuration.architecture.input_size)
     # All that was given has proved usable; only now does the run get its folder.
-    _claim(out, configuration, training_data)
+    if first:
+        _claim(out, configuration, training_data)
     say(coverage.sentence())
-    history = History(out, training_data, keep=resume)
+    history = History(out, training_data, keep=resume and first)
+    weights, best_epoch, features = _two_phases(
+        model, coverage, configuration, training_data, out, history, teacher, replicas
+    )
+    bundle = None
+    if first:
+        bundle = _finish(
+            out, weights, best_epoch, features, coverage, configuration, training_data, history
+        )
+        say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
+    if replicas is not None:
+        # The others stay until the bundle is written: where one has gone, TensorFlow ends all.
+        replicas.from_first([np.zeros(1)])
+    return bundle
+
+
+def _two_phases(
+    model: Any,
+    coverage: Coverage,
+    configuration: TrainingConfiguration,
+    data: TrainingData,
+    out: Path,
+    history: History,
+    teacher: Any | None,
+    replicas: Replicas | None,
+) -> tuple[list[np.ndarray], int | None, np.ndarray | None]:
+    """Train; return weights, the epoch they are of, and features if the backbone has not changed.
+
+    On other workers than the first the weights mean nothing.
+    """
+    first = replicas is None or replicas.first
     if configuration.head_epochs and not coverage.complete:
         say("Skipping phase one: features of a backbone that is not wholly pretrained mean little.")
     began = (out / "checkpoint" / "state.npz").is_file()
     features = None
-    if configuration.head_epochs and coverage.complete and not began:
-        features = _head_phase(model, training_data, configuration, out, history)
-    weights, best_epoch = model.get_weights(), None
-    if configuration.epochs:
-        features = None  # They change with the backbone.
-        finetuning = Finetuning(
-            model, coverage, configuration, training_data, out, history, teacher
-        )
-        finetuning.run()
-        weights, best_epoch = finetuning.best_weights(), finetuning.best_epoch
-    bundle = _finish(
-        out, weights, best_epoch, features, coverage, configuration, training_data, history
-    )
-    say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
-    return bundle
+    if first and configuration.head_epochs and coverage.complete and not began:
+        features = _head_phase(model, data, configuration, out, history)
+    if not configuration.epochs:
+        return model.get_weights(), None, features
+    finetuning = Finetuning(model, coverage, configuration, data, out, history, teacher, replicas)
+    finetuning.run()
+    weights = finetuning.best_weights() if first else model.get_weights()
+    # Features change with the backbone.
+    return weights, finetuning.best_epoch, None
+
+
+def _is_finished(
+    out: Path,
+    configuration: TrainingConfiguration,
+    data: TrainingData,
+    resume: bool,
+    replicas: Replicas | None,
+) -> bool:
+    """Tell whether there is nothing left to train; workers agree, and on what they train."""
+    finished = resume and (out / "bundle").is_dir()
+    if replicas is None:
+        return finished
+    # Paths may differ from machine to machine.
+    settings = {**asdict(configuration), "weights": Path(configuration.weights).name}
+    settings["teacher"] = Path(configuration.teacher).name
+    replicas.require_same(f"{settings} {data.fingerprint}", "other options or other data")
+    return bool(replicas.from_first([np.array([finished])])[0][0])
 
 
 def _refuse_other_run(

@@ -12,7 +12,8 @@ OUT/pieces/            finished pieces, by which a run goes on after a kill
 An extension (``benchmark_plan.Extension``) adds tables of its own.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,52 @@ from dermlens.quality.removal import ROAD_LEVELS
 NOTE = "Automated proxies, not validated by clinicians. Research and education only."
 
 
+Maker = Callable[[Sequence[Piece], Store], None]
+"""Makes those of the pieces that are not in the store yet."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A benchmark before anything is measured: what measures, and which images."""
+
+    bench: Bench
+    items: tuple[Item, ...]
+    chosen: tuple[str, ...]
+
+    def pieces(self) -> list[Piece]:
+        """Return all pieces of work in the order in which they are made here."""
+        return _pieces(self.bench, self.items)
+
+    def store(self, out: Path) -> Store:
+        """Return the finished pieces of a folder.
+
+        Raises:
+            UsageError: If they are of another benchmark.
+        """
+        return Store(out / "pieces", _fingerprint(self))
+
+
+def prepare_benchmark(
+    classifier: Any,
+    data: Path,
+    plan: BenchmarkPlan,
+    *,
+    labels: LabelSet | None = None,
+    extension: Extension | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
+    extra: Mapping[str, Explainer] | None = None,
+    leave_out: Collection[str] = (),
+) -> Prepared:
+    """Choose the images and build what measures them; arguments are those of ``run_benchmark``."""
+    table = select_split(read_manifest(data), plan.split)
+    table = table[~table.image_id.isin(set(leave_out))].reset_index(drop=True)
+    bench = Bench(classifier, plan, extra, scorers, extension)
+    codes = (labels or bench.classifier.labels).codes
+    items = select_items(table, data, codes, plan.n, plan.seed)
+    chosen = bench.extension.select(table, data, codes, items, plan.seed)
+    return Prepared(bench, tuple(items), tuple(chosen))
+
+
 def run_benchmark(
     classifier: Any,
     data: Path,
@@ -59,6 +106,7 @@ def run_benchmark(
     extra: Mapping[str, Explainer] | None = None,
     about: Mapping[str, Any] | None = None,
     leave_out: Collection[str] = (),
+    make: Maker | None = None,
 ) -> dict[str, Path]:
     """Measure methods and controls on a prepared data set and write tables and summary.
 
@@ -76,6 +124,8 @@ def run_benchmark(
         extra: More explainers by name, measured like methods.
         about: More facts for the summary.
         leave_out: Ids of images that are not measured, as ``training_overlap`` finds them.
+        make: Makes the pieces that are missing, in any order; default one after the other in this
+            process (``make_pieces``).
 
     Returns:
         Paths by name.
@@ -87,17 +137,22 @@ def run_benchmark(
     """
     plan = plan or BenchmarkPlan()
     data, out = Path(data), Path(out)
-    table = select_split(read_manifest(data), plan.split)
-    table = table[~table.image_id.isin(set(leave_out))].reset_index(drop=True)
-    bench = Bench(classifier, plan, extra, scorers, extension)
-    codes = (labels or bench.classifier.labels).codes
-    items = select_items(table, data, codes, plan.n, plan.seed)
-    chosen = bench.extension.select(table, data, codes, items, plan.seed)
+    prepared = prepare_benchmark(
+        classifier,
+        data,
+        plan,
+        labels=labels,
+        extension=extension,
+        scorers=scorers,
+        extra=extra,
+        leave_out=leave_out,
+    )
+    bench, items = prepared.bench, prepared.items
     if len(items) < plan.n:
         say(f"The split {plan.split} holds only {len(items)} images; all are measured.")
     with folder_lock(out):
-        store = Store(out / "pieces", _fingerprint(bench, items, chosen, extra or {}))
-        _make(_pieces(bench, items), store)
+        store = prepared.store(out)
+        (make or make_pieces)(prepared.pieces(), store)
         tables = assemble(store, plan, items, bench.names, bench.extension)
         return _write(out, tables, bench, about or {})
 
@@ -120,11 +175,9 @@ def _write(out: Path, tables: Tables, bench: Bench, about: Mapping[str, Any]) ->
     return paths
 
 
-def _fingerprint(
-    bench: Bench, items: Sequence[Item], chosen: list[str], extra: Mapping[str, Explainer]
-) -> dict[str, Any]:
+def _fingerprint(prepared: Prepared) -> dict[str, Any]:
     """Return everything that results depend on."""
-    classifier = bench.classifier
+    bench, classifier = prepared.bench, prepared.bench.classifier
     return {
         **bench.plan.to_json(),
         **bench.extension.settings(),
@@ -133,9 +186,9 @@ def _fingerprint(
         "classes": list(classifier.classes),
         "input_size": list(classifier.input_size),
         "probabilities": [classifier.link, classifier.calibration.temperature],
-        "images": [item.image_id for item in items],
-        "chosen": chosen,
-        "extra": sorted(extra),
+        "images": [item.image_id for item in prepared.items],
+        "chosen": list(prepared.chosen),
+        "extra": sorted(bench.extra),
     }
 
 
@@ -185,11 +238,17 @@ def _randomization_pieces(bench: Bench, items: Sequence[Item], effort: int) -> l
     return [Piece(kind, f"{job[0]}-{job[1]:02d}", whole, partial(randomize, *job)) for job in jobs]
 
 
-def _make(pieces: list[Piece], store: Store) -> None:
-    """Make what is missing, with progress in passes through the network."""
+def missing_pieces(pieces: Sequence[Piece], store: Store) -> list[Piece]:
+    """Return the pieces that are still to be made, and say so if some are there."""
     missing = [p for p in pieces if not store.has(p.kind, p.name)]
     if len(missing) < len(pieces):
         say(f"Resuming: {len(pieces) - len(missing)} of {len(pieces)} pieces are there.")
+    return missing
+
+
+def make_pieces(pieces: Sequence[Piece], store: Store) -> None:
+    """Make what is missing one after the other, with progress in passes through the network."""
+    missing = missing_pieces(pieces, store)
     with progress("Benchmark (passes)", sum(p.effort for p in missing)) as advance:
         for piece in missing:
             done = 0

@@ -76,7 +76,8 @@ class Bench:
             if method(name).fixed or name in scorers
         }
         self.scorers = {name: one.name for name, one in scorers.items()}
-        self.explainers |= dict(extra or {})
+        self.extra = dict(extra or {})
+        self.explainers |= self.extra
         if plan.controls:
             names = control_names(plan.methods)
             self.explainers |= create_controls(names, self.classifier, seed=plan.seed)

@@ -1,6 +1,7 @@
 """Predictions on data sets, labelled folders and single files."""
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from dermlens.data.sources import other_types, photographs_in
 from dermlens.errors import DataError, UsageError
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
+from dermlens.model.prediction import Predictor, check_views
 from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_overlap import knows_looks, overlap_of
-from dermlens.progress import printable, progress, say
+from dermlens.progress import Advance, printable, progress, say
 from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
 from dermlens.report.html import NOTICE
 
@@ -116,11 +118,13 @@ def _predicted(
     batch_size: int,
     *,
     damaged: bool,
+    advance: Advance | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Return logits, out-of-distribution scores, and what is wrong with each damaged file."""
     logits, errors = np.zeros((len(files), len(bundle.classes))), [""] * len(files)
     scores = None if bundle.ood_detector is None else np.zeros(len(files))
-    with progress("Predicting", len(files)) as advance:
+    shown = progress("Predicting", len(files)) if advance is None else nullcontext(advance)
+    with shown as advance:
         for start in range(0, len(files), _CHUNK):
             images: dict[int, np.ndarray] = {}
             part = range(start, min(start + _CHUNK, len(files)))
@@ -177,6 +181,18 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
             raise DataError(f"{path} does not exist. Check the path.")
 
 
+def check_prediction(
+    bundle: ImageClassifier, tta_views: int, batch_size: int, level: float | None
+) -> None:
+    """Raise the errors of settings that ``predict_files`` would raise, before any work."""
+    Predictor(bundle.model, batch_size=batch_size)
+    check_views(tta_views)
+    if level is not None:
+        check_level(level)
+        if bundle.calibration.prediction_sets is None:
+            raise UsageError(f"A level cannot be chosen: {NO_SETS}")
+
+
 def predict_files(
     bundle: ImageClassifier,
     files: Sequence[Path],
@@ -184,8 +200,11 @@ def predict_files(
     tta_views: int = 1,
     batch_size: int = 32,
     level: float | None = None,
+    advance: Advance | None = None,
 ) -> pd.DataFrame:
     """Predict files; a damaged file gets a row that says so, and the rest goes on.
+
+    ``advance`` hears how many files are done, in place of the progress that is shown.
 
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
@@ -194,11 +213,10 @@ def predict_files(
     Raises:
         UsageError: If the level is out of range, or given for a bundle without prediction sets.
     """
-    if level is not None:
-        check_level(level)
-        if bundle.calibration.prediction_sets is None:
-            raise UsageError(f"A level cannot be chosen: {NO_SETS}")
-    logits, scores, errors = _predicted(bundle, files, tta_views, batch_size, damaged=True)
+    check_prediction(bundle, tta_views, batch_size, level)
+    logits, scores, errors = _predicted(
+        bundle, files, tta_views, batch_size, damaged=True, advance=advance
+    )
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
     rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
     table = _table(bundle, rows, logits, scores, level)
