@@ -6,9 +6,11 @@ from typing import Any
 import pandas as pd
 
 from dermlens import __version__
+from dermlens.explainers.registry import METHODS
 from dermlens.model.bundle import Bundle
+from dermlens.report.comparison_view import glossary
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
-from dermlens.report.html import NOTICE, markdown_table, templates
+from dermlens.report.html import CLINICAL, NOTICE, markdown_table, templates
 from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_batch import MAX_FILES
 
@@ -34,10 +36,29 @@ def about(bundle: Bundle) -> str:
         detector=detector,
         false_rejects="" if detector is None else percent(detector.false_rejects),
         validation=_validation(bundle),
-        notice=NOTICE,
+        notice=f"{NOTICE} {CLINICAL}" if of_skin(bundle.labels) else NOTICE,
+        glossary=_glossary(bundle),
         megabytes=MAX_BYTES // 2**20,
         files=MAX_FILES,
     )
+
+
+def _glossary(bundle: Bundle) -> dict[str, str]:
+    """Return what the words of this page mean."""
+    one = words(bundle.labels).one
+    own = {
+        f"Most probable {one}": f"The {one} with the largest probability; no more than that.",
+        "Cannot be excluded": "A prediction set: made to hold the truth for nine of ten images of "
+        f"each {one}. Several names mean that the model does not know.",
+        "Alert": "A probability above a threshold that was chosen to miss few. An alert that is "
+        "not up excludes nothing.",
+        "Score": "What the network gives before it becomes a probability (the logit).",
+        "Evidence": "What in the image moved this model's score. It need not be medical.",
+        "The model abstains": "The photograph cannot be judged, or is unlike all that the model "
+        "has seen.",
+    }
+    methods = {entry.title: entry.question for entry in METHODS.values()}
+    return {**own, **glossary(), **methods}
 
 
 def _sets(bundle: Bundle) -> str:

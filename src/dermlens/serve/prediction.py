@@ -9,7 +9,7 @@ import pandas as pd
 
 from dermlens.data import dicom
 from dermlens.data.cache import cached_images
-from dermlens.data.images import inspect_image, load_image, read_bytes
+from dermlens.data.images import fit_image, inspect_image, load_image, opened_rgb, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.sources import other_types, photographs_in
@@ -19,10 +19,12 @@ from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_overlap import knows_looks, overlap_of
 from dermlens.progress import printable, progress, say
-from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
+from dermlens.report.facts import NO_SETS, answer_text, class_name, of_skin, percent
 from dermlens.report.html import NOTICE
+from dermlens.serve.usability import usability
 
 _CHUNK = 256
+UNLIKE = "Unlike the training images."
 
 
 def predict_split(
@@ -90,7 +92,7 @@ def predict_external(
     leave_out = overlap.to_leave_out(allow_training_images)
     here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
     chosen = [files[i] for i in here.image_id]
-    logits, scores, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
+    logits, scores, _, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
     return _table(bundle, here, logits, scores)
 
 
@@ -116,9 +118,15 @@ def _predicted(
     batch_size: int,
     *,
     damaged: bool,
-) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Return logits, out-of-distribution scores, and what is wrong with each damaged file."""
+    judged: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None, list[str], list[str]]:
+    """Return logits, out-of-distribution scores, and two sentences per file.
+
+    The first says what is wrong with a damaged file, the second, if photographs are to be judged,
+    why nothing can be said about one.
+    """
     logits, errors = np.zeros((len(files), len(bundle.classes))), [""] * len(files)
+    reasons = [""] * len(files)
     scores = None if bundle.ood_detector is None else np.zeros(len(files))
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
@@ -126,7 +134,7 @@ def _predicted(
             part = range(start, min(start + _CHUNK, len(files)))
             for k in part:
                 try:
-                    images[k] = load_image(files[k], bundle.input_size)
+                    images[k], reasons[k] = _read(files[k], bundle, judged)
                 except DataError as error:
                     if not damaged:
                         raise
@@ -139,7 +147,17 @@ def _predicted(
                 if scores is not None:
                     scores[list(images)] = distances
             advance(len(part))
-    return logits, scores, errors
+    return logits, scores, errors, reasons
+
+
+def _read(path: Path, bundle: ImageClassifier, judged: bool) -> tuple[np.ndarray, str]:
+    """Return what the network sees of a file, and why nothing can be said about it, if so."""
+    if not judged:
+        return load_image(path, bundle.input_size), ""
+    with opened_rgb(read_bytes(path), str(path)) as picture:
+        image = fit_image(picture, bundle.input_size)
+        found = usability(picture, image, bundle.input_size)
+    return image, " ".join(found.problems)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -189,7 +207,8 @@ def predict_files(
 
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
-        operating point, ``error`` (empty where all went well).
+        operating point, ``abstain`` and ``reasons`` (why, as the page says it), ``error`` (empty
+        where all went well).
 
     Raises:
         UsageError: If the level is out of range, or given for a bundle without prediction sets.
@@ -198,7 +217,10 @@ def predict_files(
         check_level(level)
         if bundle.calibration.prediction_sets is None:
             raise UsageError(f"A level cannot be chosen: {NO_SETS}")
-    logits, scores, errors = _predicted(bundle, files, tta_views, batch_size, damaged=True)
+    judged = of_skin(bundle.labels)
+    logits, scores, errors, reasons = _predicted(
+        bundle, files, tta_views, batch_size, damaged=True, judged=judged
+    )
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
     rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
     table = _table(bundle, rows, logits, scores, level)
@@ -206,6 +228,14 @@ def predict_files(
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, flagged in bundle.calibration.flags(probabilities).items():
         table[f"flag_{name}"] = flagged
+    if bundle.ood_detector is not None:
+        unlike = table.abstain.to_numpy(bool)
+        reasons = [
+            f"{one} {UNLIKE}".strip() if up else one
+            for one, up in zip(reasons, unlike, strict=True)
+        ]
+    if judged or bundle.ood_detector is not None:
+        table["abstain"], table["reasons"] = np.array(reasons) != "", reasons
     bad = np.array(errors) != ""
     if bad.any():
         filled = [c for c in table.columns if c != "image_id"]
@@ -215,15 +245,23 @@ def predict_files(
 
 
 def describe_predictions(
-    table: pd.DataFrame, bundle: ImageClassifier, *, balanced: bool = False, limit: int = 20
+    table: pd.DataFrame,
+    bundle: ImageClassifier,
+    *,
+    balanced: bool = False,
+    anyway: bool = False,
+    limit: int = 20,
 ) -> list[str]:
-    """Return one line per file, and a reminder of what this is."""
+    """Return one line per file, and a reminder of what this is.
+
+    Where the model abstains, no class is named unless it is to be ``anyway``.
+    """
     lines = []
     for row in table.head(limit).to_dict("records"):
         if row["error"]:
             lines.append(row["error"])
             continue
-        lines.append(f"{row['path']}: {_answer(row, bundle, balanced)}")
+        lines.append(f"{row['path']}: {_answer(row, bundle, balanced, anyway=anyway)}")
     if len(table) > limit:
         lines.append(f"… and {len(table) - limit} more in the file.")
     if bundle.calibration.prediction_sets is None:
@@ -236,7 +274,12 @@ def describe_predictions(
     return lines
 
 
-def _answer(row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool) -> str:
+def _answer(
+    row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool, *, anyway: bool
+) -> str:
+    abstains = f"the model abstains. {row['reasons']}" if row.get("abstain") else ""
+    if abstains and not anyway:
+        return abstains
     text = answer_text(
         bundle.labels,
         {code: row[f"probability_{code}"] for code in bundle.classes},
@@ -248,9 +291,7 @@ def _answer(row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool
         code = str(row["balanced_rule"])
         share = percent(row[f"probability_{code}"])
         text = f"Balanced rule: {class_name(bundle.labels, code)}, {share}. {text}"
-    if row.get("abstain"):
-        text += " UNLIKE THE TRAINING IMAGES, do not rely on this."
-    return text
+    return f"{abstains} It would have said, not to be relied on: {text}" if abstains else text
 
 
 def _codes(joined: Any, classes: Sequence[str]) -> list[str] | None:
