@@ -262,10 +262,10 @@ def test_unread_calls_do_not_hold_the_next_visitor(
     served: Any, endless: list[Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_jobs, "SECONDS_UNREAD", 0.3)
-    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno"]
+    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno", "none", False]
     unread = [started(served.url, "explain", data) for _ in range(3)]
     monkeypatch.setattr(Explaining, "compare", lambda *_, **__: iter(()))
-    request = [*data[:3], RUNNER_UP, "inferno"]
+    request = [*data[:3], RUNNER_UP, False, "inferno", "none", False]
     visitor = started(served.url, "compare", request)
     # The visitor reads at once and is served, although nobody has ended the three.
     assert "event: complete" in last(served.url, "compare", visitor)
@@ -276,7 +276,7 @@ def test_unread_calls_do_not_hold_the_next_visitor(
 def test_the_second_job_of_a_session_is_refused_with_a_sentence(
     served: Any, endless: list[Batches], tmp_path: Path
 ) -> None:
-    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno"]
+    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno", "none", False]
     dependencies = httpx.get(f"{served.url}config").json()["dependencies"]
     number = next(one["id"] for one in dependencies if one["api_name"] == "explain")
     session = {"session_hash": "ann-jobs"}
@@ -288,7 +288,7 @@ def test_the_second_job_of_a_session_is_refused_with_a_sentence(
     first = started(served.url, "explain", data, **session)
     with messages_of(served.url, "ann-jobs") as messages:
         wait_for(messages, "process_starts", first)
-        request = [*data[:3], RUNNER_UP, "inferno"]
+        request = [*data[:3], RUNNER_UP, False, "inferno", "none", False]
         for second in (
             started(served.url, "explain", data, **session),
             started(served.url, "compare", request, **session),
@@ -306,7 +306,7 @@ def test_the_second_job_of_a_session_is_refused_with_a_sentence(
 
 
 def test_the_queue_cannot_be_passed_by(served: Any, tmp_path: Path) -> None:
-    data = [uploaded(served.url, tmp_path), "inferno"]
+    data = [uploaded(served.url, tmp_path), "inferno", "none"]
     for route in ("run", "api"):
         answer = httpx.post(f"{served.url}gradio_api/{route}/analyze", json={"data": data})
         assert answer.status_code in (404, 405)

@@ -18,6 +18,7 @@ from dermlens.files import sha256_of_file, write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
 from dermlens.model.bundle_description import model_label
+from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import printable, progress, say
 from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
@@ -28,9 +29,10 @@ from dermlens.report.explanation import (
     fitted_photographs,
     photograph_of,
 )
-from dermlens.report.facts import NOT_CALIBRATED, class_name, percent, title, words
+from dermlens.report.facts import class_name, words
 from dermlens.report.html import NOTICE, Page
 from dermlens.report.layers import Canvas, outlined
+from dermlens.report.verdict import verdict
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
 _DISPLAYED = 1200
@@ -89,27 +91,26 @@ def compare_files(
         for path, image in zip(files, images, strict=True):
             steps = comparer.steps(image, lesion=outlines.get(path), **options)
             comparison: Comparison | None = None
-            source = Source(path, bundle.input_size, {"seed": str(seed)})
+            source = Source(path, {"seed": str(seed)})
             try:
                 for name, state in zip(comparer.pieces, steps, strict=True):
                     comparison = state
                     advance(1, name)
             except KeyboardInterrupt:
                 if comparison is not None and comparison.combined:
-                    page = write_comparison(out / path.stem, comparison, source)
+                    page = write_comparison(bundle, out / path.stem, comparison, source)
                     say(f"Interrupted. What was ready is in {page}.")
                 raise
             assert comparison is not None
-            written.append(write_comparison(out / path.stem, comparison, source))
+            written.append(write_comparison(bundle, out / path.stem, comparison, source))
     return written
 
 
 @dataclass(frozen=True)
 class Source:
-    """The file that was compared, the size that the network sees, and what else was set."""
+    """The file that was compared, and what was set."""
 
     path: Path
-    size: tuple[int, int]
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -118,14 +119,14 @@ class Source:
         return printable(self.path.name)
 
 
-def write_comparison(folder: Path, comparison: Comparison, source: Source) -> Path:
+def write_comparison(bundle: Bundle, folder: Path, comparison: Comparison, source: Source) -> Path:
     """Write a comparison as a folder, atomically, and return its page."""
     name = source.name
-    photograph, box = photograph_of(source.path, source.size, _DISPLAYED)
+    photograph, box = photograph_of(source.path, bundle.input_size, _DISPLAYED)
     canvas = Canvas(photograph, lesion=comparison.reading.lesion, box=box)
     told = About(name, sha256_of_file(split_frame(source.path)[0]), settings=source.settings)
     with folder_beside(folder, KIND) as building:
-        page = comparison_page(comparison, canvas, told)
+        page = comparison_page(bundle, comparison, canvas, told)
         (building / "comparison.html").write_text(page, encoding="utf-8")
         np.savez_compressed(building / "attributions.npz", **comparison_maps(comparison))
         write_json(building / "comparison.json", comparison_numbers(comparison, name))
@@ -244,7 +245,9 @@ class About:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def comparison_page(comparison: Comparison, canvas: Canvas, about: About) -> str:
+def comparison_page(
+    classifier: ImageClassifier, comparison: Comparison, canvas: Canvas, about: About
+) -> str:
     """Return the page as HTML text; parts that are not ready are left out.
 
     The page loads nothing from elsewhere and runs no script.
@@ -259,17 +262,12 @@ def comparison_page(comparison: Comparison, canvas: Canvas, about: About) -> str
     drawn = parts(canvas, comparison)
     for part in drawn[: comparison.summary is not None]:
         page.section(part.title, part.text).markup(part.content)
-    page.section("What the model says")
-    if about.reasons:
-        page.paragraph(
-            f"The model abstains: {' '.join(about.reasons)} What follows is what it would have "
-            "said, and is not to be relied on."
-        )
-    for remark in about.remarks:
-        page.paragraph(remark)
-    page.markup(f'<div class="dl-picture">{outlined(canvas)}</div>')
-    page.table(probabilities_table(comparison), _about_the_answer(comparison))
-    page.table(_flags_table(comparison), "Flags; a flag that is not up excludes nothing.")
+    said = verdict(
+        classifier, comparison.reading, reasons=about.reasons, remarks=about.remarks, anyway=True
+    )
+    page.section("What the model says").markup(
+        f'<div class="dl-picture">{outlined(canvas)}</div>{said}'
+    )
     for part in drawn[comparison.summary is not None :]:
         page.section(part.title, part.text).markup(part.content)
     page.section("How this was made").table(_made_table(comparison, about), "Origin and settings.")
@@ -282,13 +280,6 @@ def comparison_page(comparison: Comparison, canvas: Canvas, about: About) -> str
     if copied:
         caption += f" The network's int8 copy was used for {', '.join(copied)}."
     return page.table(costs_table(comparison), caption).html()
-
-
-def _flags_table(comparison: Comparison) -> pd.DataFrame:
-    rows = [
-        (title(name), "up" if up else "not up") for name, up in comparison.reading.flags.items()
-    ]
-    return pd.DataFrame(rows or [("none", "this model has none")], columns=["flag", "state"])
 
 
 def _made_table(comparison: Comparison, about: About) -> pd.DataFrame:
@@ -305,30 +296,6 @@ def _made_table(comparison: Comparison, about: About) -> pd.DataFrame:
         **about.settings,
     }
     return pd.DataFrame([row for row in made.items() if row[1]], columns=["what", "value"])
-
-
-def _about_the_answer(comparison: Comparison) -> str:
-    fitted = "calibrated on validation images"
-    text = f"Probabilities, {fitted if comparison.reading.calibrated else NOT_CALIBRATED}"
-    if comparison.reading.prediction_set is not None:
-        text += ", and what cannot be excluded"
-    return f"{text}. Model: {model_label(comparison.model)}." if comparison.model else f"{text}."
-
-
-def probabilities_table(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per class, most probable first."""
-    reading, labels = comparison.reading, comparison.labels
-    roles = {position: "compared" for position in reading.others} | {reading.target: "explained"}
-    order = np.argsort(-reading.probabilities, kind="stable")
-    columns = {
-        words(labels).one: [class_name(labels, comparison.classes[k]) for k in order],
-        "probability": [percent(reading.probabilities[k]) for k in order],
-    }
-    if reading.prediction_set is not None:
-        columns["cannot be excluded"] = [
-            "yes" if k in reading.prediction_set else "" for k in order
-        ]
-    return pd.DataFrame({**columns, "role": [roles.get(int(k), "") for k in order]})
 
 
 def costs_table(comparison: Comparison) -> pd.DataFrame:

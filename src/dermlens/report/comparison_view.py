@@ -16,6 +16,7 @@ from dermlens.report.facts import class_name, counted, percent, title, words
 from dermlens.report.figures import colorize, strongest
 from dermlens.report.layers import Canvas, layers
 from dermlens.report.trust import LARGE_COMPLETENESS_GAP, LOW_AGREEMENT, LOW_R2
+from dermlens.report.verdict import caption
 
 _MEASURES = {
     "spearman": "Rank correlation",
@@ -98,11 +99,6 @@ def method_cards(
 def grid(cards: str, kind: str = "") -> str:
     """Return cards side by side; ``dl-small`` makes them small."""
     return f'<div class="dl-cards {kind}">{cards}</div>'
-
-
-def caption(text: str) -> str:
-    """Return small text; nothing for none."""
-    return f'<p class="dl-caption">{escape(text)}</p>' if text else ""
 
 
 def _card(heading: str, picture: str, note: str = "") -> str:

@@ -17,8 +17,8 @@ from dermlens.model.bundle_description import model_label
 from dermlens.report.facts import NOT_CALIBRATED, counted, percent, title, words
 from dermlens.report.html import Page
 from dermlens.report.layers import Canvas, photograph, smaller
+from dermlens.report.verdict import raised
 from dermlens.serve.app_actions import Actions, Analysis
-from dermlens.serve.app_page import raised
 
 MAX_FILES = 100
 MAX_BATCH_BYTES = 250 * 2**20

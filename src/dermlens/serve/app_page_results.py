@@ -5,9 +5,10 @@ from html import escape
 import numpy as np
 
 from dermlens.explainers.registry import METHODS, method
-from dermlens.report.comparison_view import caption, grid, method_cards, parts
+from dermlens.report.comparison_view import grid, method_cards, parts
 from dermlens.report.facts import counted
 from dermlens.report.layers import Canvas, smaller
+from dermlens.report.verdict import caption
 from dermlens.serve.app_actions import AS_IT_IS, Wish
 from dermlens.serve.app_desk import Job
 from dermlens.serve.app_explaining import Work

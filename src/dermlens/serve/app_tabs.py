@@ -7,14 +7,14 @@ from typing import Any
 
 from dermlens.explainers.registry import METHODS
 from dermlens.explainers.target import PREDICTED
-from dermlens.report.comparison_view import caption
 from dermlens.report.facts import of_skin, title
 from dermlens.report.layers import COLOR_MAPS
+from dermlens.report.verdict import caption, verdict
 from dermlens.serve import app_style
 from dermlens.serve.app_actions import Wish
 from dermlens.serve.app_desk import Desk, Job, Shown
 from dermlens.serve.app_explaining import with_outline
-from dermlens.serve.app_page import empty, evidence, verdict
+from dermlens.serve.app_page import empty, evidence
 from dermlens.serve.app_page_results import EMPTY_EXPLANATION, WAITING, cards
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -159,10 +159,16 @@ def analyze_tab(desk: Desk, picture: Picture) -> None:
 
     def drawn(session: str | None, shown: Shown, target: str, wish: Wish) -> tuple[Any, ...]:
         found = shown.analysis
-        truth = desk.truths.get(found.sha256, "")
         goal = desk.actions.target(found, target)
         return (
-            verdict(desk.bundle, found, anyway=wish.anyway, truth=truth),
+            verdict(
+                desk.bundle,
+                found,
+                reasons=found.reasons,
+                remarks=found.remarks,
+                anyway=wish.anyway,
+                truth=desk.truths.get(found.sha256, ""),
+            ),
             evidence(desk.actions, found, goal, wish, desk.outline(session, shown, wish)),
             desk.actions.facts(found, anyway=wish.anyway),
         )

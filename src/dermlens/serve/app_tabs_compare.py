@@ -140,7 +140,7 @@ def report_of(desk: Desk, job: Job, wish: tabs.Wish, name: str) -> str:
             "seed": "0",
         },
     )
-    return comparison_page(state, canvas_of(found, wish, state.reading.lesion), told)
+    return comparison_page(desk.bundle, state, canvas_of(found, wish, state.reading.lesion), told)
 
 
 def _last(desk: Desk, session: str | None) -> Job:
