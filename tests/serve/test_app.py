@@ -20,9 +20,9 @@ from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.registry import METHODS
 from dermlens.explainers.target import PREDICTED
 from dermlens.labels import HAM10000
+from dermlens.model.bundle import SHIPPED, Bundle, load_bundle
 from dermlens.model.out_of_distribution import OODDetector
 from dermlens.quality.agreement import smoothed, spearman
-from dermlens.model.bundle import SHIPPED, Bundle, load_bundle
 from dermlens.report import layers as app_layers
 from dermlens.report import verdict as report_verdict
 from dermlens.report.verdict import verdict

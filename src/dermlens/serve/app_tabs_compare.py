@@ -18,7 +18,6 @@ from dermlens.report.comparison_files import (
     comparison_numbers,
     comparison_page,
 )
-from dermlens.report.facts import words
 from dermlens.serve import app_tabs as tabs
 from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_page import canvas_of
@@ -134,11 +133,7 @@ def report_of(desk: Desk, job: Job, wish: tabs.Wish, name: str) -> str:
         found.sha256 if name else "",
         found.reasons,
         found.remarks,
-        {
-            "colors": wish.color_map,
-            f"outline of the {words(state.labels).lesion}": wish.outline,
-            "seed": "0",
-        },
+        {"colors": wish.color_map, "outline": wish.outline, "seed": "0"},
     )
     return comparison_page(desk.bundle, state, canvas_of(found, wish, state.reading.lesion), told)
 
