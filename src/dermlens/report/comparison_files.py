@@ -95,7 +95,7 @@ def compare_files(
             try:
                 for name, state in zip(comparer.pieces, steps, strict=True):
                     comparison = state
-                    advance(1, name)
+                    advance(1, METHODS[name].title if name in METHODS else name)
             except KeyboardInterrupt:
                 if comparison is not None and comparison.combined:
                     page = write_comparison(bundle, out / path.stem, comparison, source)

@@ -30,7 +30,7 @@ from dermlens.progress import printable, progress
 from dermlens.report.comparer import chosen_methods
 from dermlens.report.dicom_objects import DICOM_OBJECTS, answer_in_words, write_dicom_objects
 from dermlens.report.evaluation_report import write_figure
-from dermlens.report.facts import NOT_CALIBRATED, answer_of
+from dermlens.report.facts import NOT_CALIBRATED, answer_of, percent
 from dermlens.report.figures import Panel, attribution_figure, overlay_on_photograph
 from dermlens.report.html import NOTICE, png_bytes
 
@@ -148,14 +148,14 @@ def explain_files(
                 results[name] = explainer.attribute(
                     image[None], goal, output=explained, batch_size=batch_size, seed=seed
                 )
-                advance(1, name)
+                advance(1, method(name).title)
             folder = Path(out) / path.stem
             said = answer_of(bundle, logits[0]).to_json(bundle.classes)
             answer = {"image": printable(path.name), "model": identity, **said}
             if is_dicom_path(path):
                 answer["pixel_spacing_mm"] = pixel_spacing(path)
             with folder_beside(folder, KIND) as building:
-                _write(building, answer, bundle.classes[goal], image, results, opacity)
+                _write(building, answer, bundle, goal, image, results, opacity)
                 _write_overlays(building, path, bundle.input_size, results, opacity)
                 if dicom:
                     maps = {method(name).title: one.maps[0] for name, one in results.items()}
@@ -168,7 +168,8 @@ def explain_files(
 def _write(
     folder: Path,
     answer: dict[str, Any],
-    code: str,
+    bundle: Bundle,
+    goal: int,
     image: np.ndarray,
     results: dict[str, Attribution],
     opacity: float,
@@ -178,7 +179,8 @@ def _write(
         for name, result in results.items()
     ]
     note = "" if answer["calibrated"] else f" ({NOT_CALIBRATED})"
-    title = f"{Path(answer['image']).stem}: {code}, p = {answer['probabilities'][code]:.2f}{note}"
+    code, name = bundle.classes[goal], bundle.labels.labels[goal].name
+    title = f"{Path(answer['image']).stem}: {name}, {percent(answer['probabilities'][code])}{note}"
     maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
     np.savez_compressed(folder / "attributions.npz", **maps)
     figure = attribution_figure(image, panels, opacity=opacity, title=title)

@@ -29,7 +29,7 @@ _ENDS = {
     "green_violet": ((0, 215, 90), (95, 0, 190)),
 }
 """Colors of what speaks against and for; between them lies white."""
-LESION_COLOR = (255, 255, 255)
+LESION_COLOR = (60, 255, 60)
 _COLUMNS = 4
 
 
