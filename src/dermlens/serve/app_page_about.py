@@ -32,33 +32,16 @@ def about(bundle: Bundle) -> str:
         skin=of_skin(bundle.labels),
         calibrated=bundle.calibrated,
         model=_table(("Fact", "Value"), _model(bundle)),
-        points=_points(bundle),
+        points=bundle.calibration.operating_points.values(),
+        share=percent,
         detector=detector,
         false_rejects="" if detector is None else percent(detector.false_rejects),
         validation=_validation(bundle),
         notice=f"{NOTICE} {CLINICAL}" if of_skin(bundle.labels) else NOTICE,
-        glossary=_glossary(bundle),
+        glossary={**glossary(), **{one.title: one.question for one in METHODS.values()}},
         megabytes=MAX_BYTES // 2**20,
         files=MAX_FILES,
     )
-
-
-def _glossary(bundle: Bundle) -> dict[str, str]:
-    """Return what the words of this page mean."""
-    one = words(bundle.labels).one
-    own = {
-        f"Most probable {one}": f"The {one} with the largest probability; no more than that.",
-        "Cannot be excluded": "A prediction set: made to hold the truth for nine of ten images of "
-        f"each {one}. Several names mean that the model does not know.",
-        "Alert": "A probability above a threshold that was chosen to miss few. An alert that is "
-        "not up excludes nothing.",
-        "Score": "What the network gives before it becomes a probability (the logit).",
-        "Evidence": "What in the image moved this model's score. It need not be medical.",
-        "The model abstains": "The photograph cannot be judged, or is unlike all that the model "
-        "has seen.",
-    }
-    methods = {entry.title: entry.question for entry in METHODS.values()}
-    return {**own, **glossary(), **methods}
 
 
 def _sets(bundle: Bundle) -> str:
@@ -117,26 +100,6 @@ def _data_line(bundle: Bundle) -> str:
     if "n_images" in data and "n_lesions" in data:
         counted = f", {data['n_images']:,} images of {data['n_lesions']:,} lesions"
     return f"{data.get('name', 'unknown data')}{counted}{drawn}"
-
-
-def _points(bundle: Bundle) -> str:
-    rows = [
-        (
-            name,
-            ", ".join(point.codes),
-            f"{point.threshold:.3g}",
-            percent(point.sensitivity),
-            percent(point.specificity),
-            str(point.positives),
-            str(point.negatives),
-        )
-        for name, point in bundle.calibration.operating_points.items()
-    ]
-    if not rows:
-        return ""
-    several = words(bundle.labels).several.capitalize()
-    measured = ("Threshold", "Sensitivity", "Specificity", "Positives", "Negatives")
-    return _table(("Flag", several, *measured), rows)
 
 
 def _validation(bundle: Bundle) -> str:
