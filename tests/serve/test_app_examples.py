@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 def real_bundle() -> Bundle:
     bundle = untrained_bundle()
-    bundle.facts["data"] = {"synthetic": False}
+    bundle.synthetic = False
     return bundle
 
 

@@ -124,7 +124,7 @@ def test_batch_has_a_row_for_every_file(
     client: Any, lesion: Path, bad_files: dict[str, Path]
 ) -> None:
     files = [sent(lesion), *(sent(path) for path in bad_files.values())]
-    status, table, facts = client.predict(files, api_name="/batch")
+    status, table, facts = client.predict(files, None, api_name="/batch")
     assert "6 files" in text_of(status) and "5 could not be read" in text_of(status)
     assert [row["file"] for row in facts] == ["lesion.png", *(p.name for p in bad_files.values())]
     assert facts[0]["error"] is None and facts[0]["probabilities"]
@@ -152,7 +152,7 @@ def test_bad_files_are_refused_with_a_sentence_and_the_server_lives_on(
     with pytest.raises(AppError, match="no image yet"):
         client.predict(None, ["grad_cam"], PREDICTED, api_name="/explain")
     with pytest.raises(AppError, match="no files yet"):
-        client.predict(None, api_name="/batch")
+        client.predict(None, None, api_name="/batch")
     assert client.predict(sent(lesion), api_name="/analyze")[2]["note"]
 
 
@@ -286,7 +286,7 @@ def test_no_file_holds_a_marked_image_after_the_session(served: Any, tmp_path: P
     assert set(marked_files([mark])) == set(mine)
     client = Client(served.url, verbose=False)
     client.predict(sent(mine[0]), api_name="/analyze")
-    client.predict([sent(path) for path in mine], api_name="/batch")
+    client.predict([sent(path) for path in mine], None, api_name="/batch")
     client.submit(sent(mine[0]), ["grad_cam", "hires_cam"], api_name="/compare").result()
     client.predict(api_name="/report")
     client.predict(api_name="/table")

@@ -217,7 +217,6 @@ def _served(site: Site, jobs: Jobs) -> dict[str, Any]:
         "theme": app_style.theme(),
         "css": app_style.CSS,
         "head": app_style.HEAD,
-        "js": app_style.ON_LOAD,
         "app_kwargs": {"middleware": [Middleware(Guard, site=site, readers=jobs.readers)]},
         "prevent_thread_lock": True,
     }

@@ -39,7 +39,7 @@ def viewer() -> Any:
     import gradio as gr
 
     html, script = ((_TEMPLATES / f"viewer.{kind}").read_text() for kind in ("html", "js"))
-    return gr.HTML(html, js_on_load=script, elem_id="dl-viewer")
+    return gr.HTML(html, js_on_load=script, elem_id="dl-viewer", render=False)
 
 
 def theme() -> Any:
