@@ -250,7 +250,7 @@ def batch(page: Any, files: list[Path], folder: Path) -> None:
     assert "cannot be decoded" in text(page, "#dl-batch")
     assert saved(page, "Save table (CSV)", folder).read_text().count("\n") == 3
     assert "1 answered image" in saved(page, "Save summary (HTML)", folder).read_text()
-    page.locator("#dl-batch tbody img").first.click()
+    page.locator("#dl-batch img:visible").first.click()
     page.wait_for_selector("#dl-answer .dl-verdict", state="visible")
     assert page.locator("#dl-folded").is_visible()
 

@@ -26,7 +26,6 @@ COLOR_MAPS = tuple(TWO_SIDED)
 """To choose from; each stands for a one-sided map and the two-sided one that goes with it."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 _STRONGEST = 0.2
-_EVIDENCE = ("no evidence", "most evidence")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def layers(
     else:
         span = (-1.0, 1.0) if signed else (0.0, 1.0)
         scaled = np.interp(values, limits, span).astype(np.float32)
-    words = ends or (("against", "for") if signed else _EVIDENCE)
+    low = "no evidence" if limits[0] == 0 else "least evidence"
+    words = ends or (("against", "for") if signed else (low, "most evidence"))
     low, high = (escape(f"{word} ({_short(end)})") for word, end in zip(words, limits, strict=True))
     colors = colorize(scaled, signed=signed, color_map=canvas.color_map)
     alpha = np.round(255 * opacities(scaled)).astype(np.uint8)

@@ -47,14 +47,14 @@ def verdict(
     noted = "".join(map(_note, remarks))
     known = _note(f"True {called.one} of this example: {truth}.") if truth else ""
     said = f"{_answer(classifier, answer)}{_alerts(classifier, answer)}"
-    numbers = f"{_bars(classifier, answer)}{caption(_about_numbers(classifier))}"
+    bars, about = _bars(classifier, answer), caption(_about_numbers(classifier))
     if not reasons:
-        return f'<div class="dl-verdict">{said}{known}{noted}{numbers}</div>'
+        return f'<div class="dl-verdict">{said}{known}{bars}{noted}{about}</div>'
     listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     advice = _note("That excludes nothing: the lesion may be anything.")
     shown = (
         '<div class="dl-second"><p class="dl-plain">What it would have said, not to be relied '
-        f"on:</p>{said}{numbers}</div>"
+        f"on:</p>{said}{bars}{about}</div>"
     )
     return (
         '<div class="dl-verdict"><h2>The model abstains</h2>'

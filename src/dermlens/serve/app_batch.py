@@ -165,7 +165,9 @@ def measured(actions: Actions, rows: Sequence[Row]) -> list[str]:
     ]
     if bundle.calibration.prediction_sets is not None:
         inside = [truth in (found.prediction_set or ()) for truth, found in known]
-        told.append(f"What cannot be excluded holds the truth for {percent(float(np.mean(inside)))}.")
+        told.append(
+            f"What cannot be excluded holds the truth for {percent(float(np.mean(inside)))}."
+        )
     for point in bundle.calibration.operating_points.values():
         up = np.array([found.flags[point.name] for _, found in known])
         ill = np.isin(truths, [bundle.labels.position(code) for code in point.codes])

@@ -54,8 +54,14 @@ class Jobs:
         page.process_api = self._noting_the_end(sentences(page.process_api))
         self._queue.push = self._refusing(self._queue.push)
 
-    def stoppable(self, action: Callable[..., Iterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        """Return an action that yields as one that ends before its next batch if not wanted."""
+    def stoppable(
+        self, action: Callable[..., Iterator[Any]], stopped: Callable[..., Any] | None = None
+    ) -> Callable[..., AsyncIterator[Any]]:
+        """Return an action that yields as one that ends before its next batch if not wanted.
+
+        What ``stopped`` returns, given the same arguments, is yielded last after a stop: Gradio
+        shows the last result of an action once more when it ends.
+        """
 
         @wraps(action)
         async def run(*arguments: Any) -> AsyncIterator[Any]:
@@ -73,15 +79,17 @@ class Jobs:
                         if time.monotonic() - heard > SECONDS_UNREAD or self._is_stopped(event):
                             stop.set()
                     found = await step
-                    # What comes after a stop would stand where something else is shown by now.
-                    if found is _END or self._is_stopped(event):
+                    if found is _END:
                         return
-                    yield found
+                    if not self._is_stopped(event):
+                        yield found
             except Stopped:
                 if not self._is_stopped(event):
                     raise UsageError(UNREAD) from None
             finally:
                 stop.set()
+            if stopped is not None:
+                yield stopped(*arguments)
 
         return run
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from dermlens.explainers.registry import method
 from dermlens.model.bundle import Bundle
 from dermlens.report.facts import of_skin, percent, words
 from dermlens.report.figures import strongest
@@ -83,7 +82,7 @@ def evidence(
     for position, one in maps.items():
         name = actions.bundle.labels.labels[position].name
         chance, score = percent(analysis.probabilities[position]), analysis.logits[position]
-        note = f"Probability {chance}, score {score:.1f}. {method('grad_cam').question}"
+        note = f"Probability {chance}, score {score:.1f}."
         if one.max() <= 0:
             note = f"Nothing in the image raises the score of {name}: the map is empty."
         drawn += layers(

@@ -66,7 +66,7 @@ def picture_of(desk: Desk, examples: Sequence[tuple[str, str]]) -> Picture:
         receives_files(image, lambda payload: None if payload is None else payload.path)
         if examples:
             gallery = gr.Gallery(
-                list(examples), label="Examples", columns=4, height="auto", allow_preview=False,
+                list(examples), label="Examples", columns=5, height="auto", allow_preview=False,
                 object_fit="cover", buttons=[], elem_id="dl-examples", interactive=False,
             )  # fmt: skip
             files = [path for path, _ in examples]
@@ -243,7 +243,6 @@ def explain_tab(desk: Desk, picture: Picture) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    @desk.jobs.stoppable
     def explain(
         image: str | None,
         methods: list[str],
@@ -346,13 +345,20 @@ class LongJob:
             return again(request.session_hash, wish_of(color_map, outline, anyway))
 
         def stop(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
-            desk.jobs.stop(request.session_hash, EXPLAINING)
             wish = wish_of(color_map, outline, anyway)
             return again(request.session_hash, wish, stopped=True)
+
+        def stop_all(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
+            desk.jobs.stop(request.session_hash, EXPLAINING)
+            return stop(color_map, outline, anyway, request)
 
         def failed(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
             wish, session = wish_of(color_map, outline, anyway), request.session_hash
             return again(session, wish, stopped=not desk.jobs.busy(session, EXPLAINING))
+
+        def stopped(*given: Any) -> tuple[Any, Any]:
+            *_, color_map, outline, anyway, request = given
+            return stop(color_map, outline, anyway, request), gr.skip()
 
         def clear(request: gr.Request) -> tuple[str, None]:
             desk.jobs.stop(request.session_hash, EXPLAINING)
@@ -361,7 +367,7 @@ class LongJob:
 
         # No event is canceled in the browser: it would swallow the click that comes next.
         buttons[0].click(lambda: WAITING, None, shown_on, queue=False, **PRIVATE).then(
-            self.work,
+            desk.jobs.stoppable(self.work, stopped),
             [picture.image, *choices, *picture.wishes],
             list(outputs),
             show_progress="hidden",
@@ -369,7 +375,7 @@ class LongJob:
             **api,
             **SHARED,
         ).failure(failed, picture.wishes, shown_on, **PRIVATE)
-        buttons[1].click(stop, picture.wishes, shown_on, queue=False, **PRIVATE)
+        buttons[1].click(stop_all, picture.wishes, shown_on, queue=False, **PRIVATE)
         for change in (picture.color_map.input, picture.outline.input, picture.drawing.success):
             change(redraw, picture.wishes, shown_on, **PRIVATE)
         picture.image.change(clear, None, list(outputs), queue=False, **PRIVATE)

@@ -55,7 +55,6 @@ def batch_tab(desk: Desk, picture: Picture, tabs: Any, first: str) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    @desk.jobs.stoppable
     def batch(
         files: list[tuple[str, str]] | None,
         labels: list[tuple[str, str]] | None,
@@ -75,8 +74,9 @@ def batch_tab(desk: Desk, picture: Picture, tabs: Any, first: str) -> None:
                 data = app_batch.as_data(desk.actions, rows, anyway=anyway)
                 yield _told(desk, rows, seconds), shown, data
 
+    halted = finished("Stopped. The table holds the files done so far.")
     start.click(
-        batch,
+        desk.jobs.stoppable(batch, lambda *_: (halted, gr.skip(), gr.skip())),
         [files, labels, anyway],
         [status, table, facts],
         api_name="batch",
@@ -93,7 +93,7 @@ def batch_tab(desk: Desk, picture: Picture, tabs: Any, first: str) -> None:
 
     def stopped(request: gr.Request) -> str:
         desk.jobs.stop(request.session_hash, _BATCH)
-        return finished("Stopped. The table holds the files done so far.")
+        return halted
 
     def again(anyway: bool, request: gr.Request) -> Any:
         rows = desk.shown(request.session_hash, "batch")

@@ -56,7 +56,6 @@ def compare_tab(desk: Desk, picture: tabs.Picture) -> None:
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    @desk.jobs.stoppable
     def compare(
         image: str | None,
         methods: list[str],

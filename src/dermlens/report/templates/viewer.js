@@ -172,11 +172,18 @@ document.addEventListener("paste", (event) => {
 });
 
 let waiting = null;
+const tidy = () => {
+  // Gradio names its buttons for uploads otherwise than they read.
+  document.querySelectorAll("button.upload-container[aria-label]").forEach((button) =>
+    button.removeAttribute("aria-label"));
+};
 new MutationObserver((changes) => {
+  tidy();
   const ours = changes.some((change) => SOURCES.some((id) =>
     change.target.closest?.(`#${id}`) || change.target.querySelector?.(`#${id}`)));
   if (!ours || changes.every((change) => element.contains(change.target))) return;
   clearTimeout(waiting);
   waiting = setTimeout(refresh, 30);
 }).observe(document.body, { childList: true, subtree: true });
+tidy();
 refresh();
