@@ -134,8 +134,8 @@ def shown_table(actions: Actions, rows: Sequence[Row], *, anyway: bool = False) 
             said = (
                 bundle.labels.labels[found.predicted].name,
                 round(float(shares[found.predicted]), 3),
-                ", ".join(names),
-                ", ".join(filter(None, flags)),
+                ", ".join(names) or "nothing else",
+                ", ".join(filter(None, flags)) or "none",
                 *(round(float(score), 3) for score in scores),
             )
         told = row.error if found is None else " ".join(found.reasons or found.remarks)

@@ -173,9 +173,9 @@ document.addEventListener("paste", (event) => {
 
 let waiting = null;
 const tidy = () => {
-  // Gradio names its buttons for uploads otherwise than they read.
-  document.querySelectorAll("button.upload-container[aria-label]").forEach((button) =>
-    button.removeAttribute("aria-label"));
+  // Gradio names some buttons otherwise than they read.
+  document.querySelectorAll("button.upload-container[aria-label], button.thumbnail-item[aria-label]")
+    .forEach((button) => button.removeAttribute("aria-label"));
 };
 new MutationObserver((changes) => {
   tidy();
