@@ -26,7 +26,7 @@ from dermlens.report.figures import (
 SHAPE = (6, 9)
 MOST = (253, 231, 37)
 LEAST = (68, 1, 84)
-FOR, AGAINST = (205, 0, 150), (0, 190, 230)
+FOR, AGAINST = (205, 0, 150), (0, 220, 255)
 
 
 @pytest.fixture(autouse=True)
@@ -128,8 +128,8 @@ def test_overlay_mixes_image_and_map():
         expected[1, 2] = np.round((1 - opacity) * image[1, 2] + opacity * np.array(MOST))
         drawn = overlay(image, hot(1, 2), opacity=opacity)
         assert np.abs(drawn - expected).max() == 0
-    half = np.zeros(SHAPE, np.float32)
-    half[0, 0], half[1, 2] = 0.5, 1.0
+    half = np.ones(SHAPE, np.float32)
+    half[0, 0], half[1, 2] = 0.5, 0.0
     # Half of the evidence is drawn half as opaque.
     color = colorize(np.array([[0.5]]))[0, 0]
     expected = np.round(0.5 * image[0, 0] + 0.5 * color)

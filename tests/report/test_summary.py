@@ -152,7 +152,7 @@ def test_a_target_that_is_not_the_most_probable() -> None:
     assert names(other) == ["not_the_most_probable"]
     said = sentences(other)["diagnosis"]
     assert said.startswith("Most probable: melanoma, 62 %.")
-    assert "Explained here is benign keratosis-like lesion (bkl), under 1 %." in said
+    assert "Explained here is benign keratosis-like lesion, under 1 %." in said
 
 
 def test_sets_of_one_and_bundles_without_sets() -> None:

@@ -190,6 +190,8 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
             "model",
             "flag_malignant",
             "flag_melanoma",
+            "abstain",
+            "reasons",
             "error",
         ),
     ]

@@ -24,7 +24,7 @@ TWO_SIDED = {"viridis": "cyan_magenta", "cividis": "blue_yellow", "inferno": "gr
 """The two-sided map that goes with each one-sided one."""
 SIGNED_MAP = TWO_SIDED[UNSIGNED_MAP]
 _ENDS = {
-    "cyan_magenta": ((0, 190, 230), (205, 0, 150)),
+    "cyan_magenta": ((0, 220, 255), (205, 0, 150)),
     "blue_yellow": ((20, 60, 220), (255, 225, 0)),
     "green_violet": ((0, 215, 90), (95, 0, 190)),
 }

@@ -99,7 +99,8 @@ def usability(
         picture: RGB PIL image.
         fitted: The same fitted to ``size``, uint8, if it is there already.
         size: (height, width) that the network sees.
-        outline: Where the lesion lies, as ``find_outline`` returns it; looked for if left out.
+        outline: Where the lesion lies, as ``find_outline`` returns it; looked for if left out and
+            some of the picture is cut off.
 
     Example:
         >>> from PIL import Image
@@ -119,14 +120,16 @@ def usability(
     lab = rgb2lab(pixels / 255.0)
     skin = rgb2lab(border_color(pixels)[None, None] / 255.0)
     difference = np.linalg.norm(gaussian_filter(lab, (2, 2, 0)) - skin, axis=2)[rows, columns]
-    lesion = find_outline(picture) if outline is None else outline
+    seen, lesion = seen_box(picture, size), outline
+    if lesion is None and (seen[2] - seen[0]) * (seen[3] - seen[1]) < 0.999:
+        lesion = find_outline(picture)
     measured = {
         "shorter_side": min(picture.size),
         "sharpness": float(np.percentile(edges, 99)),
         "contrast": float(np.percentile(difference, 95)),
         "brightness": float(gray.mean()),
         "color": float(np.percentile(np.linalg.norm(lab[..., 1:], axis=2), 95)),
-        "outside": None if lesion is None else share_outside(lesion, seen_box(picture, size)),
+        "outside": None if lesion is None else share_outside(lesion, seen),
     }
     problems = _problems(measured, max(picture.size) / min(picture.size))
     remarks = () if problems else (*_remarks(measured), *seen_remarks(picture, size))
