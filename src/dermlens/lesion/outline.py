@@ -85,7 +85,7 @@ def outline_of_points(points: Sequence[Sequence[float]], size: tuple[int, int]) 
     if not np.isfinite(given).all():
         raise UsageError("The outline holds points that are no numbers. Draw it again.")
     found: np.ndarray = polygon2mask(size, np.clip(given, 0, 1)[:, ::-1] * size)
-    if not found.any():
+    if found.mean() < LEAST / 4:
         raise UsageError("The outline encloses nothing. Draw a line around the lesion.")
     return found
 
