@@ -192,6 +192,7 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
             "flag_melanoma",
             "abstain",
             "reasons",
+            "remarks",
             "error",
         ),
     ]

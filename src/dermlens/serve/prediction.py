@@ -119,14 +119,14 @@ def _predicted(
     *,
     damaged: bool,
     judged: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None, list[str], list[str]]:
-    """Return logits, out-of-distribution scores, and two sentences per file.
+) -> tuple[np.ndarray, np.ndarray | None, list[str], list[tuple[str, str]]]:
+    """Return logits, out-of-distribution scores, and sentences per file.
 
-    The first says what is wrong with a damaged file, the second, if photographs are to be judged,
-    why nothing can be said about one.
+    The first say what is wrong with damaged files; the others, if photographs are to be judged, why
+    nothing can be said about one, and what is to be doubted.
     """
     logits, errors = np.zeros((len(files), len(bundle.classes))), [""] * len(files)
-    reasons = [""] * len(files)
+    found_out = [("", "")] * len(files)
     scores = None if bundle.ood_detector is None else np.zeros(len(files))
     with progress("Predicting", len(files)) as advance:
         for start in range(0, len(files), _CHUNK):
@@ -134,7 +134,8 @@ def _predicted(
             part = range(start, min(start + _CHUNK, len(files)))
             for k in part:
                 try:
-                    images[k], reasons[k] = _read(files[k], bundle, judged)
+                    images[k], *told = _read(files[k], bundle, judged)
+                    found_out[k] = (told[0], told[1])
                 except DataError as error:
                     if not damaged:
                         raise
@@ -147,17 +148,17 @@ def _predicted(
                 if scores is not None:
                     scores[list(images)] = distances
             advance(len(part))
-    return logits, scores, errors, reasons
+    return logits, scores, errors, found_out
 
 
-def _read(path: Path, bundle: ImageClassifier, judged: bool) -> tuple[np.ndarray, str]:
-    """Return what the network sees of a file, and why nothing can be said about it, if so."""
+def _read(path: Path, bundle: ImageClassifier, judged: bool) -> tuple[np.ndarray, str, str]:
+    """Return what the network sees of a file, why nothing can be said about it, and doubts."""
     if not judged:
-        return load_image(path, bundle.input_size), ""
+        return load_image(path, bundle.input_size), "", ""
     with opened_rgb(read_bytes(path), str(path)) as picture:
         image = fit_image(picture, bundle.input_size)
         found = usability(picture, image, bundle.input_size)
-    return image, " ".join(found.problems)
+    return image, " ".join(found.problems), " ".join(found.remarks)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -207,8 +208,8 @@ def predict_files(
 
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
-        operating point, ``abstain`` and ``reasons`` (why, as the page says it), ``error`` (empty
-        where all went well).
+        operating point, ``abstain``, ``reasons`` (why) and ``remarks`` (doubts), as the page says
+        them, ``error`` (empty where all went well).
 
     Raises:
         UsageError: If the level is out of range, or given for a bundle without prediction sets.
@@ -218,7 +219,7 @@ def predict_files(
         if bundle.calibration.prediction_sets is None:
             raise UsageError(f"A level cannot be chosen: {NO_SETS}")
     judged = of_skin(bundle.labels)
-    logits, scores, errors, reasons = _predicted(
+    logits, scores, errors, told = _predicted(
         bundle, files, tta_views, batch_size, damaged=True, judged=judged
     )
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
@@ -228,6 +229,7 @@ def predict_files(
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, flagged in bundle.calibration.flags(probabilities).items():
         table[f"flag_{name}"] = flagged
+    reasons, remarks = ([one[side] for one in told] for side in (0, 1))
     if bundle.ood_detector is not None:
         unlike = table.abstain.to_numpy(bool)
         reasons = [
@@ -236,6 +238,7 @@ def predict_files(
         ]
     if judged or bundle.ood_detector is not None:
         table["abstain"], table["reasons"] = np.array(reasons) != "", reasons
+        table["remarks"] = remarks
     bad = np.array(errors) != ""
     if bad.any():
         filled = [c for c in table.columns if c != "image_id"]
@@ -291,7 +294,9 @@ def _answer(
         code = str(row["balanced_rule"])
         share = percent(row[f"probability_{code}"])
         text = f"Balanced rule: {class_name(bundle.labels, code)}, {share}. {text}"
-    return f"{abstains} It would have said, not to be relied on: {text}" if abstains else text
+    if abstains:
+        return f"{abstains} It would have said, not to be relied on: {text}"
+    return f"{text} {row.get('remarks') or ''}".strip()
 
 
 def _codes(joined: Any, classes: Sequence[str]) -> list[str] | None:

@@ -30,6 +30,7 @@ const large = (on) => {
   one(".dl-viewer").classList.toggle("dl-large", on);
   document.body.classList.toggle("dl-behind", on);
   press("large", on);
+  buttons.large.textContent = on ? "Close" : "Large";
   fit();
 };
 const draw = (on) => {
