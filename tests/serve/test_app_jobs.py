@@ -187,6 +187,35 @@ def test_canceled_jobs_end_although_somebody_listens(monkeypatch: pytest.MonkeyP
         assert action.ended.wait(20)
 
 
+def test_stop_ends_what_runs_and_what_waits_and_admits_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, action = event("ann"), Batches()
+    jobs = watching([event("bob")], [seen])
+    monkeypatch.setattr(jobs, "_event", lambda: seen)
+    assert jobs.refusal(LONG, "ann", None) == ONE_EACH and jobs.busy("ann", "explaining")
+
+    async def stopped_on_the_way() -> list[Any]:
+        results = jobs.stoppable(action, lambda: "stopped")()
+        got = [await anext(results)]
+        rest = asyncio.ensure_future(anext(results))
+        await asyncio.to_thread(action.begun.wait, 20)
+        jobs.stop("ann", "batch")
+        jobs.stop("ann", "explaining")
+        return [*got, await rest, *[one async for one in results]]
+
+    async def never_begun(waiting: Batches) -> list[Any]:
+        return [one async for one in jobs.stoppable(waiting, lambda: "stopped")()]
+
+    with jobs.readers.reading("ann"):
+        assert asyncio.run(stopped_on_the_way()) == [1, "stopped"]
+        assert action.ended.wait(20)
+        waiting = Batches()
+        assert asyncio.run(never_begun(waiting)) == ["stopped"] and not waiting.begun.is_set()
+    assert jobs.refusal(LONG, "ann", None) is None and not jobs.busy("ann", "explaining")
+    assert jobs.refusal(LONG, "bob", None) == ONE_EACH
+
+
 def test_jobs_that_are_read_come_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_jobs, "SECONDS_UNREAD", 0.05)
     jobs = watching([], [])
