@@ -256,8 +256,8 @@ def comparison_page(
     several = words(labels).several
     page = Page(
         f"{about.name or 'One image'}: why {class_name(labels, comparison.target)}?",
-        "Experiments on one image: methods side by side, how far they agree, several scales, and "
-        f"this {words(labels).one} against other {several}.",
+        "Experiments on one image: methods side by side, how far they agree, and this "
+        f"{words(labels).one} against other {several}.",
     )
     drawn = parts(canvas, comparison)
     for part in drawn[: comparison.summary is not None]:

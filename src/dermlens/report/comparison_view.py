@@ -74,7 +74,8 @@ def parts(canvas: Canvas, state: Comparison) -> list[Part]:
     elif "scales" in state.missing and state.agreement is not None:
         found.append(Part("3. Several scales", f"Left out. {state.missing['scales']}", ""))
     if state.discrimination is not None:
-        found.append(_discrimination(canvas, state, state.discrimination))
+        scaled = state.scales is not None or "scales" in state.missing
+        found.append(_discrimination(canvas, state, state.discrimination, 4 if scaled else 3))
     return found
 
 
@@ -267,7 +268,7 @@ def _scales(canvas: Canvas, scales: MultiScaleResult) -> str:
     return "".join(rows)
 
 
-def _discrimination(canvas: Canvas, state: Comparison, found: Discrimination) -> Part:
+def _discrimination(canvas: Canvas, state: Comparison, found: Discrimination, number: int) -> Part:
     one, drawn, tops = words(state.labels).one, "", dict[str, float]()
     for contrasts in found.contrasts.values():
         for each in contrasts:
@@ -283,7 +284,7 @@ def _discrimination(canvas: Canvas, state: Comparison, found: Discrimination) ->
         reasons = "; ".join(dict.fromkeys(found.left_out.values()))
         drawn += caption(f"Without a contrast: {listed} ({reasons}).")
     return Part(
-        f"4. Why this {one} and not another",
+        f"{number}. Why this {one} and not another",
         f"The logit of one {one} minus that of another is explained. Discrimination says how much "
         "of the evidence for the two lies in different places: 0 the same places, 1 no place in "
         "common. Near 0 the maps do not show why one was preferred. A method's maps against "
