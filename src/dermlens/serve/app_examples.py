@@ -44,6 +44,7 @@ def offered(bundle: Bundle, data: Path | None, folder: Path) -> list[Example]:
     Raises:
         DataError: If a data set that was given cannot be read.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if data is not None:
         found = list(_of_data(Path(data), folder))
         write_text(_memory(), f"{Path(data).resolve()}\n")
