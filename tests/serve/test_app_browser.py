@@ -436,9 +436,10 @@ def test_phone_dark_keyboard_and_words_for_pictures(
     watch(page, served.url, complaints)
     page.goto(served.url)
     page.wait_for_selector("#dl-upload input[type=file]", state="attached")
+    page.mouse.wheel(0, 400)
     analyzed(page, lesion)
     page.wait_for_selector("#dl-upload", state="hidden")
-    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_function("window.scrollY === 0")
     # The verdict and every bar stand in the first screen.
     bars = page.locator("#dl-answer .dl-bars").bounding_box()
     assert bars["y"] + bars["height"] <= 844

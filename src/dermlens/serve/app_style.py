@@ -5,6 +5,8 @@ from typing import Any
 
 WITH_IMAGE = """() => { document.body.classList.remove("dl-alone"); }"""
 WITHOUT_IMAGE = """() => { document.body.classList.add("dl-alone"); }"""
+TO_TOP = """() => { if (window.innerWidth < 768) window.scrollTo(0, 0); }"""
+"""On a phone the verdict is to be the first that is seen, wherever an example was clicked."""
 SAVE = """
 (file) => {
   if (!file) return;

@@ -212,7 +212,9 @@ def analyze_tab(desk: Desk, picture: Picture) -> None:
         show_progress_on=answer,
         concurrency_limit=2,
     )
-    analyzing.success(fold, None, beside, **PRIVATE)
+    analyzing.success(fold, None, beside, **PRIVATE).success(
+        None, None, None, js=app_style.TO_TOP, api_visibility="private"
+    )
     # An older answer must not stand beside an image that could not be read.
     analyzing.failure(lambda: (*nothing, None), None, [*results, target, picture.image], **PRIVATE)
     gr.on(
