@@ -46,7 +46,9 @@ def visit(client: Any, address: str, content: bytes) -> None:
     """Upload an image over plain HTTP and wait for the answer of ``/analyze``."""
     sent = client.post(f"{address}gradio_api/upload", files={"files": ("lesion.jpg", content)})
     file = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
-    began = client.post(f"{address}gradio_api/call/analyze", json={"data": [file, "inferno"]})
+    began = client.post(
+        f"{address}gradio_api/call/analyze", json={"data": [file, "viridis", "automatic"]}
+    )
     event = began.json()["event_id"]
     with client.stream("GET", f"{address}gradio_api/call/analyze/{event}") as answer:
         lines = list(answer.iter_lines())

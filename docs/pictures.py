@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from skimage.segmentation import mark_boundaries
 
 import dermlens as dl
@@ -24,7 +23,14 @@ from dermlens.data.manifest import read_manifest, select_split
 from dermlens.explainers.baselines import baseline_image
 from dermlens.explainers.registry import METHODS, SIX, create_several
 from dermlens.quality.controls import create_controls, title
-from dermlens.report.figures import LESION_COLOR, attribution_grid, normalize, outline, overlay
+from dermlens.report.figures import (
+    LESION_COLOR,
+    attribution_grid,
+    colorize,
+    normalize,
+    outline,
+    overlay,
+)
 from dermlens.report.style import new_figure, style
 
 IMAGES = Path(__file__).parent / "images"
@@ -63,14 +69,14 @@ def main() -> None:
     }
     for name, way in ways.items():
         result = found[name]
-        shown = overlay(image, result.maps[place], opacity=0.6, signed=result.signed)
-        words = "orange: for, purple: against" if result.signed else "bright: for"
+        shown = overlay(image, result.maps[place], opacity=0.85, signed=result.signed)
+        words = "magenta: for, cyan: against" if result.signed else "bright: for"
         last = (f"the map ({words})", shown)
         save(strip([first, way, last]), given.out / f"method_{name}.png")
     panels = [first]
     for name, explainer in create_several(OTHERS, classifier).items():
         result = explainer.attribute(image[None], SHOWN)
-        drawn = overlay(image, result.maps[0], opacity=0.6, signed=result.signed)
+        drawn = overlay(image, result.maps[0], opacity=0.85, signed=result.signed)
         panels.append((METHODS[name].title, drawn))
     save(strip(panels, columns=4), given.out / "method_others.png")
     save(sheet(images, structures, codes, found), given.out / "six_methods.png")
@@ -103,8 +109,8 @@ def cells(classifier: Any, image: np.ndarray, kind: Any) -> tuple[str, np.ndarra
     tiles = kind(classifier, registration="tiles").attribute(image[None], SHOWN).maps[0]
     rows, columns = (side // 32 for side in image.shape[:2])
     values = tiles[16::32, 16::32][:rows, :columns]
-    colors = colormaps["inferno"](normalize(values, percentile=100))[..., :3]
-    drawn = np.kron(np.round(colors * 255).astype(np.uint8), np.ones((32, 32, 1), np.uint8))
+    colors = colorize(normalize(values, percentile=100))
+    drawn = np.kron(colors, np.ones((32, 32, 1), np.uint8))
     drawn[::32], drawn[:, ::32] = 90, 90
     return f"{rows} x {columns} cells of the last layer", drawn
 
@@ -185,7 +191,7 @@ def sheet(
         {short[name]: found[name].maps for name in SIX},
         signed={short[name]: found[name].signed for name in SIX},
         labels=names,
-        opacity=0.6,
+        opacity=0.85,
     )
 
 
@@ -195,7 +201,7 @@ def controls(classifier: Any, image: np.ndarray, first: tuple[str, np.ndarray]) 
     panels = [first]
     for name, one in create_controls(names, classifier).items():
         result = one.attribute(image[None], SHOWN)
-        panels.append((title(name), overlay(image, result.maps[0], opacity=0.6)))
+        panels.append((title(name), overlay(image, result.maps[0], opacity=0.85)))
     return strip(panels)
 
 
@@ -216,8 +222,7 @@ def save_favicon(values: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     side = min(values.shape)
-    colors = colormaps["inferno"](normalize(values[:, :side]))[..., :3]
-    Image.fromarray(np.round(colors * 255).astype(np.uint8)).resize((32, 32)).save(path)
+    Image.fromarray(colorize(normalize(values[:, :side]))).resize((32, 32)).save(path)
 
 
 if __name__ == "__main__":

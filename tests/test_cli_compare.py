@@ -95,7 +95,7 @@ def test_masks_are_found_by_name_or_refused(folder: Path, tmp_path: Path) -> Non
     call = ("compare", folder / "bundle", *files, "--out", tmp_path / "out")
     refused(dermlens(*call, "--mask", mask), "One outline was given for 2 images")
     refused(dermlens(*call, "--mask", tmp_path), "no outline of any image")
-    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "one.png")
+    Image.fromarray(np.zeros((30, 50), np.uint8)).save(tmp_path / "one.png")
     refused(dermlens(*call, "--mask", tmp_path), "Draw it on the whole image")
 
 

@@ -347,9 +347,10 @@ def test_11_the_reported_gap_can_fail(
 def test_12_colors_are_in_order_and_a_blank_map_is_not_nan() -> None:
     low, middle, high = colorize(np.array([[0.0, 0.7, 1.0]]))[0].astype(int)
     assert high.sum() > middle.sum() > low.sum(), "the highest value is the brightest"
-    assert middle[0] > middle[1] > middle[2], "orange, which would be blue in BGR"
+    assert middle[1] > middle[2] > middle[0], "green, and more blue than red in it"
+    assert high[0] > high[1] > high[2], "yellow, which would be blue in BGR"
     against, neutral, favor = colorize(np.array([[-1.0, 0.0, 1.0]]), signed=True)[0].astype(int)
-    assert favor[0] > favor[2] + 50 and against[2] > against[0]
+    assert favor[0] > favor[2] + 50 and against[2] > against[0] + 200
     assert np.ptp(neutral) < 10 and neutral.sum() > max(favor.sum(), against.sum())
     red = np.zeros((2, 3, 3), np.uint8)
     red[..., 0] = 200

@@ -276,6 +276,9 @@ def predict(
         Decision,
         typer.Option(help="What is said first: the most probable diagnosis, or the balanced rule."),
     ] = Decision.MOST_PROBABLE,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Say what the model would have said where it abstains.")
+    ] = False,
     batch_size: BatchSize = 32,
     engine: EngineChoice = None,
     address: Address = None,
@@ -300,7 +303,8 @@ def predict(
     files = find_images(images)
     loaded = load_named(bundle)
     table = predict_files(loaded, files, tta_views=tta_views, batch_size=batch_size, level=level)
-    for line in describe_predictions(table, loaded, balanced=decision is Decision.BALANCED):
+    balanced = decision is Decision.BALANCED
+    for line in describe_predictions(table, loaded, balanced=balanced, anyway=anyway):
         say(line)
     say(f"Wrote {write_csv(out, table)}")
     if (table.error != "").any():
@@ -310,6 +314,13 @@ def predict(
 @app.command("app")
 def web(
     bundle: BundlePath = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prepared data set whose test images are offered, with their diagnoses; it is "
+            "remembered for the next time.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: the first free from 7860.")] = None,
     share: Annotated[
@@ -343,8 +354,15 @@ def web(
     from dermlens.serve.app import launch
     from dermlens.serve.app_limits import sign_in
 
-    place = find_bundle(bundle)
-    launch(place, host, port, share, sign_in(auth), tuple(allow_host or ()))
+    launch(
+        find_bundle(bundle),
+        host,
+        port,
+        share,
+        sign_in(auth),
+        tuple(allow_host or ()),
+        examples=examples,
+    )
 
 
 @app.command()

@@ -43,7 +43,9 @@ def explain(
         str, typer.Option(help="logit, probability, or contrast:CODE (target minus CODE).")
     ] = "logit",
     scorer: ScorerChoice = None,
-    opacity: Annotated[float, typer.Option(help="Of the overlay, 0..1.")] = 0.5,
+    opacity: Annotated[
+        float, typer.Option(help="Of the overlay where evidence is strongest, 0..1.")
+    ] = 0.8,
     dicom: Annotated[
         bool,
         typer.Option(
@@ -110,6 +112,9 @@ def compare(
         Path | None,
         typer.Option(help="Outline of the lesion, white inside; or a folder of outlines."),
     ] = None,
+    scales: Annotated[
+        bool, typer.Option(help="Explain at several scales, too; takes most of the time.")
+    ] = True,
     scorer: ScorerChoice = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -134,6 +139,7 @@ def compare(
         against=against,
         mask=mask,
         scorer=scorer,
+        scales=scales,
         batch_size=batch_size,
         seed=seed,
     )

@@ -1,5 +1,6 @@
 """TensorFlow's import without the log lines that it writes before any setting counts."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,5 +50,7 @@ def quiet_tensorflow() -> None:
     """Let TensorFlow be imported silently, whenever that will be; errors are raised as ever."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    # Its warnings (of retracing) name objects by their addresses.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if "tensorflow" not in sys.modules and not any(isinstance(f, _Quiet) for f in sys.meta_path):
         sys.meta_path.insert(0, _Quiet())

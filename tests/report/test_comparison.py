@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,13 @@ from dermlens.report.comparison import (
     facts_of,
 )
 from dermlens.report.comparison_files import (
+    About,
+    Source,
+    compare_files,
     comparison_maps,
     comparison_numbers,
     comparison_page,
     costs_table,
-    probabilities_table,
     write_comparison,
 )
 from dermlens.report.comparison_view import parts
@@ -222,8 +225,10 @@ def test_noise_of_neighboring_pixels_is_not_evidence_for_the_other() -> None:
     assert found.values == pytest.approx(noisy)
 
 
-def test_page_holds_everything_and_refers_to_nothing(complete: Comparison) -> None:
-    page = comparison_page(complete, "ISIC_1.jpg")
+def test_page_holds_everything_and_refers_to_nothing(
+    comparer: Comparer, complete: Comparison
+) -> None:
+    page = made(comparer, complete)
     assert not re.search(r"https?:|src=\"(?!data:)|<script|<link|url\(", page)
     text = html.unescape(page)
     assert "Research and education only, not a medical device." in page
@@ -244,20 +249,30 @@ def test_page_holds_everything_and_refers_to_nothing(complete: Comparison) -> No
     assert "Without a contrast: Grad-CAM++ (only evidence" in page
 
 
+def made(comparer: Comparer, state: Comparison) -> str:
+    """The page of a comparison of the image."""
+    canvas = Canvas(IMAGE, lesion=state.reading.lesion)
+    return comparison_page(comparer.bundle, state, canvas, About("a"))
+
+
 def test_page_and_numbers_name_the_model(comparer: Comparer, complete: Comparison) -> None:
     bundle = comparer.bundle
-    assert f"Model: {bundle.label}." in comparison_page(complete, "a")
+    assert bundle.label in made(comparer, complete)
     assert comparison_numbers(complete, "a")["model"] == bundle.identity
 
 
-def test_page_of_a_running_comparison_shows_what_is_ready(states: list[Comparison]) -> None:
-    first, some = comparison_page(states[0], "a"), comparison_page(states[2], "a")
+def test_page_of_a_running_comparison_shows_what_is_ready(
+    comparer: Comparer, states: list[Comparison]
+) -> None:
+    first, some = made(comparer, states[0]), made(comparer, states[2])
     assert "What the model says" in first and 'class="dl-map"' not in first
     assert some.count('class="dl-map"') == 2 and "Shapley values" not in some
 
 
-def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> None:
-    page = write_comparison(tmp_path / "one", complete, "one.png")
+def test_folder_holds_page_maps_and_numbers(
+    comparer: Comparer, complete: Comparison, tmp_path: Path
+) -> None:
+    page = written(comparer, tmp_path / "one", complete, tmp_path / "one.png")
     assert sorted(path.name for path in page.parent.iterdir()) == [
         ".dermlens",
         "attributions.npz",
@@ -283,32 +298,76 @@ def test_folder_holds_page_maps_and_numbers(complete: Comparison, tmp_path) -> N
 
 
 def test_comparison_replaces_neither_an_explanation_nor_photographs(
-    complete: Comparison, tmp_path: Path
+    comparer: Comparer, complete: Comparison, tmp_path: Path
 ) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "one.png").write_bytes(b"mine")
     with pytest.raises(DataError, match="one exists and is not a comparison, so it is not"):
-        write_comparison(tmp_path / "one", complete, "one.png")
+        written(comparer, tmp_path / "one", complete, tmp_path / "photo.png")
     with folder_beside(tmp_path / "two", EXPLANATION) as building:
         (building / "explanation.json").write_text("{}")
     with pytest.raises(DataError, match="is not a comparison but an explanation"):
-        write_comparison(tmp_path / "two", complete, "two.png")
+        written(comparer, tmp_path / "two", complete, tmp_path / "photo.png")
     assert (tmp_path / "one" / "one.png").read_bytes() == b"mine"
     assert (tmp_path / "two" / "explanation.json").read_text() == "{}"
 
 
-def test_probabilities_most_probable_first(complete: Comparison) -> None:
-    table = probabilities_table(complete)
-    order = np.argsort(-complete.reading.probabilities)
-    assert list(table["diagnosis"]) == [
-        class_name(complete.labels, complete.classes[k]) for k in order
-    ]
-    assert "cannot be excluded" not in table
-    with_set = replace(complete, reading=replace(complete.reading, prediction_set=(order[0],)))
-    assert list(probabilities_table(with_set)["cannot be excluded"]) == ["yes"] + [""] * 6
-    assert table["role"].tolist()[0] == "explained"
-    assert table["role"].tolist()[1] == "compared"
-    assert (table["role"] == "compared").sum() == 2
+def test_the_page_says_what_the_model_says(comparer: Comparer, complete: Comparison) -> None:
+    told = About("one.png", "ab" * 32, ["Too dark."], ["A doubt."], {"seed": "7"})
+    page = comparison_page(comparer.bundle, complete, Canvas(IMAGE), told)
+    text = text_of(page.split("<main>")[1].split("</main>")[0])
+    assert "The model abstains" in text and "Too dark." in text and "A doubt." in text
+    assert f"Most probable: {complete.labels.of(complete.target).name}" in text
+    for said in ("one.png", "ab" * 32, complete.model["fingerprint"], "seed 7", "Grad-CAM++"):
+        assert said in text, said
+
+
+def written(comparer: Comparer, folder: Path, complete: Comparison, path: Path) -> Path:
+    """Write a comparison of a photograph that is made."""
+    picture(3, 60, 80).save(path)
+    return write_comparison(comparer.bundle, folder, complete, Source(path))
+
+
+def test_an_interrupted_comparison_keeps_what_it_has(
+    comparer: Comparer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(3, 60, 80).save(tmp_path / "one.png")
+    steps = Comparer.steps
+
+    def interrupted(self: Comparer, *arguments: object, **options: object) -> Iterator[Comparison]:
+        yield from islice(steps(self, *arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Comparer, "steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare_files(
+            comparer.bundle,
+            [tmp_path / "one.png"],
+            tmp_path / "out",
+            methods="grad_cam,layer_cam,hires_cam",
+        )
+    stored = read_json(tmp_path / "out" / "one" / "comparison.json")
+    assert list(stored["methods"]) == ["grad_cam", "layer_cam"] and "summary" not in stored
+    assert "Layer-CAM" in (tmp_path / "out" / "one" / "comparison.html").read_text()
+
+
+def test_outlines_of_another_size_fit_if_they_have_the_shape(
+    comparer: Comparer, tmp_path: Path
+) -> None:
+    picture(3, 300, 400).save(tmp_path / "one.png")
+    mask = np.zeros((450, 600), np.uint8)
+    mask[150:300, 200:400] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    given = ([tmp_path / "one.png"], tmp_path / "out")
+    options = {"methods": "grad_cam", "scales": False}
+    (page,) = compare_files(comparer.bundle, *given, mask=tmp_path / "mask.png", **options)
+    stored = read_json(page.with_name("comparison.json"))
+    # A ninth of the photograph; of its height eight ninths are seen.
+    assert stored["outline"]["area"] == pytest.approx(1 / 8, abs=0.01)
+    assert "scales" not in stored
+    Image.fromarray(mask[:400]).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="another shape"):
+        compare_files(comparer.bundle, *given, mask=tmp_path / "mask.png", **options)
 
 
 def test_the_most_probable_diagnosis_to_contrast_with_is_no_error(
@@ -338,7 +397,7 @@ def test_one_method_is_enough_and_none_is_not() -> None:
     # Grad-CAM of all classes comes for free, so there is a contrast all the same.
     (contrasts,) = result.discrimination.contrasts.values()
     assert [one.method for one in contrasts] == ["grad_cam"]
-    assert "Grad-CAM++" in comparison_page(result, "x")
+    assert "Grad-CAM++" in comparison_page(bundle, result, Canvas(IMAGE), About("x"))
     with pytest.raises(UsageError, match="at least one"):
         Comparer(bundle, [])
 
@@ -390,7 +449,7 @@ def test_consensus_has_a_fixed_scale(drawn, complete: Comparison) -> None:
     assert np.array_equal(consensus, colorize(half))
     # 0.5 is the largest spread there is.
     disagreement = pixels(shown, "Disagreement of the methods")[..., :3]
-    assert np.array_equal(disagreement, colorize(2 * half, color_map="cividis"))
+    assert np.array_equal(disagreement, colorize(2 * half))
 
 
 def test_every_scale_and_the_fused_map_are_shown(drawn, complete: Comparison) -> None:
@@ -410,10 +469,11 @@ def test_contrasts_say_for_whom(drawn, complete: Comparison) -> None:
     other = complete.classes[complete.reading.others[0]]
     found = replace(complete.discrimination, contrasts={complete.reading.others[0]: (one,)})
     shown = drawn_part(replace(complete, discrimination=found), "4. ", drawn["image"])
-    assert f"LIME for {other} for {complete.target} Discrimination 0.50; 25 % for {other}." in (
-        text_of(shown)
-    )
-    alt = f"LIME: where the image speaks for {complete.target} rather than {other}"
+    named, against = (class_name(complete.labels, code) for code in (complete.target, other))
+    text = text_of(shown)
+    assert f"for {against} (-1) for {named} (1)" in text
+    assert f"Discrimination 0.50; 25 % for {against}." in text
+    alt = f"LIME: where the image speaks for {named} rather than {against}"
     colors = pixels(shown, alt)[..., :3]
     assert np.array_equal(
         colors[[0, -1], [0, -1]], colorize(np.array([[-1.0, 1.0]]), signed=True)[0]
@@ -430,7 +490,7 @@ def test_a_model_without_feature_maps_is_compared_by_the_other_methods() -> None
     assert (result.scales is None and "layers cannot be found" in result.missing["scales"]) or (
         "feature maps" in result.missing["scales"]
     )
-    page = comparison_page(result, "x")
+    page = comparison_page(bundle, result, Canvas(image), About("x"))
     assert "3. Several scales" in page and "Left out." in page
     assert "not calibrated" in page and comparison_numbers(result, "x")["calibrated"] is False
     # The methods' own questions stand elsewhere.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermlens.data.images import load_image
+from dermlens.data.images import fit_box, load_image
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.base import Attribution, Cost
 from dermlens.explainers.output import Contrast, Probability
@@ -19,7 +19,7 @@ from dermlens.model.bundle import Bundle, save_bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.report.explanation import describe, explain_files
-from dermlens.report.figures import overlay
+from dermlens.report.figures import overlay_on_photograph
 from tests_support import register_tiny_backbone
 
 CODES = HAM10000.codes
@@ -102,14 +102,19 @@ def test_pictures_are_overlays_of_the_arrays(
     bundle: Bundle, files: list[Path], written: list[Path]
 ) -> None:
     for path, folder in zip(files, written, strict=True):
-        image = load_image(path, bundle.input_size)
+        photograph = load_image(path)
         with np.load(folder / "attributions.npz") as arrays:
             for name in METHOD_NAMES:
-                expected = overlay(
-                    image, arrays[name], opacity=0.6, signed=name == "integrated_gradients"
+                expected = overlay_on_photograph(
+                    photograph,
+                    arrays[name],
+                    fit_box(*photograph.shape[:2], bundle.input_size),
+                    opacity=0.6,
+                    signed=name == "integrated_gradients",
                 )
                 with Image.open(folder / f"{name}.png") as drawn:
                     assert drawn.mode == "RGB" and np.array_equal(np.asarray(drawn), expected)
+                    assert drawn.width == photograph.shape[1]
 
 
 def test_description_holds_the_answer_and_the_costs(

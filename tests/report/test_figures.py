@@ -6,10 +6,13 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from skimage.color import rgb2lab
 
 from dermlens.errors import UsageError
 from dermlens.report.figures import (
     LESION_COLOR,
+    TWO_SIDED,
+    UNSIGNED_MAP,
     Panel,
     attribution_figure,
     attribution_grid,
@@ -17,12 +20,13 @@ from dermlens.report.figures import (
     normalize,
     outline,
     overlay,
+    overlay_on_photograph,
 )
 
 SHAPE = (6, 9)
-MOST = (252, 255, 164)
-LEAST = (0, 0, 4)
-FOR, AGAINST = (127, 59, 8), (45, 0, 75)
+MOST = (253, 231, 37)
+LEAST = (68, 1, 84)
+FOR, AGAINST = (205, 0, 150), (0, 220, 255)
 
 
 @pytest.fixture(autouse=True)
@@ -101,10 +105,10 @@ def test_colors_are_rgb_at_both_ends_and_neutral_at_zero():
     assert named.tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-def test_zero_of_a_signed_map_is_neutral_whatever_else_is_in_it():
+def test_zero_of_a_signed_map_leaves_the_image_whatever_else_is_in_it():
     for other in (5.0, -5.0):
-        drawn = overlay(np.zeros((*SHAPE, 3), np.uint8), hot(2, 7, other), opacity=1, signed=True)
-        assert np.ptp(drawn[0, 0].astype(int)) <= 2 and drawn[0, 0].min() > 240
+        drawn = overlay(picture(), hot(2, 7, other), opacity=1, signed=True)
+        assert np.array_equal(drawn[0, 0], picture()[0, 0])
         assert drawn[2, 7].tolist() == list(FOR if other > 0 else AGAINST)
 
 
@@ -113,19 +117,75 @@ def test_hot_pixel_stands_where_it_is(row, column):
     drawn = overlay(np.zeros((*SHAPE, 3), np.uint8), hot(row, column), opacity=1)
     assert drawn.shape == (*SHAPE, 3) and drawn.dtype == np.uint8
     assert np.array_equal(np.argwhere((drawn == MOST).all(axis=2)), [[row, column]])
-    assert ((drawn == LEAST).all(axis=2)).sum() == SHAPE[0] * SHAPE[1] - 1
+    assert (drawn == 0).all(axis=2).sum() == SHAPE[0] * SHAPE[1] - 1
 
 
 def test_overlay_mixes_image_and_map():
     image = picture()
     assert np.array_equal(overlay(image, hot(1, 2), opacity=0), image)
-    colors = np.full((*SHAPE, 3), LEAST, float)
-    colors[1, 2] = MOST
     for opacity in (0.25, 0.5, 1.0):
-        expected = np.round((1 - opacity) * image + opacity * colors)
+        expected = image.astype(float)
+        expected[1, 2] = np.round((1 - opacity) * image[1, 2] + opacity * np.array(MOST))
         drawn = overlay(image, hot(1, 2), opacity=opacity)
         assert np.abs(drawn - expected).max() == 0
+    half = np.ones(SHAPE, np.float32)
+    half[0, 0], half[1, 2] = 0.5, 0.0
+    # Half of the evidence is drawn half as opaque.
+    color = colorize(np.array([[0.5]]))[0, 0]
+    expected = np.round(0.5 * image[0, 0] + 0.5 * color)
+    assert np.abs(overlay(image, half, opacity=1)[0, 0] - expected).max() <= 1
     assert np.array_equal(overlay(image.astype(np.float32), hot(1, 2)), overlay(image, hot(1, 2)))
+
+
+def test_overlays_have_the_photographs_own_size_and_a_color_bar():
+    photograph = np.random.default_rng(3).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    values = hot(0, 0)
+    drawn = overlay_on_photograph(photograph, values, (0.0, 75.0, 200.0, 225.0), opacity=1)
+    assert drawn.shape[1] == 200 and 300 < drawn.shape[0] < 360
+    # What the network did not see is darker, what it saw without evidence untouched.
+    assert np.array_equal(drawn[:75], photograph[:75] // 2)
+    assert np.array_equal(drawn[200:225, 150:], photograph[200:225, 150:])
+    assert drawn[76, 1].tolist() == list(MOST)
+    bar = drawn[300]
+    assert bar[0].tolist() == list(LEAST) and bar[-1].tolist() == list(MOST)
+
+
+PIGMENT = {
+    "skin": (222, 178, 160), "tan": (196, 148, 116), "brown": (120, 76, 48), "dark": (60, 40, 34),
+    "red": (168, 70, 66), "orange brown": (179, 106, 40),
+}  # fmt: skip
+# Machado, Oliveira & Fernandes, "A physiologically-based model for simulation of color vision
+# deficiency", 2009, severity 1, for linear RGB.
+EYES = {
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+               [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+               [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+               [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+def seen(color: tuple[int, ...], eyes: str) -> np.ndarray:
+    """A color in CIELAB as somebody sees it."""
+    share = np.array(color) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(EYES[eyes]) @ linear, 0, 1)
+    shown = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return rgb2lab(shown[None, None])[0, 0]
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("name", TWO_SIDED)
+def test_two_sided_colors_are_told_apart_and_from_pigment_by_all_eyes(name, eyes):
+    ends = colorize(np.array([[-1.0, 1.0]]), signed=True, color_map=name)[0]
+    against, spoken_for = (seen(tuple(end), eyes) for end in ends)
+    assert np.linalg.norm(against - spoken_for) > 30
+    if name == UNSIGNED_MAP:
+        for pigment, color in PIGMENT.items():
+            for end in (against, spoken_for):
+                assert np.linalg.norm(end - seen(color, eyes)) > 20, pigment
 
 
 def test_overlay_refuses_what_does_not_fit():
@@ -201,7 +261,7 @@ def test_attribution_grid_normalizes_each_image_alone():
     for row, image, place in zip(rows, images, ([1, 7], [4, 0]), strict=True):
         assert np.array_equal(shown(row[0]), image)
         assert np.array_equal(np.argwhere((shown(row[1]) == MOST).all(axis=2)), [place])
-        assert np.ptp(shown(row[2]).astype(int)) <= 2
+        assert np.array_equal(shown(row[2]), image)
 
 
 def test_attribution_grid_outlines_only_known_lesions():

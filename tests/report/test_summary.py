@@ -60,11 +60,11 @@ def test_sentences_word_for_word() -> None:
         "contrast_nv",
     ]
     assert said["diagnosis"] == (
-        "Most probable: melanoma (mel), 62 %. Cannot be excluded: melanocytic nevus (nv), 18 %. "
-        "Flagged: melanoma. It is contrasted with melanocytic nevus (nv), 18 %."
+        "Most probable: melanoma, 62 %. Cannot be excluded: melanocytic nevus, 18 %. "
+        "Flagged: melanoma. It is contrasted with melanocytic nevus, 18 %."
     )
     assert said["evidence"] == (
-        "On average 75 % of the evidence for melanoma (mel) lies inside the outline, which covers "
+        "On average 75 % of the evidence for melanoma lies inside the outline, which covers "
         "25 % of the image: 3.0 times its share (from 60 % by Kernel SHAP to 90 % by Grad-CAM)."
     )
     assert said["place"] == (
@@ -78,12 +78,12 @@ def test_sentences_word_for_word() -> None:
         "and Kernel SHAP (0.40)."
     )
     assert said["against"] == (
-        "By the 2 methods that can tell, 20 % of all evidence speaks against melanoma (mel), most "
+        "By the 2 methods that can tell, 20 % of all evidence speaks against melanoma, most "
         "densely on the surrounding skin."
     )
     assert said["contrast_nv"] == (
-        "Where melanoma (mel) and melanocytic nevus (nv) differ, 30 % of the evidence speaks for "
-        "melanocytic nevus (nv), most densely along its border. 60 % of the evidence for the two "
+        "Where melanoma and melanocytic nevus differ, 30 % of the evidence speaks for "
+        "melanocytic nevus, most densely along its border. 60 % of the evidence for the two "
         "lies in different places (median over methods; 0 % same places, 100 % no place in common)."
     )
 
@@ -151,8 +151,8 @@ def test_a_target_that_is_not_the_most_probable() -> None:
     # Another diagnosis is more probable: that is no tie.
     assert names(other) == ["not_the_most_probable"]
     said = sentences(other)["diagnosis"]
-    assert said.startswith("Most probable: melanoma (mel), 62 %.")
-    assert "Explained here is benign keratosis-like lesion (bkl), under 1 %." in said
+    assert said.startswith("Most probable: melanoma, 62 %.")
+    assert "Explained here is benign keratosis-like lesion, under 1 %." in said
 
 
 def test_sets_of_one_and_bundles_without_sets() -> None:

@@ -32,10 +32,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "GRADIO_EXAMPLES_CACHE",
         "GRADIO_ANALYTICS_ENABLED",
         "GRADIO_HEARTBEAT_INTERVAL",
+        "XDG_CACHE_HOME",
     )
     before = {name: os.environ.get(name) for name in names}
     # Seconds until the end of a session is noticed.
     os.environ["GRADIO_HEARTBEAT_INTERVAL"] = "0.3"
+    # Where the last data set of examples is remembered.
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     page = launch(save_untrained(tmp_path_factory.mktemp("served") / "bundle"), block=False)
     yield Served(page.local_url, Path(os.environ["GRADIO_TEMP_DIR"]), page)
     page.close()

@@ -17,6 +17,7 @@ from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.labels import label_set
 from dermlens.model.bundle import Bundle
 from dermlens.report.explanation import explain_files
+from dermlens.report.verdict import verdict
 from dermlens.serve import app_batch, app_page, app_page_about, app_page_results
 from dermlens.serve.app import build_app
 from dermlens.serve.app_actions import Actions
@@ -53,7 +54,7 @@ def test_verdict_of_two_classes(two: Bundle, desk: Desk, photo: Path) -> None:
     expected = two.probabilities(two.logits(image))[0]
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
     assert found.usability is None and found.reasons == () and found.ood_score is None
-    text = text_of(app_page.verdict(two, found))
+    text = text_of(verdict(two, found))
     name = two.classes[expected.argmax()]
     assert text.startswith(f"Most probable: {name}, ") and "(not calibrated)" in text
     assert "Probabilities are not calibrated" in text
@@ -77,7 +78,7 @@ def test_grad_cam_of_a_head_that_is_no_pooling_and_dense_layer(
     for target in (0, 1):
         expected = GradCAM(two).attribute(found.image[None], target).maps[0]
         np.testing.assert_allclose(desk.actions.map_of(found, target), expected, atol=1e-6)
-    assert two.classes[1] in text_of(app_page.grad_cam(desk.actions, found, 1))
+    assert two.classes[1] in app_page.evidence(desk.actions, found, 1)
 
 
 def test_explained_and_compared(desk: Desk, photo: Path) -> None:
@@ -99,8 +100,8 @@ def test_batch_of_two_classes(two: Bundle, desk: Desk, photo: Path) -> None:
     *_, rows = app_batch.analyze_many(desk.actions, [("a.png", photo)])
     table = app_batch.shown_table(desk.actions, rows)
     assert list(table.columns) == [
-        *("File", "Verdict", "Most probable", "Code", "Probability (not calibrated)"),
-        *("Cannot be excluded", "Flags", "Reason"),
+        *("No.", "Picture", "File", "Verdict", "Most probable", "Probability (not calibrated)"),
+        *("Cannot be excluded", "Alerts", "True class", "Remarks"),
     ]
     (row,) = csv.DictReader(io.StringIO(app_batch.as_csv(desk.actions, rows)))
     assert row["calibrated"] == "False" and float(row["probability_golden retriever"]) > 0
@@ -115,7 +116,7 @@ def test_subclassed_model_offers_the_other_methods_and_says_why(photo: Path) -> 
     assert desk.explaining.without
     found = desk.actions.analyze(photo)
     assert desk.actions.map_of(found, 0) is None
-    assert "There is no Grad-CAM of this model." in app_page.grad_cam(desk.actions, found, 0)
+    assert "There is no Grad-CAM of this model." in app_page.evidence(desk.actions, found, 0)
     with pytest.raises(Exception, match="activation map"):
         list(desk.explain(None, str(photo), ["grad_cam"], PREDICTED))
     *_, last = desk.explain(None, str(photo), ["occlusion"], PREDICTED)
@@ -128,19 +129,19 @@ def test_subclassed_model_offers_the_other_methods_and_says_why(photo: Path) -> 
 def test_eight_diagnoses_keep_their_names_and_marks(photo: Path) -> None:
     bundle = adopted_bundle(labels=EIGHT)
     actions = Actions(bundle)
-    text = text_of(app_page.verdict(bundle, actions.analyze(photo)))
+    text = text_of(verdict(bundle, actions.analyze(photo)))
     for label in EIGHT.labels:
         assert f"{label.name} malignant" in text if label.malignant else label.name in text
     assert "not calibrated" in text and "these 8 diagnoses only" in text
     # A flag needs a threshold, and none was fitted.
-    assert "threshold" not in text and "Flagged" not in text
+    assert "threshold" not in text and "suspected" not in text
 
 
 def test_sigmoid_probabilities_are_not_said_to_sum_to_one(photo: Path) -> None:
     bundle = adopted_bundle(("car", "road", "tree"), "sigmoid")
     found = Actions(bundle).analyze(photo)
     np.testing.assert_allclose(found.probabilities, 1 / (1 + np.exp(-found.logits)), atol=1e-6)
-    assert "Each class is judged for itself" in text_of(app_page.verdict(bundle, found))
+    assert "Each class is judged for itself" in text_of(verdict(bundle, found))
 
 
 def test_predictions_on_the_command_line(two: Bundle, photo: Path) -> None:
@@ -158,7 +159,7 @@ def test_explanations_on_disk(two: Bundle, photo: Path, tmp_path: Path) -> None:
     stored = json.loads((folder / "explanation.json").read_text())
     assert stored["calibrated"] is False and stored["target"] == "cat"
     assert set(stored["probabilities"]) == set(two.classes)
-    assert Image.open(folder / "grad_cam.png").size == (SIZE[1], SIZE[0])
+    assert Image.open(folder / "grad_cam.png").width == 320
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermlens.errors import UsageError
+from dermlens.errors import DataError, UsageError
 from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.report.comparer import Comparer
 from dermlens.report.comparison_view import matrix_table
 from dermlens.serve import app_batch, app_page_results, app_style
-from dermlens.serve.app_actions import Actions, Analysis
+from dermlens.serve.app_actions import Actions, Analysis, Wish
 from dermlens.serve.app_desk import Desk, Job
-from dermlens.serve.app_explaining import Explaining, Work
+from dermlens.serve.app_explaining import Explaining, Work, with_outline
 from dermlens.serve.app_tabs import name_of
-from dermlens.serve.app_tabs_compare import maps_file
+from dermlens.serve.app_tabs_compare import maps_file, report_of
 from serving_support import text_of
 
 METHODS = ["grad_cam", "integrated_gradients"]
@@ -167,19 +168,99 @@ def test_batch_table_and_csv(actions: Actions, lesion: Path, tmp_path: Path) -> 
     assert [len(rows) for rows in states] == [1, 2, 3]
     table = app_batch.shown_table(actions, states[-1])
     assert list(table.columns) == list(app_batch.columns(actions.bundle))
+    assert list(table["No."]) == [1, 2, 3] and 'src="data:image/jpeg' in table.Picture[0]
+    # What the page abstains on has no diagnosis, in the table or in the file, unless asked for.
+    assert table["Most probable"][1] == "" and np.isnan(table.Melanoma[1])
+    asked = app_batch.shown_table(actions, states[-1], anyway=True)
+    assert asked["Most probable"][1] and 0 <= asked.Melanoma[1] <= 1
     assert list(table.Verdict) == ["answers", "abstains", "not read"]
     assert list(table.File) == ["lesion.png", "=1+1.png", "broken.png"]
-    assert "No lesion stands out" in table.Reason[1] and "cannot be decoded" in table.Reason[2]
+    assert "No lesion stands out" in table.Remarks[1] and "cannot be decoded" in table.Remarks[2]
     expected = actions.analyze(lesion)
     assert table.Melanoma[0] == pytest.approx(expected.probabilities[4], abs=5e-4)
     rows = list(csv.DictReader(io.StringIO(app_batch.as_csv(actions, states[-1]))))
     assert rows[1]["file"] == "'=1+1.png" and rows[1]["abstain"] == "True"
+    assert rows[1]["predicted"] == rows[1]["probability_mel"] == rows[1]["flag_melanoma"] == ""
     assert rows[2]["predicted"] == "" and rows[2]["error"].endswith(".")
     found = [float(rows[0][f"probability_{c}"]) for c in actions.bundle.classes]
     np.testing.assert_allclose(found, expected.probabilities, rtol=1e-5)
     assert app_batch.as_data(actions, states[-1])[0]["logits"]["mel"] == pytest.approx(
         float(expected.logits[4])
     )
+
+
+def test_batches_are_measured_where_the_truth_is_known(
+    actions: Actions, lesion: Path, tmp_path: Path
+) -> None:
+    said = actions.bundle.classes[actions.analyze(lesion).predicted]
+    other = next(code for code in actions.bundle.classes if code != said)
+    (tmp_path / "labels.csv").write_text(f"image_id,dx\na,{said}\nb,{other}\n")
+    truths = app_batch.read_truths(actions.bundle, tmp_path / "labels.csv")
+    files = [("a.png", lesion), ("b.png", lesion), ("c.png", lesion)]
+    *_, rows = app_batch.analyze_many(actions, files, truths)
+    assert [row.truth for row in rows] == [said, other, ""]
+    first, inside, *alerts = (t.replace("\xa0", " ") for t in app_batch.measured(actions, rows))
+    assert "truth of 2 answered images is known" in first and "is right for 50 %" in first
+    assert "mean over 2 diagnoses 50 %" in first and "holds the truth for" in inside
+    assert len(alerts) == 2 and "of 0 with it" not in alerts[0] + first
+    page = app_batch.summary_page(actions, rows)
+    assert "is right for 50" in page and page.count("data:image/jpeg") == 3
+    assert app_batch.measured(actions, rows[2:]) == []
+    (tmp_path / "labels.csv").write_text("image_id,dx\na,cat\n")
+    with pytest.raises(DataError, match="The table of labels") as refused:
+        app_batch.read_truths(actions.bundle, tmp_path / "labels.csv")
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_scales_are_left_out_unless_asked_for(desk: Desk, analysis: Analysis) -> None:
+    *_, last = desk.explaining.compare(analysis, ["grad_cam"], scales=False)
+    assert last.comparison.scales is None and last.total == 4
+    text = text_of(app_page_results.comparison(Job("", analysis, last)))
+    assert "Several scales" not in text and "3. Why" in text
+
+
+def test_evidence_inside_an_outline_is_measured(desk: Desk, lesion: Path) -> None:
+    desk.analyze("eve", str(lesion))
+    with pytest.raises(UsageError, match="around the lesion"):
+        desk.draw_outline("eve", [[0.1, 0.1], [0.9, 0.9]])
+    desk.draw_outline("eve", [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]])
+    wish = Wish(outline="drawn")
+    *_, last = desk.compare("eve", str(lesion), ["grad_cam"], wish=wish, scales=False)
+    state = last.work.comparison
+    assert state.reading.lesion is not None
+    # The crop keeps 8/9 of the height of a photograph of 3:4.
+    assert state.reading.lesion.mean() == pytest.approx(0.25 * 9 / 8, abs=0.03)
+    assert state.summary is not None and "inside the outline" in state.summary.sentences["evidence"]
+    html = app_page_results.comparison(last, wish)
+    assert "dl-lesion" in html and "of the picture" in text_of(html)
+    bare = with_outline(last.work, None, synthetic=True).comparison
+    assert bare.summary is not None and "No outline" in bare.summary.sentences["evidence"]
+    # It belongs to the picture it was drawn on.
+    shown = desk.shown("eve", "analysis")
+    assert desk.outline("eve", replace(shown, path="another.png"), wish) is None
+    assert desk.outline("eve", shown, Wish(outline="none")) is None
+
+
+def test_what_the_page_abstains_on_is_not_explained(desk: Desk, tmp_path: Path) -> None:
+    Image.new("RGB", (400, 300), (200, 160, 150)).save(tmp_path / "skin.png")
+    given = str(tmp_path / "skin.png")
+    for work in (desk.explain, desk.compare):
+        with pytest.raises(UsageError, match="abstains on this image"):
+            next(work("fay", given, ["grad_cam"]))
+    assert next(desk.explain("fay", given, ["grad_cam"], wish=Wish(anyway=True)))
+
+
+def test_the_report_says_where_it_comes_from(desk: Desk, lesion: Path) -> None:
+    *_, last = desk.compare("gil", str(lesion), METHODS, scales=False)
+    html = report_of(desk, last, Wish(), "lesion")
+    text = text_of(html.split("</style>")[1].split("<body>")[1].split("</body>")[0])
+    for said in ("lesion", last.analysis.sha256, desk.bundle.identity["fingerprint"], "Melanoma"):
+        assert said in text
+    assert re.search(r"date \d{4}-\d\d-\d\d \d\d:\d\d", text)
+    assert "Cannot be excluded" in text and "alignan" in text and "outline none" in text
+    nameless = report_of(desk, last, Wish(), "")
+    assert last.analysis.sha256 not in nameless and "lesion.png" not in nameless
+    assert "size: A4" in html and "minmax(min(480px, 100%)" in html
 
 
 def test_batches_have_limits(

@@ -187,6 +187,35 @@ def test_canceled_jobs_end_although_somebody_listens(monkeypatch: pytest.MonkeyP
         assert action.ended.wait(20)
 
 
+def test_stop_ends_what_runs_and_what_waits_and_admits_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, action = event("ann"), Batches()
+    jobs = watching([event("bob")], [seen])
+    monkeypatch.setattr(jobs, "_event", lambda: seen)
+    assert jobs.refusal(LONG, "ann", None) == ONE_EACH and jobs.busy("ann", "explaining")
+
+    async def stopped_on_the_way() -> list[Any]:
+        results = jobs.stoppable(action, lambda: "stopped")()
+        got = [await anext(results)]
+        rest = asyncio.ensure_future(anext(results))
+        await asyncio.to_thread(action.begun.wait, 20)
+        jobs.stop("ann", "batch")
+        jobs.stop("ann", "explaining")
+        return [*got, await rest, *[one async for one in results]]
+
+    async def never_begun(waiting: Batches) -> list[Any]:
+        return [one async for one in jobs.stoppable(waiting, lambda: "stopped")()]
+
+    with jobs.readers.reading("ann"):
+        assert asyncio.run(stopped_on_the_way()) == [1, "stopped"]
+        assert action.ended.wait(20)
+        waiting = Batches()
+        assert asyncio.run(never_begun(waiting)) == ["stopped"] and not waiting.begun.is_set()
+    assert jobs.refusal(LONG, "ann", None) is None and not jobs.busy("ann", "explaining")
+    assert jobs.refusal(LONG, "bob", None) == ONE_EACH
+
+
 def test_jobs_that_are_read_come_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_jobs, "SECONDS_UNREAD", 0.05)
     jobs = watching([], [])
@@ -262,10 +291,10 @@ def test_unread_calls_do_not_hold_the_next_visitor(
     served: Any, endless: list[Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_jobs, "SECONDS_UNREAD", 0.3)
-    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno"]
+    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno", "none", False]
     unread = [started(served.url, "explain", data) for _ in range(3)]
     monkeypatch.setattr(Explaining, "compare", lambda *_, **__: iter(()))
-    request = [*data[:3], RUNNER_UP, "inferno"]
+    request = [*data[:3], RUNNER_UP, False, "inferno", "none", False]
     visitor = started(served.url, "compare", request)
     # The visitor reads at once and is served, although nobody has ended the three.
     assert "event: complete" in last(served.url, "compare", visitor)
@@ -276,7 +305,7 @@ def test_unread_calls_do_not_hold_the_next_visitor(
 def test_the_second_job_of_a_session_is_refused_with_a_sentence(
     served: Any, endless: list[Batches], tmp_path: Path
 ) -> None:
-    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno"]
+    data = [uploaded(served.url, tmp_path), ["grad_cam"], PREDICTED, "inferno", "none", False]
     dependencies = httpx.get(f"{served.url}config").json()["dependencies"]
     number = next(one["id"] for one in dependencies if one["api_name"] == "explain")
     session = {"session_hash": "ann-jobs"}
@@ -288,7 +317,7 @@ def test_the_second_job_of_a_session_is_refused_with_a_sentence(
     first = started(served.url, "explain", data, **session)
     with messages_of(served.url, "ann-jobs") as messages:
         wait_for(messages, "process_starts", first)
-        request = [*data[:3], RUNNER_UP, "inferno"]
+        request = [*data[:3], RUNNER_UP, False, "inferno", "none", False]
         for second in (
             started(served.url, "explain", data, **session),
             started(served.url, "compare", request, **session),
@@ -306,7 +335,7 @@ def test_the_second_job_of_a_session_is_refused_with_a_sentence(
 
 
 def test_the_queue_cannot_be_passed_by(served: Any, tmp_path: Path) -> None:
-    data = [uploaded(served.url, tmp_path), "inferno"]
+    data = [uploaded(served.url, tmp_path), "inferno", "none"]
     for route in ("run", "api"):
         answer = httpx.post(f"{served.url}gradio_api/{route}/analyze", json={"data": data})
         assert answer.status_code in (404, 405)

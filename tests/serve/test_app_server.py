@@ -21,6 +21,7 @@ from dermlens.labels import HAM10000
 from dermlens.serve.app_actions import Actions
 from serving_support import picture, text_of
 
+WISHES = ["inferno", "none", False]
 SENTENCES = {
     "text": "cannot be decoded as an image",
     "empty": "empty",
@@ -45,14 +46,16 @@ def sent(path: Path) -> Any:
 
 def test_endpoints_are_named_typed_and_described(client: Any) -> None:
     described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    names = {"/analyze", "/explain", "/compare", "/report", "/maps", "/batch"}
+    names = {"/analyze", "/show", "/explain", "/compare", "/report", "/maps"}
+    names |= {"/batch", "/table", "/summary"}
     assert set(described) == names
     for endpoint in described.values():
         assert endpoint["description"].endswith(".")
         for parameter in endpoint["parameters"]:
             assert parameter["label"] and parameter["type"]
     given = [p["parameter_name"] for p in described["/compare"]["parameters"]]
-    assert given == ["image", "methods", "target", "against", "color_map"]
+    wishes = ["color_map", "outline", "anyway"]
+    assert given == ["image", "methods", "target", "against", "scales", *wishes]
 
 
 def test_analyze(client: Any, actions: Actions, lesion: Path) -> None:
@@ -75,7 +78,7 @@ def test_explain_gives_each_method_when_it_is_ready(client: Any, lesion: Path) -
 
 def test_compare_streams_its_parts_and_gives_report_and_maps(client: Any, lesion: Path) -> None:
     methods = ["grad_cam", "integrated_gradients"]
-    job = client.submit(sent(lesion), methods, "mel", "nv", api_name="/compare")
+    job = client.submit(sent(lesion), methods, "mel", "nv", True, api_name="/compare")
     page, numbers = job.result()
     running = [facts["running"] for _, facts in job.outputs()]
     assert running == [*methods, "agreement", "scales", "discrimination", None]
@@ -94,11 +97,26 @@ def test_compare_streams_its_parts_and_gives_report_and_maps(client: Any, lesion
     assert {*methods, "consensus", "scale__fused", "contrast__nv__grad_cam"} <= set(maps.files)
 
 
-def test_report_needs_a_complete_comparison(served: Any) -> None:
+def test_what_was_analyzed_is_drawn_again(served: Any, lesion: Path, tmp_path: Path) -> None:
+    from gradio_client import Client
+
+    client = Client(served.url, verbose=False)
+    first = client.predict(sent(lesion), api_name="/analyze")
+    again = client.predict("bcc", "inferno", "none", api_name="/show")
+    assert again[0] == first[0] and again[1] != first[1] and "Basal cell" in again[1]
+    Image.new("RGB", (400, 300), (200, 160, 150)).save(tmp_path / "skin.png")
+    *_, facts, _ = client.predict(sent(tmp_path / "skin.png"), api_name="/analyze")
+    assert facts["abstain"] and facts["predicted"] is None
+    *_, facts = client.predict(PREDICTED, "viridis", "none", True, api_name="/show")
+    assert facts["abstain"] and facts["predicted"] is not None
+    client.close()
+
+
+def test_report_needs_a_comparison(served: Any) -> None:
     from gradio_client import Client
     from gradio_client.exceptions import AppError
 
-    with pytest.raises(AppError, match="no complete comparison"):
+    with pytest.raises(AppError, match="nothing to save yet"):
         Client(served.url, verbose=False).predict(api_name="/report")
 
 
@@ -106,15 +124,19 @@ def test_batch_has_a_row_for_every_file(
     client: Any, lesion: Path, bad_files: dict[str, Path]
 ) -> None:
     files = [sent(lesion), *(sent(path) for path in bad_files.values())]
-    status, table, file, facts = client.predict(files, api_name="/batch")
+    status, table, facts = client.predict(files, None, api_name="/batch")
     assert "6 files" in text_of(status) and "5 could not be read" in text_of(status)
     assert [row["file"] for row in facts] == ["lesion.png", *(p.name for p in bad_files.values())]
     assert facts[0]["error"] is None and facts[0]["probabilities"]
     assert all(row["error"].endswith(".") and "probabilities" not in row for row in facts[1:])
-    assert table["headers"][:2] == ["File", "Verdict"]
-    assert [row[1] for row in table["data"][1:]] == ["not read"] * 5
+    assert table["headers"][:4] == ["No.", "Picture", "File", "Verdict"]
+    assert [row[3] for row in table["data"][1:]] == ["not read"] * 5
+    file = client.predict(api_name="/table")
     lines = base64.b64decode(file["base64"]).decode().splitlines()
-    assert lines[0].startswith("file,predicted,prediction_set,abstain") and len(lines) == 7
+    assert lines[0].startswith("file,truth,predicted,prediction_set,abstain") and len(lines) == 7
+    page = client.predict(api_name="/summary")
+    assert page["name"] == "summary.html"
+    assert "5 could not be read" in base64.b64decode(page["base64"]).decode()
 
 
 def test_bad_files_are_refused_with_a_sentence_and_the_server_lives_on(
@@ -130,7 +152,7 @@ def test_bad_files_are_refused_with_a_sentence_and_the_server_lives_on(
     with pytest.raises(AppError, match="no image yet"):
         client.predict(None, ["grad_cam"], PREDICTED, api_name="/explain")
     with pytest.raises(AppError, match="no files yet"):
-        client.predict(None, api_name="/batch")
+        client.predict(None, None, api_name="/batch")
     assert client.predict(sent(lesion), api_name="/analyze")[2]["note"]
 
 
@@ -160,13 +182,13 @@ def as_upload(path: str) -> dict[str, Any]:
 
 def test_plain_http(served: Any, lesion: Path) -> None:
     path = upload(served.url, "lesion.png", lesion.read_bytes()).json()[0]
-    event, data = call(served.url, "analyze", [as_upload(path), "inferno"])
+    event, data = call(served.url, "analyze", [as_upload(path), "inferno", "none"])
     assert event == "complete" and set(data[2]["probabilities"]) == {
         d.code for d in HAM10000.labels
     }
     session = {"session_hash": "plain-http"}
     methods = ["grad_cam", "hires_cam"]
-    request = [as_upload(path), methods, PREDICTED, RUNNER_UP, "inferno"]
+    request = [as_upload(path), methods, PREDICTED, RUNNER_UP, False, *WISHES]
     assert call(served.url, "compare", request, **session)[0] == "complete"
     event, data = call(served.url, "maps", [], **session)
     assert event == "complete" and data[0]["name"] == "lesion.npz"
@@ -189,14 +211,13 @@ def test_no_file_of_the_server_and_no_other_server_is_reachable(served: Any, les
                 assert answer.status_code in (403, 404), (route, path)
                 assert "root:" not in answer.text
         for path in ("/etc/passwd", str(secret), "http://127.0.0.1:9/x.png", "../../etc/passwd"):
-            event, _ = call(served.url, "analyze", [as_upload(path), "inferno"])
+            event, _ = call(served.url, "analyze", [as_upload(path), "inferno", "none"])
             assert event == "error", path
-            event, _ = call(served.url, "batch", [[as_upload(path)]])
+            event, _ = call(served.url, "batch", [[as_upload(path)], None, False])
             assert event == "error", path
         for unmarked in ({"path": str(secret)}, {"path": f"{served.uploads}/../{secret.name}"}):
-            event, data = call(served.url, "analyze", [unmarked, "inferno"])
-            assert (event, data["error"]) == ("error", "Only uploaded files are read.")
-            assert call(served.url, "batch", [[unmarked]])[0] == "error"
+            assert call(served.url, "analyze", [unmarked, "inferno", "none"])[0] == "error"
+            assert call(served.url, "batch", [[unmarked], None, False])[0] == "error"
     finally:
         secret.unlink()
 
@@ -227,12 +248,14 @@ def test_path_like_names_stay_in_the_upload_folder(served: Any, lesion: Path) ->
     for name in ("../../../evil.png", "/etc/evil.png", "..\\..\\evil.png", "a/b/evil.png"):
         paths = upload(served.url, name, lesion.read_bytes()).json()
         assert Path(paths[0]).resolve().is_relative_to(served.uploads.resolve())
-        event, data = call(served.url, "analyze", [as_upload(paths[0]), "inferno"])
+        event, data = call(served.url, "analyze", [as_upload(paths[0]), "inferno", "none"])
         assert event == "complete"
     given = {**as_upload(paths[0]), "orig_name": "../../=evil.png"}
-    event, data = call(served.url, "batch", [[given]])
-    assert event == "complete" and data[3][0]["file"] == "=evil.png"
-    table = base64.b64decode(data[2]["base64"]).decode()
+    session = {"session_hash": "path-like-names"}
+    event, data = call(served.url, "batch", [[given], None, False], **session)
+    assert event == "complete" and data[2][0]["file"] == "=evil.png"
+    event, data = call(served.url, "table", [False], **session)
+    table = base64.b64decode(data[0]["base64"]).decode()
     assert "\n'=evil.png," in table
 
 
@@ -262,9 +285,11 @@ def test_no_file_holds_a_marked_image_after_the_session(served: Any, tmp_path: P
     assert set(marked_files([mark])) == set(mine)
     client = Client(served.url, verbose=False)
     client.predict(sent(mine[0]), api_name="/analyze")
-    client.predict([sent(path) for path in mine], api_name="/batch")
+    client.predict([sent(path) for path in mine], None, api_name="/batch")
     client.submit(sent(mine[0]), ["grad_cam", "hires_cam"], api_name="/compare").result()
     client.predict(api_name="/report")
+    client.predict(api_name="/table")
+    client.predict(api_name="/summary")
     # The client uploads a file for each request anew, and each upload has a place of its own.
     lying = set(marked_files([mark])) - set(mine)
     assert len(lying) == 4 and all(path.is_relative_to(served.uploads) for path in lying)
@@ -293,7 +318,7 @@ def test_the_same_picture_outlives_the_session_of_another_visitor(
     while any(path.exists() for path in hers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(path.exists() for path in hers) and his.exists()
-    event, data = call(served.url, "analyze", [as_upload(str(his)), "inferno"])
+    event, data = call(served.url, "analyze", [as_upload(str(his)), "inferno", "none"])
     assert event == "complete" and data[2]["probabilities"]
 
 
@@ -329,14 +354,14 @@ def test_nothing_a_visitor_sends_is_printed(served: Any, capfd: pytest.CaptureFi
     path = upload(served.url, "lesion.png", b"x").json()[0]
     calls: list[tuple[str, list[Any]]] = [
         ("analyze", [None, secret]),
-        ("explain", [as_upload(path), [secret], PREDICTED, "inferno"]),
-        ("explain", [as_upload(path), ["grad_cam"], secret, "inferno"]),
-        ("explain", [as_upload(f"/{secret}"), ["grad_cam"], PREDICTED, "inferno"]),
-        ("explain", [{"path": [secret]}, ["grad_cam"], PREDICTED, "inferno"]),
-        ("explain", [secret, ["grad_cam"], PREDICTED, "inferno"]),
+        ("explain", [as_upload(path), [secret], PREDICTED, *WISHES]),
+        ("explain", [as_upload(path), ["grad_cam"], secret, *WISHES]),
+        ("explain", [as_upload(f"/{secret}"), ["grad_cam"], PREDICTED, *WISHES]),
+        ("explain", [{"path": [secret]}, ["grad_cam"], PREDICTED, *WISHES]),
+        ("explain", [secret, ["grad_cam"], PREDICTED, *WISHES]),
         ("batch", [{secret: secret}]),
         ("batch", [[secret]]),
-        ("analyze", [as_upload(f"{path}\0{secret}"), "inferno"]),
+        ("analyze", [as_upload(f"{path}\0{secret}"), "inferno", "none"]),
     ]
     for endpoint, given in calls:
         assert call(served.url, endpoint, given)[0] == "error", given
@@ -386,7 +411,7 @@ def test_twenty_visitors_are_all_served_and_see_their_place(served: Any, lesion:
     def visit(visitor: int) -> None:
         session = f"visitor-{visitor}"
         body = {
-            "data": [as_upload(path), "inferno"],
+            "data": [as_upload(path), "inferno", "none"],
             "fn_index": number,
             "session_hash": session,
         }

@@ -190,6 +190,9 @@ def test_files_have_one_row_each_in_the_given_order(flagged: Bundle, prepared: P
             "model",
             "flag_malignant",
             "flag_melanoma",
+            "abstain",
+            "reasons",
+            "remarks",
             "error",
         ),
     ]
@@ -267,13 +270,13 @@ def test_descriptions(flagged: Bundle) -> None:
     )
     lines = [line.replace(NO_BREAK, " ") for line in describe_predictions(table, flagged)]
     assert lines[:3] == [
-        "x.jpg: Most probable: melanocytic nevus (nv), 61 %. Cannot be excluded: melanoma (mel), "
+        "x.jpg: Most probable: melanocytic nevus, 61 %. Cannot be excluded: melanoma, "
         "21 %. Flagged: melanoma.",
-        "x.jpg: Most probable: melanocytic nevus (nv), 61 %. Cannot be excluded: nothing else.",
-        "x.jpg: Most probable: melanoma (mel), 90 %. Flagged: malignancy and melanoma.",
+        "x.jpg: Most probable: melanocytic nevus, 61 %. Cannot be excluded: nothing else.",
+        "x.jpg: Most probable: melanoma, 90 %. Flagged: malignancy and melanoma.",
     ]
     balanced = describe_predictions(table, flagged, balanced=True)[1].replace(NO_BREAK, " ")
-    assert balanced.startswith("x.jpg: Balanced rule: dermatofibroma (df), 3 %. Most probable: ")
+    assert balanced.startswith("x.jpg: Balanced rule: dermatofibroma, 3 %. Most probable: ")
     assert describe_predictions(table, flagged, limit=1)[1] == "… and 2 more in the file."
     drawn = Bundle(
         flagged.path,

@@ -5,11 +5,18 @@ import pytest
 from PIL import Image, ImageFilter
 
 from dermlens.data.synthetic import draw
+from dermlens.errors import UsageError
+from dermlens.lesion.outline import find_outline, fit_outline, outline_of_points, share_outside
 from dermlens.serve.usability import usability
 
 
 def drawn(seed: int = 4) -> Image.Image:
     return Image.fromarray(draw("mel", seed, (300, 400))[0])
+
+
+def drawn_with_mask() -> tuple[Image.Image, np.ndarray]:
+    image, mask, _ = draw("mel", 4, (300, 400))
+    return Image.fromarray(image), mask
 
 
 def first_words(image: Image.Image) -> list[str]:
@@ -46,3 +53,36 @@ def test_skin_alone_shows_no_lesion() -> None:
     noise = np.random.default_rng(0).normal(0, 12, (300, 400, 1))
     skin = np.clip(np.array([205, 165, 150]) + noise, 0, 255).astype(np.uint8)
     assert first_words(Image.fromarray(skin)) == ["No lesion stands out"]
+
+
+def test_color_shape_and_place_are_judged() -> None:
+    assert first_words(drawn().convert("L").convert("RGB"))[:1] == ["No color"]
+    assert first_words(drawn().resize((800, 200)))[:1] == ["Stretched or cut to a strip"]
+    # A lesion at the end of a wide picture, of which the middle is seen.
+    skin = Image.new("RGB", (640, 300), drawn().getpixel((5, 5)))
+    noise = np.random.default_rng(0).integers(-6, 7, (300, 640, 1))
+    skin = Image.fromarray(np.clip(np.asarray(skin, int) + noise, 0, 255).astype(np.uint8))
+    skin.paste(drawn().resize((200, 150)), (440, 75))
+    found = usability(skin, size=(192, 256))
+    assert found.outside is not None and found.outside > 0.5
+    assert any(one.startswith("The lesion lies outside") for one in found.problems)
+    centered = usability(drawn(), size=(192, 256))
+    assert centered.outside is None and centered.remarks == ()
+    cropped = usability(drawn().crop((0, 0, 400, 225)), size=(192, 256))
+    assert any("the middle 75" in one for one in cropped.remarks)
+
+
+def test_outlines_are_found_drawn_and_fitted() -> None:
+    image, mask = drawn_with_mask()
+    found = find_outline(image)
+    truth = fit_outline(mask, (96, 128))
+    assert found is not None
+    fitted = fit_outline(found, (96, 128))
+    assert (fitted & truth).sum() / (fitted | truth).sum() > 0.6
+    assert find_outline(Image.new("RGB", (400, 300), (200, 160, 150))) is None
+    square = outline_of_points([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]], (40, 80))
+    assert square.mean() == pytest.approx(0.25, abs=0.03)
+    assert share_outside(square, (0.0, 0.5, 1.0, 1.0)) == pytest.approx(0.5, abs=0.05)
+    for wrong in ([[0, 0], [1, 1]], [[0, 0, 0]] * 9, [[float("nan"), 0]] * 9, [[0.5, 0.5]] * 9):
+        with pytest.raises(UsageError):
+            outline_of_points(wrong, (40, 80))

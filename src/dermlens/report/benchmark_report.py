@@ -16,6 +16,7 @@ from dermlens.quality.metric import FAMILIES
 from dermlens.quality.metrics import STRUCTURE_PREFIX, metric_table
 from dermlens.report import benchmark_figures as figures
 from dermlens.report.benchmark_figures import metric
+from dermlens.report.facts import counted
 from dermlens.report.html import Page
 
 _FAMILY_TEXT = {
@@ -125,7 +126,8 @@ def describe(summary: dict[str, Any]) -> str:
     trained = f", model trained on {source}" if "synthetic_model" in summary else ""
     return (
         f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions ({classes}), "
-        f"{len(summary['methods'])} methods and {len(summary['controls'])} controls{trained}."
+        f"{counted(len(summary['methods']), 'method')} and "
+        f"{counted(len(summary['controls']), 'control')}{trained}."
         f"{model} {summary.get('note', '')}"
     ).strip()
 
@@ -135,7 +137,13 @@ def _ranking_text(summary: dict[str, Any]) -> str:
     if not overall:
         return "No metric has a value for every method, so nothing is ranked."
     best = next((row for row in overall if not row["control"]), None)
-    first = f"Best overall: {title(overall[0]['method'])}."
+    name = title(overall[0]["method"])
+    wins = _significant_wins(summary, overall[0]["method"])
+    first = f"Lowest mean rank: {name}. "
+    if wins:
+        first += f"It is significantly better in {wins} paired differences with others."
+    else:
+        first += "None of its differences with others is significant, so no best one is known."
     if best is not None and overall[0]["control"]:
         first += f" No method ranks above this control; the best method is {title(best['method'])}."
     return (
@@ -145,8 +153,19 @@ def _ranking_text(summary: dict[str, Any]) -> str:
     )
 
 
+def _significant_wins(summary: dict[str, Any], name: str) -> int:
+    """Return in how many paired differences of ranked metrics one is significantly better."""
+    pairs = (
+        pair
+        for key, found in summary["comparisons"].items()
+        if metric(key).ranked
+        for pair in found
+    )
+    return sum(pair["better"] == name for pair in pairs)
+
+
 def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Return mean ranks: a row per method, best overall first, a column per family."""
+    """Return mean ranks: a row per method, lowest overall first, a column per family."""
     ranking = summary["ranking"]
     columns = ["overall", *(family for family in FAMILIES if family in ranking)]
     ranks = {c: {row["method"]: row["mean_rank"] for row in ranking.get(c, [])} for c in columns}

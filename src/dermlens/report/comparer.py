@@ -70,7 +70,8 @@ class Comparer:
 
     ``scorer`` is what evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
     it was measured to give the same maps; ``scorers``, from ``choose_scorers``, stand instead.
-    Other scales than the methods' own are evaluated by the model. About ``images`` are compared.
+    Other scales than the methods' own are evaluated by the model, and take most of the time;
+    without ``scales`` they are left out. About ``images`` are compared.
 
     Raises:
         UsageError: If no method is given, or one or the scorer is unknown.
@@ -86,8 +87,9 @@ class Comparer:
         scorer: str | None = None,
         images: int = 1,
         scorers: Mapping[str, Scorer] | None = None,
+        scales: bool = True,
     ) -> None:
-        self.bundle, self.batch_size = bundle, batch_size
+        self.bundle, self.batch_size, self.with_scales = bundle, batch_size, scales
         self.methods = tuple(method(name).name for name in dict.fromkeys(methods))
         if not self.methods:
             raise UsageError("No method is chosen. Name at least one.")
@@ -107,7 +109,8 @@ class Comparer:
     @property
     def pieces(self) -> tuple[str, ...]:
         """Names of the pieces of work in the order in which ``steps`` finishes them."""
-        return ("reading", *self.methods, "agreement", "scales", "discrimination")
+        scales = ("scales",) if self.with_scales else ()
+        return ("reading", *self.methods, "agreement", *scales, "discrimination")
 
     def compare(self, image: np.ndarray, **options: Any) -> Comparison:
         """Run all experiments on one image; arguments as in ``steps``."""
@@ -152,13 +155,14 @@ class Comparer:
             yield state
         state = replace(state, agreement=compare_methods(state.combined))
         yield state
-        if self._scales is not None:
+        if self._scales is not None and self.with_scales:
             patches = state.combined.get("occlusion")
             scales = self._scales.explain(
                 reading.image, reading.target, known=patches, **run.options
             )
             state = replace(state, scales=scales)
-        yield state
+        if self.with_scales:
+            yield state
         state = replace(state, discrimination=run.discriminate())
         yield replace(state, summary=summarize(facts_of(state, synthetic=self.bundle.synthetic)))
 

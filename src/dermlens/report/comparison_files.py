@@ -1,29 +1,42 @@
 """Comparing image files: a page, the raw maps and the numbers of each in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dermlens import __version__
+from dermlens.data.dicom import split_frame
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.registry import METHODS, method
 from dermlens.explainers.target import check_targets
-from dermlens.files import write_json
+from dermlens.files import sha256_of_file, write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.model.bundle import Bundle
 from dermlens.model.bundle_description import model_label
-from dermlens.progress import printable, progress
+from dermlens.model.image_classifier import ImageClassifier
+from dermlens.progress import printable, progress, say
 from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_view import parts
-from dermlens.report.explanation import check_numbers, describe, fitted_photographs
-from dermlens.report.facts import NOT_CALIBRATED, class_name, percent, words
+from dermlens.report.explanation import (
+    check_numbers,
+    describe,
+    fitted_photographs,
+    photograph_of,
+)
+from dermlens.report.facts import class_name, words
 from dermlens.report.html import NOTICE, Page
 from dermlens.report.layers import Canvas, outlined
+from dermlens.report.verdict import verdict
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
+_DISPLAYED = 1200
+"""Longer side of the photograph in a page, in pixels."""
 KIND = Kind(
     "a comparison",
     "comparison.json",
@@ -47,10 +60,13 @@ def compare_files(
     against: str | None = None,
     mask: Path | None = None,
     scorer: str | None = None,
+    scales: bool = True,
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
     """Run the four experiments on image files; write one folder for each and return the pages.
+
+    Interrupted, it writes what it has of the image at hand, and raises the interruption again.
 
     ``OUT/<image_id>/`` holds ``comparison.html`` (self-contained), ``attributions.npz``
     (``comparison_maps``) and ``comparison.json``. Arguments are what ``dermlens compare`` takes.
@@ -66,23 +82,51 @@ def compare_files(
     check_targets([target, against], bundle.labels)
     out = Path(out)
     images, outlines = fitted_photographs(bundle, files, out, KIND, find_masks(files, mask))
-    comparer = Comparer(bundle, names, batch_size=batch_size, scorer=scorer, images=len(files))
+    comparer = Comparer(
+        bundle, names, batch_size=batch_size, scorer=scorer, images=len(files), scales=scales
+    )
     written = []
     options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
     with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
         for path, image in zip(files, images, strict=True):
             steps = comparer.steps(image, lesion=outlines.get(path), **options)
-            for name, state in zip(comparer.pieces, steps, strict=True):
-                comparison = state
-                advance(1, name)
-            written.append(write_comparison(out / path.stem, comparison, printable(path.name)))
+            comparison: Comparison | None = None
+            source = Source(path, {"seed": str(seed)})
+            try:
+                for name, state in zip(comparer.pieces, steps, strict=True):
+                    comparison = state
+                    advance(1, METHODS[name].title if name in METHODS else name)
+            except KeyboardInterrupt:
+                if comparison is not None and comparison.combined:
+                    page = write_comparison(bundle, out / path.stem, comparison, source)
+                    say(f"Interrupted. What was ready is in {page}.")
+                raise
+            assert comparison is not None
+            written.append(write_comparison(bundle, out / path.stem, comparison, source))
     return written
 
 
-def write_comparison(folder: Path, comparison: Comparison, name: str) -> Path:
-    """Write a complete comparison as a folder, atomically, and return its page."""
+@dataclass(frozen=True)
+class Source:
+    """The file that was compared, and what was set."""
+
+    path: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The file's name for people."""
+        return printable(self.path.name)
+
+
+def write_comparison(bundle: Bundle, folder: Path, comparison: Comparison, source: Source) -> Path:
+    """Write a comparison as a folder, atomically, and return its page."""
+    name = source.name
+    photograph, box = photograph_of(source.path, bundle.input_size, _DISPLAYED)
+    canvas = Canvas(photograph, lesion=comparison.reading.lesion, box=box)
+    told = About(name, sha256_of_file(split_frame(source.path)[0]), settings=source.settings)
     with folder_beside(folder, KIND) as building:
-        page = comparison_page(comparison, name)
+        page = comparison_page(bundle, comparison, canvas, told)
         (building / "comparison.html").write_text(page, encoding="utf-8")
         np.savez_compressed(building / "attributions.npz", **comparison_maps(comparison))
         write_json(building / "comparison.json", comparison_numbers(comparison, name))
@@ -182,26 +226,51 @@ def comparison_maps(comparison: Comparison) -> dict[str, Any]:
     return maps
 
 
-def comparison_page(comparison: Comparison, name: str) -> str:
-    """Return the page as HTML text; parts that are not ready yet are left out.
+@dataclass(frozen=True)
+class About:
+    """What a report says of where it comes from.
+
+    Attributes:
+        name: Of the file; empty to leave it out.
+        sha256: Of the file; empty to leave it out.
+        reasons: Why the model abstains; empty if it does not.
+        remarks: Doubts about the photograph.
+        settings: What was chosen, by name.
+    """
+
+    name: str = ""
+    sha256: str = ""
+    reasons: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def comparison_page(
+    classifier: ImageClassifier, comparison: Comparison, canvas: Canvas, about: About
+) -> str:
+    """Return the page as HTML text; parts that are not ready are left out.
 
     The page loads nothing from elsewhere and runs no script.
     """
-    reading, labels = comparison.reading, comparison.labels
+    labels = comparison.labels
     several = words(labels).several
     page = Page(
-        f"{name}: why {class_name(labels, comparison.target)}?",
-        "Four experiments on one image: methods side by side, how far they agree, several scales, "
-        f"and this {words(labels).one} against other {several}.",
+        f"{about.name or 'One image'}: why {class_name(labels, comparison.target)}?",
+        "Experiments on one image: methods side by side, how far they agree, and this "
+        f"{words(labels).one} against other {several}.",
     )
-    canvas = Canvas(reading.image, lesion=reading.lesion)
     drawn = parts(canvas, comparison)
     for part in drawn[: comparison.summary is not None]:
         page.section(part.title, part.text).markup(part.content)
-    page.section("What the model says").markup(f'<div class="dl-picture">{outlined(canvas)}</div>')
-    page.table(probabilities_table(comparison), _about_the_answer(comparison))
+    said = verdict(
+        classifier, comparison.reading, reasons=about.reasons, remarks=about.remarks, anyway=True
+    )
+    page.section("What the model says").markup(
+        f'<div class="dl-picture">{outlined(canvas)}</div>{said}'
+    )
     for part in drawn[comparison.summary is not None :]:
         page.section(part.title, part.text).markup(part.content)
+    page.section("How this was made").table(_made_table(comparison, about), "Origin and settings.")
     caption = "Images sent through the network, gradients taken, and time."
     copied = [
         method(key).title
@@ -210,31 +279,23 @@ def comparison_page(comparison: Comparison, name: str) -> str:
     ]
     if copied:
         caption += f" The network's int8 copy was used for {', '.join(copied)}."
-    return page.section("What it cost").table(costs_table(comparison), caption).html()
+    return page.table(costs_table(comparison), caption).html()
 
 
-def _about_the_answer(comparison: Comparison) -> str:
-    fitted = "calibrated on validation images"
-    text = f"Probabilities, {fitted if comparison.reading.calibrated else NOT_CALIBRATED}"
-    if comparison.reading.prediction_set is not None:
-        text += ", and what cannot be excluded"
-    return f"{text}. Model: {model_label(comparison.model)}." if comparison.model else f"{text}."
-
-
-def probabilities_table(comparison: Comparison) -> pd.DataFrame:
-    """Return one row per class, most probable first."""
-    reading, labels = comparison.reading, comparison.labels
-    roles = {position: "compared" for position in reading.others} | {reading.target: "explained"}
-    order = np.argsort(-reading.probabilities, kind="stable")
-    columns = {
-        words(labels).one: [class_name(labels, comparison.classes[k]) for k in order],
-        "probability": [percent(reading.probabilities[k]) for k in order],
+def _made_table(comparison: Comparison, about: About) -> pd.DataFrame:
+    made = {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "program": f"dermlens {__version__}",
+        "model": model_label(comparison.model) if comparison.model else "",
+        "model fingerprint": comparison.model.get("fingerprint", ""),
+        "file": about.name,
+        "SHA-256 of the file": about.sha256,
+        "explained": class_name(comparison.labels, comparison.target),
+        "methods": ", ".join(method(name).title for name in comparison.combined),
+        "outline": "none" if comparison.reading.lesion is None else "given",
+        **about.settings,
     }
-    if reading.prediction_set is not None:
-        columns["cannot be excluded"] = [
-            "yes" if k in reading.prediction_set else "" for k in order
-        ]
-    return pd.DataFrame({**columns, "role": [roles.get(int(k), "") for k in order]})
+    return pd.DataFrame([row for row in made.items() if row[1]], columns=["what", "value"])
 
 
 def costs_table(comparison: Comparison) -> pd.DataFrame:

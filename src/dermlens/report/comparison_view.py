@@ -10,11 +10,13 @@ from dermlens.explainers.base import Attribution
 from dermlens.explainers.contrast import ClassContrast
 from dermlens.explainers.multiscale import KINDS, MultiScaleResult
 from dermlens.explainers.registry import method
+from dermlens.quality.localization import relevance_mass
 from dermlens.report.comparison import Agreement, Comparison, Discrimination, agreement_with_others
-from dermlens.report.facts import class_name, percent, title, words
-from dermlens.report.figures import SIGNED_MAP, colorize
+from dermlens.report.facts import class_name, counted, percent, title, words
+from dermlens.report.figures import colorize, strongest
 from dermlens.report.layers import Canvas, layers
 from dermlens.report.trust import LARGE_COMPLETENESS_GAP, LOW_AGREEMENT, LOW_R2
+from dermlens.report.verdict import caption
 
 _MEASURES = {
     "spearman": "Rank correlation",
@@ -28,8 +30,9 @@ _KIND_TITLES = {
 }
 _SIDE_BY_SIDE = (
     "Each method answers its own question, so maps may differ and all be right. Two-sided scales "
-    "show evidence for (orange) and against (purple); one-sided ones evidence for only. Each map "
-    "is scaled to its own strongest values."
+    "show evidence for and against, one-sided ones evidence for only. Each map is scaled to its "
+    "own strongest values, which stand at the ends of its scale; where there is no evidence the "
+    "photograph is untouched."
 )
 _AGREE = (
     "Maps are first smoothed to a common resolution. Rank correlation compares the order of all "
@@ -71,23 +74,25 @@ def parts(canvas: Canvas, state: Comparison) -> list[Part]:
     elif "scales" in state.missing and state.agreement is not None:
         found.append(Part("3. Several scales", f"Left out. {state.missing['scales']}", ""))
     if state.discrimination is not None:
-        found.append(_discrimination(canvas, state, state.discrimination))
+        scaled = state.scales is not None or "scales" in state.missing
+        found.append(_discrimination(canvas, state, state.discrimination, 4 if scaled else 3))
     return found
 
 
 def method_cards(
     canvas: Canvas, results: Mapping[str, Attribution], name: str, agreement: Mapping[str, float]
 ) -> str:
-    """Return one card per method."""
+    """Return one card per method, for the class ``name``."""
     drawn = []
     for key, result in results.items():
         entry = method(key)
         text = f"{entry.title} map for {name}"
-        picture = layers(canvas, result.maps[0], signed=result.signed, text=text)
+        picture = layers(canvas, result.maps[0], signed=result.signed, text=text, name=entry.title)
         drawn.append(
             f'<article class="dl-card"><h3>{escape(entry.title)}</h3>'
             f'<p class="dl-question">{escape(entry.question)}</p>{picture}'
-            f"{_checks(result, agreement.get(key))}{caption(_cost(result))}</article>"
+            f"{_checks(result, agreement.get(key), canvas.lesion)}"
+            f"{caption(_cost(result, results))}</article>"
         )
     return "".join(drawn)
 
@@ -97,45 +102,66 @@ def grid(cards: str, kind: str = "") -> str:
     return f'<div class="dl-cards {kind}">{cards}</div>'
 
 
-def caption(text: str) -> str:
-    """Return small text; nothing for none."""
-    return f'<p class="dl-caption">{escape(text)}</p>' if text else ""
-
-
 def _card(heading: str, picture: str, note: str = "") -> str:
     return f'<article class="dl-card"><h4>{escape(heading)}</h4>{picture}{caption(note)}</article>'
 
 
-def _cost(result: Attribution) -> str:
+def _cost(result: Attribution, others: Mapping[str, Attribution]) -> str:
+    """Return what a map cost; ``others`` are those that may have shared their passes with it."""
     forward, backward = result.cost.forward, result.cost.backward
-    passes = f"{forward:,} forward" + (f" and {backward:,} backward" if backward else "")
-    unit = "pass" if forward + backward == 1 else "passes"
-    network = "network" if result.facts().get("scorer") != "int8" else "network's int8 copy"
+    seconds = f"{result.cost.seconds:.1f} s"
     if forward + backward == 0:
         # LIME and Shapley values share their masks; so does an image that is explained again.
-        seconds = f"{result.cost.seconds:.1f} s"
-        return f"No new pass: what the {network} had answered before served again, {seconds}."
-    return f"It took {passes} {unit} of the {network}, {result.cost.seconds:.1f} s."
+        shared = [
+            method(name).title
+            for name, one in others.items()
+            if method(name).superpixels and one.cost.forward
+        ]
+        return f"Reused {shared[0] if shared else 'an earlier run'}'s results, {seconds}."
+    passes = counted(forward, "forward pass", "forward passes")
+    if backward:
+        passes += f" and {counted(backward, 'backward pass', 'backward passes')}"
+    copied = " of the int8 copy" if result.facts().get("scorer") == "int8" else ""
+    return f"{passes}{copied}, {seconds}."
 
 
-def _checks(result: Attribution, agreement: float | None) -> str:
+_MEANINGS = {
+    "convergence delta": "The share of the change of score that the map does not account for. "
+    "Small is good.",
+    "R²": "How much of the score's variation LIME's linear model explains. 1 is all of it.",
+    "agreement": "Mean rank correlation with the other maps here: 1 same order, 0 unrelated, "
+    "-1 opposite.",
+    "inside": "The share of the evidence that lies inside the outline, and the share of the "
+    "picture that the outline covers.",
+}
+"""What the numbers beside a map mean."""
+
+
+def glossary() -> dict[str, str]:
+    """Return what the numbers beside a map mean, by their names."""
+    return {title(name): text for name, text in _MEANINGS.items()}
+
+
+def _checks(result: Attribution, agreement: float | None, lesion: np.ndarray | None) -> str:
     """Return the numbers that say how far a map can be trusted, marked where they are bad."""
     gap, fit = (result.facts().get(key) for key in ("convergence_delta", "r2"))
-    found = [
-        ("convergence delta", gap, gap is not None and not gap <= LARGE_COMPLETENESS_GAP),
-        ("R²", fit, fit is not None and not fit >= LOW_R2),
-        (
-            "agreement with others",
-            agreement,
-            agreement is not None and not agreement >= LOW_AGREEMENT,
-        ),
-    ]
-    items = ""
-    for name, value, bad in found:
-        if value is not None:
-            shown = f"{value:.2f}" if np.isfinite(value) else "unknown"
-            mark, note = (' class="dl-bad"', ": doubtful") if bad else ("", "")
-            items += f"<li{mark}>{escape(name)} {shown}{note}</li>"
+    found = []
+    if gap is not None:
+        found.append(("convergence delta", f"{gap:.2f}", not gap <= LARGE_COMPLETENESS_GAP))
+    if fit is not None:
+        found.append(("R²", f"{fit:.2f}", not fit >= LOW_R2))
+    if agreement is not None:
+        found.append(("agreement", f"{agreement:.2f}", not agreement >= LOW_AGREEMENT))
+    if lesion is not None and lesion.any():
+        inside = float(relevance_mass(result.maps, lesion[None])[0])
+        area = float(lesion.mean())
+        text = f"{percent(inside)} on {percent(area)} of the picture"
+        found.append(("inside", text, inside <= area))
+    items = "".join(
+        f'<li{" class=dl-bad" * bad} title="{escape(_MEANINGS[name], quote=True)}">'
+        f"{name} {text}{': doubtful' * bad}</li>"
+        for name, text, bad in found
+    )
     return f'<ul class="dl-checks" aria-label="Checks">{items}</ul>' if items else ""
 
 
@@ -188,7 +214,6 @@ def _agreement(canvas: Canvas, agreement: Agreement) -> str:
         ends=("none", "most possible"),
         # The largest spread that ranks can have.
         limits=(0.0, 0.5),
-        color_map="cividis",
     )
     return tables + grid(
         _card("Consensus", consensus, "Mean rank. Bright: places that all methods rank high.")
@@ -204,7 +229,7 @@ def _agreement(canvas: Canvas, agreement: Agreement) -> str:
 def matrix_table(matrix: np.ndarray, names: Sequence[str], *, signed: bool) -> str:
     """Return a matrix of agreement as a table whose cells have the color of their value."""
     values = np.clip(np.nan_to_num(matrix), -1, 1)
-    colors = colorize(values, signed=signed, color_map=SIGNED_MAP if signed else "Blues")
+    colors = colorize(values, signed=signed, color_map=None if signed else "Blues")
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = []
     # Adding zero turns a rounded -0.00 into 0.00.
@@ -243,12 +268,15 @@ def _scales(canvas: Canvas, scales: MultiScaleResult) -> str:
     return "".join(rows)
 
 
-def _discrimination(canvas: Canvas, state: Comparison, found: Discrimination) -> Part:
-    one, drawn = words(state.labels).one, ""
+def _discrimination(canvas: Canvas, state: Comparison, found: Discrimination, number: int) -> Part:
+    one, drawn, tops = words(state.labels).one, "", dict[str, float]()
+    for contrasts in found.contrasts.values():
+        for each in contrasts:
+            tops[each.method] = max(tops.get(each.method, 0.0), strongest(each.values))
     for position, contrasts in found.contrasts.items():
         other = state.classes[position]
         names = [class_name(state.labels, code) for code in (state.target, other)]
-        cards = "".join(_contrast(canvas, each, state.target, other) for each in contrasts)
+        cards = "".join(_contrast(canvas, each, names, tops[each.method]) for each in contrasts)
         if cards:
             drawn += f"<h4>{escape(title(' or '.join(names)))}</h4>{grid(cards)}"
     if found.left_out:
@@ -256,18 +284,26 @@ def _discrimination(canvas: Canvas, state: Comparison, found: Discrimination) ->
         reasons = "; ".join(dict.fromkeys(found.left_out.values()))
         drawn += caption(f"Without a contrast: {listed} ({reasons}).")
     return Part(
-        f"4. Why this {one} and not another",
+        f"{number}. Why this {one} and not another",
         f"The logit of one {one} minus that of another is explained. Discrimination says how much "
         "of the evidence for the two lies in different places: 0 the same places, 1 no place in "
-        "common. Near 0 the maps do not show why one was preferred.",
+        "common. Near 0 the maps do not show why one was preferred. A method's maps against "
+        "several classes have one scale.",
         drawn,
     )
 
 
-def _contrast(canvas: Canvas, one: ClassContrast, target: str, other: str) -> str:
+def _contrast(canvas: Canvas, one: ClassContrast, names: list[str], top: float) -> str:
+    target, other = names
     name = method(one.method).title
-    text = f"{name}: where the image speaks for {target} rather than {other}"
-    ends = (f"for {other}", f"for {target}")
-    picture = layers(canvas, one.values, signed=True, text=text, ends=ends)
+    picture = layers(
+        canvas,
+        one.values,
+        signed=True,
+        text=f"{name}: where the image speaks for {target} rather than {other}",
+        ends=(f"for {other}", f"for {target}"),
+        limits=(-top, top) if top > 0 else None,
+        name=f"{name}: {target} or {other}",
+    )
     share = percent(one.share_for_other)
     return _card(name, picture, f"Discrimination {one.discrimination:.2f}; {share} for {other}.")

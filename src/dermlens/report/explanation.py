@@ -7,8 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from dermlens.data.decoding import as_array
 from dermlens.data.dicom import is_dicom_path, pixel_spacing
-from dermlens.data.images import fit_image, fit_mask, opened_mask, opened_rgb, read_bytes
+from dermlens.data.images import (
+    fit_box,
+    fit_image,
+    fit_mask,
+    opened_mask,
+    opened_rgb,
+    read_bytes,
+)
 from dermlens.errors import DataError, UsageError
 from dermlens.explainers.base import Attribution
 from dermlens.explainers.output import parse_output
@@ -22,8 +30,8 @@ from dermlens.progress import printable, progress
 from dermlens.report.comparer import chosen_methods
 from dermlens.report.dicom_objects import DICOM_OBJECTS, answer_in_words, write_dicom_objects
 from dermlens.report.evaluation_report import write_figure
-from dermlens.report.facts import NOT_CALIBRATED, answer_of
-from dermlens.report.figures import Panel, attribution_figure, overlay
+from dermlens.report.facts import NOT_CALIBRATED, answer_of, percent
+from dermlens.report.figures import Panel, attribution_figure, overlay_on_photograph
 from dermlens.report.html import NOTICE, png_bytes
 
 KIND = Kind(
@@ -35,6 +43,12 @@ KIND = Kind(
         *DICOM_OBJECTS,
     ),
 )
+
+
+_SHAPE_TOLERANCE = 0.02
+"""Difference of the ratios of sides up to which an outline of another size fits its image."""
+_LARGEST = 4096
+"""Longer side, in pixels, up to which an overlay has the photograph's own size."""
 
 
 def check_numbers(batch_size: int, seed: int) -> None:
@@ -73,10 +87,11 @@ def fitted_photographs(
             place[:], shape = fit_image(picture, size), picture.size
         if masks and path in masks:
             with opened_mask(read_bytes(masks[path]), str(masks[path])) as drawn:
-                if drawn.size != shape:
+                if abs(drawn.width * shape[1] / (drawn.height * shape[0]) - 1) > _SHAPE_TOLERANCE:
                     raise DataError(
                         f"The outline {masks[path]} has {drawn.width}x{drawn.height} pixels, its "
-                        f"image {shape[0]}x{shape[1]}. Draw it on the whole image."
+                        f"image {shape[0]}x{shape[1]}, which is another shape. Draw it on the "
+                        "whole image."
                     )
                 outlines[path] = fit_mask(drawn, size)
     return images, outlines
@@ -91,7 +106,7 @@ def explain_files(
     target: str | None = None,
     output: str = "logit",
     scorer: str | None = None,
-    opacity: float = 0.5,
+    opacity: float = 0.8,
     dicom: bool = False,
     keep_patient: bool = False,
     batch_size: int = 16,
@@ -100,7 +115,8 @@ def explain_files(
     """Explain image files; write one folder for each and return the folders.
 
     ``OUT/<image_id>/`` holds ``attributions.npz`` (one array per method, float32 (H, W)),
-    ``<method>.png``, ``all_methods.png`` and ``explanation.json``; with ``dicom`` also what
+    ``<method>.png`` (over the photograph at its own size, with a color bar), ``all_methods.png``
+    and ``explanation.json``; with ``dicom`` also what
     ``report.dicom_objects`` writes. Arguments are what ``dermlens explain`` takes.
 
     Raises:
@@ -132,14 +148,15 @@ def explain_files(
                 results[name] = explainer.attribute(
                     image[None], goal, output=explained, batch_size=batch_size, seed=seed
                 )
-                advance(1, name)
+                advance(1, method(name).title)
             folder = Path(out) / path.stem
             said = answer_of(bundle, logits[0]).to_json(bundle.classes)
             answer = {"image": printable(path.name), "model": identity, **said}
             if is_dicom_path(path):
                 answer["pixel_spacing_mm"] = pixel_spacing(path)
             with folder_beside(folder, KIND) as building:
-                _write(building, answer, bundle.classes[goal], image, results, opacity)
+                _write(building, answer, bundle, goal, image, results, opacity)
+                _write_overlays(building, path, bundle.input_size, results, opacity)
                 if dicom:
                     maps = {method(name).title: one.maps[0] for name, one in results.items()}
                     told = answer_in_words(answer, bundle.labels, bundle.classes[goal])
@@ -151,7 +168,8 @@ def explain_files(
 def _write(
     folder: Path,
     answer: dict[str, Any],
-    code: str,
+    bundle: Bundle,
+    goal: int,
     image: np.ndarray,
     results: dict[str, Attribution],
     opacity: float,
@@ -161,17 +179,47 @@ def _write(
         for name, result in results.items()
     ]
     note = "" if answer["calibrated"] else f" ({NOT_CALIBRATED})"
-    title = f"{Path(answer['image']).stem}: {code}, p = {answer['probabilities'][code]:.2f}{note}"
+    code, name = bundle.classes[goal], bundle.labels.labels[goal].name
+    title = f"{Path(answer['image']).stem}: {name}, {percent(answer['probabilities'][code])}{note}"
     maps: dict[str, Any] = {name: result.maps[0] for name, result in results.items()}
     np.savez_compressed(folder / "attributions.npz", **maps)
-    for name, result in results.items():
-        drawn = overlay(image, result.maps[0], opacity=opacity, signed=result.signed)
-        (folder / f"{name}.png").write_bytes(png_bytes(drawn))
     figure = attribution_figure(image, panels, opacity=opacity, title=title)
     write_figure(folder / "all_methods.png", figure)
     described = {name: describe(result) for name, result in results.items()}
     facts = {"target": code, "input_size": list(image.shape[:2]), "methods": described}
     write_json(folder / "explanation.json", {**answer, **facts, "note": NOTICE})
+
+
+def _write_overlays(
+    folder: Path,
+    path: Path,
+    size: tuple[int, int],
+    results: dict[str, Attribution],
+    opacity: float,
+) -> None:
+    photograph, box = photograph_of(path, size)
+    height, width = photograph.shape[:2]
+    pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    for name, result in results.items():
+        drawn = overlay_on_photograph(
+            photograph, result.maps[0], pixels, opacity=opacity, signed=result.signed
+        )
+        (folder / f"{name}.png").write_bytes(png_bytes(drawn))
+
+
+def photograph_of(
+    path: Path, size: tuple[int, int], largest: int = _LARGEST
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Return a whole photograph, uint8 (h, w, 3), and what a network of an input size sees of it.
+
+    The box is (left, top, right, bottom), in shares of the photograph; ``largest`` bounds its
+    longer side in pixels.
+    """
+    with opened_rgb(read_bytes(path), str(path)) as picture:
+        width, height = picture.size
+        left, top, right, bottom = fit_box(height, width, size)
+        picture.thumbnail((largest, largest))
+        return as_array(picture), (left / width, top / height, right / width, bottom / height)
 
 
 def describe(result: Attribution, position: int = 0) -> dict[str, Any]:

@@ -165,8 +165,10 @@ def _pictures(
     report.figure(
         "mean_images",
         mean_images(statistics, report.colors),
-        "Mean image of each class, and how often the lesion covers each pixel. Lesions are "
-        "large and centered: a map that always points at the center would already look right.",
+        "Mean image of each class"
+        + (", and how often the lesion covers each pixel" if statistics.mean_masks else "")
+        + ". Lesions are large and centered: a map that always points at the center would already "
+        "look right.",
     )
 
 
@@ -264,22 +266,23 @@ def sample_grid(samples: Mapping[str, Sequence[np.ndarray]], colors: Colors) -> 
 
 @style()
 def mean_images(statistics: ImageStatistics, colors: Colors) -> "Figure":
-    """Draw the mean image and the mean lesion mask of each class."""
+    """Draw the mean image of each class and, where outlines are known, their mean."""
     codes = list(statistics.mean_images)
-    figure, grid = new_axes(1.55 * len(codes) + 0.9, 2.9, 2, len(codes), squeeze=False)
+    rows = 2 if statistics.mean_masks else 1
+    size = (1.55 * len(codes) + 0.9, 1.45 * rows)
+    figure, grid = new_axes(*size, rows, len(codes), squeeze=False)
     shown = None
     for k, code in enumerate(codes):
-        upper, lower = grid[:, k]
-        upper.imshow(statistics.mean_images[code] / 255)
-        upper.set_title(code, loc="center", color=colors[code])
-        _bare(upper)
-        _bare(lower)
+        grid[0, k].imshow(statistics.mean_images[code] / 255)
+        grid[0, k].set_title(code, loc="center", color=colors[code])
+        for axes in grid[:, k]:
+            _bare(axes)
         if code in statistics.mean_masks:
             mask = statistics.mean_masks[code]
-            shown = lower.imshow(mask, cmap="viridis", vmin=0, vmax=1)
+            shown = grid[1, k].imshow(mask, cmap="viridis", vmin=0, vmax=1)
     grid[0, 0].set_ylabel("mean image")
-    grid[1, 0].set_ylabel("mean mask")
     if shown is not None:
+        grid[1, 0].set_ylabel("mean outline")
         bar = figure.colorbar(shown, ax=list(grid[1]), fraction=0.025, pad=0.01)
         bar.set_label("share covered", fontsize=9)
     return figure

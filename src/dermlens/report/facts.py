@@ -129,17 +129,17 @@ class Facts:
 
 
 def class_name(labels: LabelSet, code: str) -> str:
-    """Return a class for a sentence: name, in lower case unless it is an acronym, and code.
+    """Return a class for a sentence: its name, in lower case unless it is an acronym.
 
     Example:
         >>> from dermlens.labels import HAM10000, named_classes
         >>> class_name(HAM10000, "mel"), class_name(named_classes(["Cat"]), "Cat")
-        ('melanoma (mel)', 'Cat')
+        ('melanoma', 'Cat')
     """
     name = labels.of(code).name
     if name == code:
         return code
-    return f"{name if name[:2].isupper() else name[0].lower() + name[1:]} ({code})"
+    return name if name[:2].isupper() else name[0].lower() + name[1:]
 
 
 def percent(share: float) -> str:
@@ -158,6 +158,16 @@ def percent(share: float) -> str:
     elif rounded == "100" and share < 1:
         rounded = "over 99"
     return f"{rounded}{NO_BREAK}%"
+
+
+def counted(number: int, noun: str, several: str = "") -> str:
+    """Return a number of things in words.
+
+    Example:
+        >>> counted(1, "method"), counted(2, "method"), counted(2, "diagnosis", "diagnoses")
+        ('1 method', '2 methods', '2 diagnoses')
+    """
+    return f"{number:,} {noun if number == 1 else several or f'{noun}s'}"
 
 
 def title(name: str) -> str:
@@ -227,7 +237,7 @@ def answer_text(
         >>> from dermlens.labels import HAM10000
         >>> text = answer_text(HAM10000, {"mel": 0.02, "nv": 0.98}, ["nv"], {"melanoma": False})
         >>> text.replace("\\u00a0", " ")
-        'Most probable: melanocytic nevus (nv), 98 %. Cannot be excluded: nothing else.'
+        'Most probable: melanocytic nevus, 98 %. Cannot be excluded: nothing else.'
     """
 
     def said(code: str) -> str:

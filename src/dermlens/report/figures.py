@@ -1,7 +1,9 @@
 """Rendering attributions: color maps, overlays, grids.
 
 Unsigned maps use a perceptually uniform map, signed ones a diverging map centered at zero; both
-can be read with any color vision. Values are normalized per image, never across a batch.
+can be read with any color vision, and neither has the colors of skin and pigment. How opaque a
+place is drawn follows its value: where there is no evidence the photograph is untouched. Values are
+normalized per image, never across a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,17 +19,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNSIGNED_MAP = "inferno"
-SIGNED_MAP = "PuOr_r"
-LESION_COLOR = (0, 255, 255)
+UNSIGNED_MAP = "viridis"
+TWO_SIDED = {"viridis": "cyan_magenta", "cividis": "blue_yellow", "inferno": "green_violet"}
+"""The two-sided map that goes with each one-sided one."""
+SIGNED_MAP = TWO_SIDED[UNSIGNED_MAP]
+_ENDS = {
+    "cyan_magenta": ((0, 220, 255), (205, 0, 150)),
+    "blue_yellow": ((20, 60, 220), (255, 225, 0)),
+    "green_violet": ((0, 215, 90), (95, 0, 190)),
+}
+"""Colors of what speaks against and for; between them lies white."""
+LESION_COLOR = (60, 255, 60)
 _COLUMNS = 4
+
+
+def strongest(values: np.ndarray, percentile: float = 99.5) -> float:
+    """Return the size at which a map is drawn in full color; 0 for a map of zeros.
+
+    A few extreme pixels would make everything else invisible, so it is a percentile of the
+    absolute values.
+    """
+    size = np.abs(np.nan_to_num(np.asarray(values, np.float64)))
+    return float(np.percentile(size, percentile)) or float(size.max())
 
 
 def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 99.5) -> np.ndarray:
     """Scale one map to 0..1 (unsigned) or -1..1 (signed), zero staying zero where signed.
 
-    A few extreme pixels would make everything else invisible, so values beyond a percentile of
-    the absolute values are clipped. A constant map becomes zeros, never NaN.
+    Values beyond ``strongest`` are clipped. A constant map becomes zeros, never NaN.
 
     Example:
         >>> normalize(np.array([[0.0, 1.0, 2.0]]), percentile=100).tolist()
@@ -38,9 +57,7 @@ def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 9
     values = np.nan_to_num(np.asarray(values, np.float64))
     if not signed:
         values = values - values.min()
-    size = np.abs(values)
-    top = np.percentile(size, percentile)
-    top = top if top > 0 else size.max()
+    top = strongest(values, percentile)
     if top <= 0:
         return np.zeros(values.shape, np.float32)
     return np.clip(values / top, -1.0, 1.0).astype(np.float32)
@@ -49,18 +66,37 @@ def normalize(values: np.ndarray, *, signed: bool = False, percentile: float = 9
 def colorize(
     values: np.ndarray, *, signed: bool = False, color_map: str | None = None
 ) -> np.ndarray:
-    """Return a normalized map in color: uint8 RGB (H, W, 3)."""
+    """Return a normalized map in color: uint8 RGB (H, W, 3).
+
+    ``color_map`` is one of ``TWO_SIDED``, which signed maps are drawn with the other side of, or
+    another one-sided map of matplotlib.
+    """
+    chosen = color_map or UNSIGNED_MAP
+    if signed:
+        low, high = (np.array(end, float) for end in _ENDS[TWO_SIDED[chosen]])
+        size = np.clip(np.abs(values), 0, 1)[..., None]
+        colors = 255 + size * (np.where(values[..., None] < 0, low, high) - 255)
+        return np.round(colors).astype(np.uint8)
     import matplotlib as mpl
 
-    colors = mpl.colormaps[color_map or (SIGNED_MAP if signed else UNSIGNED_MAP)]
-    place = (values + 1) / 2 if signed else values
-    return np.round(colors(np.clip(place, 0, 1))[..., :3] * 255).astype(np.uint8)
+    return np.round(mpl.colormaps[chosen](np.clip(values, 0, 1))[..., :3] * 255).astype(np.uint8)
+
+
+def opacities(scaled: np.ndarray, opacity: float = 1.0) -> np.ndarray:
+    """Return how opaque each place of a normalized map is drawn: in proportion to its size."""
+    return opacity * np.clip(np.abs(scaled), 0, 1)
 
 
 def overlay(
-    image: np.ndarray, values: np.ndarray, *, opacity: float = 0.5, signed: bool = False
+    image: np.ndarray, values: np.ndarray, *, opacity: float = 0.8, signed: bool = False
 ) -> np.ndarray:
-    """Lay a raw attribution map over an image.
+    """Lay a raw attribution map over an image; where it is zero the image stays as it is.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        values: (H, W).
+        opacity: Where the map is strongest, 0..1.
+        signed: Whether negative values speak against the class.
 
     Raises:
         UsageError: If sizes differ or the opacity is outside 0..1.
@@ -69,9 +105,61 @@ def overlay(
         raise UsageError(f"A map of {values.shape} does not fit an image of {image.shape[:2]}.")
     if not 0 <= opacity <= 1:
         raise UsageError(f"The opacity {opacity} is outside 0..1.")
-    colors = colorize(normalize(values, signed=signed), signed=signed)
-    mixed = (1 - opacity) * image.astype(np.float32) + opacity * colors
+    scaled = normalize(values, signed=signed)
+    share = opacities(scaled, opacity)[..., None]
+    mixed = (1 - share) * image.astype(np.float32) + share * colorize(scaled, signed=signed)
     return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
+
+
+def overlay_on_photograph(
+    photograph: np.ndarray,
+    values: np.ndarray,
+    box: tuple[float, float, float, float],
+    *,
+    opacity: float = 0.8,
+    signed: bool = False,
+) -> np.ndarray:
+    """Lay a raw map over the photograph it was made of, at its own size, over a color bar.
+
+    What the network did not see is darkened.
+
+    Args:
+        photograph: uint8 RGB (h, w, 3).
+        values: (H, W), of what lies in ``box``.
+        box: (left, top, right, bottom) of what the network saw, in pixels; ``images.fit_box``.
+        opacity: Where the map is strongest, 0..1.
+        signed: Whether negative values speak against the class.
+
+    Returns:
+        uint8 RGB (h + bar, w, 3).
+    """
+    from PIL import Image
+
+    left, top, right, bottom = (round(side) for side in box)
+    drawn = (photograph * 0.5).astype(np.uint8)
+    seen = photograph[top:bottom, left:right]
+    size = (seen.shape[1], seen.shape[0])
+    fitted = Image.fromarray(np.asarray(values, np.float32)).resize(size, Image.Resampling.BILINEAR)
+    drawn[top:bottom, left:right] = overlay(
+        seen, np.asarray(fitted), opacity=opacity, signed=signed
+    )
+    return np.vstack([drawn, _bar(drawn.shape[1], signed, strongest(values))])
+
+
+def _bar(width: int, signed: bool, top: float) -> np.ndarray:
+    """Return a color bar with its words and the size at its end, uint8 RGB (rows, width, 3)."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    letter = max(10, width // 45)
+    ramp = np.linspace(-1 if signed else 0, 1, width, dtype=np.float32)[None]
+    colors = np.repeat(colorize(ramp, signed=signed), letter, axis=0)
+    words = Image.new("RGB", (width, 2 * letter), "white")
+    draw, font = ImageDraw.Draw(words), ImageFont.load_default(letter)
+    low = f"against ({-top:.2g})" if signed else "no evidence (0)"
+    high = f"for ({top:.2g})" if signed else f"most evidence ({top:.2g})"
+    draw.text((4, letter // 3), low, "black", font)
+    draw.text((width - 4, letter // 3), high, "black", font, anchor="ra")
+    return np.vstack([colors, np.asarray(words)])
 
 
 def outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
@@ -95,7 +183,7 @@ class Panel:
 
 @style()
 def attribution_figure(
-    image: np.ndarray, panels: Sequence[Panel], *, opacity: float = 0.5, title: str = ""
+    image: np.ndarray, panels: Sequence[Panel], *, opacity: float = 0.8, title: str = ""
 ) -> "Figure":
     """Draw the image and its maps side by side, each with a color bar."""
     height, width = image.shape[:2]
@@ -128,7 +216,8 @@ def _color_bar(figure: "Figure", axes: "Axes", signed: bool) -> None:
     import matplotlib as mpl
 
     words = {-1.0: "against", 0.0: "0", 1.0: "for"} if signed else {0.0: "least", 1.0: "most"}
-    colors = mpl.colormaps[SIGNED_MAP if signed else UNSIGNED_MAP]
+    ramp = colorize(np.linspace(min(words), 1, 256, dtype=np.float32)[None], signed=signed)[0]
+    colors = mpl.colors.ListedColormap(ramp / 255)
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(min(words), max(words)), colors)
     bar: Any = figure.colorbar(scale, ax=axes, fraction=0.04, pad=0.02, ticks=list(words))
     bar.ax.set_yticklabels(words.values(), fontsize=7, color=INK)
@@ -143,7 +232,7 @@ def attribution_grid(
     signed: Mapping[str, bool],
     labels: Sequence[str],
     lesions: Sequence[np.ndarray | None] | None = None,
-    opacity: float = 0.5,
+    opacity: float = 0.8,
 ) -> "Figure":
     """Draw a contact sheet: one row per image, one column per method."""
     height, width = images[0].shape[:2]

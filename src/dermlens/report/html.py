@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTICE = "Research and education only, not a medical device."
+CLINICAL = "Do not use for clinical decisions."
 _DOTS_PER_INCH = 130
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -79,6 +80,7 @@ class Page:
             caption=caption,
             width=width,
             height=height,
+            chart=_is_chart(content),
         )
 
     def table(self, table: pd.DataFrame, caption: str) -> Self:
@@ -148,12 +150,25 @@ def png_bytes(picture: "Figure | bytes | np.ndarray") -> bytes:
     return buffer.getvalue()
 
 
+_MOSTLY, _NEARLY_WHITE = 0.6, 235
+
+
+def _is_chart(content: bytes) -> bool:
+    """Tell whether a picture is drawn on white, so that dark pages can show it on dark."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB").reduce(4))
+    return bool((pixels.min(axis=2) > _NEARLY_WHITE).mean() > _MOSTLY)
+
+
 def format_cell(value: Any) -> str:
     """Write one table value for people.
 
     Example:
         >>> [format_cell(value) for value in (6705, 0.91847, 1234.5, float("nan"), True, "nv")]
         ['6,705', '0.918', '1,234.5', '–', 'yes', 'nv']
+        >>> format_cell(65.0), format_cell(47.54)
+        ('65', '47.5')
     """
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
@@ -170,10 +185,10 @@ def _format_real(value: float) -> str:
     if not np.isfinite(value):
         return "∞" if value > 0 else "-∞"
     size = abs(value)
-    if value == 0 or 1e-3 <= size < 100:
+    if size >= 10:
+        return f"{value:,.1f}".removesuffix(".0")
+    if value == 0 or size >= 1e-3:
         return f"{value:.3f}"
-    if size >= 100:
-        return f"{value:,.1f}"
     return f"{value:.2e}"
 
 
@@ -196,10 +211,32 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+_HEADINGS = {
+    "dx": "diagnosis",
+    "dx_type": "ground for the label",
+    "localization": "place on the body",
+    "image_id": "image",
+    "lesion_id": "lesion",
+    "f1": "F1",
+    "auc": "AUC",
+    "std": "standard deviation",
+}
+
+
+def heading(column: str) -> str:
+    """Return the name of a column for people.
+
+    Example:
+        >>> heading("dx"), heading("average_precision"), heading("p (Holm)")
+        ('diagnosis', 'average precision', 'p (Holm)')
+    """
+    return _HEADINGS.get(column, column.replace("_", " "))
+
+
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
     """Return the texts of a table, and which columns hold numbers."""
     return {
         "numeric": [pd.api.types.is_numeric_dtype(table[column]) for column in table.columns],
-        "head": [str(column) for column in table.columns],
+        "head": [heading(str(column)) for column in table.columns],
         "rows": [list(map(format_cell, row)) for row in table.itertuples(index=False, name=None)],
     }

@@ -1,40 +1,59 @@
-"""An image under an attribution map as HTML: layers whose opacity and contour a page can change.
+"""A photograph under an attribution map as HTML: layers that a page can fade, wipe and zoom.
 
 Everything is inside the HTML as ``data:`` addresses, so that it needs no file beside it.
 """
 
 import base64
 import io
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from html import escape
 
 import numpy as np
 
 from dermlens.errors import UsageError
 from dermlens.quality.agreement import smoothed
-from dermlens.report.figures import SIGNED_MAP, UNSIGNED_MAP, colorize, normalize
+from dermlens.report.figures import (
+    TWO_SIDED,
+    UNSIGNED_MAP,
+    colorize,
+    normalize,
+    opacities,
+    strongest,
+)
 
-COLOR_MAPS = (UNSIGNED_MAP, "viridis", "magma", "cividis")
-"""Perceptually uniform maps to choose from; signed maps stay on the diverging one."""
+COLOR_MAPS = tuple(TWO_SIDED)
+"""To choose from; each stands for a one-sided map and the two-sided one that goes with it."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 _STRONGEST = 0.2
-_FAINTEST = 0.3
-"""Opacity, relative to the slider, where a map is zero: what is below stays visible."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What maps are drawn over, and how."""
+    """What maps are drawn over, and how.
+
+    Attributes:
+        image: The whole photograph, uint8 RGB (h, w, 3), at any size.
+        color_map: One of ``COLOR_MAPS``.
+        lesion: Outline of the lesion in what the network saw, bool (H, W), or None.
+        box: (left, top, right, bottom) of what the network saw, as shares of the photograph.
+    """
 
     image: np.ndarray
     color_map: str = UNSIGNED_MAP
     lesion: np.ndarray | None = None
+    box: tuple[float, float, float, float] = WHOLE
+
+    @cached_property
+    def address(self) -> str:
+        """The photograph as a ``data:`` address."""
+        return photograph(self.image)
 
 
 def checked_color_map(name: str) -> str:
     """Return the name of a color map that may be chosen."""
     if name not in COLOR_MAPS:
-        raise UsageError(f"Unknown color map. Use some of: {', '.join(COLOR_MAPS)}.")
+        raise UsageError(f"Unknown color map. Use one of: {', '.join(COLOR_MAPS)}.")
     return name
 
 
@@ -46,43 +65,66 @@ def layers(
     text: str,
     ends: tuple[str, str] | None = None,
     limits: tuple[float, float] | None = None,
-    color_map: str | None = None,
+    name: str = "",
+    note: str = "",
 ) -> str:
-    """Return an image with a raw map (H, W) over it, and its color scale between two ``ends``.
+    """Return a photograph with a raw map (H, W) over it, and its color scale between two ``ends``.
 
-    Without ``limits``, values at the ends, the map is scaled to its own strongest values.
+    Without ``limits``, values at the ends, the map is scaled to its own strongest values; the
+    values at both ends are printed. ``name`` is a short one, ``text`` says what is drawn, ``note``
+    stands below.
     """
     if limits is None:
-        scaled = normalize(values, signed=signed)
+        scaled, top = normalize(values, signed=signed), strongest(values)
+        limits = (-top if signed else float(np.nan_to_num(values).min()), top)
     else:
-        scaled = np.interp(values, limits, (0.0, 1.0)).astype(np.float32)
-    colors = SIGNED_MAP if signed else color_map or canvas.color_map
-    low, high = map(escape, ends or (("against", "for") if signed else _EVIDENCE))
-    return (
-        f'<div class="dl-layers"><img src="{photograph(canvas.image)}" alt="The analyzed image">'
-        f'<img class="dl-map" src="{_painted(scaled, signed, colors)}" '
-        f'alt="{escape(text, quote=True)}">{contour(values)}{_lesion(canvas)}</div>'
-        f'<img class="dl-scale" src="{_scale(signed, colors)}" '
+        span = (-1.0, 1.0) if signed else (0.0, 1.0)
+        scaled = np.interp(values, limits, span).astype(np.float32)
+    low = "no evidence" if limits[0] == 0 else "least evidence"
+    words = ends or (("against", "for") if signed else (low, "most evidence"))
+    low, high = (escape(f"{word} ({_short(end)})") for word, end in zip(words, limits, strict=True))
+    colors = colorize(scaled, signed=signed, color_map=canvas.color_map)
+    alpha = np.round(255 * opacities(scaled)).astype(np.uint8)
+    painted = png(np.dstack([colors, alpha]))
+    return _view(
+        canvas,
+        name or text,
+        f'<img class="dl-map" src="{painted}" alt="{escape(text, quote=True)}">{contour(values)}',
+        f'<img class="dl-scale" src="{_scale(signed, canvas.color_map)}" '
         f'alt="Color scale from {low} to {high}">'
         f'<div class="dl-ends"><span>{low}</span><span>{high}</span></div>'
+        + (f'<p class="dl-caption">{escape(note)}</p>' if note else ""),
     )
 
 
-_EVIDENCE = ("no evidence", "most evidence")
+def smaller(canvas: Canvas, width: int = 420) -> Canvas:
+    """Return a canvas whose photograph is at most as wide, for cards beside a large picture."""
+    from PIL import Image
+
+    picture = Image.fromarray(canvas.image)
+    picture.thumbnail((width, 4 * width))
+    return replace(canvas, image=np.asarray(picture))
 
 
 def outlined(canvas: Canvas) -> str:
-    """Return the image alone, with the outline of the lesion if there is one."""
+    """Return the photograph alone: what the network saw, and the outline of the lesion."""
+    return _view(canvas, "Photograph", "", "")
+
+
+def _view(canvas: Canvas, name: str, seen: str, legend: str) -> str:
+    left, top, right, bottom = (100 * side for side in canvas.box)
+    place = f"left:{left:.3f}%;top:{top:.3f}%;width:{right - left:.3f}%;height:{bottom - top:.3f}%"
+    cropped = " dl-cropped" if canvas.box != WHOLE else ""
     return (
-        f'<div class="dl-layers"><img src="{photograph(canvas.image)}" alt="The analyzed image">'
-        f"{_lesion(canvas)}</div>"
+        f'<div class="dl-view" data-name="{escape(name, quote=True)}"><div class="dl-layers">'
+        f'<img class="dl-photo" src="{canvas.address}" alt="The photograph">'
+        f'<div class="dl-top"><div class="dl-seen{cropped}" style="{place}">'
+        f"{seen}{_lesion(canvas)}</div></div></div>{legend}</div>"
     )
 
 
-def _painted(scaled: np.ndarray, signed: bool, color_map: str) -> str:
-    colors = colorize(scaled, signed=signed, color_map=color_map)
-    alpha = _FAINTEST + (1 - _FAINTEST) * np.clip(np.abs(scaled), 0, 1)
-    return png(np.dstack([colors, np.round(255 * alpha).astype(np.uint8)]))
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 @lru_cache(maxsize=16)
@@ -131,7 +173,7 @@ def _border(values: np.ndarray, level: float, kind: str = "dl-contour") -> str:
 
 def png(image: np.ndarray) -> str:
     """Return an image, uint8 RGB or RGBA (H, W, 3 or 4), as a ``data:`` address."""
-    return _address(image, "PNG")
+    return _address(image, "PNG", compress_level=3)
 
 
 def photograph(image: np.ndarray) -> str:

@@ -20,10 +20,10 @@ from dermlens.explainers.registry import METHODS
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
-from dermlens.report.facts import of_skin, title, words
-from dermlens.serve import app_page, app_style
+from dermlens.serve import app_examples, app_page, app_style
 from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_desk import SESSIONS_KEPT, Desk
+from dermlens.serve.app_examples import Example
 from dermlens.serve.app_guard import PASSWORDS_LEFT, Guard, Site
 from dermlens.serve.app_jobs import Jobs
 from dermlens.serve.app_limits import warning
@@ -33,16 +33,15 @@ from dermlens.serve.app_uploads import RunFolder, Uploads, give_each_upload_its_
 if TYPE_CHECKING:
     import gradio as gr
 
-EXAMPLES = {"mel": 4, "nv": 1, "bcc": 3, "vasc": 2, "bkl": 6, "akiec": 5, "df": 7}
-"""Diagnosis of HAM10000 and seed of the drawn examples."""
 _QUEUE = 64
 VISITS = 100
 """Images that a served page is expected to explain, about."""
+_FIRST = "analyze"
 
 
 def build_app(
     bundle: Bundle,
-    examples: Path | None = None,
+    examples: Sequence[Example] = (),
     uploads: Uploads | None = None,
     jobs: Jobs | None = None,
     scorers: Mapping[str, Scorer] | None = None,
@@ -50,13 +49,12 @@ def build_app(
     """Build the page."""
     import gradio as gr
 
-    desk = Desk(bundle, uploads, jobs, scorers)
-    lesions = examples is not None and of_skin(bundle.labels)
-    drawn = draw_examples(examples, bundle.input_size) if examples and lesions else []
+    truths = {one.sha256: one.truth for one in examples}
+    desk = Desk(bundle, uploads, jobs, scorers, truths)
     with gr.Blocks(title=app_page.TITLE, analytics_enabled=False) as page:
         gr.HTML(app_page.header(bundle), elem_classes="dl-wide")
         gr.HTML(app_page.banner(bundle), elem_classes="dl-wide dl-sticky")
-        _layout(desk, drawn)
+        _layout(desk, [(str(one.path), one.truth) for one in examples])
         page.unload(_at_end_of_session(desk, page))
     # Every call goes through the queue, where its limits are.
     page.queue(max_size=_QUEUE, api_open=False)
@@ -64,36 +62,31 @@ def build_app(
     return page
 
 
-def _layout(desk: Desk, examples: list[str]) -> None:
+def _layout(desk: Desk, examples: list[tuple[str, str]]) -> None:
     import gradio as gr
 
     from dermlens.serve import app_tabs as tabs
     from dermlens.serve.app_tabs_batch import batch_tab
     from dermlens.serve.app_tabs_compare import compare_tab
 
-    color_map = tabs.color_map_choice()
     with gr.Row(elem_classes="dl-main"):
-        with gr.Column(scale=2, min_width=240, elem_classes="dl-examples dl-image"):
-            image = tabs.image_column(title(words(desk.bundle.labels).image), examples)
-        with gr.Column(scale=5, min_width=240, elem_classes="dl-tabs"), gr.Tabs():
-            beside = []
-            fills = {
-                "Analyze": tabs.analyze_tab,
-                "Explain": tabs.explain_tab,
-                "Compare": compare_tab,
-            }
-            for name, fill in fills.items():
-                with gr.Tab(name) as tab:
-                    fill(desk, image, color_map)
-                beside.append(tab)
+        with gr.Column(min_width=240, elem_classes="dl-image"):
+            picture = tabs.picture_of(desk, examples)
+        with gr.Column(min_width=240, elem_classes="dl-tabs"), gr.Tabs() as chosen:
+            with gr.Tab("Analyze", id=_FIRST) as analyze:
+                tabs.analyze_tab(desk, picture)
+            with gr.Tab("Explain") as explain:
+                tabs.explain_tab(desk, picture)
+            with gr.Tab("Compare") as compare:
+                compare_tab(desk, picture)
             with gr.Tab("Batch") as batch:
-                batch_tab(desk)
+                batch_tab(desk, picture, chosen, _FIRST)
             with gr.Tab("About") as model:
                 gr.Markdown(about(desk.bundle), elem_id="dl-about")
         # On a phone this stands below the results, elsewhere below the image.
-        with gr.Column(scale=2, min_width=240, elem_classes="dl-display"):
-            tabs.display_column(color_map)
-    for tab in beside:
+        with gr.Column(min_width=240, elem_classes="dl-look"):
+            tabs.place_viewer(picture)
+    for tab in (analyze, explain, compare):
         tab.select(None, js=app_style.WITH_IMAGE, api_visibility="private")
     for tab in (batch, model):
         tab.select(None, js=app_style.WITHOUT_IMAGE, api_visibility="private")
@@ -113,22 +106,6 @@ def _at_end_of_session(desk: Desk, page: Any) -> Any:
     return forget
 
 
-def draw_examples(folder: Path, size: tuple[int, int]) -> list[str]:
-    """Draw one example per diagnosis and return the files."""
-    from PIL import Image
-
-    from dermlens.data.synthetic import draw
-
-    scale = max(1, round(400 / size[1]))
-    files = []
-    for code, seed in EXAMPLES.items():
-        path = folder / f"drawn_{code}.jpg"
-        drawn, _, _ = draw(code, seed, (size[0] * scale, size[1] * scale))
-        Image.fromarray(drawn).save(path, quality=95)
-        files.append(str(path))
-    return files
-
-
 def launch(
     bundle_path: Path,
     host: str = "127.0.0.1",
@@ -137,11 +114,13 @@ def launch(
     auth: tuple[str, str] | None = None,
     allow_hosts: Sequence[str] = (),
     *,
+    examples: Path | None = None,
     block: bool = True,
 ) -> Any:
     """Load a bundle and serve the page until interrupted.
 
-    Uploaded files live in a folder of their own, which is removed at the end.
+    Uploaded files live in a folder of their own, which is removed at the end. ``examples`` is a
+    prepared data set whose test images are offered; left out, the last one that was given.
 
     Returns:
         The page; where not blocking, call ``close()`` on it when done.
@@ -149,6 +128,7 @@ def launch(
     Raises:
         ModelError: If the bundle cannot be loaded.
         UsageError: If the port is taken.
+        DataError: If the data set of the examples cannot be read.
     """
     said = warning(host, share, auth is not None)
     if said is not None:
@@ -160,7 +140,8 @@ def launch(
         _end_orderly_when_told_to()
     uploads = _upload_folder()
     jobs, site = Jobs(), Site(host, allow_hosts)
-    page = build_app(bundle, uploads.folder / "examples", uploads, jobs, scorers)
+    offered = app_examples.offered(bundle, examples, uploads.folder / "examples")
+    page = build_app(bundle, offered, uploads, jobs, scorers)
     uploads.held = jobs.awaited_files
     uploads.start(also=jobs.drop_unread)
     try:
@@ -236,7 +217,6 @@ def _served(site: Site, jobs: Jobs) -> dict[str, Any]:
         "theme": app_style.theme(),
         "css": app_style.CSS,
         "head": app_style.HEAD,
-        "js": app_style.ON_LOAD,
         "app_kwargs": {"middleware": [Middleware(Guard, site=site, readers=jobs.readers)]},
         "prevent_thread_lock": True,
     }

@@ -1,5 +1,6 @@
 """What the Analyze tab does, free of any web framework: one forward pass, and what it says."""
 
+import hashlib
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -8,33 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from dermlens.data.decoding import check_memory, open_header
-from dermlens.data.images import fit_image, open_rgb, read_bytes
-from dermlens.errors import DataError
+from dermlens.data import dicom
+from dermlens.data.decoding import as_array, check_memory, open_header
+from dermlens.data.images import fit_image, open_rgb
+from dermlens.errors import DataError, UsageError
 from dermlens.explainers.output import Logit
 from dermlens.explainers.target import PREDICTED, resolve_targets
 from dermlens.files import plain
+from dermlens.lesion.outline import find_outline
 from dermlens.model.bundle import Bundle
 from dermlens.report.comparer import no_activation_maps
 from dermlens.report.facts import NO_BREAK, Answer, answer_of, of_skin, words
+from dermlens.report.figures import UNSIGNED_MAP
 from dermlens.report.html import NOTICE
-from dermlens.serve.usability import Usability, usability
+from dermlens.report.layers import WHOLE
+from dermlens.serve.usability import Usability, seen_box, seen_remarks, usability
 
 MAX_BYTES = 20 * 2**20
 """Of one file."""
 MAX_PIXELS = 50_000_000
 """Of one image; the cameras of phones reach about as many."""
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-"""Of ``decoding.FORMATS``; a GIF is no photograph."""
-_KINDS = "JPEG, PNG, TIFF, BMP or WebP"
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "HEIF")
+"""Of ``decoding.FORMATS``; a GIF is no photograph. And DICOM, beside them."""
+_KINDS = "JPEG, PNG, TIFF, BMP, WebP, HEIC or DICOM"
 
-_DISPLAY_WIDTH = 640
+_LARGEST_SHOWN = 1280
+"""Longer side, in pixels, of the photograph that is shown."""
 _MOST_MAPS = 32
 """Classes up to which the maps of all are kept."""
 
 
-def read_upload(path: Path) -> Any:
-    """Return an uploaded image as an upright RGB PIL image.
+def read_upload(path: Path) -> tuple[Any, bytes]:
+    """Return an uploaded image as an upright RGB PIL image, and the bytes of the file.
 
     Messages never hold a path, and the file's name is not used at all.
     """
@@ -51,13 +57,30 @@ def read_upload(path: Path) -> Any:
             f"The file has {size / 2**20:.0f} MB; up to {MAX_BYTES // 2**20} MB are taken. Scale "
             "the image down first."
         )
-    content = read_bytes(path)
-    _check_header(content)
+    uploaded = path.read_bytes()
+    content = _picture_of_dicom(path) if dicom.is_dicom(uploaded) else uploaded
     try:
-        return open_rgb(content, "The file")
+        _check_header(content)
+        return open_rgb(content, "The file"), uploaded
+    except UsageError:
+        raise DataError("HEIC is not read here. Save the photograph as JPEG.") from None
+    except DataError as error:
+        if str(error).startswith("The file cannot be decoded as an image ("):
+            raise DataError(
+                "The file cannot be decoded: it is damaged or cut off. Save the image again."
+            ) from None
+        raise
+
+
+def _picture_of_dicom(path: Path) -> bytes:
+    try:
+        return dicom.picture_bytes(path)
+    except UsageError:
+        raise DataError("DICOM is not read here. Save the photograph as JPEG.") from None
     except DataError:
         raise DataError(
-            "The file cannot be decoded: it is damaged or cut off. Save the image again."
+            "The DICOM file holds no single picture that can be read. Save the one that is meant "
+            "as a file of its own."
         ) from None
 
 
@@ -69,6 +92,8 @@ def _check_header(content: bytes) -> None:
         header = open_header(content)
     except Image.DecompressionBombError:
         raise DataError(_too_many("far more")) from None
+    except UsageError:
+        raise
     except Exception:
         header = None
     if header is None or header.format not in FORMATS:
@@ -90,14 +115,26 @@ def _too_many(found: str) -> str:
 class Analysis(Answer):
     """Everything one forward pass says about an image.
 
-    ``image`` is what the model saw, uint8 (H, W, 3); ``display`` the same part of the photograph at
-    a size for screens; ``maps`` Grad-CAM of every class, float32 (C, H, W), or (0, H, W) where one
-    pass does not give it. With ``reasons`` the model abstains; ``remarks`` are doubts.
+    Attributes:
+        image: What the model saw, uint8 (H, W, 3).
+        display: The whole photograph at a size for screens, uint8 (h, w, 3).
+        maps: Grad-CAM of every class, float32 (C, H, W), or (0, H, W) where one pass does not give
+            it.
+        box: (left, top, right, bottom) of ``image``, in shares of the photograph.
+        outline: Where a lesion was found by color, bool, of the whole photograph; or None.
+        sha256: Of the file.
+        usability: What was measured of the photograph.
+        ood_score: Distance from the training images.
+        reasons: Why the model abstains; empty if it does not.
+        remarks: Doubts.
     """
 
     image: np.ndarray
     display: np.ndarray
     maps: np.ndarray
+    box: tuple[float, float, float, float] = WHOLE
+    outline: np.ndarray | None = None
+    sha256: str = ""
     usability: Usability | None = None
     ood_score: float | None = None
     reasons: tuple[str, ...] = ()
@@ -107,6 +144,24 @@ class Analysis(Answer):
     def abstains(self) -> bool:
         """Whether the model gives no answer for this image."""
         return bool(self.reasons)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a visitor wants to see things.
+
+    Attributes:
+        color_map: Of drawn maps.
+        outline: ``"none"``, ``"automatic"`` or ``"drawn"``.
+        anyway: Whether a class may be named where the model abstains.
+    """
+
+    color_map: str = UNSIGNED_MAP
+    outline: str = "none"
+    anyway: bool = False
+
+
+AS_IT_IS = Wish()
 
 
 class Actions:
@@ -159,17 +214,26 @@ class Actions:
 
     def analyze(self, path: Path) -> Analysis:
         """Classify an image file and draw the Grad-CAM of every class: one forward pass."""
-        picture = read_upload(path)
-        image = fit_image(picture, self.bundle.input_size)
-        found = replace(self.analyze_image(image), display=self._display(picture))
+        picture, content = read_upload(path)
+        size = self.bundle.input_size
+        image = fit_image(picture, size)
+        found = replace(
+            self.analyze_image(image),
+            display=_display(picture),
+            box=seen_box(picture, size),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
         # What is asked of a photograph there is about skin lesions.
-        checked = usability(picture, image) if of_skin(self.bundle.labels) else None
-        problems = () if checked is None else checked.problems
+        if not of_skin(self.bundle.labels):
+            return replace(found, remarks=seen_remarks(picture, size))
+        outline = find_outline(picture)
+        checked = usability(picture, image, size, outline)
         return replace(
             found,
+            outline=outline,
             usability=checked,
-            reasons=(*problems, *found.reasons),
-            remarks=() if problems else self._remarks(picture),
+            reasons=(*checked.problems, *found.reasons),
+            remarks=checked.remarks,
         )
 
     def analyze_image(self, image: np.ndarray) -> Analysis:
@@ -200,21 +264,23 @@ class Actions:
 
     def target_choices(self, first: str = "", value: str = PREDICTED) -> list[tuple[str, str]]:
         """Return (text, value) of the classes that can be explained, after the first choice."""
-        labels = self.bundle.labels.labels
-        named = [
-            (one.name if one.name == one.code else f"{one.name} ({one.code})", one.code)
-            for one in labels
-        ]
+        named = [(one.name, one.code) for one in self.bundle.labels.labels]
         return [(first or f"The most probable {self.words.one}", value), *named]
 
-    def facts(self, analysis: Analysis) -> dict[str, Any]:
-        """Return an analysis as JSON types."""
+    def facts(self, analysis: Analysis, *, anyway: bool = False) -> dict[str, Any]:
+        """Return an analysis as JSON types.
+
+        Where the model abstains, the answer is left out unless it is to be there ``anyway``.
+        """
         bundle, checked, detector = self.bundle, analysis.usability, self.bundle.ood_detector
+        answer = {
+            "name": bundle.labels.labels[analysis.predicted].name,
+            **analysis.to_json(bundle.classes),
+        }
         return {
             "abstain": analysis.abstains,
             "reasons": list(analysis.reasons),
-            "name": bundle.labels.labels[analysis.predicted].name,
-            **analysis.to_json(bundle.classes),
+            **(dict.fromkeys(answer) if analysis.abstains and not anyway else answer),
             "ood_score": analysis.ood_score,
             "ood_threshold": None if detector is None else detector.threshold,
             "usability": None if checked is None else plain(vars(checked)),
@@ -235,16 +301,8 @@ class Actions:
             "the model has never seen.",
         )
 
-    def _display(self, picture: Any) -> np.ndarray:
-        height, width = self.bundle.input_size
-        wide = max(width, min(_DISPLAY_WIDTH, picture.width))
-        return fit_image(picture, (round(wide * height / width), wide))
 
-    def _remarks(self, picture: Any) -> tuple[str, ...]:
-        height, width = self.bundle.input_size
-        if picture.height >= height and picture.width >= width:
-            return ()
-        return (
-            f"The image has only {picture.width} x {picture.height} pixels; the model looks at "
-            f"{width} x {height}. Fine structures are missing.",
-        )
+def _display(picture: Any) -> np.ndarray:
+    scale = min(1.0, _LARGEST_SHOWN / max(picture.size))
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    return as_array(picture.resize(size, reducing_gap=2.0) if scale < 1 else picture)

@@ -6,22 +6,32 @@ What was computed is kept in memory alone, for few sessions and for short.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dermlens.errors import UsageError
 from dermlens.explainers.perturbation import Scorer
 from dermlens.explainers.target import PREDICTED, RUNNER_UP
+from dermlens.lesion.outline import fit_outline, outline_of_points
 from dermlens.model.bundle import Bundle
-from dermlens.serve.app_actions import Actions, Analysis
-from dermlens.serve.app_batch import Row, analyze_many
+from dermlens.serve.app_actions import AS_IT_IS, Actions, Analysis, Wish
+from dermlens.serve.app_batch import Row, analyze_many, read_truths
 from dermlens.serve.app_explaining import Explaining, Work
 from dermlens.serve.app_jobs import Jobs
 from dermlens.serve.app_uploads import SECONDS_KEPT, Uploads
 
-NO_IMAGE = "There is no image yet. Upload one or click an example."
+NO_IMAGE = "There is no image yet. Upload one."
+ABSTAINS = (
+    "The model abstains on this image, so there is no {one} to explain. Tick 'Show it anyway' to "
+    "see what it would have said."
+)
+OUTLINES = ("none", "automatic", "drawn")
+_OUTLINE = 384
+"""Pixels of the longer side at which a drawn outline is kept."""
 SESSIONS_KEPT = 16
 
 
@@ -49,6 +59,11 @@ class Results:
         with self._lock:
             self._expire()
             return self._kept.get(session or "", {}).get(name, (0.0, None))[1]
+
+    def drop(self, session: str | None, name: str) -> None:
+        """Drop one value."""
+        with self._lock:
+            self._kept.get(session or "", {}).pop(name, None)
 
     def forget(self, session: str | None) -> None:
         """Drop everything of a session."""
@@ -88,9 +103,10 @@ class Desk:
         uploads: Uploads | None = None,
         jobs: Jobs | None = None,
         scorers: Mapping[str, Scorer] | None = None,
+        truths: Mapping[str, str] | None = None,
     ) -> None:
         self.bundle, self.uploads, self.results = bundle, uploads, Results()
-        self.jobs = jobs or Jobs()
+        self.jobs, self.truths = jobs or Jobs(), truths or {}
         self.actions = Actions(bundle)
         self.actions.warm_up()
         self.explaining = Explaining(self.actions, scorers)
@@ -103,15 +119,18 @@ class Desk:
         return found
 
     def explain(
-        self, session: str | None, path: str | None, methods: Sequence[str], target: str
+        self,
+        session: str | None,
+        path: str | None,
+        methods: Sequence[str],
+        target: str = PREDICTED,
+        wish: Wish = AS_IT_IS,
     ) -> Iterator[Job]:
         """Explain an upload step by step; see ``Explaining.explain``."""
-        return self._kept(
-            session,
-            path,
-            "explanation",
-            lambda found: self.explaining.explain(found, methods, target),
-        )
+        shown = self._looked_at(session, path, wish)
+        lesion = self.outline(session, shown, wish)
+        steps = self.explaining.explain(shown.analysis, methods, target, lesion)
+        return self._kept(session, shown, "explanation", steps)
 
     def compare(
         self,
@@ -120,19 +139,60 @@ class Desk:
         methods: Sequence[str],
         target: str = PREDICTED,
         against: str = RUNNER_UP,
+        wish: Wish = AS_IT_IS,
+        *,
+        scales: bool = True,
     ) -> Iterator[Job]:
         """Compare the methods on an upload part by part; see ``Explaining.compare``."""
-        return self._kept(
-            session,
-            path,
-            "comparison",
-            lambda found: self.explaining.compare(found, methods, target, against),
+        shown = self._looked_at(session, path, wish)
+        lesion = self.outline(session, shown, wish)
+        steps = self.explaining.compare(
+            shown.analysis, methods, target, against, lesion, scales=scales
         )
+        return self._kept(session, shown, "comparison", steps)
 
-    def batch(self, session: str | None, files: Sequence[tuple[str, str]]) -> Iterator[list[Row]]:
-        """Analyze many uploads, given by name and path."""
-        self.note(session, [path for _, path in files])
-        yield from analyze_many(self.actions, [(name, Path(path)) for name, path in files])
+    def batch(
+        self,
+        session: str | None,
+        files: Sequence[tuple[str, str]],
+        labels: Sequence[tuple[str, str]] | None = None,
+    ) -> Iterator[list[Row]]:
+        """Analyze many uploads, and remember the rows; files are given by name and path.
+
+        ``labels`` is at most one file, a table of their true classes.
+        """
+        self.note(session, [path for _, path in (*files, *(labels or ()))])
+        truths = read_truths(self.bundle, Path(labels[0][1]) if labels else None)
+        given = [(name, Path(path)) for name, path in files]
+        for rows in analyze_many(self.actions, given, truths):
+            self.results.put(session, "batch", rows)
+            yield rows
+
+    def draw_outline(self, session: str | None, points: Sequence[Sequence[float]]) -> None:
+        """Remember the outline that a visitor has drawn on the picture of the last analysis."""
+        shown = self.shown(session, "analysis")
+        if shown is None:
+            raise UsageError(NO_IMAGE)
+        # As large as anything is measured by it, and no larger.
+        height, width = shown.analysis.display.shape[:2]
+        size = (
+            max(8, round(_OUTLINE * height / max(height, width))),
+            max(8, round(_OUTLINE * width / max(height, width))),
+        )
+        found = outline_of_points(points, size)
+        self.results.put(session, "outline", (shown.path, found))
+
+    def outline(self, session: str | None, shown: Shown, wish: Wish) -> np.ndarray | None:
+        """Return the outline that is wanted, in what the network saw, bool (H, W); or None."""
+        if wish.outline not in OUTLINES:
+            raise UsageError(f"Unknown outline. Use one of: {', '.join(OUTLINES)}.")
+        path, drawn = self.results.get(session, "outline") or ("", None)
+        found = {
+            "none": None,
+            "automatic": shown.analysis.outline,
+            "drawn": drawn if path == shown.path else None,
+        }[wish.outline]
+        return None if found is None else fit_outline(found, self.bundle.input_size)
 
     def shown(self, session: str | None, name: str) -> Any:
         """Return the ``analysis`` (``Shown``), or the ``explanation`` or ``comparison`` (``Job``).
@@ -152,19 +212,22 @@ class Desk:
         if self.uploads is not None:
             self.uploads.forget(session)
 
-    def _kept(
-        self,
-        session: str | None,
-        path: str | None,
-        name: str,
-        steps: Callable[[Analysis], Iterator[Work]],
-    ) -> Iterator[Job]:
-        """Run a job on an upload, analyzing it first if need be, and remember each state."""
+    def _looked_at(self, session: str | None, path: str | None, wish: Wish) -> Shown:
+        """Return the analysis of an upload, made now if need be; refuse where it abstains."""
         if path is None:
             raise UsageError(NO_IMAGE)
         held = self.shown(session, "analysis")
-        found = held.analysis if held and held.path == path else self.analyze(session, path)
-        for work in steps(found):
-            job = Job(path, found, work)
+        if held is None or held.path != path:
+            held = Shown(path, self.analyze(session, path))
+        if held.analysis.abstains and not wish.anyway:
+            raise UsageError(ABSTAINS.format(one=self.actions.words.one))
+        return held
+
+    def _kept(
+        self, session: str | None, shown: Shown, name: str, steps: Iterator[Work]
+    ) -> Iterator[Job]:
+        """Run a job on an analyzed upload, and remember each state."""
+        for work in steps:
+            job = Job(shown.path, shown.analysis, work)
             self.results.put(session, name, job)
             yield job

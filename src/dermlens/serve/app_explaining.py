@@ -22,10 +22,11 @@ from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.files import plain
 from dermlens.quality.agreement import smoothed, spearman
 from dermlens.report.comparer import Comparer, available, no_activation_maps
-from dermlens.report.comparison import Comparison, Reading, agreement_with_others
+from dermlens.report.comparison import Comparison, Reading, agreement_with_others, facts_of
 from dermlens.report.explanation import describe
 from dermlens.report.facts import answer_of
 from dermlens.report.html import NOTICE
+from dermlens.report.summary import summarize
 from dermlens.serve.app_actions import Actions, Analysis
 
 BACKWARD = 2.0
@@ -66,14 +67,21 @@ class Explaining:
         return Comparer(self.bundle, self.methods, scorers=self._scorers)
 
     def explain(
-        self, analysis: Analysis, methods: Sequence[str], target: str = PREDICTED
+        self,
+        analysis: Analysis,
+        methods: Sequence[str],
+        target: str = PREDICTED,
+        lesion: np.ndarray | None = None,
     ) -> Iterator[Work]:
-        """Explain an image by several methods: the state before each and after the last."""
+        """Explain an image by several methods: the state before each and after the last.
+
+        ``lesion`` is the outline in what the model saw, bool (H, W).
+        """
         names = self._names(methods)
         goal = self.actions.target(analysis, target)
         said = vars(answer_of(self.bundle, analysis.logits))
-        reading = Reading(**said, image=analysis.image, lesion=None, target=goal)
-        state = Comparison(self.bundle.labels, reading)
+        reading = Reading(**said, image=analysis.image, lesion=lesion, target=goal)
+        state = Comparison(self.bundle.labels, reading, model=self.bundle.identity)
         yield self._work(names, 0, state)
         for done, name in enumerate(names, start=1):
             with self._running:
@@ -88,6 +96,9 @@ class Explaining:
         methods: Sequence[str],
         target: str = PREDICTED,
         against: str = RUNNER_UP,
+        lesion: np.ndarray | None = None,
+        *,
+        scales: bool = True,
     ) -> Iterator[Work]:
         """Run the four experiments on an image: the state after each finished piece.
 
@@ -98,8 +109,8 @@ class Explaining:
         other = None if against == RUNNER_UP else against
         with self._running:
             comparer = copy.copy(self._comparer)
-        comparer.methods = names
-        steps = comparer.steps(analysis.image, target=target, against=other)
+        comparer.methods, comparer.with_scales = names, scales
+        steps = comparer.steps(analysis.image, target=target, against=other, lesion=lesion)
         for done, name in enumerate(comparer.pieces, start=1):
             with self._running:
                 state = self._timed(name, next, steps)
@@ -152,6 +163,15 @@ class Explaining:
         if not set(names) <= set(self.methods):
             raise UsageError(self.without)
         return names
+
+
+def with_outline(work: Work, lesion: np.ndarray | None, *, synthetic: bool) -> Work:
+    """Return work with another outline, and what was measured by it measured anew."""
+    state = work.comparison
+    state = replace(state, reading=replace(state.reading, lesion=lesion))
+    if state.summary is not None:
+        state = replace(state, summary=summarize(facts_of(state, synthetic=synthetic)))
+    return replace(work, comparison=state)
 
 
 def _agreement(results: Mapping[str, Attribution]) -> dict[str, float]:

@@ -45,6 +45,7 @@ class Jobs:
         self._queue: Any = None
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._unread: dict[str, float] = {}
+        self._stopped: dict[tuple[str, str], float] = {}
 
     def attach(self, page: Any) -> None:
         """Let a page, whose queue is made, ask here before it takes an event."""
@@ -53,8 +54,14 @@ class Jobs:
         page.process_api = self._noting_the_end(sentences(page.process_api))
         self._queue.push = self._refusing(self._queue.push)
 
-    def stoppable(self, action: Callable[..., Iterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        """Return an action that yields as one that ends before its next batch if not wanted."""
+    def stoppable(
+        self, action: Callable[..., Iterator[Any]], stopped: Callable[..., Any] | None = None
+    ) -> Callable[..., AsyncIterator[Any]]:
+        """Return an action that yields as one that ends before its next batch if not wanted.
+
+        What ``stopped`` returns, given the same arguments, is yielded last after a stop: Gradio
+        shows the last result of an action once more when it ends.
+        """
 
         @wraps(action)
         async def run(*arguments: Any) -> AsyncIterator[Any]:
@@ -63,24 +70,48 @@ class Jobs:
             steps, event = action(*arguments), self._event()
             heard = time.monotonic() if event is None else event.enqueue_time
             try:
-                while True:
+                while not self._is_stopped(event):
                     step = asyncio.ensure_future(asyncio.to_thread(_next, steps, stop))
                     # Its end is seen below or, after a cancellation, by nobody.
                     step.add_done_callback(lambda done: done.cancelled() or done.exception())
                     while not (await asyncio.wait({step}, timeout=_SECONDS_BETWEEN))[0]:
                         heard = self._last_heard(event, heard)
-                        if time.monotonic() - heard > SECONDS_UNREAD:
+                        if time.monotonic() - heard > SECONDS_UNREAD or self._is_stopped(event):
                             stop.set()
                     found = await step
                     if found is _END:
                         return
-                    yield found
+                    if not self._is_stopped(event):
+                        yield found
             except Stopped:
-                raise UsageError(UNREAD) from None
+                if not self._is_stopped(event):
+                    raise UsageError(UNREAD) from None
             finally:
                 stop.set()
+            if stopped is not None:
+                yield stopped(*arguments)
 
         return run
+
+    def stop(self, session: str | None, kind: str) -> None:
+        """End a session's jobs of a kind before their next batch, running or waiting.
+
+        The next one may be asked for at once: nothing of those that end is waited for.
+        """
+        if session is not None:
+            self._stopped[session, kind] = time.monotonic()
+
+    def busy(self, session: str | None, kind: str) -> bool:
+        """Tell whether a job of a session runs or waits."""
+        return any(
+            (one.session_hash, one.concurrency_id) == (session, kind) for one in self._events()
+        )
+
+    def _is_stopped(self, event: Any) -> bool:
+        if event is None:
+            return False
+        when = self._stopped.get((str(event.session_hash), event.concurrency_id), float("-inf"))
+        return bool(event.enqueue_time <= when)
 
     def stop_all(self) -> None:
         """End every job before its next batch."""
@@ -101,6 +132,7 @@ class Jobs:
         if self._queue is None:
             return
         now, waiting = time.monotonic(), self._queue.pending_messages_per_session
+        self._stopped = {key: when for key, when in self._stopped.items() if now - when < seconds}
         busy = {event.session_hash for event in self._events()}
         unread = {
             session
@@ -133,7 +165,11 @@ class Jobs:
         queues = list(self._queue.event_queue_per_concurrency_id.values())
         waiting = [event for queue in queues for event in list(queue.queue)]
         running = [event for job in list(self._queue.active_jobs) if job for event in job]
-        return [event for event in (*waiting, *running) if event.alive and not event.closed]
+        return [
+            event
+            for event in (*waiting, *running)
+            if event.alive and not event.closed and not self._is_stopped(event)
+        ]
 
     def _event(self) -> Any:
         from gradio.context import LocalContext

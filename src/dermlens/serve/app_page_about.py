@@ -6,9 +6,11 @@ from typing import Any
 import pandas as pd
 
 from dermlens import __version__
+from dermlens.explainers.registry import METHODS
 from dermlens.model.bundle import Bundle
+from dermlens.report.comparison_view import glossary
 from dermlens.report.facts import NOT_CALIBRATED, of_skin, percent, words
-from dermlens.report.html import NOTICE, markdown_table, templates
+from dermlens.report.html import CLINICAL, NOTICE, markdown_table, templates
 from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_batch import MAX_FILES
 
@@ -30,11 +32,13 @@ def about(bundle: Bundle) -> str:
         skin=of_skin(bundle.labels),
         calibrated=bundle.calibrated,
         model=_table(("Fact", "Value"), _model(bundle)),
-        points=_points(bundle),
+        points=bundle.calibration.operating_points.values(),
+        share=percent,
         detector=detector,
         false_rejects="" if detector is None else percent(detector.false_rejects),
         validation=_validation(bundle),
-        notice=NOTICE,
+        notice=f"{NOTICE} {CLINICAL}" if of_skin(bundle.labels) else NOTICE,
+        glossary={**glossary(), **{one.title: one.question for one in METHODS.values()}},
         megabytes=MAX_BYTES // 2**20,
         files=MAX_FILES,
     )
@@ -96,26 +100,6 @@ def _data_line(bundle: Bundle) -> str:
     if "n_images" in data and "n_lesions" in data:
         counted = f", {data['n_images']:,} images of {data['n_lesions']:,} lesions"
     return f"{data.get('name', 'unknown data')}{counted}{drawn}"
-
-
-def _points(bundle: Bundle) -> str:
-    rows = [
-        (
-            name,
-            ", ".join(point.codes),
-            f"{point.threshold:.3g}",
-            percent(point.sensitivity),
-            percent(point.specificity),
-            str(point.positives),
-            str(point.negatives),
-        )
-        for name, point in bundle.calibration.operating_points.items()
-    ]
-    if not rows:
-        return ""
-    several = words(bundle.labels).several.capitalize()
-    measured = ("Threshold", "Sensitivity", "Specificity", "Positives", "Negatives")
-    return _table(("Flag", several, *measured), rows)
 
 
 def _validation(bundle: Bundle) -> str:

@@ -1,71 +1,113 @@
-"""The Analyze and Explain tabs and the image beside them."""
+"""The picture beside the tabs, and the Analyze and Explain tabs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dermlens.explainers.registry import METHODS
 from dermlens.explainers.target import PREDICTED
-from dermlens.report.comparison_view import caption
+from dermlens.report.facts import of_skin, title
 from dermlens.report.layers import COLOR_MAPS
-from dermlens.serve.app_desk import Desk
-from dermlens.serve.app_page import empty, grad_cam, verdict
-from dermlens.serve.app_page_results import EMPTY_EXPLANATION, cards
-from dermlens.serve.app_style import OPACITY, SET_CONTOUR, SET_OPACITY
+from dermlens.report.verdict import caption, verdict
+from dermlens.serve import app_style
+from dermlens.serve.app_actions import Wish
+from dermlens.serve.app_desk import Desk, Job, Shown
+from dermlens.serve.app_explaining import with_outline
+from dermlens.serve.app_page import empty, evidence
+from dermlens.serve.app_page_results import EMPTY_EXPLANATION, WAITING, cards
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that only the page itself needs."""
-SHARED: dict[str, Any] = {"concurrency_id": "explaining", "concurrency_limit": 1}
+EXPLAINING = "explaining"
+SHARED: dict[str, Any] = {"concurrency_id": EXPLAINING, "concurrency_limit": 1}
 """Of events that use the explainers, which work for one visitor at a time."""
 _FIRST_METHODS = ["grad_cam", "grad_cam_plus_plus", "integrated_gradients"]
 
 
-def image_column(label: str, examples: list[str]) -> Any:
-    """Lay out the image and the examples, and return the image."""
+@dataclass(frozen=True)
+class Picture:
+    """The components beside the tabs: the image, and how it and its maps are shown.
+
+    ``drawing`` is the event of an outline that was drawn in the viewer.
+    """
+
+    image: Any
+    folded: Any
+    viewer: Any
+    drawing: Any
+    color_map: Any
+    outline: Any
+    anyway: Any
+
+    @property
+    def wishes(self) -> list[Any]:
+        """What ``wish_of`` takes."""
+        return [self.color_map, self.outline, self.anyway]
+
+
+def wish_of(color_map: str, outline: str, anyway: bool) -> Wish:
+    """Return how a visitor wants to see things, from the values of ``Picture.wishes``."""
+    return Wish(color_map, outline, bool(anyway))
+
+
+def picture_of(desk: Desk, examples: Sequence[tuple[str, str]]) -> Picture:
+    """Make the image, the examples (file, caption), and what is chosen about maps.
+
+    Viewer and choices are placed by ``place_viewer``.
+    """
     import gradio as gr
 
-    image = gr.Image(
-        label=label,
-        sources=["upload", "clipboard", "webcam"],
-        type="filepath",
-        image_mode=None,
-        height=260,
-        elem_id="dl-upload",
-    )
-    receives_files(image, lambda payload: None if payload is None else payload.path)
-    if examples:
-        gr.Examples(
-            examples,
-            image,
-            label="Drawn examples (synthetic, no patients)",
-            examples_per_page=len(examples),
-            cache_examples=False,
+    called = desk.actions.words.image
+    with gr.Accordion(title(called), open=True, elem_id="dl-folded") as folded:
+        image = gr.File(
+            label=f"{title(called)}: drop, click or paste", height=120, elem_id="dl-upload"
         )
-    return image
+        receives_files(image, lambda payload: None if payload is None else payload.path)
+        if examples:
+            gallery = gr.Gallery(
+                list(examples), label="Examples", columns=5, height="auto", allow_preview=False,
+                object_fit="cover", buttons=[], elem_id="dl-examples", interactive=False,
+            )  # fmt: skip
+            files = [path for path, _ in examples]
 
+            def pick(event: gr.SelectData) -> str:
+                return files[event.index]
 
-def color_map_choice() -> Any:
-    """Return the choice of color map; it is placed by ``display_column``."""
-    import gradio as gr
-
-    return gr.Dropdown(
+            gallery.select(pick, None, image, **PRIVATE)
+    color_map = gr.Dropdown(
         [(name.capitalize(), name) for name in COLOR_MAPS],
         value=COLOR_MAPS[0],
-        label="Color map",
-        info="All are perceptually uniform. Two-sided maps stay orange and purple.",
+        label="Colors of the maps",
         render=False,
     )
+    outlines = [("None", "none"), ("Found by color", "automatic"), ("Drawn", "drawn")]
+    skin = of_skin(desk.bundle.labels)
+    outline = gr.Radio(
+        outlines if skin else [outlines[0], outlines[2]],
+        value=outlines[skin][1],
+        label=f"Outline of the {desk.actions.words.lesion}",
+        render=False,
+    )
+    anyway = gr.Checkbox(False, label="Show it anyway", visible=False, render=False)
+    viewer = app_style.viewer()
+
+    def drawn(event: gr.EventData, request: gr.Request) -> str:
+        desk.draw_outline(request.session_hash, event.points)
+        return "drawn"
+
+    drawing = viewer.submit(drawn, None, outline, **PRIVATE)
+    return Picture(image, folded, viewer, drawing, color_map, outline, anyway)
 
 
-def display_column(color_map: Any) -> None:
-    """Lay out how maps are shown; opacity and contour change in the browser alone."""
+def place_viewer(picture: Picture) -> None:
+    """Lay out the viewer and what is chosen about maps."""
     import gradio as gr
 
-    opacity = gr.Slider(0.0, 1.0, OPACITY, step=0.05, label="Opacity of the maps")
-    contour = gr.Checkbox(False, label="Contour of the strongest 20 %")
-    color_map.render()
-    opacity.input(None, opacity, None, js=SET_OPACITY, api_visibility="private")
-    contour.input(None, contour, None, js=SET_CONTOUR, api_visibility="private")
+    picture.viewer.render()
+    with gr.Row():
+        picture.color_map.render()
+        picture.outline.render()
 
 
 def receives_files(component: Any, receive: Any) -> None:
@@ -102,41 +144,64 @@ def _lies_in(path: str, folder: str) -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
-def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
+def analyze_tab(desk: Desk, picture: Picture) -> None:
     """Lay out and connect the Analyze tab."""
     import gradio as gr
 
-    with gr.Row():
-        with gr.Column(min_width=230):
-            answer = gr.HTML(empty(desk.bundle), elem_id="dl-answer")
-        with gr.Column(min_width=230):
-            target = gr.Dropdown(
-                desk.actions.target_choices(), value=PREDICTED, label="Show the evidence for"
-            )
-            overlay = gr.HTML("", elem_id="dl-overlay")
+    answer = gr.HTML(empty(desk.bundle), elem_id="dl-answer")
+    picture.anyway.render()
+    target = gr.Dropdown(
+        desk.actions.target_choices(), value=PREDICTED, label="Show the evidence for"
+    )
+    overlay = gr.HTML("", elem_id="dl-overlay")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
+
+    def drawn(session: str | None, shown: Shown, target: str, wish: Wish) -> tuple[Any, ...]:
+        found = shown.analysis
+        goal = desk.actions.target(found, target)
+        return (
+            verdict(
+                desk.bundle,
+                found,
+                reasons=found.reasons,
+                remarks=found.remarks,
+                anyway=wish.anyway,
+                truth=desk.truths.get(found.sha256, ""),
+            ),
+            evidence(desk.actions, found, goal, wish, desk.outline(session, shown, wish)),
+            desk.actions.facts(found, anyway=wish.anyway),
+        )
+
     nothing = (empty(desk.bundle), "", None, PREDICTED)
 
-    def analyze(image: str | None, color_map: str, request: gr.Request) -> tuple[Any, ...]:
+    def analyze(
+        image: str | None, color_map: str, outline: str, request: gr.Request
+    ) -> tuple[Any, ...]:
         if image is None:
+            desk.results.drop(request.session_hash, "analysis")
             return nothing
-        found = desk.analyze(request.session_hash, image)
-        drawn = grad_cam(desk.actions, found, found.predicted, color_map)
-        return verdict(desk.bundle, found), drawn, desk.actions.facts(found), PREDICTED
+        session = request.session_hash
+        shown = Shown(image, desk.analyze(session, image))
+        return (*drawn(session, shown, PREDICTED, Wish(color_map, outline)), PREDICTED)
 
-    def show(wanted: str, colors: str, request: gr.Request) -> Any:
-        held = desk.shown(request.session_hash, "analysis")
-        if held is None:
-            return gr.skip()
-        goal = desk.actions.target(held.analysis, wanted)
-        return grad_cam(desk.actions, held.analysis, goal, colors)
+    def fold(request: gr.Request) -> tuple[Any, Any]:
+        shown = desk.shown(request.session_hash, "analysis")
+        abstains = shown is not None and shown.analysis.abstains
+        return gr.update(open=shown is None), gr.update(value=False, visible=abstains)
 
-    shown = [answer, overlay, facts, target]
-    analyzing = image.change(
+    def show(target: str, color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
+        shown = desk.shown(request.session_hash, "analysis")
+        if shown is None:
+            return nothing[:3]
+        return drawn(request.session_hash, shown, target, wish_of(color_map, outline, anyway))
+
+    results = [answer, overlay, facts]
+    beside = [picture.folded, picture.anyway]
+    analyzing = picture.image.change(
         analyze,
-        [image, color_map],
-        shown,
+        [picture.image, picture.color_map, picture.outline],
+        [*results, target],
         api_name="analyze",
         api_description=(
             "Analyze one image in one forward pass. Returns the verdict and the Grad-CAM as HTML, "
@@ -147,13 +212,27 @@ def analyze_tab(desk: Desk, image: Any, color_map: Any) -> None:
         show_progress_on=answer,
         concurrency_limit=2,
     )
-    # An older answer must not stand beside an image that could not be read, nor a broken image.
-    analyzing.failure(lambda: (*nothing, None), None, [*shown, image], **PRIVATE)
-    for changed in (target, color_map):
-        changed.input(show, [target, color_map], overlay, **PRIVATE)
+    analyzing.success(fold, None, beside, **PRIVATE).success(
+        None, None, None, js=app_style.TO_TOP, api_visibility="private"
+    )
+    # An older answer must not stand beside an image that could not be read.
+    analyzing.failure(lambda: (*nothing, None), None, [*results, target, picture.image], **PRIVATE)
+    gr.on(
+        [target.input, *(one.input for one in picture.wishes)],
+        show,
+        [target, *picture.wishes],
+        results,
+        api_name="show",
+        api_description=(
+            "Draw the last analysis of this session again: of another class, in other colors, "
+            "with another outline, or although the model abstains. Returns verdict, maps and data."
+        ),
+        show_progress="hidden",
+    )
+    picture.drawing.success(show, [target, *picture.wishes], results, **PRIVATE)
 
 
-def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
+def explain_tab(desk: Desk, picture: Picture) -> None:
     """Lay out and connect the Explain tab."""
     import gradio as gr
 
@@ -161,27 +240,30 @@ def explain_tab(desk: Desk, image: Any, color_map: Any) -> None:
         desk, _FIRST_METHODS, "Methods that cover or cut the image need hundreds of passes."
     )
     target = target_choice(desk)
-    start, stop = start_and_stop("Explain")
+    buttons = start_and_stop("Explain")
     drawn = gr.HTML(EMPTY_EXPLANATION, elem_id="dl-explained")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    @desk.jobs.stoppable
     def explain(
-        image: str | None, methods: list[str], target: str, color_map: str, request: gr.Request
+        image: str | None,
+        methods: list[str],
+        target: str,
+        color_map: str,
+        outline: str,
+        anyway: bool,
+        request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        for job in desk.explain(request.session_hash, image, methods, target):
-            yield cards(job, color_map), desk.explaining.facts(job.work)
+        wish = wish_of(color_map, outline, anyway)
+        for job in desk.explain(request.session_hash, image, methods, target, wish):
+            yield cards(job, wish), desk.explaining.facts(job.work)
 
-    connect_long_job(
+    LongJob("explanation", explain, cards, EMPTY_EXPLANATION).connect(
         desk,
-        "explanation",
-        explain,
-        cards,
-        inputs=(image, methods, target, color_map),
-        buttons=(start, stop),
-        outputs=(drawn, facts),
-        nothing=EMPTY_EXPLANATION,
+        picture,
+        [methods, target],
+        buttons,
+        [drawn, facts],
         api_name="explain",
         api_description=(
             "Attribution maps of one image by several methods; a result after each. Returns the "
@@ -208,7 +290,7 @@ def target_choice(desk: Desk) -> Any:
     """Lay out the choice of the class to explain."""
     import gradio as gr
 
-    label = f"{desk.actions.words.one.capitalize()} to explain"
+    label = f"{title(desk.actions.words.one)} to explain"
     return gr.Dropdown(desk.actions.target_choices(), value=PREDICTED, label=label)
 
 
@@ -220,42 +302,85 @@ def start_and_stop(start: str) -> tuple[Any, Any]:
         return gr.Button(start, variant="primary", scale=3), gr.Button("Stop", scale=1)
 
 
-def connect_long_job(
-    desk: Desk,
-    name: str,
-    work: Callable[..., Any],
-    draw: Callable[..., str],
-    *,
-    inputs: Sequence[Any],
-    buttons: tuple[Any, Any],
-    outputs: tuple[Any, Any],
-    nothing: str,
-    **api: str,
-) -> None:
-    """Connect a job that shows each result when it is ready, can be stopped, and be drawn again."""
-    import gradio as gr
+@dataclass(frozen=True)
+class LongJob:
+    """A job that shows each result when it is ready, can be stopped, and be drawn again.
 
-    image, color_map, shown_on = inputs[0], inputs[-1], outputs[0]
+    Attributes:
+        name: Under which the desk keeps it.
+        work: What yields results.
+        draw: Draws a ``Job``.
+        nothing: What stands where there is no result.
+    """
 
-    def again(colors: str, request: gr.Request, **options: bool) -> Any:
-        job = desk.shown(request.session_hash, name)
-        return gr.skip() if job is None else draw(job, colors, **options)
+    name: str
+    work: Callable[..., Any]
+    draw: Callable[..., str]
+    nothing: str
 
-    def stop(colors: str, request: gr.Request) -> Any:
-        return again(colors, request, stopped=True)
+    def connect(
+        self,
+        desk: Desk,
+        picture: Picture,
+        choices: Sequence[Any],
+        buttons: tuple[Any, Any],
+        outputs: Sequence[Any],
+        **api: str,
+    ) -> None:
+        """Connect the buttons, and what changes how results are drawn."""
+        import gradio as gr
 
-    running = buttons[0].click(
-        work,
-        list(inputs),
-        list(outputs),
-        show_progress="minimal",
-        show_progress_on=shown_on,
-        **api,
-        **SHARED,
-    )
-    buttons[1].click(stop, color_map, shown_on, cancels=[running], queue=False, **PRIVATE)
-    color_map.input(again, color_map, shown_on, **PRIVATE)
-    image.change(lambda: (nothing, None), None, list(outputs), cancels=[running], **PRIVATE)
+        shown_on = outputs[0]
+
+        def again(session: str | None, wish: Wish, *, stopped: bool = False) -> Any:
+            job: Job | None = desk.shown(session, self.name)
+            if job is None:
+                return self.nothing
+            lesion = desk.outline(session, job, wish)
+            work = with_outline(job.work, lesion, synthetic=desk.bundle.synthetic)
+            job = replace(job, work=work)
+            if work.running is None:
+                desk.results.put(session, self.name, job)
+            return self.draw(job, wish, stopped=stopped)
+
+        def redraw(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
+            return again(request.session_hash, wish_of(color_map, outline, anyway))
+
+        def stop(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
+            wish = wish_of(color_map, outline, anyway)
+            return again(request.session_hash, wish, stopped=True)
+
+        def stop_all(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
+            desk.jobs.stop(request.session_hash, EXPLAINING)
+            return stop(color_map, outline, anyway, request)
+
+        def failed(color_map: str, outline: str, anyway: bool, request: gr.Request) -> Any:
+            wish, session = wish_of(color_map, outline, anyway), request.session_hash
+            return again(session, wish, stopped=not desk.jobs.busy(session, EXPLAINING))
+
+        def stopped(*given: Any) -> tuple[Any, Any]:
+            *_, color_map, outline, anyway, request = given
+            return stop(color_map, outline, anyway, request), gr.skip()
+
+        def clear(request: gr.Request) -> tuple[str, None]:
+            desk.jobs.stop(request.session_hash, EXPLAINING)
+            desk.results.drop(request.session_hash, self.name)
+            return self.nothing, None
+
+        # No event is canceled in the browser: it would swallow the click that comes next.
+        buttons[0].click(lambda: WAITING, None, shown_on, queue=False, **PRIVATE).then(
+            desk.jobs.stoppable(self.work, stopped),
+            [picture.image, *choices, *picture.wishes],
+            list(outputs),
+            show_progress="hidden",
+            trigger_mode="multiple",
+            **api,
+            **SHARED,
+        ).failure(failed, picture.wishes, shown_on, **PRIVATE)
+        buttons[1].click(stop_all, picture.wishes, shown_on, queue=False, **PRIVATE)
+        for change in (picture.color_map.input, picture.outline.input, picture.drawing.success):
+            change(redraw, picture.wishes, shown_on, **PRIVATE)
+        picture.image.change(clear, None, list(outputs), queue=False, **PRIVATE)
 
 
 def name_of(path: str) -> str:

@@ -1,8 +1,8 @@
-"""The Compare tab: the four experiments part by part, then everything to take home."""
+"""The Compare tab: the experiments part by part, then everything to take home."""
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,27 @@ from dermlens.explainers.registry import SIX
 from dermlens.explainers.target import RUNNER_UP
 from dermlens.files import plain
 from dermlens.report.comparison import Comparison
-from dermlens.report.comparison_files import comparison_maps, comparison_numbers, comparison_page
+from dermlens.report.comparison_files import (
+    About,
+    comparison_maps,
+    comparison_numbers,
+    comparison_page,
+)
 from dermlens.serve import app_tabs as tabs
 from dermlens.serve.app_desk import Desk, Job
-from dermlens.serve.app_page_results import EMPTY_COMPARISON, comparison
+from dermlens.serve.app_page import canvas_of
+from dermlens.serve.app_page_results import EMPTY_COMPARISON, about, comparison
 from dermlens.serve.app_style import SAVE
 
-FILE_TEMPLATE = """
-${value && value.base64
-  ? '<a class="dl-download" download="' + value.name + '" href="data:' + value.type + ';base64,' +
-    value.base64 + '">Save ' + value.name + '</a>'
-  : ''}
-"""
-"""A file as a link that holds it: nothing to download ever lies on the server's disk."""
 
-
-def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
+def compare_tab(desk: Desk, picture: tabs.Picture) -> None:
     """Lay out and connect the Compare tab."""
     import gradio as gr
 
     methods = tabs.methods_choice(
         desk,
         SIX,
-        "Six methods need some 1,800 passes of the network; each result comes when ready.",
+        "Six methods need some 1,200 passes of the network; each result comes when ready.",
     )
     with gr.Row():
         target = tabs.target_choice(desk)
@@ -46,79 +44,105 @@ def compare_tab(desk: Desk, image: Any, color_map: Any) -> None:
             value=RUNNER_UP,
             label="Contrast it with",
         )
-    start, stop = tabs.start_and_stop("Compare")
+    needed = about(desk.explaining.expected("scales"))
+    scales = gr.Checkbox(False, label=f"At several scales, too (about {needed} more)")
+    buttons = tabs.start_and_stop("Compare")
+    with gr.Row():
+        page = gr.Button("Save report (HTML)", size="sm")
+        maps = gr.Button("Save maps (.npz)", size="sm")
+    named = gr.Checkbox(True, label="Name the file in the report, with its checksum")
     nothing = EMPTY_COMPARISON.format(one=desk.actions.words.one)
     drawn = gr.HTML(nothing, elem_id="dl-compared")
-    with gr.Row():
-        page = gr.Button("Download report (HTML)")
-        maps = gr.Button("Download maps (.npz)")
-    carrier = gr.HTML(None, html_template=FILE_TEMPLATE, elem_id="dl-file")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
 
-    @desk.jobs.stoppable
     def compare(
         image: str | None,
         methods: list[str],
         target: str,
         against: str,
+        scales: bool,
         color_map: str,
+        outline: str,
+        anyway: bool,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        for job in desk.compare(request.session_hash, image, methods, target, against):
+        wish = tabs.wish_of(color_map, outline, anyway)
+        for job in desk.compare(
+            request.session_hash, image, methods, target, against, wish, scales=scales
+        ):
             numbers = comparison_numbers(job.work.comparison, tabs.name_of(job.path))
-            yield comparison(job, color_map), plain({"running": job.work.running, **numbers})
+            yield comparison(job, wish), plain({"running": job.work.running, **numbers})
 
-    tabs.connect_long_job(
+    tabs.LongJob("comparison", compare, comparison, nothing).connect(
         desk,
-        "comparison",
-        compare,
-        comparison,
-        inputs=(image, methods, target, against, color_map),
-        buttons=(start, stop),
-        outputs=(drawn, facts),
-        nothing=nothing,
+        picture,
+        [methods, target, against, scales],
+        buttons,
+        [drawn, facts],
         api_name="compare",
         api_description=(
-            "The four experiments on one image: methods side by side, their agreement, several "
-            "scales, and one class against another; a result after each part. Returns HTML, and "
+            "Experiments on one image: methods side by side, their agreement, one class against "
+            "another, and several scales if wanted; a result after each part. Returns HTML, and "
             "the numbers, summary and warnings as data."
         ),
     )
-    _connect_downloads(desk, (page, maps), carrier)
-    image.change(lambda: None, None, carrier, **tabs.PRIVATE)
 
+    def report(
+        named: bool, color_map: str, outline: str, anyway: bool, request: gr.Request
+    ) -> dict[str, str]:
+        job = _last(desk, request.session_hash)
+        wish, name = tabs.wish_of(color_map, outline, anyway), tabs.name_of(job.path)
+        content = report_of(desk, job, wish, name if named else "")
+        return as_file(f"{name if named else 'report'}.html", "text/html", content.encode())
 
-def _connect_downloads(desk: Desk, buttons: Any, carrier: Any) -> None:
-    import gradio as gr
-
-    def report(request: gr.Request) -> dict[str, str]:
-        name, state = _complete(desk.shown(request.session_hash, "comparison"))
-        return as_file(f"{name}.html", "text/html", comparison_page(state, name).encode())
-
-    def maps(request: gr.Request) -> dict[str, str]:
-        name, state = _complete(desk.shown(request.session_hash, "comparison"))
+    def raw(request: gr.Request) -> dict[str, str]:
+        job = _last(desk, request.session_hash)
+        name, state = tabs.name_of(job.path), job.work.comparison
         return as_file(f"{name}.npz", "application/octet-stream", maps_file(state))
 
-    for button, action, kind, text in (
-        (buttons[0], report, "report", "The last comparison of this session as one HTML page"),
-        (buttons[1], maps, "maps", "The raw maps of the last comparison as one .npz file"),
-    ):
-        button.click(
-            action,
-            None,
-            carrier,
-            api_name=kind,
-            api_description=f"{text}: name, type, and content in base64.",
-            show_progress_on=button,
-            concurrency_limit=1,
-        ).success(None, None, None, js=SAVE, api_visibility="private")
+    kept = gr.JSON(visible=False)
+    text = "The last comparison or explanation of this session, as far as it is ready,"
+    save(page, report, [named, *picture.wishes], kept, "report", f"{text} as one HTML page")
+    save(maps, raw, None, kept, "maps", f"{text} as raw maps in one .npz file")
 
 
-def _complete(job: Job | None) -> tuple[str, Comparison]:
-    if job is None or job.work.running is not None:
-        raise UsageError("There is no complete comparison yet. Press Compare and let it finish.")
-    return tabs.name_of(job.path), job.work.comparison
+def save(
+    button: Any, action: Callable[..., Any], inputs: Any, kept: Any, kind: str, text: str
+) -> None:
+    """Let a button hand over a file, which the browser saves; ``kept`` carries it there."""
+    button.click(
+        action,
+        inputs,
+        kept,
+        api_name=kind,
+        api_description=f"{text}: name, type, and content in base64.",
+        show_progress_on=button,
+        concurrency_limit=1,
+    ).success(None, kept, None, js=SAVE, api_visibility="private").then(
+        lambda: None, None, kept, **tabs.PRIVATE
+    )
+
+
+def report_of(desk: Desk, job: Job, wish: tabs.Wish, name: str) -> str:
+    """Return the report of a job as HTML text; ``name`` of the file may be left out."""
+    found, state = job.analysis, job.work.comparison
+    told = About(
+        name,
+        found.sha256 if name else "",
+        found.reasons,
+        found.remarks,
+        {"colors": wish.color_map, "outline": wish.outline, "seed": "0"},
+    )
+    return comparison_page(desk.bundle, state, canvas_of(found, wish, state.reading.lesion), told)
+
+
+def _last(desk: Desk, session: str | None) -> Job:
+    for name in ("comparison", "explanation"):
+        job: Job | None = desk.shown(session, name)
+        if job is not None and job.work.comparison.combined:
+            return job
+    raise UsageError("There is nothing to save yet. Press Compare and wait for a result.")
 
 
 def maps_file(state: Comparison) -> bytes:

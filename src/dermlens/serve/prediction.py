@@ -10,7 +10,7 @@ import pandas as pd
 
 from dermlens.data import dicom
 from dermlens.data.cache import cached_images
-from dermlens.data.images import inspect_image, load_image, read_bytes
+from dermlens.data.images import fit_image, inspect_image, load_image, opened_rgb, read_bytes
 from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.sources import other_types, photographs_in
@@ -21,10 +21,12 @@ from dermlens.model.prediction import Predictor, check_views
 from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_overlap import knows_looks, overlap_of
 from dermlens.progress import Advance, printable, progress, say
-from dermlens.report.facts import NO_SETS, answer_text, class_name, percent
+from dermlens.report.facts import NO_SETS, answer_text, class_name, of_skin, percent
 from dermlens.report.html import NOTICE
+from dermlens.serve.usability import usability
 
 _CHUNK = 256
+UNLIKE = "Unlike the training images."
 
 
 def predict_split(
@@ -92,7 +94,7 @@ def predict_external(
     leave_out = overlap.to_leave_out(allow_training_images)
     here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
     chosen = [files[i] for i in here.image_id]
-    logits, scores, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
+    logits, scores, _, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
     return _table(bundle, here, logits, scores)
 
 
@@ -119,9 +121,15 @@ def _predicted(
     *,
     damaged: bool,
     advance: Advance | None = None,
-) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Return logits, out-of-distribution scores, and what is wrong with each damaged file."""
+    judged: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None, list[str], list[tuple[str, str]]]:
+    """Return logits, out-of-distribution scores, and sentences per file.
+
+    The first say what is wrong with damaged files; the others, if photographs are to be judged, why
+    nothing can be said about one, and what is to be doubted.
+    """
     logits, errors = np.zeros((len(files), len(bundle.classes))), [""] * len(files)
+    found_out = [("", "")] * len(files)
     scores = None if bundle.ood_detector is None else np.zeros(len(files))
     shown = progress("Predicting", len(files)) if advance is None else nullcontext(advance)
     with shown as advance:
@@ -130,7 +138,8 @@ def _predicted(
             part = range(start, min(start + _CHUNK, len(files)))
             for k in part:
                 try:
-                    images[k] = load_image(files[k], bundle.input_size)
+                    images[k], *told = _read(files[k], bundle, judged)
+                    found_out[k] = (told[0], told[1])
                 except DataError as error:
                     if not damaged:
                         raise
@@ -143,7 +152,17 @@ def _predicted(
                 if scores is not None:
                     scores[list(images)] = distances
             advance(len(part))
-    return logits, scores, errors
+    return logits, scores, errors, found_out
+
+
+def _read(path: Path, bundle: ImageClassifier, judged: bool) -> tuple[np.ndarray, str, str]:
+    """Return what the network sees of a file, why nothing can be said about it, and doubts."""
+    if not judged:
+        return load_image(path, bundle.input_size), "", ""
+    with opened_rgb(read_bytes(path), str(path)) as picture:
+        image = fit_image(picture, bundle.input_size)
+        found = usability(picture, image, bundle.input_size)
+    return image, " ".join(found.problems), " ".join(found.remarks)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -208,14 +227,16 @@ def predict_files(
 
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
-        operating point, ``error`` (empty where all went well).
+        operating point, ``abstain``, ``reasons`` (why) and ``remarks`` (doubts), as the page says
+        them, ``error`` (empty where all went well).
 
     Raises:
         UsageError: If the level is out of range, or given for a bundle without prediction sets.
     """
     check_prediction(bundle, tta_views, batch_size, level)
-    logits, scores, errors = _predicted(
-        bundle, files, tta_views, batch_size, damaged=True, advance=advance
+    judged = of_skin(bundle.labels)
+    logits, scores, errors, told = _predicted(
+        bundle, files, tta_views, batch_size, damaged=True, judged=judged, advance=advance
     )
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
     rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
@@ -224,6 +245,16 @@ def predict_files(
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, flagged in bundle.calibration.flags(probabilities).items():
         table[f"flag_{name}"] = flagged
+    reasons, remarks = ([one[side] for one in told] for side in (0, 1))
+    if bundle.ood_detector is not None:
+        unlike = table.abstain.to_numpy(bool)
+        reasons = [
+            f"{one} {UNLIKE}".strip() if up else one
+            for one, up in zip(reasons, unlike, strict=True)
+        ]
+    if judged or bundle.ood_detector is not None:
+        table["abstain"], table["reasons"] = np.array(reasons) != "", reasons
+        table["remarks"] = remarks
     bad = np.array(errors) != ""
     if bad.any():
         filled = [c for c in table.columns if c != "image_id"]
@@ -233,15 +264,23 @@ def predict_files(
 
 
 def describe_predictions(
-    table: pd.DataFrame, bundle: ImageClassifier, *, balanced: bool = False, limit: int = 20
+    table: pd.DataFrame,
+    bundle: ImageClassifier,
+    *,
+    balanced: bool = False,
+    anyway: bool = False,
+    limit: int = 20,
 ) -> list[str]:
-    """Return one line per file, and a reminder of what this is."""
+    """Return one line per file, and a reminder of what this is.
+
+    Where the model abstains, no class is named unless it is to be ``anyway``.
+    """
     lines = []
     for row in table.head(limit).to_dict("records"):
         if row["error"]:
             lines.append(row["error"])
             continue
-        lines.append(f"{row['path']}: {_answer(row, bundle, balanced)}")
+        lines.append(f"{row['path']}: {_answer(row, bundle, balanced, anyway=anyway)}")
     if len(table) > limit:
         lines.append(f"… and {len(table) - limit} more in the file.")
     if bundle.calibration.prediction_sets is None:
@@ -254,7 +293,12 @@ def describe_predictions(
     return lines
 
 
-def _answer(row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool) -> str:
+def _answer(
+    row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool, *, anyway: bool
+) -> str:
+    abstains = f"the model abstains. {row['reasons']}" if row.get("abstain") else ""
+    if abstains and not anyway:
+        return abstains
     text = answer_text(
         bundle.labels,
         {code: row[f"probability_{code}"] for code in bundle.classes},
@@ -266,9 +310,9 @@ def _answer(row: Mapping[Hashable, Any], bundle: ImageClassifier, balanced: bool
         code = str(row["balanced_rule"])
         share = percent(row[f"probability_{code}"])
         text = f"Balanced rule: {class_name(bundle.labels, code)}, {share}. {text}"
-    if row.get("abstain"):
-        text += " UNLIKE THE TRAINING IMAGES, do not rely on this."
-    return text
+    if abstains:
+        return f"{abstains} It would have said, not to be relied on: {text}"
+    return f"{text} {row.get('remarks') or ''}".strip()
 
 
 def _codes(joined: Any, classes: Sequence[str]) -> list[str] | None:
