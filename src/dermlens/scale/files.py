@@ -30,8 +30,9 @@ from dermlens.schema import Count, OpenSection, checked_file
 MANIFEST = "manifest.json"
 _KEY = b"dermlens"
 _TEXTS = frozenset(
-    ("image_id", "path", "model", "predicted", "prediction_set", "balanced_rule", "target", "error")
-)
+    ("image_id", "path", "model", "predicted", "prediction_set", "balanced_rule", "target", "error",
+     "reasons", "remarks")
+)  # fmt: skip
 _TRUTHS = frozenset(("calibrated", "abstain"))
 
 
