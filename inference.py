@@ -44,14 +44,13 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 NOTE = "Research and education only, not a medical device."
 FLAG_WORDS = {"malignant": "malignancy", "melanoma": "melanoma"}
 
-# The perceptually uniform color map "inferno" (CC0), every fifth of its 256 colors.
+# The perceptually uniform color map "viridis" (CC0), every fifth of its 256 colors.
 _COLORS = (
-    "00000402020c0504170a072210092d160b391e0c45260c512f0a5b380962400a67490b6a510e6c59106e"
-    "61136e69166e71196e781c6d801f6c88226a902568982766a02a63a82e5fb0315bb73557bf3952c63d4d"
-    "cc4248d34743d94d3ddf5337e45a31e9612bed6925f1711ff47918f78212f98b0bfa9407fb9d07fca60c"
-    "fcb014fbba1ffac42af8cd37f6d746f4e156f2ea69f2f27df5f992fcffa4"
+    "44015446085c471063481769481d6f482475472a7a46307e453781433d844142873f48893d4e8a3a538b"
+    "38598c355e8d33638d31688e2e6d8e2c718e2a768e297b8e27808e25848e23898e218e8d20928c1f978b"
+    "1e9c891fa18821a58524aa8328ae802eb37c35b7793dbc7446c06f50c46a5ac86465cb5e70cf577cd250"
+    "89d54895d840a2da37b0dd2fbddf26cae11fd8e219e5e419f1e51dfde725"
 )
-
 
 MapReader = Callable[[np.ndarray], np.ndarray]
 
@@ -1011,22 +1010,26 @@ def describe(probabilities: np.ndarray, facts: dict, level: float | None = None)
 # Overlays ------------------------------------------------------------------------------------
 
 
-def overlay(image: np.ndarray, values: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+def overlay(image: np.ndarray, values: np.ndarray, opacity: float = 0.8) -> np.ndarray:
     """Lay an attribution map over an image: brighter means more evidence for the class.
+
+    Where there is no evidence the image stays as it is.
 
     Args:
         image: uint8 RGB (H, W, 3).
         values: Raw map (H, W); the brightest 0.5 percent are clipped.
-        opacity: Of the map, 0..1.
+        opacity: Of the map where it is brightest, 0..1.
     """
     values = np.nan_to_num(values.astype(np.float64))
     values = values - values.min()
     top = np.percentile(values, 99.5) or values.max()
-    level = np.clip(values / top, 0, 1) * 255 if top > 0 else values
+    level = np.clip(values / top, 0, 1) if top > 0 else values
     anchors = np.frombuffer(bytes.fromhex("".join(_COLORS)), np.uint8).reshape(-1, 3)
     places = np.arange(len(anchors)) * 5
-    colors = np.stack([np.interp(level, places, anchors[:, k]) for k in range(3)], axis=-1)
-    mixed = (1 - opacity) * image + opacity * colors
+    index = np.minimum(np.floor(level * 256), 255)
+    colors = np.stack([np.interp(index, places, anchors[:, k]) for k in range(3)], axis=-1)
+    share = opacity * level[..., None]
+    mixed = (1 - share) * image + share * colors
     return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
 
 

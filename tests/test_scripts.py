@@ -67,12 +67,17 @@ def test_deployment_serves_the_bundle_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(serving, "launch", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(
+        serving, "launch", lambda *arguments, examples: calls.append((*arguments, examples))
+    )
     monkeypatch.setenv("DERMLENS_PASSWORD", "kept secret")
     options = ["--port", 7999, "--auth", "ann", "--allow-host", "a.org", "--allow-host", "b.org"]
+    options += ["--examples", "data"]
     assert run(SCRIPTS[0], tmp_path, *options) == 0
     signed_in = ("ann", "kept secret")
-    assert calls == [(tmp_path, "127.0.0.1", 7999, False, signed_in, ("a.org", "b.org"))]
+    assert calls == [
+        (tmp_path, "127.0.0.1", 7999, False, signed_in, ("a.org", "b.org"), Path("data"))
+    ]
     assert run(SCRIPTS[0], tmp_path, "--auth", "ann:kept secret") == 2
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bundles, "SHIPPED", tmp_path / "shipped")

@@ -369,18 +369,19 @@ def test_the_page_says_what_was_evaluated(bundle: Bundle, images: np.ndarray) ->
     from dermlens.report.comparison_view import _cost
 
     for choice, words in (
-        ("float32", "of the network, "),
-        ("int8", "of the network's int8 copy, "),
+        ("float32", " forward passes, "),
+        ("int8", " forward passes of the int8 copy, "),
     ):
         scorer = choose_scorers(bundle, ["occlusion"], choice).get("occlusion")
         explainer = Occlusion(bundle, scorer=scorer, **SMALL["occlusion"])
-        assert words in _cost(explainer.attribute(images[:1], "mel"))
+        assert words in _cost(explainer.attribute(images[:1], "mel"), {})
     both = create_several(
         ["lime", "gp_shap"], bundle, bank=SuperpixelBank(bundle.model, **SMALL["lime"])
     )
     first, shared = (both[name].attribute(images[:1], "mel") for name in ("lime", "gp_shap"))
-    assert "forward passes of the network, " in _cost(first)
-    assert _cost(shared).startswith("No new pass: what the network had answered before ")
+    results = {"lime": first, "gp_shap": shared}
+    assert " forward passes, " in _cost(first, results)
+    assert _cost(shared, results).startswith("Reused LIME's results, ")
 
 
 def test_measuring_is_refused_where_it_means_nothing(
