@@ -71,7 +71,7 @@ def explain(
     """
     from dermlens.model.bundle import bundle_and_rest
     from dermlens.report.explanation import explain_files
-    from dermlens.serve.prediction import find_images
+    from dermlens.serve.prediction import doubts_of, find_images
 
     bundle, images = bundle_and_rest(paths)
     if (where := chosen_engine(engine, address, workers, shard_size, shard)) is not None:
@@ -83,8 +83,11 @@ def explain(
         return
     files = find_images(images)
     claim(out)
+    classifier = load_named(bundle)
+    for line in doubts_of(classifier, files):
+        say(line)
     written = explain_files(
-        load_named(bundle),
+        classifier,
         files,
         out,
         methods=methods,
@@ -125,13 +128,16 @@ def compare(
     """
     from dermlens.model.bundle import bundle_and_rest
     from dermlens.report.comparison_files import compare_files
-    from dermlens.serve.prediction import find_images
+    from dermlens.serve.prediction import doubts_of, find_images
 
     bundle, images = bundle_and_rest(paths)
     files = find_images(images)
     claim(out)
+    classifier = load_named(bundle)
+    for line in doubts_of(classifier, files):
+        say(line)
     written = compare_files(
-        load_named(bundle),
+        classifier,
         files,
         out,
         methods=methods,

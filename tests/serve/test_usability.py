@@ -1,5 +1,8 @@
 """Which photographs are called unusable, and why."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -86,3 +89,19 @@ def test_outlines_are_found_drawn_and_fitted() -> None:
     for wrong in ([[0, 0], [1, 1]], [[0, 0, 0]] * 9, [[float("nan"), 0]] * 9, [[0.5, 0.5]] * 9):
         with pytest.raises(UsageError):
             outline_of_points(wrong, (40, 80))
+
+
+def test_doubts_of_files_come_before_their_explanation(tmp_path: Path) -> None:
+    from dermlens.labels import HAM10000, Label, LabelSet
+    from dermlens.serve.prediction import doubts_of
+
+    tiny, damaged = tmp_path / "tiny.png", tmp_path / "damaged.png"
+    Image.new("RGB", (40, 30), (200, 160, 150)).save(tiny)
+    damaged.write_bytes(b"no picture")
+    skin = SimpleNamespace(labels=HAM10000, input_size=(48, 64))
+    (line,) = doubts_of(skin, [tiny, damaged])
+    assert line.startswith(f"{tiny}: Too small: the shorter side has 30 pixels")
+    other = SimpleNamespace(
+        labels=LabelSet("pets", (Label("cat", "Cat"), Label("dog", "Dog"))), input_size=(48, 64)
+    )
+    assert doubts_of(other, [tiny]) == []

@@ -1,7 +1,7 @@
 """Predictions on data sets, labelled folders and single files."""
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,18 @@ def _read(path: Path, bundle: ImageClassifier, judged: bool) -> tuple[np.ndarray
         image = fit_image(picture, bundle.input_size)
         found = usability(picture, image, bundle.input_size)
     return image, " ".join(found.problems), " ".join(found.remarks)
+
+
+def doubts_of(bundle: ImageClassifier, files: Sequence[Path]) -> list[str]:
+    """Return a line for each photograph of which little or nothing can be said, and why."""
+    lines = []
+    for path in files if of_skin(bundle.labels) else ():
+        # A damaged file is told of by whoever reads it next.
+        with suppress(DataError):
+            _, problems, remarks = _read(path, bundle, judged=True)
+            if problems or remarks:
+                lines.append(f"{printable(str(path))}: {problems or remarks}")
+    return lines
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
