@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests_support import register_tiny_backbone
+from tests_support import register_tiny_backbone, spare_optimization
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Test files run side by side, and networks are tiny: threads would only wait for each other.
@@ -23,11 +23,7 @@ def pytest_sessionstart() -> None:
     Only where files run side by side: a single one should start at once.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        import tensorflow as tf
-
-        spared = ("arithmetic_optimization", "dependency_optimization", "function_optimization",
-                  "layout_optimizer", "loop_optimization", "shape_optimization")  # fmt: skip
-        tf.config.optimizer.set_experimental_options(dict.fromkeys(spared, False))
+        spare_optimization()
 
 
 CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")

@@ -1,6 +1,9 @@
 """A network that is quick to build and train, for tests and the processes they start."""
 
+import os
 from typing import Any
+
+_SPARED = "DERMLENS_TESTS_SPARE_OPTIMIZATION"
 
 
 def tiny_backbone(
@@ -18,9 +21,22 @@ def tiny_backbone(
     return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
 
 
+def spare_optimization() -> None:
+    """Leave most optimization of graphs out, in this process and those that train for it."""
+    import tensorflow as tf
+
+    spared = ("arithmetic_optimization", "dependency_optimization", "function_optimization",
+              "layout_optimizer", "loop_optimization", "shape_optimization")  # fmt: skip
+    tf.config.optimizer.set_experimental_options(dict.fromkeys(spared, False))
+    os.environ[_SPARED] = "1"
+
+
 def register_tiny_backbone() -> None:
     """Make the tiny backbone known as ``tiny``."""
     import keras
+
+    if _SPARED in os.environ:
+        spare_optimization()
 
     from dermlens.model.classifier import BACKBONES
 

@@ -103,7 +103,7 @@ METHODS: dict[str, Method] = {
         Method("region_gradients", "Integrated Gradients by region", "gradient", 44, 40,
             "Through which regions does the change of the output from a plain image run?",
             "regions.RegionGradients"),
-        Method("consensus", "Consensus", "gradient", 46, 41,
+        Method("consensus", "Consensus", "activation", 46, 41,
             "Which regions do feature maps and gradients both mark?",
             "regions.Consensus"),
     )

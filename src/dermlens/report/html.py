@@ -197,7 +197,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
     Example:
         >>> print(markdown_table(pd.DataFrame({"dx": ["nv"], "share": [0.5]})))
-        | dx | share |
+        | diagnosis | share |
         |---|---:|
         | nv | 0.500 |
     """
