@@ -7,6 +7,7 @@ mixed precision need no special treatment.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -91,7 +92,7 @@ def find_features(model: Any, layer: str | None = None) -> Features:
     Raises:
         ExplanationError: If there is no such layer or no feature map.
     """
-    steps = recorded_steps(model)
+    steps = _steps_of(model)
     position = _last(steps, model) if layer is None else _named(steps, layer, model)
     return Features(model, steps[position].path, position, _pool_dense(steps, position), steps)
 
@@ -156,6 +157,12 @@ def recorded_steps(model: Any, size: tuple[int, int] | None = None) -> list[Step
         lambda images: run_graph(model, images, each), autograph=False
     ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
     return steps
+
+
+@lru_cache(maxsize=2)
+def _steps_of(model: Any) -> list[Step]:
+    """Return the recorded steps, once for all methods that explain a model."""
+    return recorded_steps(model)
 
 
 def traced_size(model: Any) -> tuple[int, int]:
