@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from dermlens.errors import DataError, DermlensError, UsageError
-from dermlens.files import read_json
+from dermlens.files import read_json, write_json
 
 Kind = TypeVar("Kind")
 Refuse = Callable[[str], DermlensError]
@@ -111,3 +111,27 @@ def settings(kind: type[Kind]) -> type[Kind]:
 
     made.__init__ = construct
     return made
+
+
+def hold_to_plan(recorded: Path, plan: dict[str, Any], what: str) -> None:
+    """Record what a folder's results depend on, or see that it is what was recorded before.
+
+    Args:
+        recorded: File of the plan; written if it is missing.
+        plan: JSON types.
+        what: What the folder holds, for the sentence, such as ``"shards that differ"``.
+
+    Raises:
+        UsageError: If another plan was recorded.
+    """
+    # Through JSON and back, so that what is compared is what is stored.
+    wanted = json.loads(json.dumps(plan))
+    if not recorded.is_file():
+        write_json(recorded, wanted)
+    found = checked_file(dict[str, Any], recorded, "Choose another --out.")
+    changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    if changed:
+        raise UsageError(
+            f"{recorded.parent} holds {what} in: {', '.join(changed)}. Choose another "
+            "--out, or remove that folder."
+        )

@@ -93,3 +93,16 @@ def _unasked(bundle: Bundle, methods: Sequence[str], images: int) -> "Int8Copy |
     except (ModelError, OSError) as error:
         say(f"There is no int8 copy ({error}); the model itself is evaluated.")
         return None
+
+
+def scorers_named(bundle: ImageClassifier, names: Mapping[str, str]) -> dict[str, Scorer]:
+    """Return scorers by method from their names by method, for a process that has one core.
+
+    Raises:
+        UsageError: As ``choose_scorers`` does.
+    """
+    found: dict[str, Scorer] = {}
+    for choice in sorted(set(names.values())):
+        chosen = [name for name, one in names.items() if one == choice]
+        found |= choose_scorers(bundle, chosen, choice, workers=1)
+    return found

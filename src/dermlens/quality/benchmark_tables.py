@@ -1,7 +1,6 @@
 """Finished pieces of a benchmark on disk, and the tables that they are put together to."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermlens.errors import UsageError
 from dermlens.files import read_json, write_json, written_beside
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Item
 from dermlens.quality.controls import is_control
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
-from dermlens.schema import checked_file
+from dermlens.schema import hold_to_plan
 
 
 class Store:
@@ -30,18 +28,7 @@ class Store:
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
         self.folder = Path(folder)
-        recorded = self.folder / "plan.json"
-        # Through JSON and back, so that what is compared is what is stored.
-        wanted = json.loads(json.dumps(plan))
-        if not recorded.is_file():
-            write_json(recorded, wanted)
-        found = checked_file(dict[str, Any], recorded, "Choose another --out.")
-        changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-        if changed:
-            raise UsageError(
-                f"{self.folder} holds results of a benchmark that differs in: "
-                f"{', '.join(changed)}. Choose another --out, or remove that folder."
-            )
+        hold_to_plan(self.folder / "plan.json", plan, "results of a benchmark that differs")
 
     def path(self, kind: str, name: str, suffix: str = ".json") -> Path:
         """Return where a piece is kept; names of any characters get a safe file name."""

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from dermlens.data.manifest import data_labels
 from dermlens.errors import ExplanationError
-from dermlens.explainers.perturbation import Scorer
 from dermlens.model.bundle import load_bundle
-from dermlens.model.scorers import choose_scorers
+from dermlens.model.scorers import scorers_named
 from dermlens.progress import say
 from dermlens.quality.benchmark import missing_pieces, prepare_benchmark
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Piece
@@ -52,17 +51,13 @@ def piece_maker(job: BenchmarkJob) -> Callable[[tuple[str, str]], None]:
         UsageError: If the benchmark is not the one that the folder holds.
     """
     bundle = load_bundle(job.bundle, custom=job.custom)
-    scorers: dict[str, Scorer] = {}
-    for choice in sorted(set(job.scorers.values())):
-        chosen = [name for name, one in job.scorers.items() if one == choice]
-        scorers |= choose_scorers(bundle, chosen, choice, workers=1)
     prepared = prepare_benchmark(
         bundle,
         job.data,
         job.plan,
         labels=data_labels(job.data),
         extension=job.extension,
-        scorers=scorers,
+        scorers=scorers_named(bundle, job.scorers),
         leave_out=job.leave_out,
     )
     pieces = {(piece.kind, piece.name): piece for piece in prepared.pieces()}

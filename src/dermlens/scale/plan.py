@@ -10,9 +10,9 @@ from typing import Any
 
 from dermlens.data.manifest import read_manifest
 from dermlens.errors import UsageError
-from dermlens.files import plain, write_json
+from dermlens.files import plain
 from dermlens.progress import printable
-from dermlens.schema import checked_file
+from dermlens.schema import hold_to_plan
 
 PLAN = "plan.json"
 SHARD_SIZE = 256
@@ -106,7 +106,7 @@ class ShardPlan:
         Raises:
             UsageError: If the folder holds shards of another plan, or other files.
         """
-        recorded, mine = out / PLAN, self.to_json()
+        recorded = out / PLAN
         if not recorded.is_file():
             strange = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
             # Another job of the same array may have written it meanwhile.
@@ -115,14 +115,7 @@ class ShardPlan:
                     f"{out} holds {printable(strange[0])}, which belongs to no shards. Choose "
                     "another --out."
                 )
-            write_json(recorded, mine)
-        found = checked_file(dict[str, Any], recorded, "Choose another --out.")
-        changed = sorted(k for k in {*found, *mine} if found.get(k) != mine.get(k))
-        if changed:
-            raise UsageError(
-                f"{out} holds shards that differ in: {', '.join(changed)}. Choose another --out, "
-                "or remove that folder."
-            )
+        hold_to_plan(recorded, self.to_json(), "shards that differ")
 
 
 def listed_images(paths: Sequence[Path]) -> tuple[tuple[str, str], ...]:

@@ -18,7 +18,7 @@ from dermlens.explainers.output import parse_output
 from dermlens.explainers.registry import METHODS, create_several, sharing_methods
 from dermlens.explainers.target import resolve_targets
 from dermlens.model.bundle import Bundle, load_bundle
-from dermlens.model.scorers import choose_scorers
+from dermlens.model.scorers import scorers_named
 from dermlens.progress import printable
 from dermlens.scale.files import write_shard
 from dermlens.scale.plan import Job, Shard
@@ -81,12 +81,7 @@ def predicted(bundle: Bundle, job: Job, shard: Shard) -> Content:
 
 def _explaining(bundle: Bundle, job: Job) -> Callable[[Shard], Content]:
     """Build the explainers of a job, which are traced once, and return what uses them."""
-    names: dict[str, str] = job.settings["scorers"]
-    scorers: dict[str, Any] = {}
-    for choice in sorted(set(names.values())):
-        chosen = [name for name, one in names.items() if one == choice]
-        # The engine gives each process one core.
-        scorers |= choose_scorers(bundle, chosen, choice, workers=1)
+    scorers = scorers_named(bundle, job.settings["scorers"])
     explainers = create_several(job.settings["methods"], bundle, scorers=scorers)
     predictor = bundle.predictor(batch_size=job.settings["batch_size"])
     return partial(explained, bundle, job, explainers, predictor)
