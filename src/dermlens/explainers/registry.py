@@ -30,6 +30,7 @@ class Method:
         fixed: Options under which every image costs the same; empty where it does anyway.
         superpixels: True if it fits evaluations of masked superpixels, of which one set serves all
             methods that do.
+        pixels: True if it answers for each pixel on its own (``quality.readings``).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Method:
     defined: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     superpixels: bool = False
+    pixels: bool = False
 
     @property
     def cost(self) -> str:
@@ -60,7 +62,7 @@ METHODS: dict[str, Method] = {
             "grad_cam.GradCAMPlusPlus"),
         Method("integrated_gradients", "Integrated Gradients", "gradient", 22, 64,
             "How much does each pixel add to the output on the way from a plain image to this one?",
-            "integrated_gradients.IntegratedGradients", {"tolerance": None}),
+            "integrated_gradients.IntegratedGradients", {"tolerance": None}, pixels=True),
         Method("occlusion", "Occlusion", "perturbation", 166, 0,
             "How much does the output drop when a patch is covered with the color of the border?",
             "occlusion.Occlusion"),
@@ -81,10 +83,10 @@ METHODS: dict[str, Method] = {
             "grad_cam.HiResCAM"),
         Method("smooth_grad", "SmoothGrad", "gradient", 26, 25,
             "Which pixels would change the output most if they changed a little?",
-            "sampled_gradients.SmoothGrad"),
+            "sampled_gradients.SmoothGrad", pixels=True),
         Method("gradient_shap", "GradientSHAP", "gradient", 51, 50,
             "How much does each pixel add to the output, averaged over several plain backgrounds?",
-            "sampled_gradients.GradientSHAP"),
+            "sampled_gradients.GradientSHAP", pixels=True),
         Method("rise", "RISE", "perturbation", 1001, 0,
             "How much higher is the output on average when a place is visible?",
             "rise.RISE"),

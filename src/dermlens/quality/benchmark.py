@@ -153,7 +153,7 @@ def run_benchmark(
     with folder_lock(out):
         store = prepared.store(out)
         (make or make_pieces)(prepared.pieces(), store)
-        tables = assemble(store, plan, items, bench.names, bench.extension)
+        tables = assemble(store, plan, items, bench.names, bench.extension, bench.appendix)
         return _write(out, tables, bench, about or {})
 
 
@@ -166,11 +166,14 @@ def _write(out: Path, tables: Tables, bench: Bench, about: Mapping[str, Any]) ->
         "model": identity,
         "plan": {**bench.plan.to_json(), **bench.extension.settings()},
         "scorers": bench.scorers,
+        "readings": bench.readings,
         "input_size": list(bench.classifier.input_size),
         "backbone": identity["backbone"],
         **about,
     }
-    summary = summarize(tables, bench.names, bench.extension, seed=bench.plan.seed)
+    summary = summarize(
+        tables, bench.names, bench.extension, appendix=bench.appendix, seed=bench.plan.seed
+    )
     paths["summary"] = write_json(out / "summary.json", {**facts, **summary})
     return paths
 
@@ -182,6 +185,7 @@ def _fingerprint(prepared: Prepared) -> dict[str, Any]:
         **bench.plan.to_json(),
         **bench.extension.settings(),
         "scorers": bench.scorers,
+        "readings": bench.readings,
         "weights": f"{weights_checksum(classifier.model):08x}",
         "classes": list(classifier.classes),
         "input_size": list(classifier.input_size),
@@ -274,7 +278,11 @@ def efforts(bench: Bench) -> dict[str, int]:
     return {
         "explain": passes,
         "cheap": sum(_passes(bench, name) for name in bench.cheap),
-        "image": 4 + plan.squares + plan.sets + len(bench.names) * curves + passes,
+        "image": 4
+        + plan.squares
+        + plan.sets
+        + (len(bench.names) + len(bench.appendix)) * curves
+        + passes,
         "robust": (4 + (7 if square else 3) + 2) * passes,
     }
 

@@ -27,6 +27,7 @@ from dermlens.quality.evaluations import Evaluations
 from dermlens.quality.metric import Case, own_range
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
 from dermlens.quality.randomization import other_targets, randomization_curves
+from dermlens.quality.readings import AS_IT_IS, as_it_is, reading_of
 
 _OF_EVERY_IMAGE = [one for one in METRICS.values() if "explainer" not in one.needs]
 _OF_SOME = [one for one in METRICS.values() if one.needs == {"model", "explainer"}]
@@ -83,6 +84,7 @@ class Bench:
             self.explainers |= create_controls(names, self.classifier, seed=plan.seed)
         effort = {name: getattr(plan, name) for name in ("steps", "squares", "sets", "batch_size")}
         self.evaluations = Evaluations(self.classifier, **effort)
+        self.readings = {name: reading_of(name).name for name in self.explainers}
         self.cheap = [name for name in plan.methods if method(name).family != "perturbation"]
         self._intact: dict[str, np.ndarray] = {}
 
@@ -91,15 +93,21 @@ class Bench:
         """Methods, extra explainers and controls, in the order of the tables."""
         return list(self.explainers)
 
+    @property
+    def appendix(self) -> list[str]:
+        """Methods of which maps are read in another way and measured as they are besides."""
+        return [one for one in self.plan.methods if self.readings[one] != AS_IT_IS]
+
     def explain(
         self, name: str, images: np.ndarray, targets: np.ndarray, *, fixed: bool = False
     ) -> np.ndarray:
         """Return maps float32 (n, H, W) of photographs (n, H, W, 3) for class positions (n,).
 
-        ``fixed``: spend the same passes on every image, whatever the accuracy reached.
+        They are read as the benchmark reads the method's. ``fixed``: spend the same passes on
+        every image, whatever the accuracy reached.
         """
         explainer = self.fixed.get(name, self.explainers[name]) if fixed else self.explainers[name]
-        return self._attribution(explainer, images, targets).maps
+        return reading_of(name).read(self._attribution(explainer, images, targets).maps)
 
     def _attribution(self, explainer: Explainer, images: np.ndarray, targets: Any) -> Any:
         size, seed = self.plan.batch_size, self.plan.seed
@@ -141,9 +149,12 @@ class Bench:
         maps = {}
         for name in self.names:
             result = self._attribution(self.explainers[name], loaded.image[None], case.targets)
-            maps[name] = result.maps[0]
+            maps[name] = reading_of(name).read(result.maps)[0]
             rows[name] = {"cost": self._alone(name, result.cost, shared)}
             rows[name]["values"] = self._values(case.with_map(maps[name]), loaded.structure)
+            if name in self.appendix:
+                unread = self._values(case.with_map(result.maps[0]), loaded.structure)
+                rows[as_it_is(name)] = {"values": unread}
             if tick is not None:
                 tick(name)
         spent = self.evaluations.cost.forward - before

@@ -1,6 +1,6 @@
 """From the tables of a benchmark to means, intervals, differences and rankings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -10,8 +10,10 @@ import pandas as pd
 from dermlens.quality.benchmark_plan import Extension
 from dermlens.quality.benchmark_tables import Tables
 from dermlens.quality.controls import is_control
-from dermlens.quality.metric import FAMILIES, Metric
+from dermlens.quality.metric import Metric
 from dermlens.quality.metrics import METRICS, STRUCTURE_PREFIX, metric
+from dermlens.quality.ranking import ranking, stability, vote_of
+from dermlens.quality.readings import as_it_is
 from dermlens.quality.statistics import (
     FLIPS,
     RESAMPLES,
@@ -22,20 +24,21 @@ from dermlens.quality.statistics import (
     wilcoxon_test,
 )
 
-OVERALL: tuple[str, ...] = ("faithfulness", "localization")
-"""Families that decide the overall ranking."""
-
 
 def summarize(
     tables: Tables,
     names: Sequence[str],
     extension: Extension | None = None,
     *,
+    appendix: Sequence[str] = (),
     resamples: int = RESAMPLES,
     flips: int = FLIPS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the content of ``summary.json``; lesions are resampled, and flipped in tests."""
+    """Return the content of ``summary.json``; lesions are resampled, and flipped in tests.
+
+    ``appendix`` are methods of which maps were measured as they are besides.
+    """
     extension = extension or Extension()
     known = {**METRICS, **extension.metrics}
     found = [n for n in tables.wide().columns if n.removeprefix(STRUCTURE_PREFIX) in METRICS]
@@ -58,7 +61,10 @@ def summarize(
             name: _comparisons(about[name], values, lesions, names, flips, **settings)
             for name, (values, lesions) in wide.items()
         },
-        "ranking": ranking({n: values for n, (values, _) in wide.items()}, names, known),
+        "ranking": ranking(wide, names, known, **settings),
+        "votes": {name: vote_of(name) for name in wide if about[name].ranked},
+        "stability": stability(wide, names, known),
+        "as_it_is": _as_it_is(tables, found, appendix, settings),
         "cost": _cost(tables, names),
         "randomization": _curves(tables.randomization, names),
         **extension.summarize(tables, names, **settings),
@@ -108,45 +114,19 @@ def _comparisons(
     ]
 
 
-def ranking(
-    values: Mapping[str, np.ndarray], names: Sequence[str], known: Mapping[str, Metric] = METRICS
+def _as_it_is(
+    tables: Tables, metrics: Sequence[str], appendix: Sequence[str], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Rank methods and controls within each family and overall, by values (images, methods).
-
-    On every image and metric, methods get ranks (1 is best, ties share their mean rank), over the
-    images where all have a value. Ranks are averaged over images, then metrics, then families, so
-    that neither a metric's scale nor a family's number of metrics counts. Only metrics that an
-    empty map cannot win take part (``Metric.ranked``), and only families measured on every image
-    count overall (``OVERALL``). Where structures are known they are the truth, and localization on
-    the masks, of which they are a part, does not rank.
-
-    Returns, for each family and ``"overall"``, rows from best to worst: method, mean rank, control.
-    """
-    from scipy.stats import rankdata
-
-    by_family: dict[str, list[np.ndarray]] = {}
-    true = {name.removeprefix(STRUCTURE_PREFIX) for name in values if name not in known}
-    for name, column in values.items():
-        about = metric(name, known)
-        whole = column[np.isfinite(column).all(axis=1)]
-        if not about.ranked or name in true or len(whole) == 0:
-            continue
-        # Rounding, so that what is equal but for the last digits ties.
-        ranks = rankdata(np.round(-about.sign * whole, 9), axis=1).mean(axis=0)
-        by_family.setdefault(about.family, []).append(ranks)
-    means = {f: np.mean(by_family[f], axis=0) for f in FAMILIES if f in by_family}
-    result: dict[str, Any] = {f: _listed(mean, names) for f, mean in means.items()}
-    counted = [mean for family, mean in means.items() if family in OVERALL]
-    if counted:
-        result["overall"] = _listed(np.mean(counted, axis=0), names)
-    return result
-
-
-def _listed(ranks: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {"method": names[k], "mean_rank": float(ranks[k]), "control": is_control(names[k])}
-        for k in np.argsort(ranks, kind="stable")
-    ]
+    """Return means with intervals of maps that are otherwise read in another way."""
+    if not appendix:
+        return {}
+    unread = list(map(as_it_is, appendix))
+    columns = {name: tables.values(name, unread) for name in metrics}
+    return {
+        name: dict(zip(unread, map(vars, cluster_intervals(*column, **settings)), strict=True))
+        for name, column in columns.items()
+        if np.isfinite(column[0]).any()
+    }
 
 
 def _cost(tables: Tables, names: Sequence[str]) -> dict[str, Any]:

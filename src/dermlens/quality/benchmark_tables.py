@@ -13,6 +13,7 @@ from dermlens.files import read_json, write_json, written_beside
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Item
 from dermlens.quality.controls import is_control
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
+from dermlens.quality.readings import as_it_is
 from dermlens.schema import hold_to_plan
 
 
@@ -118,8 +119,12 @@ def assemble(
     items: Sequence[Item],
     names: Sequence[str],
     extension: Extension,
+    appendix: Sequence[str] = (),
 ) -> Tables:
-    """Read all pieces; the order of rows does not depend on when they were made."""
+    """Read all pieces; the order of rows does not depend on when they were made.
+
+    ``appendix`` are methods of which maps were measured as they are besides.
+    """
     randomization = _randomization(store, plan, items, names)
     expensive = _expensive(store, plan, items, randomization)
     rows, images, cost = [], [], []
@@ -129,12 +134,13 @@ def assemble(
         decision = {name: piece[name] for name in (*_ABOUT[3:], "metric_passes")}
         facts = {k: np.nan if v is None else v for k, v in piece["facts"].items()}
         images.append({**about, **decision, **facts})
-        for name in names:
+        for name in (*names, *map(as_it_is, appendix)):
             found = piece["rows"][name]
             values = {**found["values"], **expensive.get((item.image_id, name), {})}
             ordered = [*(n for n in _ORDER if n in values), *(n for n in values if n not in _ORDER)]
             rows += [(item.image_id, name, metric, values[metric]) for metric in ordered]
-            cost.append({"image_id": item.image_id, "method": name, **found["cost"]})
+            if "cost" in found:
+                cost.append({"image_id": item.image_id, "method": name, **found["cost"]})
     measurements = pd.DataFrame(rows, columns=["image_id", "method", "metric", "value"])
     measurements["value"] = measurements.value.astype(np.float64)
     more = {name: one for name, one in extension.tables(store, names).items() if len(one)}

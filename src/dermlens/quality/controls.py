@@ -118,6 +118,9 @@ def title(name: str) -> str:
         return CONTROLS[name][0]
     if name.startswith(UNTRAINED_PREFIX):
         return f"{method(name.removeprefix(UNTRAINED_PREFIX)).title}, untrained"
+    whole, _, how = name.partition(": ")
+    if how and whole in METHODS:
+        return f"{METHODS[whole].title}, {how}"
     return METHODS[name].title if name in METHODS else name
 
 

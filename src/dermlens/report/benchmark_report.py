@@ -14,6 +14,7 @@ from dermlens.model.bundle_description import model_label
 from dermlens.quality.controls import is_control, title
 from dermlens.quality.metric import FAMILIES
 from dermlens.quality.metrics import STRUCTURE_PREFIX, metric_table
+from dermlens.quality.readings import AS_IT_IS, READINGS
 from dermlens.report import benchmark_figures as figures
 from dermlens.report.benchmark_figures import metric
 from dermlens.report.facts import counted
@@ -51,11 +52,14 @@ def benchmark_page(summary: dict[str, Any]) -> Page:
     if "overall" in summary["ranking"]:
         caption = "Overall mean rank against cost. Squares are controls."
         page.figure(figures.quality_versus_cost(summary), caption)
-    page.table(ranking_table(summary), "Mean ranks, 1 is best; controls are marked.")
+    caption = "Mean ranks, 1 is best, overall with 95 % interval over lesions; controls are marked."
+    page.table(ranking_table(summary), caption)
+    _stability(page, summary)
     cost = "What a map costs, each method run alone: mean passes, median seconds."
     page.table(cost_table(summary), cost)
     for family in FAMILIES:
         _family(page, summary, family)
+    _as_it_is(page, summary)
     _differences(page, summary)
     _lesions(page, summary)
     page.section("Metrics", "What each metric measures, and which direction is better.")
@@ -79,6 +83,64 @@ def _family(page: Page, summary: dict[str, Any], family: str) -> None:
         better = ", ".join(f"{metric(name).title} {metric(name).direction}" for name in group)
         caption = f"Better: {better}. {excluded_text(summary, group)}"
         page.table(interval_table(summary, group), caption)
+
+
+def _stability(page: Page, summary: dict[str, Any]) -> None:
+    """Add what the ranking becomes when any one metric is left out."""
+    table = stability_table(summary)
+    if len(table):
+        page.table(
+            table,
+            "The ranking without one metric: Kendall's correlation with the whole ranking, and "
+            "its first three. Metrics of one vote order methods alike and count once.",
+        )
+
+
+def _as_it_is(page: Page, summary: dict[str, Any]) -> None:
+    """Add how maps score that are read in another way, as their methods give them."""
+    unread = summary.get("as_it_is")
+    if not unread:
+        return
+    told = next(r for r in READINGS.values() if r.name != AS_IT_IS)
+    page.section(
+        "Maps of pixels, as they are",
+        "Methods that answer pixel by pixel give positive and negative values side by side, which "
+        "no sorting metric can reward. All tables above read their maps alike: "
+        f"{told.sentence[0].lower()}{told.sentence[1:]} Here are the same maps as they are. They "
+        "do not rank.",
+    )
+    names = list(next(iter(unread.values())))
+    for family in FAMILIES:
+        columns = {
+            metric(n).title: [interval_text(unread[n].get(one)) for one in names]
+            for n in figures.family_metrics(summary, family)
+            if n in unread
+        }
+        if columns:
+            rows = pd.DataFrame({"method": list(map(title, names)), **columns})
+            page.table(rows, f"Mean with 95 % interval: {family}.")
+
+
+def stability_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Return a row for each metric left out of the ranking: its vote, and what it changes."""
+    votes = summary.get("votes", {})
+    rows = [
+        {
+            "without": metric(name).title,
+            "votes with": ", ".join(
+                metric(other).title
+                for other, vote in votes.items()
+                if vote == votes[name]
+                and other != name
+                and metric(other).family == metric(name).family
+            )
+            or "–",
+            "correlation": one["tau"],
+            "first three": ", ".join(title(method) for method in one["order"][:3]),
+        }
+        for name, one in summary.get("stability", {}).items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def _differences(page: Page, summary: dict[str, Any]) -> None:
@@ -148,8 +210,9 @@ def _ranking_text(summary: dict[str, Any]) -> str:
         first += f" No method ranks above this control; the best method is {title(best['method'])}."
     return (
         f"{first} On every image and metric, methods are ranked; ranks are averaged over images, "
-        "then metrics, then faithfulness and localization. Metrics that a map without content can "
-        "win do not count."
+        "then metrics that order methods alike and share a vote, then votes, then faithfulness and "
+        "localization. Metrics that a map without content can win do not count. Where intervals of "
+        "mean ranks overlap, the order is not shown."
     )
 
 
@@ -168,14 +231,23 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Return mean ranks: a row per method, lowest overall first, a column per family."""
     ranking = summary["ranking"]
     columns = ["overall", *(family for family in FAMILIES if family in ranking)]
-    ranks = {c: {row["method"]: row["mean_rank"] for row in ranking.get(c, [])} for c in columns}
+    rows = {c: {row["method"]: row for row in ranking.get(c, [])} for c in columns}
+    ranks = {c: {name: row["mean_rank"] for name, row in of.items()} for c, of in rows.items()}
     names = figures.methods_of(summary)
     order = sorted(names, key=lambda name: ranks["overall"].get(name, np.inf))
     about = {
         "method": map(title, order),
         "control": ["yes" if is_control(n) else "" for n in order],
     }
-    means = {column: [ranks[column].get(name, np.nan) for name in order] for column in columns}
+    means: dict[str, list[Any]] = {
+        column: [ranks[column].get(name, np.nan) for name in order] for column in columns
+    }
+    overall = [rows["overall"].get(name, {}) for name in order]
+    limits = [(one.get("low"), one.get("high")) for one in overall]
+    means["interval"] = [
+        "–" if None in both else "{:.2f} to {:.2f}".format(*both) for both in limits
+    ]
+    means = {name: means[name] for name in ("overall", "interval", *columns[1:])}
     return pd.DataFrame({**about, **means})
 
 
