@@ -21,6 +21,7 @@ from dermlens.explainers.target import (
     part_of,
     resolve_targets,
 )
+from dermlens.explainers.tracing import traced_once
 from dermlens.labels import LabelSet
 from dermlens.model.image_classifier import as_classifier
 
@@ -32,6 +33,8 @@ Family = Literal["activation", "gradient", "perturbation"]
 class Network:
     """A Keras model called through one traced function for any batch, with counted passes.
 
+    All networks of a model share that function.
+
     Args:
         model: Images (N, H, W, 3), RGB 0..255, to logits (N, C).
     """
@@ -41,18 +44,13 @@ class Network:
 
         self.model = model
         self.cost = Cost()
-        self.traces = 0
+        pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+        self._forward = traced_once(model, "logits", lambda images: call(model, images), [pixels])
 
-        def forward(images: Any) -> Any:
-            self.traces += 1
-            return call(model, images)
-
-        shape = (None, *model.input_shape[1:])
-        self._forward = tf.function(
-            forward,
-            autograph=False,
-            input_signature=[tf.TensorSpec(shape, tf.float32)],
-        )
+    @property
+    def traces(self) -> int:
+        """How often the model was traced."""
+        return self._forward.traces
 
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits of float32 images as a tensor; adds to the cost."""

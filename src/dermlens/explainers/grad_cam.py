@@ -25,8 +25,20 @@ from dermlens.explainers.layers import find_features
 from dermlens.explainers.output import Output
 from dermlens.explainers.registration import Drawing, Registration, registered
 from dermlens.explainers.target import PREDICTED, PREDICTED_POSITION
+from dermlens.explainers.tracing import Traced, traced_once
 
 FORMS = ("auto", "closed", "tape")
+_SETTINGS = {
+    "classifier",
+    "model",
+    "network",
+    "classes",
+    "features",
+    "form",
+    "drawing",
+    "_functions",
+}
+"""Attributes of every class activation map."""
 
 
 @dataclass(kw_only=True)
@@ -78,8 +90,12 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
                 "The closed form needs global average pooling and one Dense layer above the "
                 f"layer {self.features.layer!r}. Use form='tape'."
             )
-        self._functions: dict[tuple[str, bool, bool], Any] = {}
-        self.traces = 0
+        self._functions: dict[tuple[str, bool, bool], Traced] = {}
+
+    @property
+    def traces(self) -> int:
+        """How often the maps were traced."""
+        return sum(one.traces for one in self._functions.values())
 
     @abstractmethod
     def _weights(self, activations: Any, gradients: Any) -> Any:
@@ -140,15 +156,17 @@ class ClassActivationMap(Explainer[ActivationAttribution]):
         key = (repr(output), closed and every, closed)
         if key not in self._functions:
 
-            def traced(images: Any, index: Any, rows: Any, columns: Any) -> Any:
-                self.traces += 1
+            def drawn(images: Any, index: Any, rows: Any, columns: Any) -> Any:
                 index = None if closed and every else index
                 return self.graph(images, index, (rows, columns), output)[1:]
 
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             side = tf.TensorSpec((None, None), tf.float32)
             signature = [pixels, tf.TensorSpec((None,), tf.int32), side, side]
-            self._functions[key] = tf.function(traced, autograph=False, input_signature=signature)
+            # A class with settings of its own keeps its functions to itself.
+            owner = self.model if set(vars(self)) <= _SETTINGS else self
+            whole = (type(self), self.features.step, self.form, *key)
+            self._functions[key] = traced_once(owner, whole, drawn, signature)
         return self._functions[key]
 
     def graph(

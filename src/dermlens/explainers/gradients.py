@@ -10,6 +10,7 @@ from dermlens.explainers.attribution import Cost, Result
 from dermlens.explainers.base import Explainer, Request, batches, call, even_batch, filled
 from dermlens.explainers.output import Output
 from dermlens.explainers.stopping import stop_point
+from dermlens.explainers.tracing import traced_once
 
 
 def gradients_between(
@@ -44,16 +45,17 @@ class GradientEngine:
     """
 
     def __init__(self, model: Any, output: Output, batch_size: int, cost: Cost) -> None:
-        import tensorflow as tf
-
-        self.output, self.batch_size = output, batch_size
-        self.cost, self.traces = cost, 0
+        self.output, self.batch_size, self.cost = output, batch_size, cost
 
         def along(*arguments: Any) -> Any:
-            self.traces += 1
             return gradients_between(model, output, *arguments)
 
-        self._along = tf.function(along, autograph=False)
+        self._along = traced_once(model, ("gradients", repr(output), batch_size), along)
+
+    @property
+    def traces(self) -> int:
+        """How often the gradients were traced."""
+        return self._along.traces
 
     def integrate(
         self,

@@ -11,6 +11,7 @@ from dermlens.explainers.attribution import Cost, Result
 from dermlens.explainers.base import Explainer, Request, batches, call, filled
 from dermlens.explainers.output import Output
 from dermlens.explainers.stopping import stop_point
+from dermlens.explainers.tracing import Traced, traced_once
 
 FLOAT32 = "float32"
 """Name of the scorer that is the Keras model itself."""
@@ -43,18 +44,24 @@ class MaskedModel:
         self, model: Any, build: Callable[..., Any], cost: Cost, scorer: Scorer | None = None
     ) -> None:
         self.model, self.build, self.scorer = model, build, scorer
-        self.cost, self.traces = cost, 0
-        self._functions: dict[int, Any] = {}
+        self.cost = cost
+        self._functions: dict[int, Traced] = {}
 
-    def _traced(self, shared: np.ndarray, parameters: np.ndarray, batch_size: int) -> Any:
+    @property
+    def traces(self) -> int:
+        """How often the functions in use were traced."""
+        return sum(one.traces for one in self._functions.values())
+
+    def _traced(self, shared: np.ndarray, parameters: np.ndarray, batch_size: int) -> Traced:
         """Return the compiled function; the number of pieces may differ from image to image."""
         import tensorflow as tf
 
+        model, build, pictures = self.model, self.build, self.scorer is not None
+
         def evaluate(image: Any, baseline: Any, shared: Any, parameters: Any) -> Any:
-            self.traces += 1
-            keep = self.build(shared, parameters)[..., None]
+            keep = build(shared, parameters)[..., None]
             masked = keep * image + (1.0 - keep) * baseline
-            return call(self.model, masked) if self.scorer is None else masked
+            return masked if pictures else call(model, masked)
 
         pixels = tf.TensorSpec(self.model.input_shape[1:], tf.float32)
         signature = [
@@ -63,7 +70,8 @@ class MaskedModel:
             tf.TensorSpec([None] * shared.ndim, shared.dtype),
             tf.TensorSpec([batch_size, *[None] * (parameters.ndim - 1)], parameters.dtype),
         ]
-        return tf.function(evaluate, autograph=False, input_signature=signature)
+        key = (build, pictures, *map(str, signature))
+        return traced_once(model, key, evaluate, signature)
 
     def logits(
         self,

@@ -23,6 +23,7 @@ from dermlens.explainers.base import batches
 from dermlens.explainers.layers import Features, Step, find_features, run_catching
 from dermlens.explainers.output import Output, chosen_output
 from dermlens.explainers.registration import Drawing, Registration, registered
+from dermlens.explainers.tracing import Traced, traced_once
 from dermlens.model.image_classifier import as_classifier
 
 
@@ -89,8 +90,13 @@ class StageCAM:
         features = find_features(self.model)
         self.stages = stages_of(features)
         self.drawing = Drawing(features, [stage.step for stage in self.stages], registration)
-        self.cost, self.traces = Cost(), 0
-        self._functions: dict[str, Any] = {}
+        self.cost = Cost()
+        self._functions: dict[str, Traced] = {}
+
+    @property
+    def traces(self) -> int:
+        """How often the maps were traced."""
+        return sum(one.traces for one in self._functions.values())
 
     def maps(
         self,
@@ -119,12 +125,11 @@ class StageCAM:
         import tensorflow as tf
 
         if repr(output) not in self._functions:
-            wanted = {stage.step for stage in self.stages}
+            model, wanted = self.model, {stage.step for stage in self.stages}
 
-            def traced(images: Any, goals: Any, sides: Any) -> Any:
-                self.traces += 1
+            def drawn(images: Any, goals: Any, sides: Any) -> Any:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    caught, logits = run_catching(self.model, images, wanted, tape.watch)
+                    caught, logits = run_catching(model, images, wanted, tape.watch)
                     value = tf.gather(output.values(logits), goals, axis=1, batch_dims=1)
                 found = zip(caught, tape.gradient(value, caught), sides, strict=True)
                 return [
@@ -135,9 +140,8 @@ class StageCAM:
             pixels = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
             side = tf.TensorSpec((None, None), tf.float32)
             signature = [pixels, tf.TensorSpec((None,), tf.int32), [(side, side)] * len(wanted)]
-            self._functions[repr(output)] = tf.function(
-                traced, autograph=False, input_signature=signature
-            )
+            key = ("stages", repr(output), *sorted(wanted))
+            self._functions[repr(output)] = traced_once(model, key, drawn, signature)
         return self._functions[repr(output)]
 
 
