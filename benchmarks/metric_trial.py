@@ -1,7 +1,7 @@
 """Which metrics deserve a place in the ranking? The trial that docs/metric_trial.md tells of.
 
     python benchmarks/metric_trial.py DATA --benchmark BENCHMARK --truth KNOWN_TRUTH
-        [--bundle BUNDLE] [--images 16] [--split validation] [--out metric_trial]
+        [--bundle BUNDLE] [--images 12] [--split validation] [--out metric_trial]
 
 Maps of real images are changed, harmlessly and to destruction, and measured again. BENCHMARK, a
 folder that ``dermlens benchmark`` wrote, says which metrics order methods alike, KNOWN_TRUTH, one
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dermlens.data.manifest import read_manifest, select_split
+from dermlens.explainers.integrated_gradients import IntegratedGradients
 from dermlens.files import read_json
 from dermlens.lesion.consistency import CONSISTENCY
 from dermlens.model.bundle import load_bundle
@@ -43,6 +44,8 @@ from dermlens.quality.ranking import Values, mean_ranks, ranked_metrics, ranking
 from dermlens.report.html import markdown_table
 
 METHODS = ("grad_cam", "integrated_gradients", "occlusion")
+STEPS = 24
+"""Of Integrated Gradients."""
 KNOWN = {**METRICS, **CONSISTENCY}
 
 
@@ -62,6 +65,9 @@ def run_trial(options: argparse.Namespace) -> tuple[list[Any], list[str]]:
 def _make(bundle: Any, items: Sequence[Item], store: Store) -> None:
     plan = BenchmarkPlan(METHODS, n=len(items), robustness=0, randomization=0)
     bench = Bench(bundle, plan, scorers=choose_scorers(bundle, METHODS, images=len(items)))
+    # The metrics are on trial, not the map's last digits.
+    short = IntegratedGradients(bundle, n_steps=STEPS, tolerance=None)
+    bench.explainers["integrated_gradients"] = short
     with progress("Trial (images)", len(items)) as advance:
         for item in items:
             store.write("trial", item.image_id, try_image(bench, load(item, bundle.input_size)))
@@ -161,7 +167,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--benchmark", type=Path, required=True)
     parser.add_argument("--truth", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--out", type=Path, default=Path("metric_trial"))
     options = parser.parse_args()

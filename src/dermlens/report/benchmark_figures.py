@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _LEAST_COST = 0.1
+_LETTER_DECADES = 0.055
+"""How much of the axis of cost a letter takes."""
 _LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -43,9 +45,11 @@ def color_of(name: str) -> str:
 def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
     """Draw the overall mean rank against what a map costs; up and left is better.
 
-    Methods that no other method beats in both are joined by a line.
+    Bars are 95 % intervals over lesions. Methods that no other method beats in both are joined by
+    a line.
     """
-    ranks = {row["method"]: row["mean_rank"] for row in summary["ranking"].get("overall", [])}
+    rows = {row["method"]: row for row in summary["ranking"].get("overall", [])}
+    ranks = {name: row["mean_rank"] for name, row in rows.items()}
     if not ranks:
         raise UsageError("The benchmark ranks nothing: no metric has a value for every method.")
     figure, axes = new_axes(9, 4.8)
@@ -60,6 +64,9 @@ def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
     if front:
         axes.plot(*zip(*front, strict=True), color=ACCENT, alpha=0.25, linewidth=5, zorder=1)
     for name, place in places.items():
+        low, high = rows[name].get("low"), rows[name].get("high")
+        if low is not None and high is not None:
+            axes.plot([place[0]] * 2, [low, high], color=color_of(name), linewidth=1.2, zorder=1)
         axes.plot(*place, "s" if is_control(name) else "o", color=color_of(name), zorder=2)
     _label_points(axes, places)
     axes.set_xscale("log")
@@ -75,13 +82,17 @@ def quality_versus_cost(summary: dict[str, Any]) -> "Figure":
 
 
 def _label_points(axes: "Axes", places: dict[str, tuple[float, float]]) -> None:
-    """Write names beside their points, moved apart where points of one cost lie close."""
+    """Write names beside their points, moved apart where they would lie on each other."""
     span = max(p[1] for p in places.values()) - min(p[1] for p in places.values())
     least = max(span, 1e-6) / 16
-    last: dict[float, float] = {}
-    for name, (cost, rank) in sorted(places.items(), key=lambda item: item[1]):
-        height = max(rank, last.get(cost, -np.inf) + least)
-        last[cost] = height
+    written: list[tuple[float, float, float]] = []
+    for name, (cost, rank) in sorted(places.items(), key=lambda item: item[1][1]):
+        start, height = np.log10(cost), rank
+        end = start + _LETTER_DECADES * (len(title(name)) + 2)
+        for low, high, other in sorted(written, key=lambda one: one[2]):
+            if low < end and start < high and abs(height - other) < least:
+                height = other + least
+        written.append((start, end, height))
         axes.annotate(
             title(name),
             (cost, height),
