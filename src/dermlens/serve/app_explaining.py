@@ -64,7 +64,9 @@ class Explaining:
 
     @cached_property
     def _comparer(self) -> Comparer:
-        return Comparer(self.bundle, self.methods, scorers=self._scorers)
+        return Comparer(
+            self.bundle, self.methods, scorers=self._scorers, pictures=self.actions.pictures
+        )
 
     def explain(
         self,
