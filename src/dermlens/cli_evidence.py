@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dermlens.cli_options import BatchSize, Seed, claim, load_named, say_written
+from dermlens.cli_options import BatchSize, Seed, load_named, say_written
 from dermlens.errors import UsageError
 from dermlens.progress import printable, say
 
@@ -162,6 +162,5 @@ def _build(paths: list[Path], data: Path, batch_size: int) -> None:
 
     if len(paths) > 1:
         raise UsageError("Give --build one bundle at most, and no images.")
-    claim(data)
-    written = add_index(load_named(find_bundle(paths[0] if paths else None)), data)
-    say(f"Wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    bundle = load_named(find_bundle(paths[0] if paths else None))
+    say_written([add_index(bundle, data, batch_size=batch_size)])

@@ -29,7 +29,7 @@ from dermlens.model.case_index import (
 from dermlens.model.training_data import load_training_data, require_same_data
 from dermlens.progress import progress
 
-DIMENSIONS = 64
+DIMENSIONS = 128
 """Directions that are kept; chosen on validation images of HAM10000 (docs/nearest_cases.md)."""
 _NO_HASH = "0" * 64
 
@@ -156,6 +156,6 @@ def add_index(bundle: Bundle, data: Path, *, batch_size: int = 32) -> Path:
 
     Nothing else of the bundle changes, nor does its fingerprint.
     """
-    with folder_lock(bundle.path):
+    with folder_lock(bundle.path), folder_lock(data, shared=True):
         index = build_index(bundle, data, batch_size=batch_size)
         return write_index(bundle.path / FILE, index)

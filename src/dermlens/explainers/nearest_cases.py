@@ -184,7 +184,9 @@ class FeatureReader:
                 f"A map of {np.shape(region)} does not fit the model, which sees {self._size}."
             )
         marked = np.maximum(np.nan_to_num(np.asarray(region, np.float64)), 0.0)
-        cells = rows.T.astype(np.float64) @ marked @ columns.astype(np.float64)
+        # The mean of the map where each cell looks, so that a constant map is the whole image.
+        seen = np.outer(rows.sum(axis=0), columns.sum(axis=0))
+        cells = (rows.T @ marked @ columns) / np.where(seen > 0, seen, 1.0)
         if not cells.sum() > 0:
             raise UsageError("The map marks no part of the image. Leave the region out.")
         return (cells / cells.sum()).astype(np.float32)

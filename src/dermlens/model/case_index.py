@@ -39,7 +39,7 @@ FAR_SHARE = 0.05
 """Share of validation images whose own diagnosis has no close case, by which "close" is set."""
 VOTERS = 5
 """Nearest lesions that are asked whether they agree with the answer."""
-_BITS, _BLOCK = 256, 256
+_HASH_BYTES, _BLOCK = 32, 256
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 HOW_TO_BUILD = "Make one with 'dermlens cases {path} --build DATA', DATA being what it learned from"
@@ -242,9 +242,8 @@ class CaseIndex:
     def known(self, perceptual_hash: str) -> tuple[str, str] | None:
         """Return image and lesion if a photograph is itself in the index, perhaps turned."""
         mine = np.frombuffer(bytes.fromhex(perceptual_hash), np.uint8)[None]
-        signs = np.unpackbits(turned_hashes(mine)[:, 0], axis=1).astype(np.float32) * 2 - 1
-        others = np.unpackbits(self.hashes, axis=1).astype(np.float32) * 2 - 1
-        distances = (_BITS - (others @ signs.T).max(axis=1)) / 2
+        differing = np.bitwise_count(self.hashes[None] ^ turned_hashes(mine))
+        distances = differing.sum(axis=2, dtype=int).min(axis=0)
         row = int(distances.argmin())
         if distances[row] > MAX_HASH_DISTANCE:
             return None
@@ -375,7 +374,7 @@ def _belongs_together(
     count, dimensions = arrays["features"].shape
     if arrays["projection"].shape != (len(arrays["mean"]), dimensions):
         raise ValueError("projection.npy does not fit features.npy and mean.npy")
-    if arrays["hashes"].shape != (count, _BITS // 8) or arrays["hashes"].dtype != np.uint8:
+    if arrays["hashes"].shape != (count, _HASH_BYTES) or arrays["hashes"].dtype != np.uint8:
         raise ValueError("hashes.npy does not fit features.npy")
     columns = (told.images, told.lesions, told.diagnoses, told.grounds)
     if not count or any(len(column) != count for column in columns):
