@@ -131,17 +131,18 @@ def votes(similarity: np.ndarray, columns: np.ndarray, labels: np.ndarray, k: in
 
 
 def siblings(queries: np.ndarray, known: np.ndarray, lesions: np.ndarray, own: np.ndarray) -> Any:
-    """For each pair of photographs of one lesion: how many other lesions are more similar.
+    """For each pair of photographs of one lesion: how many other lesions are more similar; first.
 
     The lesion's other photograph competes with all training lesions.
     """
-    similarity, found = queries @ known.T, []
+    similarity, found, pairs = queries @ known.T, [], []
     for k, lesion in enumerate(own):
         for other in np.flatnonzero(own == lesion):
             if other != k:
                 better = similarity[k] > queries[k] @ queries[other]
                 found.append(len(set(lesions[better])))
-    return np.array(found)
+                pairs.append(k)
+    return np.array(found), np.array(pairs)
 
 
 def representations(one: Study) -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]]:
@@ -168,7 +169,7 @@ def choice(one: Study) -> pd.DataFrame:
         queries, others = (turn(values[one.rows(split)]) for split in ("validation", "train"))
         same = train[nearest(queries @ others.T, known)] == held[:, None]
         classes = [same[held == c][:, :VOTERS].mean() for c in np.unique(held)]
-        ranks = siblings(queries, others, known, one.lesions("validation"))
+        ranks, _ = siblings(queries, others, known, one.lesions("validation"))
         rows.append(
             {
                 "compared by": name,
@@ -210,6 +211,9 @@ def retrieval(one: Study, seed: int = 0) -> pd.DataFrame:
             voted = votes(similarity, columns, train, k)
             confusion = confusion_matrices(labels, voted, classes, drawn)
             figures[f"balanced accuracy, k = {k}"] = label_metrics(confusion)["balanced_accuracy"]
+        ranks, pairs = siblings(queries, others, one.lesions("train"), lesions)
+        weights = drawn[:, pairs]
+        figures["same lesion first"] = divide(weights @ (ranks < 1), weights.sum(axis=1))
         kept_figures[name] = figures
         row = {"compared by": name}
         rows.append(row | {key: told(v[0], v[1:]) for key, v in figures.items()})
@@ -263,6 +267,8 @@ def signals(one: Study, index: CaseIndex, split: str) -> dict[str, np.ndarray]:
         "agreeing": np.array(agreeing, float),
         "best": np.array(best),
         "log-odds": np.log(confidence / np.maximum(1 - confidence, 1e-9)),
+        "margin": confidence - np.sort(probabilities, axis=1)[:, -2],
+        "entropy": -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1),
     }
 
 
@@ -273,9 +279,14 @@ def foretelling(held: Mapping[str, Any], test: Mapping[str, Any], lesions: Seque
     from sklearn.preprocessing import StandardScaler
 
     combined = {
+        "probabilities alone: confidence, lead and entropy": ("log-odds", "margin", "entropy"),
         "neighbors: how many agree, and how similar the nearest is": ("agreeing", "best"),
         "confidence and how many agree": ("log-odds", "agreeing"),
         "confidence and both of neighbors": ("log-odds", "agreeing", "best"),
+        "confidence, lead, entropy and how many agree": (
+            *("log-odds", "margin", "entropy"),
+            "agreeing",
+        ),
     }
     scores = {
         "confidence (calibrated probability)": test["confidence"],

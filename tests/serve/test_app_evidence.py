@@ -74,7 +74,7 @@ def test_every_statement_carries_its_number(with_cases: Desk, lesion: Path) -> N
     )
     none = replace(found, leading=tuple(replace(one, close=0) for one in found.leading))
     text = text_of(cases_view.cases_html(none, labels))
-    assert "No close case of" in text and "95 % of validation images" in text
+    assert "No close case of" in text and "reaches for 93 % of test images" in text
     assert "Of 8 test images whose answer had none, 25 % were" in text and "Similarity" not in text
     empty = replace(found.leading[1], close=0, nearest=())
     assert "No case of" in text_of(

@@ -93,7 +93,7 @@ def sentences(found: NearestCases, labels: LabelSet) -> list[str]:
     answers, tallies = measured.answers, measured.agreeing
     if found.region:
         said[0] += " Agreement was measured on whole images, so it is not known what it means here."
-    elif len(found.nearest) < len(tallies) and tallies[found.agreeing].images:
+    elif not found.known and len(found.nearest) < len(tallies) and tallies[found.agreeing].images:
         same = tallies[found.agreeing]
         said[0] += (
             f" Of {same.images:,} {measured.split} images with as many, {_right(same)} were "
@@ -109,13 +109,18 @@ def _far(found: NearestCases, one: CasesOf, labels: LabelSet) -> str:
     name, measured = class_name(labels, one.code), found.measured
     if not one.nearest:
         return f"No case of {name} is known."
+    share, split = 1 - FAR_SHARE, "validation"
+    if measured.answers.images:
+        share = 1 - measured.own_without_close / measured.answers.images
+        split = measured.split
+    where = " seen as a whole; of a part, similarities are lower" if found.region else ""
     text = (
         f"No close case of {name}: the most similar one reaches {one.nearest[0].similarity:.2f}, "
-        f"and {percent(1 - FAR_SHARE)} of validation images have one of their own "
-        f"{words(labels).one} from {found.threshold:.2f}."
+        f"less than {found.threshold:.2f}, which a case of their own {words(labels).one} reaches "
+        f"for {percent(share)} of {split} images{where}."
     )
     far = measured.without_close
-    if one.code == found.answer and far.images and not found.region:
+    if one.code == found.answer and far.images and not (found.region or found.known):
         text += (
             f" Of {far.images:,} {measured.split} images whose answer had none, {_right(far)} were "
             "answered rightly."
@@ -163,7 +168,7 @@ def _group(one: CasesOf, labels: LabelSet, pictures: Pictures) -> str:
     if not one.close:
         return f"{heading}{caption('No close case.')}"
     cards = "".join(_card(case, name, pictures) for case in one.nearest[: one.close])
-    return f'{heading}<div class="dl-cards dl-small">{cards}</div>'
+    return f'{heading}<div class="dl-cards dl-small dl-cases">{cards}</div>'
 
 
 def _card(case: Case, name: str, pictures: Pictures) -> str:
