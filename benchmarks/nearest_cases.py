@@ -363,6 +363,7 @@ def closeness(one: Study, index: CaseIndex) -> pd.DataFrame:
         ("… of the diagnosis answered, where the answer is right", share(far["answer"], right)),
         ("… of the diagnosis answered, where it is wrong", share(far["answer"], ~right)),
         ("… of the second diagnosis, where the answer is right", share(far["second"], right)),
+        ("… of the second diagnosis, where the answer is wrong", share(far["second"], ~right)),
         ("right answers where the answer has a close case", share(right, ~far["answer"])),
         ("right answers where it has none", share(right, far["answer"])),
         ("drawn images (210) without a close case of the answer", f"{drawings_far:.3f}"),
@@ -430,7 +431,7 @@ def clock(bundle: Bundle, repeats: int = 30) -> pd.DataFrame:
             start = time.perf_counter()
             work()
             taken.append(time.perf_counter() - start)
-        rows.append({"what": name, "seconds": float(np.median(taken))})
+        rows.append({"what": name, "seconds": float(np.median(taken)), "fastest": min(taken)})
     return pd.DataFrame(rows)
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cases_support import give_index
+from dermlens.data.images import perceptual_hash
 from dermlens.data.manifest import read_manifest
 from dermlens.errors import UsageError
 from dermlens.explainers.nearest_cases import CaseFinder
@@ -133,6 +134,13 @@ def test_a_comparison_holds_them_too(folder: Path, tmp_path: Path) -> None:
     *_, state = Comparer(bundle, ["grad_cam"], scales=False).steps(IMAGE)
     expected = CaseFinder(bundle).find(IMAGE)
     assert state.cases == expected and state.reading.cost.forward == 2
+    tall = np.pad(IMAGE, ((40, 40), (0, 0), (0, 0)))
+    known = np.frombuffer(bytes.fromhex(perceptual_hash(Image.fromarray(tall))), np.uint8)
+    shutil.copytree(folder, tmp_path / "known")
+    give_index(tmp_path / "known", hashes=np.tile(known, (42, 1)))
+    comparer = Comparer(load_bundle(tmp_path / "known"), ["grad_cam"], scales=False)
+    told = [next(comparer.steps(IMAGE, photograph=one)).cases for one in (None, tall)]
+    assert [one.known for one in told if one is not None] == ["", "ISIC_0000000"]
     last = parts(Canvas(IMAGE), state)[-1]
     assert last.title == "4. Known cases like this one" and "Similarity" in text_of(last.content)
     assert comparison_numbers(state, "a")["cases"] == expected.to_json()

@@ -129,6 +129,7 @@ class Comparer:
         target: str | int | None = None,
         against: str | int | None = None,
         lesion: np.ndarray | None = None,
+        photograph: np.ndarray | None = None,
         seed: int = 0,
     ) -> Iterator[Comparison]:
         """Run the experiments one after the other.
@@ -140,6 +141,8 @@ class Comparer:
             against: A class to contrast it with, beside the most probable other one of the
                 prediction set; of no effect where it is the most probable one itself.
             lesion: Outline of the lesion, bool (H, W), or None.
+            photograph: The whole photograph, uint8 RGB (h, w, 3), by which it is known whether the
+                model learned from it; default the image.
             seed: Sets everything random.
 
         Yields:
@@ -155,7 +158,7 @@ class Comparer:
         missing = {"scales": self._missing} if self._missing else {}
         state = Comparison(self.bundle.labels, reading, model=self._identity, missing=missing)
         if self._cases is not None:
-            found = self._cases.find(reading.image)
+            found = self._cases.find(reading.image, photograph=photograph)
             reading.cost.forward += 1
             state = replace(state, cases=found, pictures=self._pictures.of(found))
         yield state

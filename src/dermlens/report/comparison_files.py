@@ -98,7 +98,10 @@ def compare_files(
     options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
     with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
         for path, image in zip(files, images, strict=True):
-            steps = comparer.steps(image, lesion=outlines.get(path), **options)
+            photograph, _ = photograph_of(path, bundle.input_size, _DISPLAYED)
+            steps = comparer.steps(
+                image, lesion=outlines.get(path), photograph=photograph, **options
+            )
             comparison: Comparison | None = None
             source = Source(path, {"seed": str(seed)})
             try:
