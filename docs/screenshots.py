@@ -1,9 +1,10 @@
 """The pictures of the page, of drawn images alone, in a browser that nobody looks at.
 
-    python docs/screenshots.py run/bundle
+    dermlens cases run/bundle --build run/data
+    python docs/screenshots.py run/bundle --data run/data
 
-``run/bundle`` is trained on drawings, as for ``pictures.py``. Chromium is looked for in the
-environment (``DERMLENS_CHROMIUM``), else on the path.
+``run/bundle`` is trained on drawings, as for ``pictures.py``, which are known cases, too. Chromium
+is looked for in the environment (``DERMLENS_CHROMIUM``), else on the path.
 """
 
 import argparse
@@ -17,14 +18,14 @@ from typing import Any
 IMAGES = Path(__file__).parent / "images"
 SIZES = {"1440": (1440, 900), "1024": (1024, 768), "390": (390, 844)}
 KEPT = {
-    ("1440", "light"): ("analyze", "compare"),
+    ("1440", "light"): ("analyze", "compare", "evidence"),
     ("1440", "dark"): ("explain",),
     ("1024", "light"): ("analyze",),
     ("390", "light"): ("analyze",),
     ("390", "dark"): ("analyze",),
 }
 """What is taken, by width and scheme; ``--all`` takes the rest, too."""
-TABS = ("analyze", "explain", "compare")
+TABS = ("analyze", "explain", "compare", "evidence")
 SLOW = ("Occlusion", "LIME", "Shapley values (Gaussian process)")
 SECONDS = 300_000
 
@@ -37,8 +38,9 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="trained on the drawn images")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder to write into")
     parser.add_argument("--all", action="store_true", help="every size, light and dark")
+    parser.add_argument("--data", type=Path, help="the drawings, to show known cases")
     given = parser.parse_args()
-    page = launch(given.bundle, block=False)
+    page = launch(given.bundle, block=False, examples=given.data)
     try:
         with browser() as opened:
             for name, (width, height) in SIZES.items():
@@ -98,6 +100,11 @@ def visit(
         if name == "compare":
             page.locator(where).scroll_into_view_if_needed()
         yield name, page
+    if "evidence" in wanted:
+        page.get_by_role("tab", name="Evidence", exact=True).click()
+        page.get_by_role("button", name="Find cases", exact=True).click()
+        wait_for(page, "#dl-cases", "most similar known")
+        yield "evidence", page
     context.close()
 
 

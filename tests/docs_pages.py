@@ -106,6 +106,7 @@ def seven_classes(folder: Path) -> Path:
     """Write a bundle of seven diagnoses at the shipped model's size, tiny and untrained."""
     import pandas as pd
 
+    from cases_support import give_index
     from dermlens.labels import HAM10000
     from dermlens.model.bundle import save_bundle
     from dermlens.model.classifier import Architecture, build_classifier
@@ -127,6 +128,7 @@ def seven_classes(folder: Path) -> Path:
         split=pd.DataFrame({"image_id": ["a"], "split": ["train"]}),
         labels=HAM10000,
     )
+    give_index(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from dermlens.model.image_classifier import ImageClassifier, as_classifier
 
 if TYPE_CHECKING:
     from dermlens.explainers.base import Attribution
+    from dermlens.explainers.nearest_cases import NearestCases
     from dermlens.explainers.output import Output
     from dermlens.explainers.target import Targets
     from dermlens.report.comparison import Comparison
@@ -140,6 +141,57 @@ def compare(
     picture = classifier.photographs(_pictures(classifier, image))[0]
     comparer = Comparer(classifier, names, batch_size=batch_size)
     return comparer.compare(picture, target=target, against=against, lesion=lesion, seed=seed)
+
+
+def nearest_cases(
+    model: Any,
+    image: np.ndarray | str | Path,
+    *,
+    region: str | np.ndarray | None = None,
+    count: int = 4,
+    seed: int = 0,
+) -> "NearestCases":
+    """Find the training lesions most like an image, of the two most probable classes.
+
+    Args:
+        model: A bundle with an index of cases (``dermlens cases BUNDLE --build DATA``).
+        image: A file, or an array (H, W, 3) at the model's input size.
+        region: Look only where a map marks the image: the name of a method, explaining the most
+            probable class, or a map (H, W); default the whole image.
+        count: Lesions of each class.
+        seed: Of the method.
+
+    Returns:
+        Cases with similarity, distance, class and ground of the label; how many of the nearest
+        agree with the answer, and what that was worth on test images.
+
+    Raises:
+        UsageError: If the model is no bundle, or the region marks nothing.
+        ModelError: If the bundle has no index, or one that cannot be used.
+
+    Example:
+        >>> from dermlens.data.synthetic import draw
+        >>> image, _, _ = draw("mel", seed=1)
+        >>> found = nearest_cases(load(), image)
+        >>> [len(one.nearest) for one in found.leading], len(found.nearest)
+        ([4, 4], 5)
+    """
+    from dermlens.data.images import load_image
+    from dermlens.explainers.nearest_cases import CaseFinder
+    from dermlens.explainers.registry import method
+    from dermlens.model.bundle import Bundle
+
+    if not isinstance(model, Bundle):
+        raise UsageError("Cases belong to a bundle. Load one, or make one of the model by adopt().")
+    picture = model.photographs(_pictures(model, image))[0]
+    options: dict[str, Any] = {"region": region, "count": count}
+    if isinstance(region, str):
+        known = method(region)
+        results = explain(model, image, methods=known.name, seed=seed)
+        options |= {"region": results[known.name].maps[0], "named": known.title}
+    if isinstance(image, str | Path):
+        options["photograph"] = load_image(Path(image))
+    return CaseFinder(model).find(picture, **options)
 
 
 @dataclass(frozen=True)

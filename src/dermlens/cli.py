@@ -15,6 +15,7 @@ import typer
 from dermlens import __version__
 from dermlens.cli_audit import audit_claim, audit_split
 from dermlens.cli_data import data_app
+from dermlens.cli_evidence import cases
 from dermlens.cli_explain import benchmark, compare, explain, scorer
 from dermlens.cli_model import adopt, card, export, pack
 from dermlens.cli_options import (
@@ -62,6 +63,7 @@ app.add_typer(data_app, name="data")
 for command in (
     explain,
     compare,
+    cases,
     benchmark,
     scorer,
     adopt,

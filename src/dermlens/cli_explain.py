@@ -118,6 +118,10 @@ def compare(
     scales: Annotated[
         bool, typer.Option(help="Explain at several scales, too; takes most of the time.")
     ] = True,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Prepared data set of the model: shows pictures of known cases."),
+    ] = None,
     scorer: ScorerChoice = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -146,6 +150,7 @@ def compare(
         mask=mask,
         scorer=scorer,
         scales=scales,
+        data=data,
         batch_size=batch_size,
         seed=seed,
     )

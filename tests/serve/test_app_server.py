@@ -47,7 +47,7 @@ def sent(path: Path) -> Any:
 def test_endpoints_are_named_typed_and_described(client: Any) -> None:
     described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     names = {"/analyze", "/show", "/explain", "/compare", "/report", "/maps"}
-    names |= {"/batch", "/table", "/summary"}
+    names |= {"/batch", "/table", "/summary", "/cases"}
     assert set(described) == names
     for endpoint in described.values():
         assert endpoint["description"].endswith(".")
@@ -95,6 +95,13 @@ def test_compare_streams_its_parts_and_gives_report_and_maps(client: Any, lesion
     assert html.startswith("<!DOCTYPE html>") and "not a medical device" in html
     maps = np.load(io.BytesIO(base64.b64decode(client.predict(api_name="/maps")["base64"])))
     assert {*methods, "consensus", "scale__fused", "contrast__nv__grad_cam"} <= set(maps.files)
+
+
+def test_known_cases_need_an_index(client: Any, lesion: Path) -> None:
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match="has no index of known cases"):
+        client.predict(sent(lesion), False, api_name="/cases")
 
 
 def test_what_was_analyzed_is_drawn_again(served: Any, lesion: Path, tmp_path: Path) -> None:

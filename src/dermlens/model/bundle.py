@@ -8,6 +8,7 @@
     BUNDLE/weights.h5     all weights by layer name (float32, or float16 to halve the size)
     BUNDLE/model.keras    instead of weights.h5, the file of an adopted model
     BUNDLE/outlier.npz    directions and means of the out-of-distribution detector
+    BUNDLE/cases.npz      where it was made, the index of training images (model/case_index.py)
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, split, perceptual_hash of training images (before packing also
                           lesion_id, dx)
@@ -57,7 +58,8 @@ __all__ = [
 ]
 _FILES = ("bundle.json", "weights.h5", "model.keras", "outlier.npz", "history.csv", "split.csv")
 _COPY = ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
-KIND = Kind("a bundle", NAME, lambda _: _FILES, later=tuple(f"int8/{name}" for name in _COPY))
+_LATER = ("cases.npz", *(f"int8/{name}" for name in _COPY))
+KIND = Kind("a bundle", NAME, lambda _: _FILES, later=_LATER)
 NON_COMMERCIAL = (
     "The weights were trained on HAM10000 (CC BY-NC 4.0) and are for non-commercial use only."
 )

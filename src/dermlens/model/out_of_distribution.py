@@ -10,8 +10,6 @@ The threshold is chosen on validation images, which the network was not fitted t
 share of ordinary images is turned away; what it turns away elsewhere is measured by ``evaluate``.
 """
 
-import io
-import math
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from dermlens.errors import ModelError
+from dermlens.model.stored_arrays import read_array
 from dermlens.schema import Count, Positive, Section, Share
 
 FALSE_REJECTS = 0.02
@@ -27,7 +26,6 @@ FALSE_REJECTS = 0.02
 KIND: Final = "mahalanobis_nearest_class"
 DIRECTIONS = 64
 """At most so many keep a variance of their own."""
-_MAX_BYTES = 1 << 26
 _ARRAYS = ("means", "basis", "variances")
 
 
@@ -115,7 +113,7 @@ def read_detector(path: Path, stored: StoredDetector, classes: int, features: in
     try:
         with zipfile.ZipFile(path) as archive:
             means, basis, variances = (
-                _read_array(archive, f"{name}.npy", dimensions).astype(np.float32)
+                read_array(archive, f"{name}.npy", dimensions).astype(np.float32)
                 for name, dimensions in zip(_ARRAYS, (2, 2, 1), strict=True)
             )
         if means.shape[1] != features or not 1 <= len(means) <= classes:
@@ -131,27 +129,6 @@ def read_detector(path: Path, stored: StoredDetector, classes: int, features: in
         ) from error
     _, *numbers = vars(stored).values()
     return OODDetector(means, basis, variances, *numbers)
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, dimensions: int) -> np.ndarray:
-    """Read finite numbers; the size that is declared is checked before memory is taken for it."""
-    if name not in archive.namelist():
-        raise ValueError(f"{name} is missing")
-    declared = archive.getinfo(name).file_size
-    if declared > _MAX_BYTES:
-        raise ValueError(f"{name} has {declared:,} bytes")
-    with archive.open(name) as member:
-        content = io.BytesIO(member.read(_MAX_BYTES))
-    np.lib.format.read_magic(content)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
-    left = len(content.getbuffer()) - content.tell()
-    if len(shape) != dimensions or dtype.kind != "f" or math.prod(shape) * dtype.itemsize != left:
-        raise ValueError(f"{name} does not hold the {shape} numbers that it declares")
-    content.seek(0)
-    values: np.ndarray = np.lib.format.read_array(content, allow_pickle=False)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds what is no finite number")
-    return values
 
 
 def fit_ood_detector(

@@ -18,6 +18,7 @@ from dermlens.explainers.base import Attribution, Cost, Explainer, Network
 from dermlens.explainers.contrast import SignedCAM, strongest_other
 from dermlens.explainers.layers import find_features
 from dermlens.explainers.multiscale import MultiScale
+from dermlens.explainers.nearest_cases import finder_of
 from dermlens.explainers.output import Logit
 from dermlens.explainers.perturbation import Scorer
 from dermlens.explainers.registry import SIX, create_several, method, parse_methods, shared_bank
@@ -25,6 +26,7 @@ from dermlens.explainers.target import check_targets, resolve_targets
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
+from dermlens.report.cases_view import CasePictures
 from dermlens.report.comparison import (
     Comparison,
     Discrimination,
@@ -71,7 +73,8 @@ class Comparer:
     ``scorer`` is what evaluates changed images: ``"float32"``, ``"int8"``, or None for int8 where
     it was measured to give the same maps; ``scorers``, from ``choose_scorers``, stand instead.
     Other scales than the methods' own are evaluated by the model, and take most of the time;
-    without ``scales`` they are left out. About ``images`` are compared.
+    without ``scales`` they are left out. About ``images`` are compared. ``pictures`` shows known
+    cases, where the model has an index of them.
 
     Raises:
         UsageError: If no method is given, or one or the scorer is unknown.
@@ -88,6 +91,7 @@ class Comparer:
         images: int = 1,
         scorers: Mapping[str, Scorer] | None = None,
         scales: bool = True,
+        pictures: CasePictures | None = None,
     ) -> None:
         self.bundle, self.batch_size, self.with_scales = bundle, batch_size, scales
         self.methods = tuple(method(name).name for name in dict.fromkeys(methods))
@@ -105,6 +109,7 @@ class Comparer:
         self.cam = None if self._missing else SignedCAM(bundle)
         self._scales = None if self._missing else MultiScale(bundle, bank=bank)
         self._network = Network(bundle.model)
+        self._cases, self._pictures = finder_of(bundle), pictures or CasePictures()
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -124,6 +129,7 @@ class Comparer:
         target: str | int | None = None,
         against: str | int | None = None,
         lesion: np.ndarray | None = None,
+        photograph: np.ndarray | None = None,
         seed: int = 0,
     ) -> Iterator[Comparison]:
         """Run the experiments one after the other.
@@ -135,6 +141,8 @@ class Comparer:
             against: A class to contrast it with, beside the most probable other one of the
                 prediction set; of no effect where it is the most probable one itself.
             lesion: Outline of the lesion, bool (H, W), or None.
+            photograph: The whole photograph, uint8 RGB (h, w, 3), by which it is known whether the
+                model learned from it; default the image.
             seed: Sets everything random.
 
         Yields:
@@ -149,6 +157,10 @@ class Comparer:
         run = _Run(self, reading, known, {"batch_size": self.batch_size, "seed": seed})
         missing = {"scales": self._missing} if self._missing else {}
         state = Comparison(self.bundle.labels, reading, model=self._identity, missing=missing)
+        if self._cases is not None:
+            found = self._cases.find(reading.image, photograph=photograph)
+            reading.cost.forward += 1
+            state = replace(state, cases=found, pictures=self._pictures.of(found))
         yield state
         for name in self.methods:
             state = replace(state, combined={**state.combined, name: run.explain(name)})

@@ -11,6 +11,7 @@ from dermlens.explainers.base import Attribution, Cost
 from dermlens.explainers.baselines import border_ring
 from dermlens.explainers.contrast import ClassContrast, contrast, negative_share
 from dermlens.explainers.multiscale import MultiScaleResult
+from dermlens.explainers.nearest_cases import NearestCases
 from dermlens.explainers.registry import method
 from dermlens.labels import LabelSet
 from dermlens.lesion.zones import RING_SHARE, ZONES, lesion_zones, zone_areas, zone_shares
@@ -116,6 +117,8 @@ class Comparison:
         summary: Sentences and warnings; made last.
         model: Name, backbone and fingerprint of the model (``ImageClassifier.identity``).
         missing: Why a part cannot be had of this model, by the part's name.
+        cases: The training lesions most like the image, where the model has an index of them.
+        pictures: Of these, uint8 RGB (h, w, 3), by image id, where the data set is at hand.
     """
 
     labels: LabelSet
@@ -127,6 +130,8 @@ class Comparison:
     summary: Summary | None = None
     model: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    cases: NearestCases | None = None
+    pictures: Maps = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:

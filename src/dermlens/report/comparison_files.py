@@ -20,6 +20,7 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.bundle_description import model_label
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import printable, progress, say
+from dermlens.report.cases_view import CasePictures
 from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
 from dermlens.report.comparison_view import parts
@@ -61,6 +62,7 @@ def compare_files(
     mask: Path | None = None,
     scorer: str | None = None,
     scales: bool = True,
+    data: Path | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
@@ -81,15 +83,25 @@ def compare_files(
     names = chosen_methods(bundle, methods)
     check_targets([target, against], bundle.labels)
     out = Path(out)
+    pictures = CasePictures(data)
     images, outlines = fitted_photographs(bundle, files, out, KIND, find_masks(files, mask))
     comparer = Comparer(
-        bundle, names, batch_size=batch_size, scorer=scorer, images=len(files), scales=scales
+        bundle,
+        names,
+        batch_size=batch_size,
+        scorer=scorer,
+        images=len(files),
+        scales=scales,
+        pictures=pictures,
     )
     written = []
     options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
     with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
         for path, image in zip(files, images, strict=True):
-            steps = comparer.steps(image, lesion=outlines.get(path), **options)
+            photograph, _ = photograph_of(path, bundle.input_size, _DISPLAYED)
+            steps = comparer.steps(
+                image, lesion=outlines.get(path), photograph=photograph, **options
+            )
             comparison: Comparison | None = None
             source = Source(path, {"seed": str(seed)})
             try:
@@ -193,6 +205,8 @@ def comparison_numbers(comparison: Comparison, name: str) -> dict[str, Any]:
             }
             for other, contrasts in found.contrasts.items()
         }
+    if comparison.cases is not None:
+        numbers["cases"] = comparison.cases.to_json()
     if comparison.summary is not None:
         numbers["summary"] = dict(comparison.summary.sentences)
         numbers["verdict"] = comparison.summary.verdict

@@ -11,6 +11,7 @@ from dermlens.explainers.contrast import ClassContrast
 from dermlens.explainers.multiscale import KINDS, MultiScaleResult
 from dermlens.explainers.registry import method
 from dermlens.quality.localization import relevance_mass
+from dermlens.report import cases_view
 from dermlens.report.comparison import Agreement, Comparison, Discrimination, agreement_with_others
 from dermlens.report.facts import class_name, counted, percent, title, words
 from dermlens.report.figures import colorize, strongest
@@ -76,6 +77,10 @@ def parts(canvas: Canvas, state: Comparison) -> list[Part]:
     if state.discrimination is not None:
         scaled = state.scales is not None or "scales" in state.missing
         found.append(_discrimination(canvas, state, state.discrimination, 4 if scaled else 3))
+        if state.cases is not None:
+            text = cases_view.about(state.cases, state.labels)
+            drawn = cases_view.cases_html(state.cases, state.labels, state.pictures)
+            found.append(Part(f"{5 if scaled else 4}. {cases_view.TITLE}", text, drawn))
     return found
 
 

@@ -20,6 +20,7 @@ from dermlens.explainers.registry import METHODS
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.scorers import choose_scorers
 from dermlens.progress import say
+from dermlens.report.cases_view import CasePictures
 from dermlens.serve import app_examples, app_page, app_style
 from dermlens.serve.app_actions import MAX_BYTES
 from dermlens.serve.app_desk import SESSIONS_KEPT, Desk
@@ -45,12 +46,13 @@ def build_app(
     uploads: Uploads | None = None,
     jobs: Jobs | None = None,
     scorers: Mapping[str, Scorer] | None = None,
+    data: Path | None = None,
 ) -> "gr.Blocks":
-    """Build the page."""
+    """Build the page; known cases are shown by pictures of a prepared data set."""
     import gradio as gr
 
     truths = {one.sha256: one.truth for one in examples}
-    desk = Desk(bundle, uploads, jobs, scorers, truths)
+    desk = Desk(bundle, uploads, jobs, scorers, truths, CasePictures(data))
     with gr.Blocks(title=app_page.TITLE, analytics_enabled=False) as page:
         gr.HTML(app_page.header(bundle), elem_classes="dl-wide")
         gr.HTML(app_page.banner(bundle), elem_classes="dl-wide dl-sticky")
@@ -68,6 +70,7 @@ def _layout(desk: Desk, examples: list[tuple[str, str]]) -> None:
     from dermlens.serve import app_tabs as tabs
     from dermlens.serve.app_tabs_batch import batch_tab
     from dermlens.serve.app_tabs_compare import compare_tab
+    from dermlens.serve.app_tabs_evidence import evidence_tab
 
     with gr.Row(elem_classes="dl-main"):
         with gr.Column(min_width=240, elem_classes="dl-image"):
@@ -79,6 +82,8 @@ def _layout(desk: Desk, examples: list[tuple[str, str]]) -> None:
                 tabs.explain_tab(desk, picture)
             with gr.Tab("Compare") as compare:
                 compare_tab(desk, picture)
+            with gr.Tab("Evidence") as evidence:
+                evidence_tab(desk, picture)
             with gr.Tab("Batch") as batch:
                 batch_tab(desk, picture, chosen, _FIRST)
             with gr.Tab("About") as model:
@@ -86,7 +91,7 @@ def _layout(desk: Desk, examples: list[tuple[str, str]]) -> None:
         # On a phone this stands below the results, elsewhere below the image.
         with gr.Column(min_width=240, elem_classes="dl-look"):
             tabs.place_viewer(picture)
-    for tab in (analyze, explain, compare):
+    for tab in (analyze, explain, compare, evidence):
         tab.select(None, js=app_style.WITH_IMAGE, api_visibility="private")
     for tab in (batch, model):
         tab.select(None, js=app_style.WITHOUT_IMAGE, api_visibility="private")
@@ -120,7 +125,8 @@ def launch(
     """Load a bundle and serve the page until interrupted.
 
     Uploaded files live in a folder of their own, which is removed at the end. ``examples`` is a
-    prepared data set whose test images are offered; left out, the last one that was given.
+    prepared data set whose test images are offered, and whose training images are shown as known
+    cases; left out, the last one that was given.
 
     Returns:
         The page; where not blocking, call ``close()`` on it when done.
@@ -141,7 +147,7 @@ def launch(
     uploads = _upload_folder()
     jobs, site = Jobs(), Site(host, allow_hosts)
     offered = app_examples.offered(bundle, examples, uploads.folder / "examples")
-    page = build_app(bundle, offered, uploads, jobs, scorers)
+    page = build_app(bundle, offered, uploads, jobs, scorers, app_examples.data_set(examples))
     uploads.held = jobs.awaited_files
     uploads.start(also=jobs.drop_unread)
     try:

@@ -13,11 +13,13 @@ from dermlens.data import dicom
 from dermlens.data.decoding import as_array, check_memory, open_header
 from dermlens.data.images import fit_image, open_rgb
 from dermlens.errors import DataError, UsageError
+from dermlens.explainers.nearest_cases import NearestCases, finder_of
 from dermlens.explainers.output import Logit
 from dermlens.explainers.target import PREDICTED, resolve_targets
 from dermlens.files import plain
 from dermlens.lesion.outline import find_outline
 from dermlens.model.bundle import Bundle
+from dermlens.report.cases_view import CasePictures
 from dermlens.report.comparer import no_activation_maps
 from dermlens.report.facts import NO_BREAK, Answer, answer_of, of_skin, words
 from dermlens.report.figures import UNSIGNED_MAP
@@ -33,6 +35,10 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "HEIF")
 """Of ``decoding.FORMATS``; a GIF is no photograph. And DICOM, beside them."""
 _KINDS = "JPEG, PNG, TIFF, BMP, WebP, HEIC or DICOM"
 
+NO_CASES = (
+    "This model has no index of known cases. 'dermlens cases BUNDLE --build DATA' makes one, DATA "
+    "being what it learned from."
+)
 _LARGEST_SHOWN = 1280
 """Longer side, in pixels, of the photograph that is shown."""
 _MOST_MAPS = 32
@@ -125,6 +131,7 @@ class Analysis(Answer):
         sha256: Of the file.
         usability: What was measured of the photograph.
         ood_score: Distance from the training images.
+        features: Pooled feature maps, float32 (K,); None where one pass does not give them.
         reasons: Why the model abstains; empty if it does not.
         remarks: Doubts.
     """
@@ -137,6 +144,7 @@ class Analysis(Answer):
     sha256: str = ""
     usability: Usability | None = None
     ood_score: float | None = None
+    features: np.ndarray | None = None
     reasons: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -165,11 +173,12 @@ AS_IT_IS = Wish()
 
 
 class Actions:
-    """Analyzes images with one model that is loaded and traced once."""
+    """Analyzes images with one model that is loaded and traced once; ``pictures`` are of cases."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, pictures: CasePictures | None = None) -> None:
         from dermlens.explainers.grad_cam import GradCAM
 
+        self._finder, self.pictures = finder_of(bundle), pictures or CasePictures()
         self.bundle, self.words = bundle, words(bundle.labels)
         self.pass_seconds = float("nan")
         self._predictor, self._lock = bundle.predictor(1), threading.Lock()
@@ -199,18 +208,21 @@ class Actions:
         self._pass(blank)
         self.pass_seconds = time.perf_counter() - start
 
-    def _pass(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float | None]:
-        """Return logits (1, C), the maps that come with them, and the out-of-distribution score."""
-        detector, scores = self.bundle.ood_detector, None
+    def _pass(
+        self, image: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float | None, np.ndarray | None]:
+        """Return logits (1, C), the maps and features with them, and out-of-distribution score."""
+        detector, scores, pooled = self.bundle.ood_detector, None, None
         maps = np.zeros((0, *self.bundle.input_size), np.float32)
         if self._forward is not None:
             logits, drawn, features = (tensor.numpy() for tensor in self._forward(image[None]))
             maps, scores = drawn[0], None if detector is None else detector.scores(features)
+            pooled = features[0]
         elif detector is None:
             logits = self._predictor.logits(image[None])
         else:
             logits, scores = self.bundle.logits_and_ood_scores(image[None], batch_size=1)
-        return logits, maps, None if scores is None else float(scores[0])
+        return logits, maps, None if scores is None else float(scores[0]), pooled
 
     def analyze(self, path: Path) -> Analysis:
         """Classify an image file and draw the Grad-CAM of every class: one forward pass."""
@@ -238,15 +250,32 @@ class Actions:
 
     def analyze_image(self, image: np.ndarray) -> Analysis:
         """Classify what the model sees; the photograph itself is not judged."""
-        logits, maps, score = self._pass(image)
+        logits, maps, score, features = self._pass(image)
         return Analysis(
             **vars(answer_of(self.bundle, logits[0])),
             image=image,
             display=image,
             maps=maps,
             ood_score=score,
+            features=features,
             reasons=self._unlike(score),
         )
+
+    def cases(self, analysis: Analysis) -> tuple[NearestCases, dict[str, np.ndarray]]:
+        """Return the known cases most like an analyzed image, and pictures by image id.
+
+        Raises:
+            UsageError: If the model has no index of cases.
+        """
+        if self._finder is None:
+            raise UsageError(NO_CASES)
+        if analysis.features is None:
+            found = self._finder.find(analysis.image, photograph=analysis.display)
+        else:
+            found = self._finder.of_features(
+                analysis.probabilities, analysis.features, analysis.display
+            )
+        return found, self.pictures.of(found)
 
     def map_of(self, analysis: Analysis, target: int) -> np.ndarray | None:
         """Return the Grad-CAM of one class, float32 (H, W); None if the model has none."""

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
+from dermlens.explainers.nearest_cases import NearestCases
 from dermlens.explainers.perturbation import Scorer
 from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.lesion.outline import fit_outline, outline_of_points
 from dermlens.model.bundle import Bundle
+from dermlens.report.cases_view import CasePictures
 from dermlens.serve.app_actions import AS_IT_IS, Actions, Analysis, Wish
 from dermlens.serve.app_batch import Row, analyze_many, read_truths
 from dermlens.serve.app_explaining import Explaining, Work
@@ -104,10 +106,11 @@ class Desk:
         jobs: Jobs | None = None,
         scorers: Mapping[str, Scorer] | None = None,
         truths: Mapping[str, str] | None = None,
+        pictures: CasePictures | None = None,
     ) -> None:
         self.bundle, self.uploads, self.results = bundle, uploads, Results()
         self.jobs, self.truths = jobs or Jobs(), truths or {}
-        self.actions = Actions(bundle)
+        self.actions = Actions(bundle, pictures)
         self.actions.warm_up()
         self.explaining = Explaining(self.actions, scorers)
 
@@ -150,6 +153,12 @@ class Desk:
             shown.analysis, methods, target, against, lesion, scales=scales
         )
         return self._kept(session, shown, "comparison", steps)
+
+    def cases(
+        self, session: str | None, path: str | None, wish: Wish = AS_IT_IS
+    ) -> tuple[NearestCases, dict[str, np.ndarray]]:
+        """Find known cases like an upload; see ``Actions.cases``."""
+        return self.actions.cases(self._looked_at(session, path, wish).analysis)
 
     def batch(
         self,

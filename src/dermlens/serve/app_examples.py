@@ -55,6 +55,17 @@ def offered(bundle: Bundle, data: Path | None, folder: Path) -> list[Example]:
     return found
 
 
+def data_set(given: Path | None) -> Path | None:
+    """Return the prepared data set that was given, or remembered and still there; else None."""
+    if given is not None:
+        return Path(given)
+    try:
+        found = Path(_memory().read_text(encoding="utf-8").strip())
+    except (OSError, ValueError):
+        return None
+    return found if (found / "manifest.csv").is_file() else None
+
+
 def _remembered(folder: Path) -> list[Example]:
     try:
         data = Path(_memory().read_text(encoding="utf-8").strip())

@@ -64,7 +64,9 @@ class Explaining:
 
     @cached_property
     def _comparer(self) -> Comparer:
-        return Comparer(self.bundle, self.methods, scorers=self._scorers)
+        return Comparer(
+            self.bundle, self.methods, scorers=self._scorers, pictures=self.actions.pictures
+        )
 
     def explain(
         self,
@@ -110,7 +112,13 @@ class Explaining:
         with self._running:
             comparer = copy.copy(self._comparer)
         comparer.methods, comparer.with_scales = names, scales
-        steps = comparer.steps(analysis.image, target=target, against=other, lesion=lesion)
+        steps = comparer.steps(
+            analysis.image,
+            target=target,
+            against=other,
+            lesion=lesion,
+            photograph=analysis.display,
+        )
         for done, name in enumerate(comparer.pieces, start=1):
             with self._running:
                 state = self._timed(name, next, steps)
