@@ -118,6 +118,12 @@ def compare(
     scales: Annotated[
         bool, typer.Option(help="Explain at several scales, too; takes most of the time.")
     ] = True,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence", help="Add what would change the answer, and the measurable criteria."
+        ),
+    ] = False,
     scorer: ScorerChoice = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -146,6 +152,7 @@ def compare(
         mask=mask,
         scorer=scorer,
         scales=scales,
+        evidence=evidence,
         batch_size=batch_size,
         seed=seed,
     )

@@ -1,7 +1,5 @@
 """The search for small sets of pieces: what it finds, what it pays, and what it says it has."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -93,7 +91,10 @@ def test_without_passes_to_try_it_irreducible_is_not_claimed() -> None:
 def test_the_same_call_gives_the_same_set() -> None:
     def run() -> list[bool]:
         weights = np.sin(np.arange(COUNT))
-        margins: Callable[[np.ndarray], np.ndarray] = lambda sets: sets @ weights - 2.5
+
+        def margins(sets: np.ndarray) -> np.ndarray:
+            return np.asarray(sets @ weights - 2.5)
+
         found = smallest_set(margins, np.ones(COUNT), 66, orders=[np.arange(COUNT)], start=-2.5)
         assert found.chosen is not None
         return found.chosen.tolist()

@@ -41,7 +41,6 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """How far colors are moved; the least that changes the answer is shown."""
 _CONFIRMED = 3
 """Sets found with a scorer that are shown to the network itself at most, smallest first."""
-_VISIBLE = 1.0
 
 
 @dataclass(frozen=True)
@@ -243,9 +242,10 @@ class ChangeFinder:
         ]
         return np.concatenate(rows)
 
-    def _after(self, task: "_Task", kind: str, image: np.ndarray, **more: Any) -> Change:
+    def _after(
+        self, task: "_Task", kind: str, image: np.ndarray, where: np.ndarray, **more: Any
+    ) -> Change:
         logits = self._logits(image[None])
-        where = np.abs(image - task.picture).max(axis=-1) >= _VISIBLE
         return Change(
             kind,
             image,
@@ -273,7 +273,7 @@ class ChangeFinder:
             return "it takes an outline of the lesion"
         if kind == ERASED:
             made = ablate(task.picture, task.outline, "lesion_removed")
-            return self._after(task, ERASED, made.image)
+            return self._after(task, ERASED, made.image, made.where)
         code = self.classifier.classes[task.runner_up]
         if code not in self.colors:
             return f"the average lesion colors of {code} are not known"
@@ -290,7 +290,7 @@ class ChangeFinder:
         tried = []
         for strength in STRENGTHS:
             image = recolored(task.picture, outline, goal, strength)
-            tried.append(self._after(task, COLOR, image, strength=strength))
+            tried.append(self._after(task, COLOR, image, outline, strength=strength))
             if tried[-1].changed:
                 break
         return replace(tried[-1], passes=len(tried))
@@ -354,9 +354,9 @@ class ChangeFinder:
         region = chosen[labels]
         kept = region if kind == SUFFICIENT else ~region
         image = np.where(kept[..., None], task.picture, task.skin)
-        shown = self._after(task, kind, image)
+        shown = self._after(task, kind, image, region)
         irreducible = result.irreducible and chosen is result.chosen
-        return replace(shown, where=region, passes=paid + 1, irreducible=irreducible)
+        return replace(shown, passes=paid + 1, irreducible=irreducible)
 
 
 @dataclass(frozen=True)

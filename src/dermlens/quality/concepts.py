@@ -107,10 +107,11 @@ def partial_spearman(
     weights = lesion_resamples(np.asarray([str(one) for one in lesions]), resamples, seed)
     drawn = _weighted_correlations(weights, rest, own)
     tests = paired_tests(products, lesions, seed=seed)
-    return [
-        Following(float(products[:, k].mean()), *interval(drawn[:, k]), float(tests[k]))
-        for k in range(products.shape[1])
-    ]
+    found = []
+    for k, test in enumerate(tests):
+        low, high = interval(drawn[:, k])
+        found.append(Following(float(products[:, k].mean()), low, high, float(test)))
+    return found
 
 
 def _weighted_correlations(weights: np.ndarray, first: np.ndarray, own: np.ndarray) -> np.ndarray:

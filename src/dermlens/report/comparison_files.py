@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import printable, progress, say
 from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
-from dermlens.report.comparison_view import parts
+from dermlens.report.comparison_view import Part, parts
 from dermlens.report.explanation import (
     check_numbers,
     describe,
@@ -33,6 +33,9 @@ from dermlens.report.facts import class_name, words
 from dermlens.report.html import NOTICE, Page
 from dermlens.report.layers import Canvas, outlined
 from dermlens.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from dermlens.report.evidence_files import Evidence, EvidenceMaker
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
 _DISPLAYED = 1200
@@ -61,6 +64,7 @@ def compare_files(
     mask: Path | None = None,
     scorer: str | None = None,
     scales: bool = True,
+    evidence: bool = False,
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
@@ -85,6 +89,8 @@ def compare_files(
     comparer = Comparer(
         bundle, names, batch_size=batch_size, scorer=scorer, images=len(files), scales=scales
     )
+    maker = _evidence_maker(bundle, scorer, len(files)) if evidence else None
+    masks = find_masks(files, mask)
     written = []
     options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
     with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
@@ -102,7 +108,8 @@ def compare_files(
                     say(f"Interrupted. What was ready is in {page}.")
                 raise
             assert comparison is not None
-            written.append(write_comparison(bundle, out / path.stem, comparison, source))
+            more = None if maker is None else maker.make(path, image, masks.get(path))
+            written.append(write_comparison(bundle, out / path.stem, comparison, source, more))
     return written
 
 
@@ -119,17 +126,32 @@ class Source:
         return printable(self.path.name)
 
 
-def write_comparison(bundle: Bundle, folder: Path, comparison: Comparison, source: Source) -> Path:
+def _evidence_maker(bundle: Bundle, scorer: str | None, images: int) -> "EvidenceMaker":
+    from dermlens.report.evidence_files import EvidenceMaker
+
+    return EvidenceMaker(bundle, scorer=scorer, images=images)
+
+
+def write_comparison(
+    bundle: Bundle,
+    folder: Path,
+    comparison: Comparison,
+    source: Source,
+    evidence: "Evidence | None" = None,
+) -> Path:
     """Write a comparison as a folder, atomically, and return its page."""
     name = source.name
     photograph, box = photograph_of(source.path, bundle.input_size, _DISPLAYED)
     canvas = Canvas(photograph, lesion=comparison.reading.lesion, box=box)
     told = About(name, sha256_of_file(split_frame(source.path)[0]), settings=source.settings)
     with folder_beside(folder, KIND) as building:
-        page = comparison_page(bundle, comparison, canvas, told)
+        more = () if evidence is None else evidence.parts
+        page = comparison_page(bundle, comparison, canvas, told, more)
         (building / "comparison.html").write_text(page, encoding="utf-8")
         np.savez_compressed(building / "attributions.npz", **comparison_maps(comparison))
-        write_json(building / "comparison.json", comparison_numbers(comparison, name))
+        numbers = comparison_numbers(comparison, name)
+        numbers |= {} if evidence is None else evidence.numbers
+        write_json(building / "comparison.json", numbers)
     return folder / "comparison.html"
 
 
@@ -246,9 +268,15 @@ class About:
 
 
 def comparison_page(
-    classifier: ImageClassifier, comparison: Comparison, canvas: Canvas, about: About
+    classifier: ImageClassifier,
+    comparison: Comparison,
+    canvas: Canvas,
+    about: About,
+    evidence: Sequence[Part] = (),
 ) -> str:
     """Return the page as HTML text; parts that are not ready are left out.
+
+    ``evidence`` are parts of other kinds, put behind the maps.
 
     The page loads nothing from elsewhere and runs no script.
     """
@@ -268,7 +296,7 @@ def comparison_page(
     page.section("What the model says").markup(
         f'<div class="dl-picture">{outlined(canvas)}</div>{said}'
     )
-    for part in drawn[comparison.summary is not None :]:
+    for part in (*drawn[comparison.summary is not None :], *evidence):
         page.section(part.title, part.text).markup(part.content)
     page.section("How this was made").table(_made_table(comparison, about), "Origin and settings.")
     caption = "Images sent through the network, gradients taken, and time."

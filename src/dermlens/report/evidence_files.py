@@ -21,13 +21,14 @@ from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.lesion.counterfactuals import ChangeFinder, Changes
 from dermlens.lesion.criteria import SIDE, Measured, measure_criteria
-from dermlens.lesion.criteria_reference import Reference, criteria_rows
+from dermlens.lesion.criteria_reference import Reference, criteria_rows, read_reference
 from dermlens.lesion.outline import FoundOutline, examine_outline, fit_outline
 from dermlens.model.bundle import Bundle
 from dermlens.model.image_classifier import ImageClassifier
 from dermlens.progress import printable, progress, say
 from dermlens.report.comparison_files import find_masks
-from dermlens.report.evidence_view import change_lines, changes_part
+from dermlens.report.comparison_view import Part
+from dermlens.report.evidence_view import change_lines, changes_part, criteria_part
 from dermlens.report.explanation import fitted_photographs
 from dermlens.report.facts import percent
 from dermlens.report.html import NOTICE, Page, png_bytes
@@ -115,23 +116,17 @@ def changes_files(
         DataError: If a file cannot be read, or a folder holds something else.
     """
     masks = find_masks(files, mask)
-    images, outlines = fitted_photographs(bundle, files, out, KIND, masks)
+    images, _ = fitted_photographs(bundle, files, out, KIND, masks)
     finder = change_finder(bundle, reference, scorer, images=len(files))
     pages = []
     with progress("Changing", len(files)) as advance:
         for path, image in zip(files, images, strict=True):
-            outline, about = outlines.get(path), _GIVEN
-            if outline is None:
-                lesion = find_lesion(path)
-                about = lesion.about
-                if lesion.mask is not None:
-                    outline = fit_outline(lesion.mask, bundle.input_size)
-            if outline is not None and not outline.any():
-                outline, about = None, "Nothing of the lesion lies in what the network sees."
-            changes = finder.changes(image, outline)
-            pages.append(_write(bundle, out / path.stem, path, changes, about))
+            lesion = find_lesion(path, masks.get(path))
+            changes = finder.changes(image, seen_outline(lesion, bundle.input_size))
+            pages.append(_write(bundle, out / path.stem, path, changes, lesion.about))
             advance(1)
-            for line in [f"{printable(path.name)}: {about}", *change_lines(bundle.labels, changes)]:
+            said = [f"{printable(path.name)}: {lesion.about}"]
+            for line in said + change_lines(bundle.labels, changes):
                 say(line)
     return pages
 
@@ -195,6 +190,67 @@ def changes_numbers(classifier: ImageClassifier, changes: Changes) -> dict[str, 
         "left_out": dict(changes.missing),
         "note": "Changes of the picture, not of the skin.",
     }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Parts of a page beside maps, and their numbers for JSON."""
+
+    parts: tuple[Part, ...]
+    numbers: dict[str, Any]
+
+
+class EvidenceMaker:
+    """Makes changes and criteria of one image after the other.
+
+    Args:
+        classifier: Model.
+        reference: Table to compare criteria with; default the one that comes with the package.
+        scorer: As ``dermlens changes`` takes it.
+        images: About how many there will be.
+    """
+
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        reference: Reference | None = None,
+        scorer: str | None = None,
+        images: int = 1,
+    ) -> None:
+        self.classifier, self.reference = classifier, reference or read_reference()
+        self.finder = change_finder(classifier, self.reference, scorer, images)
+        self._fingerprint = classifier.identity["fingerprint"]
+
+    def make(self, path: Path, image: np.ndarray, outline: Path | None = None) -> Evidence:
+        """Return both of an image file.
+
+        Args:
+            path: Of the photograph.
+            image: What the network sees of it, (H, W, 3).
+            outline: File of the lesion's outline; found where that is sure if left out.
+        """
+        lesion, labels = find_lesion(path, outline), self.classifier.labels
+        seen = seen_outline(lesion, self.classifier.input_size)
+        changes = self.finder.changes(image, seen)
+        parts = [changes_part(labels, changes)]
+        numbers: dict[str, Any] = {"changes": changes_numbers(self.classifier, changes)}
+        if lesion.mask is not None:
+            measured = measure_criteria(lesion.picture, lesion.mask)
+            rows = criteria_rows(measured, self.reference, self._fingerprint)
+            source = self.reference.source
+            parts.append(criteria_part(labels, measured, rows, source=source, outline=lesion.about))
+            numbers["criteria"] = {row["criterion"]: row["value"] for row in rows}
+        else:
+            parts.append(Part("Measurable criteria", f"Left out. {lesion.about}", ""))
+        return Evidence(tuple(parts), numbers)
+
+
+def seen_outline(lesion: Lesion, size: tuple[int, int]) -> np.ndarray | None:
+    """Return the outline as the network sees it, bool of ``size``; None where there is none."""
+    if lesion.mask is None:
+        return None
+    fitted = fit_outline(lesion.mask, size)
+    return fitted if fitted.any() else None
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from dermlens.report.facts import class_name, counted, percent, title
 from dermlens.report.layers import Canvas, outlined
 from dermlens.report.verdict import caption
 
+_SIDE_BY_SIDE = "display:grid;grid-template-columns:1fr 1fr;gap:0.6rem"
 TITLES: dict[str, str] = {
     ERASED: "The lesion erased",
     NECESSARY: "Necessary: the smallest region found whose erasure changes the answer",
     SUFFICIENT: "Sufficient: the smallest region found that keeps the answer alone",
-    COLOR: "The lesion in the colors of another diagnosis",
+    COLOR: "The lesion in the average colors of the runner-up",
 }
 _CHANGES = (
     "The picture is changed and shown to the network again. These are changes of the picture, not "
@@ -89,18 +90,19 @@ def _sentence(labels: LabelSet, changes: Changes, change: Change) -> str:
         said += f"; the answer is now {_class(labels, now)} ({percent(other)})"
     else:
         said += "; the answer stays"
-    said += f". {_size(changes, change)}"
+    said += f". {_size(labels, changes, change)}"
     return f"{said} {change.note}".strip()
 
 
-def _size(changes: Changes, change: Change) -> str:
+def _size(labels: LabelSet, changes: Changes, change: Change) -> str:
     inside = changes.inside(change.kind)
     where = "" if not np.isfinite(inside) else f", {percent(inside)} of it inside the outline"
     passes = counted(change.passes, "pass", "passes")
     if change.kind == SUFFICIENT:
         said = f"Kept: {percent(change.area)} of the picture{where}, {passes}."
     elif change.kind == COLOR:
-        said = f"Colors moved by {percent(change.strength)} of the way, {passes}."
+        goal = _class(labels, changes.runner_up)
+        said = f"Colors moved {percent(change.strength)} of the way to {goal}, {passes}."
     else:
         said = f"Changed: {percent(change.area)} of the picture{where}, {passes}."
     searched = change.kind in (NECESSARY, SUFFICIENT) and change.where.any()
@@ -116,10 +118,9 @@ def _pair(labels: LabelSet, changes: Changes, change: Change) -> str:
     after = np.clip(np.rint(change.image), 0, 255).astype(np.uint8)
     marked = change.where if change.where.any() and not change.where.all() else None
     before = outlined(Canvas(changes.image, lesion=marked))
-    pictures = grid(
-        f"<div>{before}{caption('Before')}</div><div>{outlined(Canvas(after))}"
-        f"{caption('After')}</div>",
-        "dl-small",
+    pictures = (
+        f'<div style="{_SIDE_BY_SIDE}"><div>{before}{caption("Before")}</div>'
+        f"<div>{outlined(Canvas(after))}{caption('After')}</div></div>"
     )
     return f'<article class="dl-card"><h4>{heading}</h4>{pictures}<p>{said}</p></article>'
 
