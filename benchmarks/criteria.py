@@ -26,6 +26,7 @@ from dermlens.model.image_classifier import ImageClassifier
 from dermlens.model.metrics import roc_auc
 from dermlens.quality.benchmark_plan import Item, select_items
 from dermlens.quality.concepts import (
+    LayerReader,
     LayerReadings,
     concept_direction,
     concept_scores,
@@ -33,7 +34,6 @@ from dermlens.quality.concepts import (
     partial_spearman,
     random_directions,
     rank_residuals,
-    read_layer,
 )
 from dermlens.quality.statistics import cluster_intervals, holm
 
@@ -91,16 +91,14 @@ def log_odds(classifier: ImageClassifier) -> Callable[[Any], Any]:
     return of
 
 
-def readings(
-    classifier: ImageClassifier, data: Path, items: Sequence[Item], folder: Path, outputs: Any
-) -> LayerReadings:
+def readings(reader: LayerReader, data: Path, items: Sequence[Item], folder: Path) -> LayerReadings:
     """Return what the last stage but one reads of images; chunks on the disk are read."""
     parts = []
     for start in range(0, len(items), CHUNK):
         path = folder / f"{start:05d}.npz"
         if not path.is_file():
             images = [load_image(one.image, SIZE) for one in items[start : start + CHUNK]]
-            made = read_layer(classifier.model, np.stack(images), outputs)
+            made = reader.read(np.stack(images))
             with written_beside(path) as building, building.open("wb") as stream:
                 np.savez(stream, **vars(made))
             print(f"{folder.name}: {start + len(images)} of {len(items)}", flush=True)
@@ -283,8 +281,10 @@ def main() -> None:
         items[split] = select_items(
             rows[rows.image_id.isin(usable)], data, classifier.classes, count, 0
         )
-    seen = readings(classifier, data, items["test"], out / "read_test", log_odds(classifier))
-    pool = readings(classifier, data, items["train"], out / "read_train", None)
+    seen = readings(
+        LayerReader(classifier.model, log_odds(classifier)), data, items["test"], out / "read_test"
+    )
+    pool = readings(LayerReader(classifier.model), data, items["train"], out / "read_train")
     measured = {
         split: tables[split].set_index("image_id").loc[[o.image_id for o in items[split]]]
         for split in items

@@ -7,13 +7,13 @@ import pytest
 
 from dermlens.errors import UsageError
 from dermlens.quality.concepts import (
+    LayerReader,
     concept_direction,
     concept_scores,
     concept_test,
     partial_spearman,
     random_directions,
     rank_residuals,
-    read_layer,
 )
 from explain_networks import pooled_network
 
@@ -70,22 +70,21 @@ def network() -> Any:
 
 def test_features_and_gradients_of_a_known_network() -> None:
     images = GENERATOR.integers(0, 256, (5, 6, 8, 3)).astype(np.uint8)
-    found = read_layer(network(), images, lambda logits: logits, batch_size=2)
+    found = LayerReader(network(), lambda logits: logits, batch_size=2).read(images)
     assert found.layer == "features"
     np.testing.assert_allclose(found.features, images.mean(axis=(1, 2)), rtol=1e-5)
     expected = [[2.0, 0.0, 0.0], [0.0, -3.0, 0.0], [0.0, 0.0, 0.0]]
     np.testing.assert_allclose(found.gradients, np.tile(expected, (5, 1, 1)), atol=1e-5)
     np.testing.assert_allclose(found.outputs[:, 0], 2 * images[..., 0].mean(axis=(1, 2)), rtol=1e-5)
-    plain = read_layer(network(), images)
+    plain = LayerReader(network()).read(images)
     assert plain.gradients.shape == (5, 0, 3)
     np.testing.assert_array_equal(plain.features, found.features)
 
 
 def test_a_concept_the_network_follows_one_against_it_and_one_it_ignores() -> None:
     features = GENERATOR.normal(128, 20, (200, 3))
-    gradients = read_layer(
-        network(), GENERATOR.integers(0, 256, (4, 6, 8, 3)), lambda logits: logits
-    ).gradients
+    images = GENERATOR.integers(0, 256, (4, 6, 8, 3))
+    gradients = LayerReader(network(), lambda logits: logits).read(images).gradients
     scores = {}
     for channel, name in enumerate(("red", "green", "blue")):
         shift = np.eye(3)[channel] * 60

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.errors import UsageError
-from dermlens.explainers.base import batches
+from dermlens.explainers.base import batches, filled
 from dermlens.explainers.layers import find_features, run_catching
 from dermlens.explainers.stages import stages_of
 from dermlens.model.metrics import interval, lesion_resamples
@@ -144,34 +144,36 @@ class LayerReadings:
     outputs: np.ndarray
 
 
-def read_layer(
-    model: Any,
-    images: np.ndarray,
-    outputs: Any = None,
-    *,
-    layer: str | None = None,
-    batch_size: int = 16,
-) -> LayerReadings:
-    """Return pooled features of a layer and the gradients of outputs.
+class LayerReader:
+    """Reads one layer of a model; traced once, for any number of images.
 
     Args:
         model: Keras model, RGB 0..255 to logits (N, C).
-        images: uint8 or float (N, H, W, 3).
         outputs: Function from logits, a tensor (n, C), to outputs (n, T); None for no gradients,
             which is faster.
         layer: Its name; default the last stage but one, since behind the last one most networks
             are linear and a gradient would be the same for all images.
         batch_size: Images per pass.
+
+    Raises:
+        ExplanationError: If the model has no such layer with feature maps.
     """
-    import tensorflow as tf
 
-    chosen = find_features(model, layer)
-    step, name = chosen.step, chosen.layer
-    if layer is None and len(stages := stages_of(chosen)) > 1:
-        step, name = stages[-2].step, stages[-2].layer
+    def __init__(
+        self, model: Any, outputs: Any = None, *, layer: str | None = None, batch_size: int = 16
+    ) -> None:
+        import tensorflow as tf
 
-    @tf.function(autograph=False, reduce_retracing=True)
-    def run(pictures: Any) -> Any:
+        chosen = find_features(model, layer)
+        self.step, self.layer = chosen.step, chosen.layer
+        if layer is None and len(stages := stages_of(chosen)) > 1:
+            self.step, self.layer = stages[-2].step, stages[-2].layer
+        self.model, self.outputs, self.batch_size = model, outputs, batch_size
+        self._run = tf.function(self._read, autograph=False)
+
+    def _read(self, pictures: Any) -> Any:
+        import tensorflow as tf
+
         watched: list[Any] = []
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
 
@@ -179,9 +181,10 @@ def read_layer(
                 tape.watch(maps)
                 watched.append(maps)
 
-            (maps,), logits = run_catching(model, tf.cast(pictures, tf.float32), {step}, watch)
-            given = logits if outputs is None else outputs(logits)
-            columns = [] if outputs is None else tf.unstack(given, axis=1)
+            pixels = tf.cast(pictures, tf.float32)
+            (maps,), logits = run_catching(self.model, pixels, {self.step}, watch)
+            given = logits if self.outputs is None else self.outputs(logits)
+            columns = [] if self.outputs is None else tf.unstack(given, axis=1)
         pooled = tf.reduce_mean(tf.cast(maps, tf.float32), axis=(1, 2))
         slopes = [
             tf.reduce_sum(tf.cast(tape.gradient(one, watched[0]), tf.float32), axis=(1, 2))
@@ -189,12 +192,17 @@ def read_layer(
         ]
         return pooled, tf.stack(slopes, axis=1) if slopes else pooled[:, None][:, :0], given
 
-    made = [
-        [part.numpy() for part in run(tf.constant(np.asarray(images[part], np.float32)))]
-        for part in batches(len(images), batch_size)
-    ]
-    features, gradients, given = (np.concatenate(parts) for parts in zip(*made, strict=True))
-    return LayerReadings(name, features, gradients, given)
+    def read(self, images: np.ndarray) -> LayerReadings:
+        """Return what the layer sees of images, uint8 or float (N, H, W, 3), N > 0."""
+        import tensorflow as tf
+
+        made = []
+        for which in batches(len(images), self.batch_size):
+            part = np.asarray(images[which], np.float32)
+            found = self._run(tf.constant(filled(part, self.batch_size)))
+            made.append([values.numpy()[: len(part)] for values in found])
+        features, gradients, given = (np.concatenate(parts) for parts in zip(*made, strict=True))
+        return LayerReadings(self.layer, features, gradients, given)
 
 
 def concept_direction(high: np.ndarray, low: np.ndarray, ridge: float = RIDGE) -> np.ndarray:

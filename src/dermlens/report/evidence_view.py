@@ -33,6 +33,12 @@ TITLES: dict[str, str] = {
     SUFFICIENT: "Sufficient: the smallest region found that keeps the answer alone",
     COLOR: "The lesion in the average colors of the runner-up",
 }
+BRIEF: dict[str, str] = {
+    ERASED: "lesion erased",
+    NECESSARY: "necessary region",
+    SUFFICIENT: "sufficient region",
+    COLOR: "colors of the runner-up",
+}
 _CHANGES = (
     "The picture is changed and shown to the network again. These are changes of the picture, not "
     "of the skin: no such lesion exists, and nothing here says what a lesion would have to become. "
