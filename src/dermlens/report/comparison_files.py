@@ -108,7 +108,7 @@ def compare_files(
                     say(f"Interrupted. What was ready is in {page}.")
                 raise
             assert comparison is not None
-            more = None if maker is None else maker.make(path, image, masks.get(path))
+            more = None if maker is None else _evidence(maker, path, image, masks.get(path))
             written.append(write_comparison(bundle, out / path.stem, comparison, source, more))
     return written
 
@@ -130,6 +130,14 @@ def _evidence_maker(bundle: Bundle, scorer: str | None, images: int) -> "Evidenc
     from dermlens.report.evidence_files import EvidenceMaker
 
     return EvidenceMaker(bundle, scorer=scorer, images=images)
+
+
+def _evidence(
+    maker: "EvidenceMaker", path: Path, image: np.ndarray, outline: Path | None
+) -> "Evidence":
+    from dermlens.report.evidence_files import find_lesion
+
+    return maker.make(image, find_lesion(path, outline))
 
 
 def write_comparison(

@@ -66,16 +66,29 @@ def find_lesion(path: Path, outline: Path | None = None) -> Lesion:
     Raises:
         DataError: If a file cannot be read or an outline is empty.
     """
-    with opened_rgb(read_bytes(path), str(path)) as picture:
-        scale = SIDE / min(picture.size)
-        size = (max(1, round(picture.height * scale)), max(1, round(picture.width * scale)))
-        pixels = fit_image(picture, size)
-        if outline is None:
-            return _found(pixels, examine_outline(picture), size)
-    mask = load_mask(outline, size)
-    if not mask.any():
+    drawn = None if outline is None else load_mask(outline)
+    if drawn is not None and not drawn.any():
         raise DataError(f"The outline {outline} is empty. Draw the lesion white on black.")
-    return Lesion(pixels, mask, _GIVEN)
+    with opened_rgb(read_bytes(path), str(path)) as picture:
+        return lesion_in(picture, drawn)
+
+
+def lesion_in(picture: Any, outline: np.ndarray | None = None) -> Lesion:
+    """Return the lesion of a photograph that is open already.
+
+    Args:
+        picture: RGB PIL image.
+        outline: bool (h, w) on the whole photograph, at any size; None to find one.
+    """
+    scale = SIDE / min(picture.size)
+    size = (max(1, round(picture.height * scale)), max(1, round(picture.width * scale)))
+    pixels = fit_image(picture, size)
+    if outline is None:
+        return _found(pixels, examine_outline(picture), size)
+    fitted = fit_outline(outline, size)
+    if not fitted.any():
+        return Lesion(pixels, None, "The outline that was given encloses nothing. Draw it again.")
+    return Lesion(pixels, fitted, _GIVEN)
 
 
 def _found(pixels: np.ndarray, found: FoundOutline | None, size: tuple[int, int]) -> Lesion:
@@ -221,15 +234,14 @@ class EvidenceMaker:
         self.finder = change_finder(classifier, self.reference, scorer, images)
         self._fingerprint = classifier.identity["fingerprint"]
 
-    def make(self, path: Path, image: np.ndarray, outline: Path | None = None) -> Evidence:
-        """Return both of an image file.
+    def make(self, image: np.ndarray, lesion: Lesion) -> Evidence:
+        """Return both of an image.
 
         Args:
-            path: Of the photograph.
-            image: What the network sees of it, (H, W, 3).
-            outline: File of the lesion's outline; found where that is sure if left out.
+            image: What the network sees, (H, W, 3).
+            lesion: In the whole photograph; from ``find_lesion`` or ``lesion_in``.
         """
-        lesion, labels = find_lesion(path, outline), self.classifier.labels
+        labels = self.classifier.labels
         seen = seen_outline(lesion, self.classifier.input_size)
         changes = self.finder.changes(image, seen)
         parts = [changes_part(labels, changes)]
