@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from bench_tools import markdown
 
 from dermlens.data.images import load_image, load_mask, opened_rgb, read_bytes
 from dermlens.data.manifest import data_labels, read_manifest, select_split
@@ -254,6 +255,70 @@ def with_network(
     return {**content, "network": about}
 
 
+def ranges(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """Write a value with its interval.
+
+    Example:
+        >>> ranges(0.2, -0.1, 0.3)
+        '0.20 (-0.10 to 0.30)'
+    """
+    # Adding zero turns a rounded -0.00 into 0.00.
+    one, two, three = (round(value, digits) + 0.0 for value in (mean, low, high))
+    return f"{one:.{digits}f} ({two:.{digits}f} to {three:.{digits}f})"
+
+
+def medians(measured: pd.DataFrame, malignant: Sequence[str]) -> str:
+    """Return medians by class, and how well each criterion alone tells classes apart."""
+    rows = []
+    pair = measured[measured.dx.isin(["mel", "nv"])]
+    for key, criterion in CRITERIA.items():
+        row: dict[str, Any] = {"criterion": criterion.name}
+        for code in sorted(measured.dx.unique()):
+            row[code] = f"{measured[measured.dx == code][key].median():.{criterion.digits}f}"
+        row["AUC mel or nv"] = f"{area(pair[key], pair.dx == 'mel'):.2f}"
+        row["AUC malignant"] = f"{area(measured[key], measured.dx.isin(malignant)):.2f}"
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
+
+
+def area(values: pd.Series, positive: pd.Series) -> float:
+    """Return the area under the ROC curve."""
+    weights = np.ones((1, len(values)))
+    return float(roc_auc(values.to_numpy(), positive.to_numpy(bool), weights)[0])
+
+
+def tables(
+    followed: pd.DataFrame, sensed: pd.DataFrame, train: pd.DataFrame, malignant: Sequence[str]
+) -> str:
+    """Return what the page on criteria shows, as Markdown."""
+    rows, concept = [], []
+    for key, criterion in CRITERIA.items():
+        row: dict[str, Any] = {"criterion": criterion.name}
+        other: dict[str, Any] = {"criterion": criterion.name}
+        for name in ("mel", "malignant"):
+            one = followed[(followed.output == name) & (followed.criterion == key)].iloc[0]
+            two = sensed[(sensed.output == name) & (sensed.criterion == key)].iloc[0]
+            row[name] = ranges(one.correlation, one.low, one.high)
+            row[f"p, {name}"] = f"{one.p_holm:.3f}"
+            other[name] = ranges(two.tcav, two.low, two.high)
+            other[f"p, {name}"] = f"{two.p_holm:.3f}"
+            other["told apart"] = f"{two.concept_auc:.2f}"
+        rows.append(row)
+        concept.append(other)
+    wide = followed.pivot(index="criterion", columns="output", values="correlation")
+    significant = followed.pivot(index="criterion", columns="output", values="p_holm") < 0.05
+    shown = wide.round(2).astype(str).where(~significant, wide.round(2).astype(str) + "*")
+    shown = shown.loc[list(CRITERIA)].rename(index=lambda key: CRITERIA[key].name).reset_index()
+    return "\n\n".join(
+        [
+            medians(train, malignant),
+            markdown(pd.DataFrame(rows)),
+            markdown(shown),
+            markdown(pd.DataFrame(concept)),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="prepared and split data set with outlines")
@@ -267,17 +332,18 @@ def main() -> None:
     data, out = given.data, given.out
     classifier = load_bundle(find_bundle(given.bundle))
     manifest, labels = read_manifest(data), data_labels(data)
-    tables, items = {}, {}
+    measured_by, items = {}, {}
     for split in ("test", "train"):
         table = select_split(manifest, split)
-        tables[split] = in_chunks(table, out / f"measured_{split}", lambda o: criteria_row(data, o))
+        folder = out / f"measured_{split}"
+        measured_by[split] = in_chunks(table, folder, lambda o: criteria_row(data, o))
     found = in_chunks(
         select_split(manifest, "test"), out / "outlines", lambda o: outline_row(data, o)
     )
     write_json(out / "outlines.json", outline_summary(found))
     for split, count in (("test", len(manifest)), ("train", given.concept_images)):
         rows = select_split(manifest, split)
-        usable = tables[split].dropna().image_id
+        usable = measured_by[split].dropna().image_id
         items[split] = select_items(
             rows[rows.image_id.isin(usable)], data, classifier.classes, count, 0
         )
@@ -286,7 +352,7 @@ def main() -> None:
     )
     pool = readings(LayerReader(classifier.model), data, items["train"], out / "read_train")
     measured = {
-        split: tables[split].set_index("image_id").loc[[o.image_id for o in items[split]]]
+        split: measured_by[split].set_index("image_id").loc[[o.image_id for o in items[split]]]
         for split in items
     }
     names = [*classifier.classes, *(["malignant"] if classifier.malignant else [])]
@@ -299,9 +365,12 @@ def main() -> None:
     )
     write_csv(out / "following.csv", followed)
     write_csv(out / "concepts.csv", sensed)
-    content = reference(tables["train"].dropna(), benign, malignant, given.source or labels.name)
+    source = given.source or labels.name
+    content = reference(measured_by["train"].dropna(), benign, malignant, source)
     content = with_network(content, classifier, names, followed, sensed, seen.layer)
     write_json(out / "criteria_reference.json", content)
+    with written_beside(out / "tables.md") as building:
+        building.write_text(tables(followed, sensed, measured_by["train"].dropna(), malignant))
     print(followed.round(3).to_string(), sensed.round(3).to_string(), sep="\n\n")
 
 
