@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from bench_tools import markdown
 
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.explainers.base import image_generator
 from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.superpixels import superpixels
-from dermlens.files import read_json, write_csv, write_json
+from dermlens.files import read_json, write_csv, write_json, written_beside
 from dermlens.lesion.counterfactuals import (
     COLOR,
     ERASED,
@@ -152,6 +153,59 @@ def regions(table: pd.DataFrame) -> dict[str, Any]:
     return result
 
 
+_NAMES = {GREEDY: "dermlens", CAM: "order of Grad-CAM alone", RANDOM: "random orders"}
+_CHANGED = {
+    ERASED: "lesion erased: another answer",
+    COLOR: "colors of the runner-up: another answer",
+    NECESSARY: "a necessary region was found",
+    SUFFICIENT: "a sufficient region was found, where plain skin has another answer",
+}
+
+
+def told(one: dict[str, float], percent: bool = True) -> str:
+    """Write a mean with its interval.
+
+    Example:
+        >>> told({"mean": 0.5, "low": 0.4, "high": 0.61})
+        '50.0 % (40.0 to 61.0)'
+    """
+    scale, unit = (100.0, " %") if percent else (1.0, "")
+    return (
+        f"{scale * one['mean']:.1f}{unit} ({scale * one['low']:.1f} to {scale * one['high']:.1f})"
+    )
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return what the page on changes shows, as Markdown."""
+    validity = [
+        {"change": _CHANGED[kind], "share of images": told(one), "images": one["images"]}
+        for kind, one in result["validity"].items()
+    ]
+    parts = [markdown(pd.DataFrame(validity))]
+    for kind in (NECESSARY, SUFFICIENT):
+        rows = []
+        for name, label in _NAMES.items():
+            one = result[kind]["strategies"][name]
+            row = {
+                f"{kind} region": label,
+                "found": told(one["found"]),
+                "share of the picture": told(one["area"]),
+                "median": f"{100 * one['median_area']:.1f} %",
+                "of it inside the outline": told(one["inside_outline"]),
+                "irreducible": told(one["irreducible"]),
+                "passes": told(one["passes"], percent=False),
+            }
+            gap = result[kind]["greedy_minus"].get(name)
+            row["dermlens less this"] = "" if gap is None else told(gap)
+            row["p"] = "" if gap is None else f"{gap['p_holm']:.4f}"
+            row["dermlens smaller / same"] = (
+                "" if gap is None else f"{gap['smaller']:.0%} / {gap['same']:.0%}"
+            )
+            rows.append(row)
+        parts.append(markdown(pd.DataFrame(rows)))
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="prepared and split data set")
@@ -176,6 +230,8 @@ def main() -> None:
     write_csv(given.out / "changes.csv", rows)
     result = summary(rows)
     write_json(given.out / "summary.json", result)
+    with written_beside(given.out / "tables.md") as building:
+        building.write_text(tables(result))
     for kind in (NECESSARY, SUFFICIENT):
         print(kind, pd.DataFrame(result[kind]["strategies"]).to_string(), sep="\n")
         print(pd.DataFrame(result[kind]["greedy_minus"]).round(4).to_string())
