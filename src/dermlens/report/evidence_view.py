@@ -154,7 +154,7 @@ def criteria_part(
     heads = ("criterion", "value", "among benign", f"among {name}", "the network's answer")
     head = "".join(f'<th scope="col">{escape(title(text))}</th>' for text in heads)
     body = "".join(_row(row, name) for row in rows)
-    colors = ", ".join(color.replace("_", " ") for color in measured.colors) or "none"
+    colors = _colors(measured)
     notes = [outline, f"Colors present: {colors}.", f"Percentiles: {source}."]
     if measured.cut_off > 0:
         notes.append(
@@ -201,6 +201,11 @@ def follow_text(one: Mapping[str, Any]) -> str:
     return f"{one['sentence']} ({one['correlation']:.2f}; {one['low']:.2f} to {one['high']:.2f})"
 
 
+def _colors(measured: Measured) -> str:
+    named = [name.replace("blue_gray", "blue-gray").replace("_", " ") for name in measured.colors]
+    return ", ".join(named) or "none"
+
+
 def _percentile(value: float) -> str:
     return f"{value:.0f}" if np.isfinite(value) else "–"
 
@@ -217,5 +222,5 @@ def criteria_lines(rows: Sequence[Mapping[str, Any]], measured: Measured, name: 
             f"{row['name']:<22}{row['text']:>8}{_percentile(row['benign']):>8}"
             f"{_percentile(row['watched']):>11}  {told or 'not measured for this model'}"
         )
-    colors = ", ".join(color.replace("_", " ") for color in measured.colors) or "none"
+    colors = _colors(measured)
     return [*lines, f"colors present: {colors}"]
