@@ -81,7 +81,28 @@ def main() -> None:
     save(strip(panels, columns=4), given.out / "method_others.png")
     save(sheet(images, structures, codes, found), given.out / "six_methods.png")
     save(controls(classifier, image, first), given.out / "controls.png")
+    save(changed(), given.out / "changes.png")
     save_favicon(found["grad_cam"].maps[place], given.out / "favicon.png")
+
+
+def changed() -> Any:
+    """Return what would change the shipped network's answer for a drawn lesion."""
+    from dermlens.data.synthetic import draw
+    from dermlens.report.evidence_view import BRIEF
+
+    classifier = dl.load()
+    image, lesion, _ = draw("mel", 4, classifier.input_size)
+    found = dl.changes(classifier, image, lesion).found
+    before = [
+        (BRIEF[kind], outline(image, one.where, LESION_COLOR) if one.where.any() else image)
+        for kind, one in found.items()
+    ]
+    after = []
+    for one in found.values():
+        shown = image if one.image is None else np.round(one.image).astype(np.uint8)
+        said = "the answer is another one" if one.changed else "the answer stays"
+        after.append(("no change found" if one.image is None else said, shown))
+    return strip([*before, *after], columns=4)
 
 
 def chosen_images(classifier: Any, data: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "dermlens.api": ("benchmark", "compare", "evaluate", "explain", "load", "nearest_cases"),
+    "dermlens.api": (
+        "benchmark",
+        "changes",
+        "compare",
+        "criteria",
+        "evaluate",
+        "explain",
+        "load",
+        "nearest_cases",
+    ),
     "dermlens.labels": ("HAM10000", "Label", "LabelSet", "label_set"),
     "dermlens.model.image_classifier": ("ImageClassifier",),
     "dermlens.model.foreign": ("adopt",),
@@ -40,8 +49,8 @@ __all__ = [
     "GaussianProcessSHAP", "GradCAM", "GradCAMPlusPlus", "GradientSHAP", "HiResCAM",
     "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label", "LabelSet", "LayerCAM",
     "Logit", "MultiOcclusion", "Occlusion", "Probability", "RegionGradients", "SmoothGrad", "adopt",
-    "benchmark", "compare", "evaluate", "explain", "label_set", "load", "metrics", "nearest_cases",
-    "read_shards",
+    "benchmark", "changes", "compare", "criteria", "evaluate", "explain", "label_set", "load",
+    "metrics", "nearest_cases", "read_shards",
 ]  # fmt: skip
 
 
@@ -58,7 +67,16 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from dermlens.api import benchmark, compare, evaluate, explain, load, nearest_cases
+    from dermlens.api import (
+        benchmark,
+        changes,
+        compare,
+        criteria,
+        evaluate,
+        explain,
+        load,
+        nearest_cases,
+    )
     from dermlens.explainers.fused_cam import FinerCAM, FusedCAM, GatedCAM
     from dermlens.explainers.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
     from dermlens.explainers.integrated_gradients import IntegratedGradients

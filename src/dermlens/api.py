@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dermlens.explainers.nearest_cases import NearestCases
     from dermlens.explainers.output import Output
     from dermlens.explainers.target import Targets
+    from dermlens.lesion.counterfactuals import Changes
     from dermlens.report.comparison import Comparison
 
 Images = np.ndarray | str | Path | Sequence[str | Path]
@@ -300,6 +301,91 @@ def benchmark(
     )
     summary: dict[str, Any] = read_json(paths["summary"])
     return summary
+
+
+def changes(
+    model: Any,
+    image: np.ndarray | str | Path,
+    outline: np.ndarray | None = None,
+    *,
+    scorer: str | None = None,
+) -> "Changes":
+    """Find what would have to be different in a picture for the answer to be another one.
+
+    Changes of the picture, not of the skin; at most 150 passes through the network.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        image: A file, or an array (H, W, 3) at the model's input size.
+        outline: Of the lesion, bool (H, W), at the model's input size; found where that is sure if
+            left out.
+        scorer: What evaluates pictures during searches: ``"float32"``, ``"int8"``, or None for
+            int8 where it was measured to agree; the network itself confirms what is found.
+
+    Returns:
+        Each change with its picture, probabilities, area and passes.
+
+    Raises:
+        UsageError: If sizes do not fit.
+        DataError: If a file cannot be read.
+    """
+    from dermlens.lesion.criteria_reference import read_reference
+    from dermlens.report.evidence_files import change_finder
+
+    classifier = as_classifier(model)
+    pixels = _pictures(classifier, image)
+    if outline is None:
+        outline = _sure_outline(classifier.photographs(pixels)[0])
+    finder = change_finder(classifier, read_reference(), scorer)
+    return finder.changes(pixels[0], outline)
+
+
+def criteria(
+    image: np.ndarray | str | Path, outline: np.ndarray | None = None, model: Any = None
+) -> pd.DataFrame:
+    """Measure asymmetry, border, colors and size of a lesion.
+
+    Args:
+        image: A file, or a photograph uint8 (H, W, 3).
+        outline: Of the lesion, bool (H, W), on the whole photograph; found if left out.
+        model: Whose following of the criteria is told; default the model that comes with the
+            package.
+
+    Returns:
+        A row for each criterion: ``criterion``, ``name``, ``meaning``, ``value``, ``text``,
+        percentiles among training images of ``benign`` classes and of melanoma (``watched``), and
+        ``follows``: what the network does with it, by output.
+
+    Raises:
+        UsageError: If no outline is given and none is found surely, or sizes do not fit.
+        DataError: If a file cannot be read.
+    """
+    from dermlens.data.images import load_image
+    from dermlens.lesion.criteria import measure_criteria
+    from dermlens.lesion.criteria_reference import criteria_rows, read_reference
+
+    picture = load_image(Path(image)) if isinstance(image, str | Path) else np.asarray(image)
+    if outline is None:
+        outline = _sure_outline(picture)
+    if outline is None:
+        raise UsageError("No outline of the lesion was found that is sure enough. Give one.")
+    measured = measure_criteria(picture, outline)
+    fingerprint = (load() if model is None else as_classifier(model)).identity["fingerprint"]
+    return pd.DataFrame(criteria_rows(measured, read_reference(), fingerprint))
+
+
+def _sure_outline(picture: np.ndarray) -> np.ndarray | None:
+    """Return the outline of a photograph (H, W, 3) at its size, or None where it is not sure."""
+    from PIL import Image
+
+    from dermlens.lesion.outline import examine_outline, fit_outline
+
+    pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    found = examine_outline(Image.fromarray(pixels))
+    if found is None or not found.sure:
+        return None
+    height, width = picture.shape[:2]
+    return fit_outline(found.mask, (height, width))
 
 
 def _pictures(classifier: ImageClassifier, images: Images) -> np.ndarray:

@@ -14,6 +14,7 @@ import typer
 
 from dermlens import __version__
 from dermlens.cli_audit import audit_claim, audit_split
+from dermlens.cli_changes import changes, criteria
 from dermlens.cli_data import data_app
 from dermlens.cli_evidence import cases
 from dermlens.cli_explain import benchmark, compare, explain, scorer
@@ -72,6 +73,8 @@ for command in (
     card,
     audit_claim,
     audit_split,
+    changes,
+    criteria,
 ):
     app.command()(command)
 

@@ -122,6 +122,12 @@ def compare(
         Path | None,
         typer.Option(help="Prepared data set of the model: shows pictures of known cases."),
     ] = None,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence", help="Add what would change the answer, and the measurable criteria."
+        ),
+    ] = False,
     scorer: ScorerChoice = None,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
@@ -151,6 +157,7 @@ def compare(
         scorer=scorer,
         scales=scales,
         data=data,
+        evidence=evidence,
         batch_size=batch_size,
         seed=seed,
     )

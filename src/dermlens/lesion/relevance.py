@@ -12,7 +12,8 @@ import numpy as np
 from dermlens.lesion.zones import lesion_zones, zone_shares
 from dermlens.quality.agreement import spearman
 
-_COLOR_SHARE = 0.02
+COLOR_SHARE = 0.02
+"""From which share of a lesion on a color counts as present."""
 _LOCAL_SHARE = 0.03
 
 _COLORS: dict[str, tuple[int, int, int]] = {
@@ -74,17 +75,25 @@ def lesion_traits(image: np.ndarray, mask: np.ndarray) -> Traits:
     around = float(perimeter(np.pad(mask, 1)))
     roundness = 4 * np.pi * area / around**2 if around > 0 else 1.0
     irregularity = float(np.clip(1 - roundness, 0, 1))
-    lab, named = _lab(image)[mask], _lab(np.array([list(_COLORS.values())]))[0]
-    nearest = ((lab[:, None] - named[None]) ** 2).sum(axis=2).argmin(axis=1)
-    shares = np.bincount(nearest, minlength=len(_COLORS)) / len(lab)
-    spread, colors = float(np.sqrt(lab.var(axis=0).sum())), float((shares >= _COLOR_SHARE).sum())
-    return Traits(asymmetry, irregularity, spread, colors, area / mask.size)
+    lab = lab_colors(image)[mask]
+    colors = sum(share >= COLOR_SHARE for share in color_shares(lab).values())
+    spread = float(np.sqrt(lab.var(axis=0).sum()))
+    return Traits(asymmetry, irregularity, spread, float(colors), area / mask.size)
 
 
-def _lab(image: np.ndarray) -> np.ndarray:
+def lab_colors(image: np.ndarray) -> np.ndarray:
+    """Return the CIELAB colors of pixels RGB 0..255, (..., 3), float64."""
     from skimage.color import rgb2lab
 
     return np.asarray(rgb2lab(np.clip(np.asarray(image, np.float64), 0, 255) / 255))
+
+
+def color_shares(lab: np.ndarray) -> dict[str, float]:
+    """Return which share of pixels, CIELAB (n, 3), n > 0, is nearest to each of the six colors."""
+    named = lab_colors(np.array([list(_COLORS.values())]))[0]
+    nearest = ((lab[:, None] - named[None]) ** 2).sum(axis=2).argmin(axis=1)
+    shares = np.bincount(nearest, minlength=len(_COLORS)) / len(lab)
+    return dict(zip(_COLORS, map(float, shares), strict=True))
 
 
 def mirrored(pictures: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
@@ -113,15 +122,31 @@ def asymmetry_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     mask = np.asarray(mask, bool)
     if not mask.any():
         return np.zeros(mask.shape)
-    lab = _lab(image)
     total = np.zeros(mask.shape)
-    for axis in (0, 1):
-        counterpart = mirrored(mask[..., None].astype(np.float64), mask, axis)[..., 0] > 0.5
-        distance = np.sqrt(((lab - mirrored(lab, mask, axis)) ** 2).sum(axis=-1))
-        both = mask & counterpart
+    for both, distance in _mirror_distances(image, mask):
         largest = distance[both].max() if both.any() else 1.0
         total += np.where(both, distance, largest)
     return np.where(mask, total / 2, 0.0)
+
+
+def color_asymmetry(image: np.ndarray, mask: np.ndarray) -> float:
+    """Return the mean distance in CIELAB of a lesion's pixels to their mirror images.
+
+    Mean over both axes, of pixels whose counterpart lies in the lesion; NaN if there is none.
+    """
+    pairs = _mirror_distances(image, np.asarray(mask, bool)) if np.any(mask) else []
+    means = [float(distance[both].mean()) for both, distance in pairs if both.any()]
+    return float(np.mean(means)) if means else float("nan")
+
+
+def _mirror_distances(image: np.ndarray, mask: np.ndarray) -> "list[tuple[np.ndarray, np.ndarray]]":
+    """Return, for each axis, where both mirror images are lesion, and how far colors differ."""
+    lab, pairs = lab_colors(image), []
+    for axis in (0, 1):
+        counterpart = mirrored(mask[..., None].astype(np.float64), mask, axis)[..., 0] > 0.5
+        distance = np.sqrt(((lab - mirrored(lab, mask, axis)) ** 2).sum(axis=-1))
+        pairs.append((mask & counterpart, distance))
+    return pairs
 
 
 def color_variety_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -135,7 +160,7 @@ def color_variety_map(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     sigma = max(1.0, _LOCAL_SHARE * min(mask.shape))
     inside = mask.astype(np.float64)[..., None]
     share = np.maximum(gaussian_filter(inside, (sigma, sigma, 0)), 1e-9)
-    lab = _lab(image)
+    lab = lab_colors(image)
     mean = gaussian_filter(lab * inside, (sigma, sigma, 0)) / share
     square = gaussian_filter(lab**2 * inside, (sigma, sigma, 0)) / share
     variance = np.maximum(square - mean**2, 0).sum(axis=-1)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from dermlens.progress import printable, progress, say
 from dermlens.report.cases_view import CasePictures
 from dermlens.report.comparer import Comparer, chosen_methods
 from dermlens.report.comparison import Comparison
-from dermlens.report.comparison_view import parts
+from dermlens.report.comparison_view import Part, parts
 from dermlens.report.explanation import (
     check_numbers,
     describe,
@@ -34,6 +34,9 @@ from dermlens.report.facts import class_name, words
 from dermlens.report.html import NOTICE, Page
 from dermlens.report.layers import Canvas, outlined
 from dermlens.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from dermlens.report.evidence_files import Evidence, EvidenceMaker
 
 MASK_NAMES = ("{}.png", "{}_segmentation.png")
 _DISPLAYED = 1200
@@ -63,6 +66,7 @@ def compare_files(
     scorer: str | None = None,
     scales: bool = True,
     data: Path | None = None,
+    evidence: bool = False,
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[Path]:
@@ -94,6 +98,8 @@ def compare_files(
         scales=scales,
         pictures=pictures,
     )
+    maker = _evidence_maker(bundle, scorer, len(files)) if evidence else None
+    masks = find_masks(files, mask)
     written = []
     options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
     with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
@@ -114,7 +120,8 @@ def compare_files(
                     say(f"Interrupted. What was ready is in {page}.")
                 raise
             assert comparison is not None
-            written.append(write_comparison(bundle, out / path.stem, comparison, source))
+            more = None if maker is None else _evidence(maker, path, image, masks.get(path))
+            written.append(write_comparison(bundle, out / path.stem, comparison, source, more))
     return written
 
 
@@ -131,17 +138,40 @@ class Source:
         return printable(self.path.name)
 
 
-def write_comparison(bundle: Bundle, folder: Path, comparison: Comparison, source: Source) -> Path:
+def _evidence_maker(bundle: Bundle, scorer: str | None, images: int) -> "EvidenceMaker":
+    from dermlens.report.evidence_files import EvidenceMaker
+
+    return EvidenceMaker(bundle, scorer=scorer, images=images)
+
+
+def _evidence(
+    maker: "EvidenceMaker", path: Path, image: np.ndarray, outline: Path | None
+) -> "Evidence":
+    from dermlens.report.evidence_files import find_lesion
+
+    return maker.make(image, find_lesion(path, outline))
+
+
+def write_comparison(
+    bundle: Bundle,
+    folder: Path,
+    comparison: Comparison,
+    source: Source,
+    evidence: "Evidence | None" = None,
+) -> Path:
     """Write a comparison as a folder, atomically, and return its page."""
     name = source.name
     photograph, box = photograph_of(source.path, bundle.input_size, _DISPLAYED)
     canvas = Canvas(photograph, lesion=comparison.reading.lesion, box=box)
     told = About(name, sha256_of_file(split_frame(source.path)[0]), settings=source.settings)
     with folder_beside(folder, KIND) as building:
-        page = comparison_page(bundle, comparison, canvas, told)
+        more = () if evidence is None else evidence.parts
+        page = comparison_page(bundle, comparison, canvas, told, more)
         (building / "comparison.html").write_text(page, encoding="utf-8")
         np.savez_compressed(building / "attributions.npz", **comparison_maps(comparison))
-        write_json(building / "comparison.json", comparison_numbers(comparison, name))
+        numbers = comparison_numbers(comparison, name)
+        numbers |= {} if evidence is None else evidence.numbers
+        write_json(building / "comparison.json", numbers)
     return folder / "comparison.html"
 
 
@@ -260,9 +290,15 @@ class About:
 
 
 def comparison_page(
-    classifier: ImageClassifier, comparison: Comparison, canvas: Canvas, about: About
+    classifier: ImageClassifier,
+    comparison: Comparison,
+    canvas: Canvas,
+    about: About,
+    evidence: Sequence[Part] = (),
 ) -> str:
     """Return the page as HTML text; parts that are not ready are left out.
+
+    ``evidence`` are parts of other kinds, put behind the maps.
 
     The page loads nothing from elsewhere and runs no script.
     """
@@ -282,7 +318,7 @@ def comparison_page(
     page.section("What the model says").markup(
         f'<div class="dl-picture">{outlined(canvas)}</div>{said}'
     )
-    for part in drawn[comparison.summary is not None :]:
+    for part in (*drawn[comparison.summary is not None :], *evidence):
         page.section(part.title, part.text).markup(part.content)
     page.section("How this was made").table(_made_table(comparison, about), "Origin and settings.")
     caption = "Images sent through the network, gradients taken, and time."
