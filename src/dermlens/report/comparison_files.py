@@ -139,9 +139,11 @@ class Source:
 
 
 def _evidence_maker(bundle: Bundle, scorer: str | None, images: int) -> "EvidenceMaker":
+    from dermlens.model.scorers import choose_scorers
     from dermlens.report.evidence_files import EvidenceMaker
 
-    return EvidenceMaker(bundle, scorer=scorer, images=images)
+    chosen = choose_scorers(bundle, ["occlusion"], scorer, images=images)
+    return EvidenceMaker(bundle, chosen.get("occlusion"))
 
 
 def _evidence(

@@ -17,6 +17,7 @@ import pandas as pd
 
 from dermlens.data.images import fit_image, load_mask, opened_rgb, read_bytes
 from dermlens.errors import DataError
+from dermlens.explainers.perturbation import Scorer
 from dermlens.files import write_json
 from dermlens.folders import Kind, folder_beside
 from dermlens.lesion.counterfactuals import ChangeFinder, Changes
@@ -218,20 +219,19 @@ class EvidenceMaker:
 
     Args:
         classifier: Model.
+        scorer: Evaluates changed pictures in searches in place of the model.
         reference: Table to compare criteria with; default the one that comes with the package.
-        scorer: As ``dermlens changes`` takes it.
-        images: About how many there will be.
     """
 
     def __init__(
         self,
         classifier: ImageClassifier,
+        scorer: Scorer | None = None,
         reference: Reference | None = None,
-        scorer: str | None = None,
-        images: int = 1,
     ) -> None:
         self.classifier, self.reference = classifier, reference or read_reference()
-        self.finder = change_finder(classifier, self.reference, scorer, images)
+        colors = self.reference.lesion_colors()
+        self.finder = ChangeFinder(classifier, scorer=scorer, colors=colors)
         self._fingerprint = classifier.identity["fingerprint"]
 
     def make(self, image: np.ndarray, lesion: Lesion) -> Evidence:
@@ -241,20 +241,27 @@ class EvidenceMaker:
             image: What the network sees, (H, W, 3).
             lesion: In the whole photograph; from ``find_lesion`` or ``lesion_in``.
         """
-        labels = self.classifier.labels
+        changes, numbers = self.changes(image, lesion)
+        criteria, values = self.criteria(lesion)
+        more = {"criteria": values} if values else {}
+        return Evidence((changes, criteria), {"changes": numbers, **more})
+
+    def changes(self, image: np.ndarray, lesion: Lesion) -> tuple[Part, dict[str, Any]]:
+        """Return what would change the answer, and its numbers; arguments as for ``make``."""
         seen = seen_outline(lesion, self.classifier.input_size)
-        changes = self.finder.changes(image, seen)
-        parts = [changes_part(labels, changes)]
-        numbers: dict[str, Any] = {"changes": changes_numbers(self.classifier, changes)}
-        if lesion.mask is not None:
-            measured = measure_criteria(lesion.picture, lesion.mask)
-            rows = criteria_rows(measured, self.reference, self._fingerprint)
-            source = self.reference.source
-            parts.append(criteria_part(labels, measured, rows, source=source, outline=lesion.about))
-            numbers["criteria"] = {row["criterion"]: row["value"] for row in rows}
-        else:
-            parts.append(Part("Measurable criteria", f"Left out. {lesion.about}", ""))
-        return Evidence(tuple(parts), numbers)
+        found = self.finder.changes(image, seen)
+        return changes_part(self.classifier.labels, found), changes_numbers(self.classifier, found)
+
+    def criteria(self, lesion: Lesion) -> tuple[Part, dict[str, float]]:
+        """Return the criteria and their values; none where the outline is not sure."""
+        if lesion.mask is None:
+            return Part("Measurable criteria", f"Left out. {lesion.about}", ""), {}
+        measured = measure_criteria(lesion.picture, lesion.mask)
+        rows = criteria_rows(measured, self.reference, self._fingerprint)
+        source, about = self.reference.source, lesion.about
+        labels = self.classifier.labels
+        part = criteria_part(labels, measured, rows, source=source, outline=about)
+        return part, {row["criterion"]: row["value"] for row in rows}
 
 
 def seen_outline(lesion: Lesion, size: tuple[int, int]) -> np.ndarray | None:

@@ -20,6 +20,8 @@ from dermlens.explainers.target import PREDICTED, RUNNER_UP
 from dermlens.lesion.outline import fit_outline, outline_of_points
 from dermlens.model.bundle import Bundle
 from dermlens.report.cases_view import CasePictures
+from dermlens.report.comparison_view import Part
+from dermlens.report.evidence_files import EvidenceMaker, Lesion, lesion_in
 from dermlens.serve.app_actions import AS_IT_IS, Actions, Analysis, Wish
 from dermlens.serve.app_batch import Row, analyze_many, read_truths
 from dermlens.serve.app_explaining import Explaining, Work
@@ -113,6 +115,7 @@ class Desk:
         self.actions = Actions(bundle, pictures)
         self.actions.warm_up()
         self.explaining = Explaining(self.actions, scorers)
+        self.evidence = EvidenceMaker(bundle, (scorers or {}).get("occlusion"))
 
     def analyze(self, session: str | None, path: str) -> Analysis:
         """Analyze an upload and remember it."""
@@ -159,6 +162,27 @@ class Desk:
     ) -> tuple[NearestCases, dict[str, np.ndarray]]:
         """Find known cases like an upload; see ``Actions.cases``."""
         return self.actions.cases(self._looked_at(session, path, wish).analysis)
+
+    def criteria(
+        self, session: str | None, path: str | None, wish: Wish = AS_IT_IS
+    ) -> tuple[Part, dict[str, float]]:
+        """Measure the criteria of an upload's lesion, by the outline drawn or found."""
+        return self.evidence.criteria(self._lesion(session, self._looked_at(session, path, wish)))
+
+    def changes(
+        self, session: str | None, path: str | None, wish: Wish = AS_IT_IS
+    ) -> tuple[Part, dict[str, Any]]:
+        """Look for changes of an upload's picture that change the answer."""
+        shown = self._looked_at(session, path, wish)
+        return self.evidence.changes(shown.analysis.image, self._lesion(session, shown))
+
+    def _lesion(self, session: str | None, shown: Shown) -> Lesion:
+        """Return the lesion of an upload: as a visitor has drawn it, else found where sure."""
+        from PIL import Image
+
+        path, drawn = self.results.get(session, "outline") or ("", None)
+        picture = Image.fromarray(shown.analysis.display)
+        return lesion_in(picture, drawn if path == shown.path else None)
 
     def batch(
         self,

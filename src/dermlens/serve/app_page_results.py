@@ -45,12 +45,14 @@ def comparison(shown: Job, wish: Wish = AS_IT_IS, *, stopped: bool = False) -> s
     work, name = shown.work, shown.work.running or ""
     running = METHODS[name].title if name in METHODS else _PARTS.get(name, "")
     canvas = _canvas(shown, wish)
-    drawn = (
-        f'<section class="dl-part"><h3>{escape(part.title)}</h3>{caption(part.text)}'
-        f"{part.content}</section>"
-        for part in parts(canvas, work.comparison)
-    )
-    return _status(work, running, "Complete.", "part", stopped) + "".join(drawn)
+    drawn = "".join(map(section, parts(canvas, work.comparison)))
+    return _status(work, running, "Complete.", "part", stopped) + drawn
+
+
+def section(part: Part) -> str:
+    """Return one part of a result as HTML: its heading, a paragraph, and what it holds."""
+    heading = f"<h3>{escape(part.title)}</h3>{caption(part.text)}"
+    return f'<section class="dl-part">{heading}{part.content}</section>'
 
 
 def _canvas(shown: Job, wish: Wish) -> Canvas:
