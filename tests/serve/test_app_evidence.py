@@ -21,6 +21,7 @@ from dermlens.report.cases_view import CasePictures
 from dermlens.report.comparer import Comparer
 from dermlens.report.comparison_files import comparison_numbers
 from dermlens.report.comparison_view import parts
+from dermlens.report.evidence_files import EvidenceMaker, lesion_in
 from dermlens.report.layers import Canvas
 from dermlens.serve import app_examples
 from dermlens.serve.app_actions import Actions, Wish
@@ -149,3 +150,31 @@ def test_a_comparison_holds_them_too(folder: Path, tmp_path: Path) -> None:
     *_, state = Comparer(load_bundle(tmp_path / "plain"), ["grad_cam"], scales=False).steps(IMAGE)
     assert state.cases is None and parts(Canvas(IMAGE), state)[-1].title.startswith("3. Why")
     assert "cases" not in comparison_numbers(state, "a")
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_changes_and_criteria_are_those_of_the_commands(
+    with_cases: Desk, lesion: Path, drawn: bool
+) -> None:
+    shown = with_cases.analyze("eve", str(lesion))
+    if drawn:
+        with_cases.draw_outline("eve", [(0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7)])
+    outline = with_cases.results.get("eve", "outline")[1] if drawn else None
+    found = lesion_in(Image.fromarray(shown.display), outline)
+    maker = EvidenceMaker(with_cases.bundle)
+    part, values = with_cases.criteria("eve", str(lesion))
+    expected, theirs = maker.criteria(found)
+    assert values == theirs and part == expected and ("given" in part.content) == drawn
+    part, numbers = with_cases.changes("eve", str(lesion))
+    assert numbers["passes"] <= 150 and "changes of the picture, not of the skin" in part.text
+    assert numbers["answer"] == with_cases.bundle.classes[shown.predicted]
+    assert ("lesion_erased" in numbers["changes"]) == (found.mask is not None)
+
+
+def test_neither_changes_nor_criteria_where_the_model_abstains(
+    with_cases: Desk, tmp_path: Path
+) -> None:
+    Image.new("RGB", (400, 300), (200, 160, 150)).save(tmp_path / "skin.png")
+    for ask in (with_cases.changes, with_cases.criteria):
+        with pytest.raises(UsageError, match="abstains on this image"):
+            ask("bob", str(tmp_path / "skin.png"))

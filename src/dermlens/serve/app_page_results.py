@@ -5,7 +5,7 @@ from html import escape
 import numpy as np
 
 from dermlens.explainers.registry import METHODS, method
-from dermlens.report.comparison_view import grid, method_cards, parts
+from dermlens.report.comparison_view import Part, grid, method_cards, parts
 from dermlens.report.facts import counted
 from dermlens.report.layers import Canvas, smaller
 from dermlens.report.verdict import caption
