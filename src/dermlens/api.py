@@ -169,13 +169,6 @@ def nearest_cases(
     Raises:
         UsageError: If the model is no bundle, or the region marks nothing.
         ModelError: If the bundle has no index, or one that cannot be used.
-
-    Example:
-        >>> from dermlens.data.synthetic import draw
-        >>> image, _, _ = draw("mel", seed=1)
-        >>> found = nearest_cases(load(), image)
-        >>> [len(one.nearest) for one in found.leading], len(found.nearest)
-        ([4, 4], 5)
     """
     from dermlens.data.images import load_image
     from dermlens.explainers.nearest_cases import CaseFinder

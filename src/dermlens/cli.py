@@ -322,8 +322,8 @@ def web(
     examples: Annotated[
         Path | None,
         typer.Option(
-            help="Prepared data set whose test images are offered, with their diagnoses; it is "
-            "remembered for the next time.",
+            help="Prepared data set whose test images are offered, with their diagnoses, and whose "
+            "pictures of known cases are shown; it is remembered for the next time.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cases_support import give_index, plain_index, random_index
 from dermlens.errors import ModelError
 from dermlens.labels import HAM10000
 from dermlens.model import stored_arrays
-from dermlens.model.bundle import load_bundle
+from dermlens.model.bundle import SHIPPED, load_bundle
 from dermlens.model.case_index import (
     FILE,
     CaseIndex,
@@ -240,6 +241,20 @@ def test_objects_are_never_unpickled(bundle: Path) -> None:
         np.lib.format.write_array(file, np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(ModelError, match=r"features\.npy does not hold"):
         read(bundle)
+
+
+def test_the_shipped_index_belongs_to_the_shipped_model() -> None:
+    assert (SHIPPED / FILE).stat().st_size <= 3_000_000
+    index, split = read(SHIPPED), pd.read_csv(SHIPPED / "split.csv")
+    assert index is not None and index.features.shape == (5598, 128)
+    assert index.images.tolist() == split.image_id[split.split == "train"].tolist()
+    assert set(index.diagnoses) == set(HAM10000.codes) and 0 < index.threshold < 1
+    lengths = np.linalg.norm(index.features.astype(np.float32), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=2e-3)
+    measured = index.measured
+    assert (measured.split, measured.answers.images) == ("test", 1205)
+    assert sum(one.images for one in measured.agreeing) == 1205
+    assert sum(one.right for one in measured.agreeing) == measured.answers.right
 
 
 def test_rounding_to_storage_is_part_of_the_whitening() -> None:

@@ -22,6 +22,7 @@ from dermlens.report.comparer import Comparer
 from dermlens.report.comparison_files import comparison_numbers
 from dermlens.report.comparison_view import parts
 from dermlens.report.evidence_files import EvidenceMaker, lesion_in
+from dermlens.report.facts import class_name
 from dermlens.report.layers import Canvas
 from dermlens.serve import app_examples
 from dermlens.serve.app_actions import Actions, Wish
@@ -65,6 +66,10 @@ def test_every_statement_carries_its_number(with_cases: Desk, lesion: Path) -> N
     assert f"{found.agreeing} of the 5 most similar known lesions" in text
     assert f"Of 10 test images with as many, {share} were answered rightly" in text
     assert "of all 60, 55 %" in text
+    for case in found.nearest:
+        others = sum(one.dx == case.dx for one in found.nearest)
+        listed = f"{class_name(labels, case.dx)} ({others})"
+        assert (listed in text.split("The others:")[-1]) == (case.dx != found.answer)
     for one in found.leading:
         assert HAM10000.of(one.code).name in text
         for case in one.nearest:

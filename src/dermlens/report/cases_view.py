@@ -4,6 +4,7 @@ Every statement carries the number that it rests on. Pictures of cases are shown
 set that the user has.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from html import escape
@@ -90,6 +91,10 @@ def sentences(found: NearestCases, labels: LabelSet) -> list[str]:
         f"{found.agreeing} of the {len(found.nearest)} most similar known "
         f"{words(labels).lesion}s have the {words(labels).one} that is answered, {name}."
     ]
+    others = Counter(case.dx for case in found.nearest if case.dx != found.answer)
+    if others:
+        listed = (f"{class_name(labels, code)} ({count})" for code, count in others.most_common())
+        said[0] += f" The others: {', '.join(listed)}."
     answers, tallies = measured.answers, measured.agreeing
     if found.region:
         said[0] += " Agreement was measured on whole images, so it is not known what it means here."
