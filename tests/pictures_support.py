@@ -1,9 +1,38 @@
 """Picture files that Pillow does not write itself."""
 
+import base64
 import struct
 import zlib
 
 import numpy as np
+
+# A drawn picture of 32x24, red to the right, green downwards, to be turned by 90 degrees: what
+# pillow-heif wrote; the reader used here cannot write.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAcdtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAA"
+    "AAAAAAAAAAAAAAAAADRpbG9jAAAAAERAAAIAAQAAAAAB6wABAAAAAAAAAXUAAgAAAAADYAABAAAAAAAAACQA"
+    "AAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRt"
+    "AAAAAAABAAABBmlwcnAAAADlaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH/"
+    "/wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAAD"
+    "AIRiAAEABkQBwXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAA"
+    "IAAAAAEAAAAYAAAAAf///+AAAAAC////2AAAAAIAAAAQcGl4aQAAAAADCAgIAAAACWlyb3QDAAAAGWlwbWEA"
+    "AAAAAAAAAQABBoECAwWEhgAAABppcmVmAAAAAAAAAA5jZHNjAAIAAQABAAABoW1kYXQAAAFxKAGvBjIf53hQ"
+    "iQXCnUzP5Dj0bk+RGIuRz5AaQXXWicc9d2IvrXYf/fN5VL7D1/gHcbdbeydR9yLn1aWp5ARMa6YgIyO3fL14"
+    "yuMbssbJMKQ5Kfo9WSbkRTQeDD0GacRME1ZLtZe4YjqW/pSyNWoP0YIE8Vrm/D14TGkevJP/s7H/SnZlx/Q7"
+    "n5iMxQFYE6WsXBjaQzo5rRcN2jAL3cjvX+z5AMnZdOG78kfyXFIx6bvAYWQdWscV/o6GHfh/jqDSzBe7krYX"
+    "4ICRoeEfepZ2FjHx/Y/gi+CR4Wkw++rkdGOcmRyWwJ3DcbWZEMEX4v/C6oH2EmXD/l/Wm51c/+imeiLhAdjc"
+    "MospIaVcNrXGcpZdyHHKwih8O6L/hdOj0pSoJ4n9e+QxhBV4tk6eBctaLqp3k2SiE2fkdIWcKlh9GSWg4zzy"
+    "v274UIN1Q1g1FeF4XRtjHGbOBtvwlrdXc15Gn0zoGL4QKszXLEGvr71iyKRcAAAABkV4aWYAAE1NACoAAAAI"
+    "AAEBEgADAAAAAQAGAAAAAAAA"
+)
+
+
+def heic_picture() -> np.ndarray:
+    """What the HEIC file shows, upright: uint8 (32, 24, 3)."""
+    rows, columns = np.mgrid[0:24, 0:32]
+    red, green = 255 * columns / 31, 255 * rows / 23
+    lying = np.stack([red, green, np.full((24, 32), 40.0)], axis=-1).astype(np.uint8)
+    return np.rot90(lying, -1)
 
 
 def png(values: np.ndarray, color: int) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dermlens import __version__
-from dermlens.data.images import load_image
+from dermlens.data.images import fit_image, load_image
 from dermlens.errors import DataError, DermlensError, UsageError
 from dermlens.explainers.grad_cam import GradCAM
 from dermlens.explainers.registry import METHODS
@@ -32,6 +32,7 @@ from dermlens.serve.app_desk import Desk, Job
 from dermlens.serve.app_explaining import Explaining
 from dermlens.serve.app_guard import sentences
 from dermlens.serve.usability import seen_remarks
+from pictures_support import HEIC, heic_picture
 from serving_support import SIZE, picture, text_of, untrained_bundle
 
 NOTE = "Research and education only, not a medical device."
@@ -390,7 +391,7 @@ def test_what_the_network_sees_is_drawn_in(actions: Actions, tmp_path: Path) -> 
 
 
 def test_dicom_and_heic_are_taken(actions: Actions, lesion: Path, tmp_path: Path) -> None:
-    heif = pytest.importorskip("pi_heif")
+    pytest.importorskip("pi_heif")
     pytest.importorskip("pydicom")
     from dicom_support import dicom
 
@@ -398,7 +399,10 @@ def test_dicom_and_heic_are_taken(actions: Actions, lesion: Path, tmp_path: Path
     pixels = np.asarray(Image.open(lesion).convert("RGB"))
     stored = dicom(tmp_path / "upload.bin", pixels=pixels)
     np.testing.assert_array_equal(actions.analyze(stored).image, expected.image)
-    assert heif is not None
+    (tmp_path / "phone").write_bytes(HEIC)
+    phone = actions.analyze(tmp_path / "phone")
+    expected = fit_image(Image.fromarray(heic_picture()), actions.bundle.input_size)
+    assert np.abs(phone.image.astype(int) - expected).mean() < 8 and np.ptp(expected) > 100
     (tmp_path / "text.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"nothing")
     with pytest.raises(DataError, match="holds no single picture") as refused:
         actions.analyze(tmp_path / "text.dcm")
