@@ -29,8 +29,10 @@ from dermlens.quality.benchmark_plan import Item, select_items
 from dermlens.quality.concepts import (
     LayerReader,
     LayerReadings,
+    concept_changes,
     concept_direction,
     concept_scores,
+    concept_step,
     concept_test,
     partial_spearman,
     random_directions,
@@ -142,6 +144,7 @@ def concepts(
     """Return the TCAV score of each criterion and output, on test images of that class."""
     size = round(QUANTILE * len(measured_train))
     chance = random_directions(train.features, size, randoms)
+    chance_steps = random_directions(train.features, size, randoms, between=concept_step)
     rows = []
     for key in CRITERIA:
         rest, held_out = (
@@ -153,7 +156,8 @@ def concepts(
             for table in (measured_train, measured_test)
         )
         order = np.argsort(rest, kind="stable")
-        direction = concept_direction(train.features[order[-size:]], train.features[order[:size]])
+        high, low = train.features[order[-size:]], train.features[order[:size]]
+        direction, step = concept_direction(high, low), concept_step(high, low)
         ends = np.argsort(held_out, kind="stable")
         few = round(QUANTILE * len(ends))
         along = test.features @ direction
@@ -166,12 +170,18 @@ def concepts(
             positive = (slopes.astype(np.float64) @ direction > 0).astype(np.float64)
             spread = cluster_intervals(positive[:, None], measured_test.lesion_id[chosen])[0]
             score = float(concept_scores(slopes, direction[None])[0])
-            p = concept_test(score, concept_scores(slopes, chance))
+            p = concept_test(score, concept_scores(slopes, chance), 0.5)
+            changes = concept_changes(slopes, step[None])
+            moved = cluster_intervals(changes, measured_test.lesion_id[chosen])[0]
+            by_chance = concept_changes(slopes, chance_steps).mean(axis=0)
             rows.append({"output": name, "criterion": key, "images": int(chosen.sum()),
                          "tcav": score, "low": spread.low, "high": spread.high, "p": p,
-                         "concept_auc": float(auc)})  # fmt: skip
+                         "concept_auc": float(auc), "step": moved.mean, "step_low": moved.low,
+                         "step_high": moved.high, "step_p": concept_test(moved.mean, by_chance),
+                         "step_random": float(by_chance.std())})  # fmt: skip
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table.p.to_numpy()))
+    corrected = {name: holm(table[name].to_numpy()) for name in ("p", "step_p")}
+    return table.assign(p_holm=corrected["p"], step_p_holm=corrected["step_p"])
 
 
 def outline_row(data: Path, one: Any) -> dict[str, Any]:
@@ -249,6 +259,7 @@ def with_network(
             numbers = {
                 "correlation": one.correlation, "low": one.low, "high": one.high,
                 "p": one.p_holm, "tcav": two.tcav, "tcav_p": two.p_holm,
+                "step": two.step, "step_p": two.step_p_holm,
             }  # fmt: skip
             found[name][key] = {k: round(float(v), 4) for k, v in numbers.items()}
     about = {"fingerprint": classifier.identity["fingerprint"], "layer": layer, "outputs": found}
@@ -300,9 +311,11 @@ def tables(
             two = sensed[(sensed.output == name) & (sensed.criterion == key)].iloc[0]
             row[name] = ranges(one.correlation, one.low, one.high)
             row[f"p, {name}"] = f"{one.p_holm:.3f}"
-            other[name] = ranges(two.tcav, two.low, two.high)
-            other[f"p, {name}"] = f"{two.p_holm:.3f}"
             other["told apart"] = f"{two.concept_auc:.2f}"
+            other[f"step, {name}"] = ranges(two.step, two.step_low, two.step_high)
+            other[f"p of step, {name}"] = f"{two.step_p_holm:.3f}"
+            other[f"TCAV, {name}"] = ranges(two.tcav, two.low, two.high)
+            other[f"p of TCAV, {name}"] = f"{two.p_holm:.2f}"
         rows.append(row)
         concept.append(other)
     wide = followed.pivot(index="criterion", columns="output", values="correlation")

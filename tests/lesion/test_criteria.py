@@ -97,7 +97,8 @@ def test_a_clear_outline_is_sure_and_a_faint_or_noisy_one_is_not() -> None:
 def table() -> dict[str, Any]:
     steps = [float(k) for k in range(21)]
     percentiles = dict.fromkeys(CRITERIA, steps) | {"colors": [1.0] * 11 + [2.0] * 10}
-    follows = {"correlation": 0.3, "low": 0.2, "high": 0.4, "p": 0.001, "tcav": 0.9, "tcav_p": 0.2}
+    follows = {"correlation": 0.3, "low": 0.2, "high": 0.4, "p": 0.001}
+    follows |= {"step": 0.5, "step_p": 0.04, "tcav": 0.9, "tcav_p": 0.2}
     weak = {**follows, "correlation": -0.05}
     return {
         "source": "drawn",

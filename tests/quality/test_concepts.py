@@ -8,8 +8,10 @@ import pytest
 from dermlens.errors import UsageError
 from dermlens.quality.concepts import (
     LayerReader,
+    concept_changes,
     concept_direction,
     concept_scores,
+    concept_step,
     concept_test,
     partial_spearman,
     random_directions,
@@ -117,5 +119,23 @@ def test_random_concepts_and_their_test() -> None:
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1.0)
     np.testing.assert_array_equal(drawn, random_directions(features, 20, 50, seed=1))
     spread = np.linspace(0.2, 0.8, 99)
-    assert concept_test(0.95, spread) == concept_test(0.05, spread) == 0.01
-    assert concept_test(0.5, spread) == 1.0
+    assert concept_test(0.95, spread, 0.5) == concept_test(0.05, spread, 0.5) == 0.01
+    assert concept_test(0.5, spread, 0.5) == 1.0
+    steps = random_directions(features, 20, 50, between=concept_step, seed=1)
+    assert np.abs(steps).max() < 1.5 and concept_test(-9.0, steps[:, 0]) == pytest.approx(1 / 51)
+
+
+def test_a_step_changes_the_output_as_much_as_moving_the_features_does() -> None:
+    """The classifier's normal points against the concept where a second feature tells better."""
+    much = GENERATOR.normal(size=(4000, 1)) * 5
+    noise = GENERATOR.normal(size=(4000, 1)) * 20
+    features = np.hstack([much + noise, noise, np.zeros_like(much)])
+    high, low = features[much[:, 0] > 2], features[much[:, 0] < -2]
+    step, normal = concept_step(high, low), concept_direction(high, low, ridge=1e-6)
+    np.testing.assert_allclose(step, high.mean(axis=0) - low.mean(axis=0))
+    gradients = np.tile([[0.2, 1.0, 0.0]], (3, 1))
+    change = concept_changes(gradients, step[None])
+    assert change.shape == (3, 1) and change.mean() == pytest.approx(float(gradients[0] @ step))
+    # Telling apart takes the noise away, which says nothing of where features move.
+    assert normal[1] < -0.5 and concept_scores(gradients, normal[None])[0] == 0.0
+    assert step[0] > 5 and abs(step[1]) < 2

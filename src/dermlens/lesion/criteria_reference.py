@@ -39,12 +39,18 @@ class Colors(OpenSection):
 
 
 class Follows(OpenSection):
-    """How one output follows one criterion; p-values are corrected for all of them together."""
+    """How one output follows one criterion; p-values are corrected for all of them together.
+
+    ``step`` is the change of the log-odds when features move from images with little to images with
+    much of it, ``tcav`` the TCAV score; ``quality.concepts`` says more.
+    """
 
     correlation: Correlation
     low: Correlation
     high: Correlation
     p: Share
+    step: float
+    step_p: Share
     tcav: Share
     tcav_p: Share
 

@@ -6,9 +6,15 @@ much of the quantity? That is concept sensitivity (TCAV; Kim et al., "Interpreta
 feature attribution: quantitative testing with concept activation vectors", ICML 2018,
 arXiv:1711.11279). Neither says that the quantity is the cause: whatever goes along with it in the
 data is followed as well.
+
+The normal of a classifier, as TCAV takes it, is the direction that tells images apart best, which
+need not be the one in which features move when there is more of a concept (Haufe et al.,
+NeuroImage 2014; Pahde et al., "Navigating neural space", arXiv:2202.03482). So the step from the
+mean of images with little to that of images with much of it is measured, too, and how far the
+output would change by it. Signs alone say little where random directions agree in sign as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,16 +230,30 @@ def concept_direction(high: np.ndarray, low: np.ndarray, ridge: float = RIDGE) -
     return direction / length if length > 0 else direction
 
 
+def concept_step(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Return the step (K,) from the mean of features (m, K) to that of features (n, K)."""
+    means = [np.asarray(features, np.float64).mean(axis=0) for features in (high, low)]
+    return np.subtract(*means)
+
+
 def random_directions(
-    features: np.ndarray, size: int, count: int, *, ridge: float = RIDGE, seed: int = 0
+    features: np.ndarray,
+    size: int,
+    count: int,
+    *,
+    between: Callable[[np.ndarray, np.ndarray], np.ndarray] = concept_direction,
+    seed: int = 0,
 ) -> np.ndarray:
-    """Return directions (count, K) between random halves, of ``size`` images each, of features."""
+    """Return directions (count, K) between random halves, of ``size`` images each, of features.
+
+    ``between`` is ``concept_direction`` or ``concept_step``.
+    """
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(count):
         drawn = generator.permutation(len(features))[: 2 * size]
         half = len(drawn) // 2
-        made.append(concept_direction(features[drawn[:half]], features[drawn[half:]], ridge))
+        made.append(between(features[drawn[:half]], features[drawn[half:]]))
     return np.stack(made)
 
 
@@ -247,11 +267,18 @@ def concept_scores(gradients: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return ((slopes > 0).mean(axis=0) + (slopes >= 0).mean(axis=0)) / 2
 
 
-def concept_test(score: float, random_scores: np.ndarray) -> float:
-    """Return the two-sided p-value of a TCAV score among scores of random concepts.
+def concept_changes(gradients: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Return how far each output would change by steps (R, K), to first order, float64 (N, R)."""
+    changes: np.ndarray = np.asarray(gradients, np.float64) @ np.asarray(steps, np.float64).T
+    return changes
 
-    Halves that change places turn a score s into 1 - s, so distances from 1/2 are compared.
+
+def concept_test(value: float, random_values: np.ndarray, middle: float = 0.0) -> float:
+    """Return the two-sided p-value of a concept's value among those of random concepts.
+
+    Halves that change places mirror a value at the ``middle`` (1/2 for TCAV scores), so distances
+    from it are compared.
     """
-    distances = np.abs(np.asarray(random_scores, np.float64) - 0.5)
-    reached = distances >= abs(score - 0.5) - 1e-12
+    distances = np.abs(np.asarray(random_values, np.float64) - middle)
+    reached = distances >= abs(value - middle) - 1e-12
     return float((1 + reached.sum()) / (1 + len(distances)))

@@ -317,7 +317,7 @@ def criteria_table(found: Sequence[CriteriaOfFile]) -> pd.DataFrame:
             told = {
                 f"{output}_{name}": values[name]
                 for output, values in row["follows"].items()
-                for name in ("correlation", "low", "high", "p", "tcav", "tcav_p")
+                for name in ("correlation", "low", "high", "p", "step", "step_p", "tcav", "tcav_p")
             }
             kept = {k: row[k] for k in ("criterion", "value", "benign", "watched")}
             rows.append({**about, **kept, **told})
