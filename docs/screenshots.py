@@ -27,6 +27,12 @@ KEPT = {
 """What is taken, by width and scheme; ``--all`` takes the rest, too."""
 TABS = ("analyze", "explain", "compare", "evidence")
 SLOW = ("Occlusion", "LIME", "Shapley values (Gaussian process)")
+EVIDENCE = (
+    ("Measure", "#dl-criteria", "Measurable criteria"),
+    ("Find changes", "#dl-changes", "through the network altogether"),
+    ("Find cases", "#dl-cases", "most similar known"),
+)
+"""Buttons of the Evidence tab, and what stands there when each is done."""
 SECONDS = 300_000
 
 
@@ -102,8 +108,9 @@ def visit(
         yield name, page
     if "evidence" in wanted:
         page.get_by_role("tab", name="Evidence", exact=True).click()
-        page.get_by_role("button", name="Find cases", exact=True).click()
-        wait_for(page, "#dl-cases", "most similar known")
+        for button, where, done in EVIDENCE:
+            page.get_by_role("button", name=button, exact=True).click()
+            wait_for(page, where, done)
         yield "evidence", page
     context.close()
 

@@ -47,7 +47,7 @@ def sent(path: Path) -> Any:
 def test_endpoints_are_named_typed_and_described(client: Any) -> None:
     described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     names = {"/analyze", "/show", "/explain", "/compare", "/report", "/maps"}
-    names |= {"/batch", "/table", "/summary", "/cases"}
+    names |= {"/batch", "/table", "/summary", "/cases", "/changes", "/criteria"}
     assert set(described) == names
     for endpoint in described.values():
         assert endpoint["description"].endswith(".")
