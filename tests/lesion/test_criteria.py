@@ -122,8 +122,8 @@ def test_percentiles_and_what_the_network_does(tmp_path: Path, table: dict[str, 
     assert np.isnan(reference.percentile("dark", 1.0, "mel"))
     rows = criteria_rows(measure_criteria(painted(ELLIPSE), ELLIPSE), reference, "abc")
     by_key = {row["criterion"]: row for row in rows}
-    assert by_key["size"]["follows"]["mel"]["sentence"] == "follows it, upwards"
-    assert by_key["red"]["follows"]["mel"]["sentence"] == "follows it weakly, downwards"
+    assert by_key["size"]["follows"]["mel"]["sentence"] == "rises with it"
+    assert by_key["red"]["follows"]["mel"]["sentence"] == "falls weakly with it"
     assert by_key["dark"]["follows"]["mel"]["sentence"] == "does not follow it measurably"
     assert by_key["colors"]["follows"] == {} and by_key["colors"]["text"] == "1"
     other = criteria_rows(measure_criteria(painted(ELLIPSE), ELLIPSE), reference, "another")

@@ -195,8 +195,8 @@ def follow_text(one: Mapping[str, Any]) -> str:
 
     Example:
         >>> numbers = {"correlation": 0.21, "low": 0.15, "high": 0.27}
-        >>> follow_text({**numbers, "sentence": "follows it, upwards"})
-        'follows it, upwards (0.21; 0.15 to 0.27)'
+        >>> follow_text({**numbers, "sentence": "rises with it"})
+        'rises with it (0.21; 0.15 to 0.27)'
     """
     return f"{one['sentence']} ({one['correlation']:.2f}; {one['low']:.2f} to {one['high']:.2f})"
 
