@@ -124,7 +124,7 @@ def test_percentiles_and_what_the_network_does(tmp_path: Path, table: dict[str, 
     by_key = {row["criterion"]: row for row in rows}
     assert by_key["size"]["follows"]["mel"]["sentence"] == "rises with it"
     assert by_key["red"]["follows"]["mel"]["sentence"] == "falls weakly with it"
-    assert by_key["dark"]["follows"]["mel"]["sentence"] == "does not follow it measurably"
+    assert by_key["dark"]["follows"]["mel"]["sentence"] == "no relation beyond chance, corrected"
     assert by_key["colors"]["follows"] == {} and by_key["colors"]["text"] == "1"
     other = criteria_rows(measure_criteria(painted(ELLIPSE), ELLIPSE), reference, "another")
     assert not any(row["follows"] for row in other)

@@ -58,7 +58,7 @@ class Follows(OpenSection):
     def sentence(self) -> str:
         """What the output does with the criterion, in words."""
         if self.p >= _LEVEL:
-            return "does not follow it measurably"
+            return "no relation beyond chance, corrected"
         weakly = " weakly" if abs(self.correlation) < NOTABLE else ""
         return f"{'rises' if self.correlation > 0 else 'falls'}{weakly} with it"
 

@@ -151,7 +151,13 @@ def criteria_part(
         watched: Class that stands beside the benign ones.
     """
     name = class_name(labels, watched) if watched in labels.codes else watched
-    heads = ("criterion", "value", "among benign", f"among {name}", "the network's answer")
+    heads = (
+        "criterion",
+        "value",
+        "percentile among benign",
+        f"percentile among {name}",
+        "the network's answer",
+    )
     head = "".join(f'<th scope="col">{escape(title(text))}</th>' for text in heads)
     body = "".join(_row(row, name) for row in rows)
     colors = _colors(measured)
