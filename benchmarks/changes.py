@@ -49,13 +49,17 @@ def orders_of(image: np.ndarray, labels: np.ndarray, cam: np.ndarray) -> dict[st
     return {GREEDY: None, CAM: [cam], RANDOM: drawn}
 
 
-def measure(finder: ChangeFinder, cam: GradCAM, loaded: Loaded) -> dict[str, Any]:
-    """Return what each strategy finds in one image."""
+def measure(
+    finder: ChangeFinder, cam: GradCAM, loaded: Loaded, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what each strategy finds in one image; strategies that are known are kept."""
     image, outline = loaded.image, loaded.mask if loaded.mask.any() else None
     heat = cam.attribute(image[None]).maps[0]
     labels = superpixels(image, PIECES)
-    found: dict[str, Any] = {}
+    found = dict(known)
     for name, maps in orders_of(image, labels, heat).items():
+        if name in known:
+            continue
         kinds = KINDS if name == GREEDY else (NECESSARY, SUFFICIENT)
         changes = finder.changes(image, outline, kinds=kinds, orders=maps)
         found[name] = numbers(finder, changes)
@@ -222,8 +226,9 @@ def main() -> None:
     cam, stored = GradCAM(classifier), []
     for number, item in enumerate(items):
         path = given.out / "images" / f"{item.image_id}.json"
-        if not path.is_file():
-            write_json(path, measure(finder, cam, load(item, classifier.input_size)))
+        known = read_json(path)["strategies"] if path.is_file() else {}
+        if set(known) != {GREEDY, CAM, RANDOM}:
+            write_json(path, measure(finder, cam, load(item, classifier.input_size), known))
             print(f"{number + 1} of {len(items)}: {item.image_id}", flush=True)
         stored.append(read_json(path))
     rows = rows_of(stored)

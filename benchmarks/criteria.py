@@ -320,7 +320,8 @@ def tables(
         concept.append(other)
     wide = followed.pivot(index="criterion", columns="output", values="correlation")
     significant = followed.pivot(index="criterion", columns="output", values="p_holm") < 0.05
-    shown = wide.round(2).astype(str).where(~significant, wide.round(2).astype(str) + "*")
+    written = wide.map(lambda value: f"{value:.2f}")
+    shown = written.where(~significant, written + "*")
     shown = shown.loc[list(CRITERIA)].rename(index=lambda key: CRITERIA[key].name).reset_index()
     return "\n\n".join(
         [

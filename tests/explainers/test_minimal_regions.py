@@ -41,7 +41,20 @@ def test_an_order_is_pruned_to_the_needed_pieces_without_growing() -> None:
     assert found.chosen is not None and np.flatnonzero(found.chosen).tolist() == [2, 9]
     # One batch of prefixes; dropping each of four; both at once; dropping each of two.
     assert found.passes == goal.asked == 8 + 4 + 1 + 2
-    assert all(goal(one[None])[0] > 0 for one in found.larger)
+    assert all(goal(one[None])[0] > 0 for one in found.safer)
+
+
+def test_safer_sets_are_farther_beyond_the_goal() -> None:
+    def goal(sets: np.ndarray) -> np.ndarray:
+        return np.asarray(
+            np.where(sets[:, 0], 0.1 + sets[:, 1] + 3.0 * sets[:, 1:6].all(axis=1), -1)
+        )
+
+    found = smallest_set(goal, np.ones(COUNT), 40, orders=[np.arange(COUNT)], start=-1.0)
+    assert found.chosen is not None and np.flatnonzero(found.chosen).tolist() == [0]
+    well, farthest = found.safer
+    assert goal(well[None])[0] >= 0.3 * 4.1 > goal(found.chosen[None])[0]
+    assert goal(farthest[None])[0] == pytest.approx(4.1) and farthest[:6].all()
 
 
 def test_of_two_ways_the_smaller_one_counts_by_size_not_by_number() -> None:

@@ -127,8 +127,8 @@ def test_random_concepts_and_their_test() -> None:
 
 def test_a_step_changes_the_output_as_much_as_moving_the_features_does() -> None:
     """The classifier's normal points against the concept where a second feature tells better."""
-    much = GENERATOR.normal(size=(4000, 1)) * 5
-    noise = GENERATOR.normal(size=(4000, 1)) * 20
+    much = GENERATOR.normal(size=(1000, 1)) * 5
+    noise = GENERATOR.normal(size=(1000, 1)) * 20
     features = np.hstack([much + noise, noise, np.zeros_like(much)])
     high, low = features[much[:, 0] > 2], features[much[:, 0] < -2]
     step, normal = concept_step(high, low), concept_direction(high, low, ridge=1e-6)

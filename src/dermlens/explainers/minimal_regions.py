@@ -26,6 +26,8 @@ Margins = Callable[[np.ndarray], np.ndarray]
 BATCH = 8
 _NEW = 3
 """Pieces of a batch that were never tried before, while there are any."""
+_WELL_BEYOND = 0.3
+"""Share of the largest margin from which on a set is well beyond the goal."""
 _SHUFFLE = 0.15
 """How far pieces move in a shuffled order, as a share of its length."""
 
@@ -38,13 +40,14 @@ class Found:
         chosen: Pieces, bool (M,); None if no set that was tried reaches the goal.
         passes: Sets that were evaluated.
         irreducible: True if it was tried that no single piece can be dropped.
-        larger: Sets that reach the goal, too, the smallest first.
+        safer: The smallest set well beyond the goal, and the one farthest beyond it, for whoever
+            evaluates with something that is a little off.
     """
 
     chosen: np.ndarray | None
     passes: int
     irreducible: bool = False
-    larger: tuple[np.ndarray, ...] = ()
+    safer: tuple[np.ndarray, ...] = ()
 
 
 @dataclass
@@ -56,6 +59,7 @@ class _Search:
     left: int
     paid: int = 0
     reached: list[np.ndarray] = field(default_factory=list)
+    beyond: list[float] = field(default_factory=list)
     irreducible: bool = False
 
     def try_sets(self, sets: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -66,7 +70,9 @@ class _Search:
             values[: len(tried)] = self.margins(tried)
             self.left -= len(tried)
             self.paid += len(tried)
-            self.reached += [one for one, value in zip(tried, values, strict=False) if value > 0]
+            reached = values[: len(tried)] > 0
+            self.reached += list(tried[reached])
+            self.beyond += values[: len(tried)][reached].tolist()
         return values
 
     def smallest(self) -> np.ndarray | None:
@@ -83,15 +89,28 @@ class _Search:
         before = self.smallest()
         self.left, self.paid = other.left, self.paid + other.paid
         self.reached += other.reached
+        self.beyond += other.beyond
         if self.smallest() is not before:
             self.irreducible = irreducible
 
     def found(self) -> Found:
         """Return the result."""
-        ordered = sorted(self.reached, key=self._size)
-        chosen = ordered[0] if ordered else None
+        chosen = self.smallest()
         irreducible = chosen is not None and (self.irreducible or int(chosen.sum()) == 1)
-        return Found(chosen, self.paid, irreducible, tuple(ordered[1:]))
+        return Found(chosen, self.paid, irreducible, tuple(self._safer()))
+
+    def _safer(self) -> list[np.ndarray]:
+        """Return the smallest set that is well beyond the goal, and the one farthest beyond it."""
+        farthest = max(self.beyond, default=0.0)
+        found = []
+        for share in (_WELL_BEYOND, 1.0):
+            far = [
+                one
+                for one, value in zip(self.reached, self.beyond, strict=True)
+                if value >= share * farthest
+            ]
+            found += [min(far, key=self._size)] if far else []
+        return found
 
     def _size(self, chosen: np.ndarray) -> float:
         return float(self.sizes[chosen].sum())

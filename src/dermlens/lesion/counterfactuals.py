@@ -40,7 +40,8 @@ PIECES = 32
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """How far colors are moved; the least that changes the answer is shown."""
 _CONFIRMED = 3
-"""Sets found with a scorer that are shown to the network itself at most, smallest first."""
+"""Sets found with a scorer that are shown to the network itself at most, smallest first: where a
+scorer is a little off, the smallest one may only just miss the goal."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,7 @@ class ChangeFinder:
     def _confirmed(self, result: Found, margins: Any) -> np.ndarray | None:
         if self.scorer is None or result.chosen is None:
             return result.chosen
-        tried = [result.chosen, *result.larger][:_CONFIRMED]
+        tried = [result.chosen, *result.safer][:_CONFIRMED]
         good = margins(np.stack(tried)) > 0
         return tried[int(good.argmax())] if good.any() else None
 
@@ -350,6 +351,8 @@ class ChangeFinder:
         if chosen is None:
             nothing = np.zeros(labels.shape, bool)
             note = f"No change found within {paid} passes."
+            if result.chosen is not None:
+                note += " What the scorer found the network did not confirm."
             return Change(kind, None, nothing, None, False, paid, note=note)
         region = chosen[labels]
         kept = region if kind == SUFFICIENT else ~region

@@ -17,7 +17,7 @@ from dermlens.model.bundle import SHIPPED
 from dermlens.schema import Count, OpenSection, Share, checked_file
 
 PATH = SHIPPED.parent / "criteria_reference.json"
-NOTABLE = 0.1
+NOTABLE = 0.2
 """Partial rank correlations below are called weak, whatever their p-value."""
 _LEVEL = 0.05
 Correlation = Annotated[float, Field(ge=-1, le=1)]
@@ -56,11 +56,11 @@ class Follows(OpenSection):
 
     @property
     def sentence(self) -> str:
-        """What the network does with the criterion, in words."""
+        """What the output does with the criterion, in words."""
         if self.p >= _LEVEL:
-            return "does not follow it measurably"
-        strength = "follows it weakly" if abs(self.correlation) < NOTABLE else "follows it"
-        return f"{strength}, {'upwards' if self.correlation > 0 else 'downwards'}"
+            return "no relation beyond chance, corrected"
+        weakly = " weakly" if abs(self.correlation) < NOTABLE else ""
+        return f"{'rises' if self.correlation > 0 else 'falls'}{weakly} with it"
 
 
 class NetworkFollows(OpenSection):

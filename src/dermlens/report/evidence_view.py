@@ -151,7 +151,13 @@ def criteria_part(
         watched: Class that stands beside the benign ones.
     """
     name = class_name(labels, watched) if watched in labels.codes else watched
-    heads = ("criterion", "value", "among benign", f"among {name}", "the network's answer")
+    heads = (
+        "criterion",
+        "value",
+        "percentile among benign",
+        f"percentile among {name}",
+        "the network's answer",
+    )
     head = "".join(f'<th scope="col">{escape(title(text))}</th>' for text in heads)
     body = "".join(_row(row, name) for row in rows)
     colors = _colors(measured)
@@ -195,8 +201,8 @@ def follow_text(one: Mapping[str, Any]) -> str:
 
     Example:
         >>> numbers = {"correlation": 0.21, "low": 0.15, "high": 0.27}
-        >>> follow_text({**numbers, "sentence": "follows it, upwards"})
-        'follows it, upwards (0.21; 0.15 to 0.27)'
+        >>> follow_text({**numbers, "sentence": "rises with it"})
+        'rises with it (0.21; 0.15 to 0.27)'
     """
     return f"{one['sentence']} ({one['correlation']:.2f}; {one['low']:.2f} to {one['high']:.2f})"
 
