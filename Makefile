@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 COUNTED := | awk '/^Collecting/ { printf "\r  %d packages found", ++n; fflush() } /^Installing/ { printf ", installing them\n"; fflush() }'
 OUT ?= demo
 # Test files run in parallel; each stays in one process.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: demo app test check docs wheel bench clean
 

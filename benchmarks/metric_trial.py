@@ -148,14 +148,15 @@ def figure(found: Mapping[str, Verdict], values: Values, names: Sequence[str]) -
             left.plot(one.reaction, place, "o", color=color)
             left.plot(one.preference, place, "|", color="black", markersize=12)
         left.set_yticks(range(len(order)), [metric(name).title for name in order])
-        left.set_xlim(0, 1.02)
+        left.set_xlim(0.45, 1.02)
         left.axvline(0.75, color=MUTED, linestyle=":")
         left.set_xlabel("how often a destroyed map is worse (dot), the truth better (bar)")
         ranks = mean_ranks(values, ranked_metrics(values, KNOWN), KNOWN)
         table = np.stack([ranks[name][0] for name in order if name in ranks])
         image = right.imshow(table, cmap="cividis_r", aspect="auto", origin="lower")
         right.set_yticks(range(len(table)), [""] * len(table))
-        right.set_xticks(range(len(names)), list(map(title, names)), rotation=60, ha="right")
+        short = [title(name).partition(" (")[0] for name in names]
+        right.set_xticks(range(len(names)), short, rotation=60, ha="right")
         drawn.colorbar(image, ax=right, label="mean rank, 1 is best")
     return drawn
 

@@ -154,6 +154,7 @@ def test_tables_hold_the_numbers(summary: dict[str, Any]) -> None:
     ranks = ranking_table(summary)
     assert ranks.method.tolist() == ["Grad-CAM", "Occlusion", "Grad-CAM, untrained", "Uniform"]
     assert ranks.control.tolist() == ["", "", "yes", "yes"] and ranks.overall[0] == 1.0
+    assert "place on the body" not in markdown_table(ranks), "a family, not a column of metadata"
     found = comparison_table(summary, ["deletion"])
     assert len(found) == 5 and found.better.tolist()[:3] == ["Grad-CAM"] * 3
     zones = zone_table(summary)

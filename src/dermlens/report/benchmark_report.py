@@ -247,8 +247,9 @@ def ranking_table(summary: dict[str, Any]) -> pd.DataFrame:
     means["interval"] = [
         "–" if None in both else "{:.2f} to {:.2f}".format(*both) for both in limits
     ]
-    means = {name: means[name] for name in ("overall", "interval", *columns[1:])}
-    return pd.DataFrame({**about, **means})
+    families = {f"mean rank, {family}": means[family] for family in columns[1:]}
+    whole = {name: means[name] for name in ("overall", "interval")}
+    return pd.DataFrame({**about, **whole, **families})
 
 
 def cost_table(summary: dict[str, Any]) -> pd.DataFrame:
