@@ -1,6 +1,6 @@
 """The Evidence tab: what there is to say of an answer beside maps, a section for each kind."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dermlens.files import plain
@@ -28,56 +28,67 @@ the network makes of them: press <em>Measure</em>. An outline that you draw is u
 """
 
 
+Ask = Callable[[str | None, str | None, Wish], tuple[Part, Any]]
+"""From session, upload and wish to what is shown and the same as data."""
+
+
 def evidence_tab(desk: Desk, picture: tabs.Picture) -> None:
     """Lay out and connect the Evidence tab."""
-    cases_section(desk, picture)
-    changes_section(desk, picture)
+    several = words(desk.bundle.labels).several
+    _at_once(picture, "Find cases", "cases", EMPTY_CASES, _cases_of(desk), (
+        "The training lesions most like an image to the model, of its two most probable "
+        f"{several}. Returns them as HTML, and as data: similarity, distance, and how each label "
+        "was established; and how many of the nearest agree."
+    ))  # fmt: skip
+    _changes_section(desk, picture)
     # What is asked of a lesion has no answer for other things.
     if of_skin(desk.bundle.labels):
-        criteria_section(desk, picture)
+        _at_once(picture, "Measure", "criteria", EMPTY_CRITERIA, desk.criteria, (
+            "Asymmetry, border, colors and size of the lesion, measured from outline and pixels. "
+            "Returns a table as HTML, and the values as data; empty where no outline is sure."
+        ))  # fmt: skip
 
 
-def cases_section(desk: Desk, picture: tabs.Picture) -> None:
-    """Lay out and connect known cases like the image."""
+def _cases_of(desk: Desk) -> Ask:
+    def ask(session: str | None, image: str | None, wish: Wish) -> tuple[Part, Any]:
+        (found, pictures), labels = desk.cases(session, image, wish), desk.bundle.labels
+        content = cases_view.cases_html(found, labels, pictures)
+        return Part(cases_view.TITLE, cases_view.about(found, labels), content), found.to_json()
+
+    return ask
+
+
+def _at_once(
+    picture: tabs.Picture, label: str, name: str, nothing: str, ask: Ask, description: str
+) -> None:
+    """Lay out and connect a section that is ready in about a second."""
     import gradio as gr
 
-    button = gr.Button("Find cases", variant="primary")
-    drawn = gr.HTML(EMPTY_CASES, elem_id="dl-cases")
-    with gr.Accordion("As data", open=False):
-        facts = gr.JSON(label="Result")
+    button = gr.Button(label, variant="primary")
+    outputs = _outputs(picture, name, nothing)
 
-    def cases(image: str | None, anyway: bool, request: gr.Request) -> tuple[str, Any]:
-        wish, labels = Wish(anyway=bool(anyway)), desk.bundle.labels
-        found, pictures = desk.cases(request.session_hash, image, wish)
-        text = cases_view.about(found, labels)
-        content = cases_view.cases_html(found, labels, pictures)
-        return section(Part(cases_view.TITLE, text, content)), plain(found.to_json())
+    def answer(image: str | None, anyway: bool, request: gr.Request) -> tuple[str, Any]:
+        found, data = ask(request.session_hash, image, Wish(anyway=bool(anyway)))
+        return section(found), plain(data)
 
     button.click(
-        cases,
+        answer,
         [picture.image, picture.anyway],
-        [drawn, facts],
-        api_name="cases",
-        api_description=(
-            "The training lesions most like an image to the model, of its two most probable "
-            f"{words(desk.bundle.labels).several}. Returns them as HTML, and as data: similarity, "
-            "distance, and how each label was established; and how many of the nearest agree."
-        ),
+        outputs,
+        api_name=name,
+        api_description=description,
         show_progress="minimal",
-        show_progress_on=drawn,
+        show_progress_on=outputs[0],
         concurrency_limit=2,
     )
-    _forget_with(picture, (EMPTY_CASES, None), [drawn, facts])
 
 
-def changes_section(desk: Desk, picture: tabs.Picture) -> None:
+def _changes_section(desk: Desk, picture: tabs.Picture) -> None:
     """Lay out and connect what would change the answer."""
     import gradio as gr
 
     start, stop = tabs.start_and_stop("Find changes")
-    drawn = gr.HTML(EMPTY_CHANGES, elem_id="dl-changes")
-    with gr.Accordion("As data", open=False):
-        facts = gr.JSON(label="Result")
+    outputs = _outputs(picture, "changes", EMPTY_CHANGES)
 
     def changes(image: str | None, anyway: bool, request: gr.Request) -> Iterator[tuple[str, Any]]:
         found, numbers = desk.changes(request.session_hash, image, Wish(anyway=bool(anyway)))
@@ -90,10 +101,10 @@ def changes_section(desk: Desk, picture: tabs.Picture) -> None:
         desk.jobs.stop(request.session_hash, tabs.EXPLAINING)
         return finished("Stopped.")
 
-    start.click(lambda: WAITING, None, drawn, queue=False, **tabs.PRIVATE).then(
+    start.click(lambda: WAITING, None, outputs[0], queue=False, **tabs.PRIVATE).then(
         desk.jobs.stoppable(changes, stopped),
         [picture.image, picture.anyway],
-        [drawn, facts],
+        outputs,
         api_name="changes",
         api_description=(
             "What would have to be different in the picture for another answer: the lesion erased, "
@@ -103,41 +114,17 @@ def changes_section(desk: Desk, picture: tabs.Picture) -> None:
         show_progress="hidden",
         trigger_mode="multiple",
         **tabs.SHARED,
-    ).failure(lambda: (EMPTY_CHANGES, None), None, [drawn, facts], **tabs.PRIVATE)
-    stop.click(stop_all, None, drawn, queue=False, **tabs.PRIVATE)
-    _forget_with(picture, (EMPTY_CHANGES, None), [drawn, facts])
+    ).failure(lambda: (EMPTY_CHANGES, None), None, outputs, **tabs.PRIVATE)
+    stop.click(stop_all, None, outputs[0], queue=False, **tabs.PRIVATE)
 
 
-def criteria_section(desk: Desk, picture: tabs.Picture) -> None:
-    """Lay out and connect the measurable criteria."""
+def _outputs(picture: tabs.Picture, name: str, nothing: str) -> list[Any]:
+    """Lay out where results of a section stand, and clear those of another image or outline."""
     import gradio as gr
 
-    button = gr.Button("Measure", variant="primary")
-    drawn = gr.HTML(EMPTY_CRITERIA, elem_id="dl-criteria")
+    drawn = gr.HTML(nothing, elem_id=f"dl-{name}")
     with gr.Accordion("As data", open=False):
         facts = gr.JSON(label="Result")
-
-    def criteria(image: str | None, anyway: bool, request: gr.Request) -> tuple[str, Any]:
-        found, numbers = desk.criteria(request.session_hash, image, Wish(anyway=bool(anyway)))
-        return section(found), plain(numbers)
-
-    button.click(
-        criteria,
-        [picture.image, picture.anyway],
-        [drawn, facts],
-        api_name="criteria",
-        api_description=(
-            "Asymmetry, border, colors and size of the lesion, measured from outline and pixels. "
-            "Returns a table as HTML, and the values as data; empty where no outline is sure."
-        ),
-        show_progress="minimal",
-        show_progress_on=drawn,
-        concurrency_limit=2,
-    )
-    _forget_with(picture, (EMPTY_CRITERIA, None), [drawn, facts])
-
-
-def _forget_with(picture: tabs.Picture, nothing: tuple[str, None], outputs: list[Any]) -> None:
-    """Clear results of another image, or of one on which the model abstains again."""
-    for change in (picture.image.change, picture.anyway.input):
-        change(lambda: nothing, None, outputs, queue=False, **tabs.PRIVATE)
+    for change in (picture.image.change, picture.anyway.input, picture.drawing.success):
+        change(lambda: (nothing, None), None, [drawn, facts], queue=False, **tabs.PRIVATE)
+    return [drawn, facts]
