@@ -507,3 +507,16 @@ def serious(page: Any) -> set[str]:
         for one in result["violations"]
         if one["impact"] in ("serious", "critical")
     }
+
+
+def test_evidence_beside_maps(page: Any, lesion: Path, complaints: list[str]) -> None:
+    """Criteria and changes of an upload, the latter with a word on what they are not."""
+    analyzed(page, lesion)
+    tab(page, "Evidence")
+    button(page, "Measure").click()
+    wait_for_text(page, "#dl-criteria", "Measurable criteria")
+    button(page, "Find changes").click()
+    wait_for_text(page, "#dl-changes", "through the network altogether")
+    assert "not of the skin" in text(page, "#dl-changes")
+    assert page.locator("#dl-changes article").count() >= 2
+    assert complaints == []
