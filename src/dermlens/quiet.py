@@ -1,4 +1,4 @@
-"""TensorFlow's import without the log lines that it writes before any setting counts."""
+"""TensorFlow and LiteRT without the log lines that they write before any setting counts."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 
 @contextmanager
-def _no_standard_error() -> Iterator[None]:
+def no_standard_error() -> Iterator[None]:
     """Send what native code writes to standard error to nowhere."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -38,7 +38,7 @@ class _Quiet(MetaPathFinder):
             run = spec.loader.exec_module
 
             def silently(module: ModuleType) -> None:
-                with _no_standard_error():
+                with no_standard_error():
                     run(module)
 
             loader: Any = spec.loader

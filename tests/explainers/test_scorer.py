@@ -72,6 +72,14 @@ def test_logits_agree_and_do_not_depend_on_the_batch(bundle: Bundle, images: np.
     np.testing.assert_array_equal(made, one_by_one)
 
 
+def test_nothing_is_said_on_the_console(
+    bundle: Bundle, images: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    int8_copy(bundle).scorer(bundle.model).logits(images.astype(np.float32))
+    assert "INFO" not in capfd.readouterr().err
+
+
 def test_measured_agreement_is_kept_and_makes_the_copy_the_default(
     bundle: Bundle, images: np.ndarray
 ) -> None:

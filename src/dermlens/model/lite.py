@@ -15,6 +15,7 @@ import numpy as np
 
 from dermlens.errors import ModelError, UsageError
 from dermlens.extras import optional
+from dermlens.quiet import no_standard_error
 
 KINDS: tuple[str, ...] = ("float32", "float16", "int8", "dynamic")
 
@@ -114,8 +115,11 @@ class LiteClassifier:
         try:
             # Images side by side, one thread each: threads that share an image wait for each other
             # after every layer, and a larger batch gains nothing over that.
-            interpreters = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
-            self._runners = [found.get_signature_runner() for found in interpreters]
+            with no_standard_error():
+                found = [Interpreter(model_path=str(path), num_threads=1) for _ in range(count)]
+                for one in found:
+                    one.allocate_tensors()
+                self._runners = [one.get_signature_runner() for one in found]
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{path} is no LiteRT file that runs here ({error}).") from error
         self._pool = ThreadPoolExecutor(count) if count > 1 else None
