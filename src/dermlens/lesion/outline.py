@@ -4,7 +4,7 @@ Whatever differs most in color from the skin along the picture's border, cut by 
 ("A threshold selection method from gray-level histograms", 1979), the piece that lies most in the
 middle. An aid for looking at maps: on 300 test images of HAM10000 the overlap (IoU) with drawn
 outlines is 0.85 at the median, and below 0.41 for one in ten. Where lesions are measured,
-``reliable_outline`` says of each how far it can be trusted, from the picture alone, and refuses
+``examine_outline`` says of each how far it can be trusted, from the picture alone, and refuses
 those that it cannot.
 """
 

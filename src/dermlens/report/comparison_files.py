@@ -88,7 +88,8 @@ def compare_files(
     check_targets([target, against], bundle.labels)
     out = Path(out)
     pictures = CasePictures(data)
-    images, outlines = fitted_photographs(bundle, files, out, KIND, find_masks(files, mask))
+    masks = find_masks(files, mask)
+    images, outlines = fitted_photographs(bundle, files, out, KIND, masks)
     comparer = Comparer(
         bundle,
         names,
@@ -99,7 +100,6 @@ def compare_files(
         pictures=pictures,
     )
     maker = _evidence_maker(bundle, scorer, len(files)) if evidence else None
-    masks = find_masks(files, mask)
     written = []
     options: dict[str, Any] = {"target": target, "against": against, "seed": seed}
     with progress("Comparing", len(files) * len(comparer.pieces)) as advance:
