@@ -26,6 +26,7 @@ _WHERE = {
         "explain",
         "load",
         "nearest_cases",
+        "stress",
     ),
     "dermlens.labels": ("HAM10000", "Label", "LabelSet", "label_set"),
     "dermlens.model.image_classifier": ("ImageClassifier",),
@@ -50,7 +51,7 @@ __all__ = [
     "ImageClassifier", "IntegratedGradients", "KernelSHAP", "Label", "LabelSet", "LayerCAM",
     "Logit", "MultiOcclusion", "Occlusion", "Probability", "RegionGradients", "SmoothGrad", "adopt",
     "benchmark", "changes", "compare", "criteria", "evaluate", "explain", "label_set", "load",
-    "metrics", "nearest_cases", "read_shards",
+    "metrics", "nearest_cases", "read_shards", "stress",
 ]  # fmt: skip
 
 

@@ -249,6 +249,54 @@ def evaluate(
     return Evaluation({**metrics, **about}, table)
 
 
+def stress(
+    model: Any,
+    data: str | Path,
+    out: str | Path,
+    *,
+    split: str = "test",
+    allow_training_images: bool = False,
+    batch_size: int = 32,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure a classifier on photographs made worse: compression, blur, light, color, size, hair.
+
+    Args:
+        model: ``ImageClassifier``, or a Keras model that it takes without more.
+        data: Prepared and split data set.
+        out: Folder to write, or to go on in.
+        split: ``train``, ``validation``, ``test`` or ``all``.
+        allow_training_images: Whether to keep images that the model was trained on.
+        batch_size: Images per pass.
+        resamples: Bootstrap resamples over lesions.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row per change and figure: ``name``, ``figure``, ``value``, ``difference`` to the
+        unchanged photographs and its 95 % interval ``low``, ``high``.
+
+    Raises:
+        DataError: If the data set is not split.
+        UsageError: If ``out`` holds results of another model, data set or split.
+    """
+    from dermlens.model.training_overlap import training_overlap
+    from dermlens.serve.stress import stress_test
+
+    classifier = as_classifier(model)
+    overlap = training_overlap(classifier, Path(data), split)
+    return stress_test(
+        classifier,
+        Path(data),
+        Path(out),
+        split,
+        leave_out=overlap.to_leave_out(allow_training_images),
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+    ).table
+
+
 def benchmark(
     model: Any,
     data: str | Path,

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from dermlens.cli_options import BatchSize, BundlePath, claim, parse_range, parse_size, say_written
+from dermlens.cli_options import (
+    AllowTrainingImages,
+    BatchSize,
+    BundleAndData,
+    BundlePath,
+    Seed,
+    bundle_and_data,
+    claim,
+    load_named,
+    parse_range,
+    parse_size,
+    say_written,
+)
 from dermlens.progress import say
 
 
@@ -126,6 +138,43 @@ def export(
     say_written(written.values())
 
 
+def stress(
+    paths: BundleAndData,
+    out: Annotated[Path, typer.Option(help="Folder to write, or to go on in.")] = Path("stress"),
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples over lesions.")] = 2000,
+    allow_training_images: AllowTrainingImages = False,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+) -> None:
+    """Measure a bundle on photographs made worse: compression, blur, light, color, size, hair.
+
+    Can be interrupted at any time; the same command goes on.
+
+    Example: dermlens stress runs/first/bundle DATA --out stress
+    """
+    from dermlens.model.training_overlap import training_overlap
+    from dermlens.serve.stress import stress_lines, stress_test
+
+    bundle, data = bundle_and_data(paths)
+    claim(out, reading=data)
+    loaded = load_named(bundle)
+    leave_out = training_overlap(loaded, data, split).to_leave_out(allow_training_images)
+    found = stress_test(
+        loaded,
+        data,
+        out,
+        split,
+        leave_out=leave_out,
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+    )
+    for line in stress_lines(found.facts):
+        say(line)
+    say_written(out / name for name in ("stress.csv", "stress.json", "stress.png"))
+
+
 def card(
     bundle: BundlePath = None,
     evaluation: Annotated[
@@ -133,6 +182,10 @@ def card(
     ] = None,
     benchmark: Annotated[
         Path | None, typer.Option(help="Folder of 'dermlens benchmark', for the model card.")
+    ] = None,
+    stressed: Annotated[
+        Path | None,
+        typer.Option("--stress", help="Folder of 'dermlens stress', for the model card."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Prepared data set: writes the data card.")
@@ -156,6 +209,7 @@ def card(
         cards["model_card.md"] = model_card(
             load_bundle(find_bundle(bundle)),
             evaluation,
+            stress=stressed,
             explanation=measured[0],
             shortcuts=measured[1],
         )

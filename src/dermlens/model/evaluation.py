@@ -1,6 +1,6 @@
 """Evaluation from a predictions table alone: no model, no images, no randomness but the seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,71 @@ def metrics_from_predictions(
         "n_images": len(table),
         "n_lesions": int(table.lesion_id.nunique()),
     }
+
+
+def compare_predictions(
+    tables: Mapping[str, pd.DataFrame],
+    calibration: Calibration,
+    *,
+    reference: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return figures of predictions of the same images made in several ways, and what they differ.
+
+    Args:
+        tables: Predictions by name, as ``predictions_table`` makes them, of the same images in the
+            same order, ``dx`` known for every row.
+        calibration: Of the bundle.
+        reference: The name of those that the others are compared with.
+        resamples: Bootstrap resamples of lesions, the same ones for all tables.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        A row per table and figure: ``name``, ``figure``, ``value``, ``difference`` (less the
+        reference's) and its 95 % interval ``low``, ``high``. Figures: ``balanced_accuracy`` (of the
+        balanced rule), ``most_probable_balanced_accuracy``, ``macro_auc``, ``ece``, ``nll``,
+        ``<flag>_sensitivity`` and ``<flag>_specificity``, ``coverage`` of the prediction sets,
+        ``abstained``, ``same_answer`` (share with the reference's most probable class).
+    """
+    first = tables[reference]
+    lesions = first.lesion_id.to_numpy()
+    drawn = metrics.lesion_resamples(lesions, resamples, seed)
+    weights = np.concatenate([np.ones((1, len(first))), drawn])
+    usual = _compared(first, first, calibration, weights)
+    rows = []
+    for name, table in tables.items():
+        for figure, values in _compared(table, first, calibration, weights).items():
+            less = values - usual[figure]
+            low, high = metrics.interval(less[1:])
+            rows.append((name, figure, float(values[0]), float(less[0]), low, high))
+    return pd.DataFrame(rows, columns=["name", "figure", "value", "difference", "low", "high"])
+
+
+def _compared(
+    table: pd.DataFrame, reference: pd.DataFrame, calibration: Calibration, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return each figure of ``compare_predictions`` for every row of weights."""
+    classes, data = calibration.classes, _Answers.of(table, calibration.classes)
+    figures, total = data.figures(weights), weights.sum(axis=1)
+    found = {
+        "balanced_accuracy": figures["balanced_accuracy"],
+        "most_probable_balanced_accuracy": data.decisions(weights, "predicted")[
+            "balanced_accuracy"
+        ],
+        **{name: figures[name] for name in ("macro_auc", "ece", "nll")},
+    }
+    for name, point in calibration.operating_points.items():
+        flags = metrics.flag_metrics(*data.flags(point, classes), point.threshold, weights)
+        found |= {f"{name}_{kind}": flags[kind] for kind in ("sensitivity", "specificity")}
+    shares: dict[str, np.ndarray] = {}
+    if (sets := calibration.prediction_sets) is not None:
+        inside = sets.contain(data.probabilities)
+        shares["coverage"] = inside[np.arange(len(data.labels)), data.labels]
+    if "abstain" in table.columns:
+        shares["abstained"] = table.abstain.to_numpy(bool)
+    shares["same_answer"] = (table.predicted == reference.predicted).to_numpy()
+    return found | {name: weights @ share / total for name, share in shares.items()}
 
 
 def _first(figures: dict[str, np.ndarray], names: Sequence[str], *at: int) -> dict[str, float]:

@@ -27,9 +27,11 @@ class Store:
         UsageError: If the folder holds pieces of another plan.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, plan: dict[str, Any], what: str = "results of a benchmark that differs"
+    ) -> None:
         self.folder = Path(folder)
-        hold_to_plan(self.folder / "plan.json", plan, "results of a benchmark that differs")
+        hold_to_plan(self.folder / "plan.json", plan, what)
 
     def path(self, kind: str, name: str, suffix: str = ".json") -> Path:
         """Return where a piece is kept; names of any characters get a safe file name."""

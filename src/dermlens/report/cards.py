@@ -35,6 +35,13 @@ def _interval(bounds: Any) -> str:
     return f"{_number(bounds[0])}–{_number(bounds[1])}"
 
 
+def _change(row: dict[str, Any]) -> str:
+    """Write a difference with its interval; a dash where there is none."""
+    if row["low"] is None or not row["low"] < row["high"]:
+        return "–"
+    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %"
 
@@ -44,6 +51,7 @@ def _render(template: str, **values: Any) -> str:
     environment.filters |= {
         "f": _number,
         "interval": _interval,
+        "change": _change,
         "percent": _percent,
         "thousands": lambda value: f"{value:,}",
     }
@@ -51,12 +59,25 @@ def _render(template: str, **values: Any) -> str:
 
 
 def model_card(
-    bundle: Bundle, evaluation: Path, *, explanation: str = "", shortcuts: str = ""
+    bundle: Bundle,
+    evaluation: Path,
+    *,
+    stress: Path | None = None,
+    explanation: str = "",
+    shortcuts: str = "",
 ) -> str:
     """Return the model card of a bundle as Markdown.
 
+    Args:
+        bundle: The model.
+        evaluation: Folder of ``dermlens evaluate``.
+        stress: Folder of ``dermlens stress``, if there is one.
+        explanation: What is known of its explanations, Markdown.
+        shortcuts: What the shortcut probe found, Markdown.
+
     Raises:
-        DataError: If the evaluation is missing, or was made with another balanced rule.
+        DataError: If the evaluation is missing, or was made with another balanced rule; or the
+            stress test was made with another model.
     """
     metrics = read_json(Path(evaluation) / "metrics.json")
     if metrics.get("balanced_rule") != bundle.calibration.rule:
@@ -91,9 +112,25 @@ def model_card(
         names={label.code: label.name for label in bundle.labels.labels},
         failures=_failures(read_predictions(Path(evaluation) / "predictions.csv"), metrics),
         small=SMALL_GROUP,
+        stress=None if stress is None else _stress(bundle, Path(stress)),
         explanation=explanation,
         shortcuts=shortcuts,
     )
+
+
+def _stress(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Return what each change of the photographs did: rows, each with its figures by name."""
+    facts = read_json(folder / "stress.json")
+    if facts["model"] != bundle.identity:
+        raise DataError(
+            f"The stress test in {folder} was made with another model. Run 'dermlens stress' again."
+        )
+    figures: dict[str, dict[str, Any]] = {}
+    for row in facts["figures"]:
+        figures.setdefault(row["name"], {})[row["figure"]] = row
+    unchanged = {"name": "unchanged", "title": "as it is", "mild": True}
+    rows = [{**one, "figures": figures[one["name"]]} for one in [unchanged, *facts["changes"]]]
+    return {**facts, "rows": rows}
 
 
 def _failures(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any]:

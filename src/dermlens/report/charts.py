@@ -275,3 +275,32 @@ def balanced_rule(result: dict[str, Any]) -> "Figure":
     )
     axes.legend(loc="lower right")
     return figure
+
+
+@style()
+def stress_chart(facts: dict[str, Any]) -> "Figure":
+    """Draw what each change of the photographs does to balanced accuracy, with its interval.
+
+    ``facts`` is the content of ``stress.json``.
+    """
+    changes = facts["changes"]
+    figure, (left, right) = new_axes(
+        10, 1.2 + 0.32 * len(changes), 1, 2, sharey=True, width_ratios=(1, 1)
+    )
+    places = np.arange(len(changes))[::-1]
+    titles = (
+        ("balanced_accuracy", "Balanced rule"),
+        ("most_probable_balanced_accuracy", "Most probable class"),
+    )
+    for axes, (figure_name, title) in zip((left, right), titles, strict=True):
+        found = {row["name"]: row for row in facts["figures"] if row["figure"] == figure_name}
+        rows = [found[change["name"]] for change in changes]
+        values = np.array([row["difference"] for row in rows])
+        colors = [ACCENT if change["mild"] else WARNING for change in changes]
+        ends = np.array([[row["low"], row["high"]] for row in rows])
+        axes.hlines(places, ends[:, 0], ends[:, 1], color=colors, linewidth=2)
+        axes.scatter(values, places, color=colors, zorder=3)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.set(title=title, xlabel="change of balanced accuracy")
+    left.set_yticks(places, [change["title"] for change in changes])
+    return figure

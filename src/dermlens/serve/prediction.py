@@ -51,16 +51,17 @@ def predict_split(
         found = bundle.logits_and_ood_scores(
             images, rows, tta_views=tta_views, batch_size=batch_size, advance=advance
         )
-    return _table(bundle, table.iloc[rows], *found)
+    return labeled_predictions(bundle, table.iloc[rows], *found)
 
 
-def _table(
+def labeled_predictions(
     bundle: ImageClassifier,
     rows: pd.DataFrame,
     logits: np.ndarray,
     scores: np.ndarray | None,
     level: float | None = None,
 ) -> pd.DataFrame:
+    """Put what a model says of images (N, C), and its distances (N,), beside what is known."""
     threshold = np.inf if bundle.ood_detector is None else bundle.ood_detector.threshold
     malignant, calibration = bundle.labels.malignant, bundle.calibration
     table = predictions_table(rows, logits, calibration, scores, threshold, level, malignant)
@@ -95,7 +96,7 @@ def predict_external(
     here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
     chosen = [files[i] for i in here.image_id]
     logits, scores, _, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
-    return _table(bundle, here, logits, scores)
+    return labeled_predictions(bundle, here, logits, scores)
 
 
 def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
@@ -252,7 +253,7 @@ def predict_files(
     )
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
     rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
-    table = _table(bundle, rows, logits, scores, level)
+    table = labeled_predictions(bundle, rows, logits, scores, level)
     table = table.drop(columns=["lesion_id", "dx", "dx_type", "age", "sex", "localization"])
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
     for name, flagged in bundle.calibration.flags(probabilities).items():
