@@ -133,11 +133,16 @@ def train(
     augmentation: Annotated[
         str | None, typer.Option(help="none, normal or strong variation of training images.")
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Bundle to learn from beside the labels (distillation).")
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            help="Bundle to learn from beside the labels (distillation); may be given several "
+            "times.",
+        ),
     ] = None,
     teacher_share: Annotated[
-        float | None, typer.Option(help="Share of the loss the teacher sets, 0..1.")
+        float | None, typer.Option(help="Share of the loss the teachers set, 0..1.")
     ] = None,
     patience: Annotated[int | None, typer.Option(help="Early stopping; 0 for never.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
@@ -147,6 +152,12 @@ def train(
     early_epochs: Annotated[int | None, typer.Option(help="Epochs at --early-size.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sets everything random.")] = None,
+    extra: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Prepared data set that serves training alone; may be given several times."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run in --out.")] = False,
     workers: Annotated[
         str | None,
@@ -175,11 +186,12 @@ def train(
     options: dict[str, Any] = {
         **context.params,
         "augmentation": None if augmentation is None else augmentation_named(augmentation),
+        "teachers": tuple(teachers) if teachers else None,
         "early_size": None if early_size is None else parse_size(early_size),
         "imbalance": None if imbalance is None else ImbalanceHandling(imbalance, imbalance_power),
     }
     network = {"backbone": backbone, "input_size": None if size is None else parse_size(size)}
-    for name in ("data", "out", "preset", "resume", "backbone", "size", "imbalance_power"):
+    for name in ("data", "out", "preset", "resume", "extra", "backbone", "size", "imbalance_power"):
         del options[name]
     del options["workers"], options["rank"]
     architecture = replace(preset_configuration(preset).architecture, **_given(network))
@@ -188,7 +200,7 @@ def train(
     if writes:
         claim(out, reading=data)
     replicas = replicas_here() if cluster is None else join_workers(*cluster)
-    train_together(data, out, configuration, replicas, resume=resume)
+    train_together(data, out, configuration, replicas, extra=extra or (), resume=resume)
     if writes:
         say_written(write_training_figures(out, data))
 

@@ -12,8 +12,10 @@ from dermlens.data.splits import split_data_set
 from dermlens.errors import DataError, ModelError, UsageError
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture
+from dermlens.model.distillation import load_teachers
 from dermlens.model.optimization import distillation_loss
 from dermlens.model.training import train
+from dermlens.model.training_data import load_training_data
 from tests_support import tiny_configuration as configuration
 
 
@@ -95,15 +97,30 @@ def test_a_student_that_gets_only_the_teacher_follows_it(prepared, teacher, tmp_
     """Without a share for the labels, its outputs approach the teacher's all the same."""
     images = cached_images(prepared, read_manifest(prepared), (32, 40))[:40]
     taught = load_bundle(teacher)
-    how = {"teacher": str(teacher), "teacher_share": 1.0, "mixup": 0.2, "seed": 3}
+    how = {"teachers": (str(teacher),), "teacher_share": 1.0, "mixup": 0.2, "seed": 3}
     student = train(prepared, tmp_path / "student", configuration(epochs=8, **how))
     alone = train(prepared, tmp_path / "alone", configuration(epochs=1, seed=3))
     goal = _at_size(taught, (32, 40)).predict(images.astype(np.float32), verbose=0)
     near, far = (np.abs(bundle.logits(images) - goal).mean() for bundle in (student, alone))
     assert near < 0.6 * far
     facts = json.loads((tmp_path / "student" / "bundle" / "bundle.json").read_text())["training"]
-    assert facts["teacher"] == {"backbone": "tiny", "best_epoch": taught.best_epoch}
+    assert facts["teachers"] == [{"backbone": "tiny", "best_epoch": taught.best_epoch}]
     assert facts["mixup"] == 0.2
+
+
+def test_several_teachers_say_the_mean_of_their_logits(prepared, teacher, tmp_path):
+    other = tmp_path / "other"
+    train(prepared, other, configuration(epochs=2, seed=9))
+    data = load_training_data(prepared)
+    images = data.images((32, 40))[:6].astype(np.float32)
+
+    def said(*paths):
+        return load_teachers(configuration(teachers=tuple(map(str, paths))), data)(images).numpy()
+
+    first, second = said(teacher), said(other / "bundle")
+    assert np.abs(first - second).max() > 0.05
+    np.testing.assert_allclose(said(teacher, other / "bundle"), (first + second) / 2, atol=1e-5)
+    assert load_teachers(configuration(), data) is None
 
 
 def _at_size(bundle, size):
@@ -121,7 +138,7 @@ def test_a_teacher_that_saw_other_data_or_classes_is_refused(prepared, teacher, 
     shutil.copytree(prepared, other)
     split_data_set(other, seed=5)
     with pytest.raises(DataError, match="not the data set"):
-        train(other, tmp_path / "run", configuration(teacher=str(teacher)))
+        train(other, tmp_path / "run", configuration(teachers=(str(teacher),)))
     with pytest.raises(ModelError, match="not a bundle"):
-        train(prepared, tmp_path / "run", configuration(teacher=str(tmp_path)))
+        train(prepared, tmp_path / "run", configuration(teachers=(str(tmp_path),)))
     assert not (tmp_path / "run").exists()

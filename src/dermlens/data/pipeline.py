@@ -82,13 +82,14 @@ class TrainingSet:
     """Images of the training split, ready to be drawn.
 
     Attributes:
-        images: uint8 (M, H, W, 3), usually a memory map of the whole data set.
+        images: uint8 (M, H, W, 3), usually a memory map of the whole data set, or anything that
+            has a shape and gives the images of rows.
         rows: int64 (N,): which of the M images belong to the split.
         labels: int32 (N,): class positions.
         weights: float32 (N,): loss weight per image.
     """
 
-    images: np.ndarray
+    images: Any
     rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray

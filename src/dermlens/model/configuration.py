@@ -47,9 +47,9 @@ class TrainingConfiguration:
         imbalance: Handling of rare classes.
         augmentation: Strength of online augmentation.
         mixup: Parameter alpha of mixing pairs of images; 0 for none.
-        teacher: Folder of a bundle whose outputs are learned beside the labels (distillation);
-            ``"none"`` for labels alone.
-        teacher_share: Share of the loss that the teacher sets, 0..1.
+        teachers: Folders of bundles whose outputs are learned beside the labels (distillation); the
+            mean of their logits counts.
+        teacher_share: Share of the loss that the teachers set, 0..1.
         teacher_temperature: Softens both networks' outputs in that share.
         patience: Epochs without a better validation balanced accuracy before stopping; 0: never.
         early_size: Smaller (height, width) for the first ``early_epochs`` epochs, or None.
@@ -76,7 +76,7 @@ class TrainingConfiguration:
     imbalance: ImbalanceHandling = field(default_factory=ImbalanceHandling)
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: NotNegative = 0.0
-    teacher: str = "none"
+    teachers: tuple[str, ...] = ()
     teacher_share: Share = 0.7
     teacher_temperature: Positive = 2.0
     patience: Count = 0

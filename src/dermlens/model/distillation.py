@@ -1,9 +1,11 @@
-"""Learning from another network's outputs beside the labels (Hinton et al. 2015).
+"""Learning from other networks' outputs beside the labels (Hinton et al. 2015).
 
-The teacher looks at the very images the student is trained on, varied and mixed as they are
-("function matching", Beyer et al. 2022), so that it is never asked about what it has memorized.
+Teachers look at the very images the student is trained on, varied and mixed as they are
+("function matching", Beyer et al. 2022), so that they are never asked about what they have
+memorized. Of several the logits are averaged.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,35 @@ from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.training_data import TrainingData, require_same_data
 from dermlens.model.weights import set_weights
 
-NO_TEACHER = "none"
+Teach = Callable[[Any], Any]
+"""Images of any size, (B, H, W, 3), to the logits to learn from, float32 (B, C)."""
 
 
-def load_teacher(configuration: TrainingConfiguration, data: TrainingData) -> Any | None:
-    """Return the teacher of a run: a frozen network that takes images of any size, or None.
+def load_teachers(configuration: TrainingConfiguration, data: TrainingData) -> Teach | None:
+    """Return what the teachers of a run say of images, the mean of their logits; None without any.
 
-    It must have been trained on the same split: one that saw the validation images would make
+    They must have been trained on the same split: one that saw the validation images would make
     validation figures too good.
 
     Raises:
-        ModelError: If the bundle cannot be loaded or tells other diagnoses apart.
-        DataError: If it was trained on other data.
+        ModelError: If a bundle cannot be loaded or tells other diagnoses apart.
+        DataError: If one was trained on other data.
     """
-    if configuration.teacher == NO_TEACHER:
+    if not configuration.teachers:
         return None
-    path = Path(configuration.teacher)
+    networks = [_load(Path(path), configuration, data) for path in configuration.teachers]
+
+    def teach(images: Any) -> Any:
+        import tensorflow as tf
+
+        said = [tf.cast(network(images, training=False), tf.float32) for network in networks]
+        return tf.add_n(said) / len(said)
+
+    return teach
+
+
+def _load(path: Path, configuration: TrainingConfiguration, data: TrainingData) -> Any:
+    """Return a teacher, a frozen network that takes images of any size."""
     bundle = load_bundle(path)
     if bundle.adopted:
         raise ModelError(f"The teacher {path} is an adopted model. Use one trained with dermlens.")
@@ -47,9 +62,7 @@ def load_teacher(configuration: TrainingConfiguration, data: TrainingData) -> An
     return teacher
 
 
-def teacher_facts(configuration: TrainingConfiguration) -> dict[str, Any] | None:
-    """Say in a bundle what taught it: backbone and kept epoch, or None."""
-    if configuration.teacher == NO_TEACHER:
-        return None
-    bundle = load_bundle(Path(configuration.teacher))
-    return {"backbone": bundle.architecture.backbone, "best_epoch": bundle.best_epoch}
+def teacher_facts(configuration: TrainingConfiguration) -> list[dict[str, Any]]:
+    """Say in a bundle what taught it: backbone and kept epoch of each teacher."""
+    bundles = [load_bundle(Path(path)) for path in configuration.teachers]
+    return [{"backbone": b.architecture.backbone, "best_epoch": b.best_epoch} for b in bundles]

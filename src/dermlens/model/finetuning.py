@@ -13,6 +13,7 @@ from dermlens.data.pipeline import epoch_order, training_batches
 from dermlens.model.checkpoint import read_state, restore_state, save_state, stored_value
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
 from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.distillation import Teach
 from dermlens.model.history import History
 from dermlens.model.lite import weights_checksum
 from dermlens.model.optimization import (
@@ -65,7 +66,7 @@ def choose_trainable(
 class Finetuning:
     """The second phase of a run in the folder ``out``; picks up where a stored state left off.
 
-    The model takes images of any size; ``teacher`` is a frozen network to learn from beside the
+    The model takes images of any size; ``teach`` gives the logits to learn from beside the
     labels, or None; ``replicas`` are what trains together, None for this process alone. Of several
     workers the first alone reads and writes files and validates.
     """
@@ -78,10 +79,10 @@ class Finetuning:
         data: TrainingData,
         out: Path,
         history: History,
-        teacher: Any | None = None,
+        teach: Teach | None = None,
         replicas: Replicas | None = None,
     ) -> None:
-        self._model, self._teacher, self._replicas = model, teacher, replicas
+        self._model, self._teach, self._replicas = model, teach, replicas
         self._first = replicas is None or replicas.first
         self._configuration, self._data, self._history = configuration, data, history
         self._state_path = Path(out) / "checkpoint" / "state.npz"
@@ -122,8 +123,8 @@ class Finetuning:
         def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
             truth = tf.one_hot(labels, classes)
             images, truth, weights = self._mixed(images, truth, weights, number)
-            # Outside the tape: nothing of the teacher is to be kept for gradients.
-            taught = None if self._teacher is None else self._teacher(images, training=False)
+            # Outside the tape: nothing of the teachers is to be kept for gradients.
+            taught = None if self._teach is None else self._teach(images)
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = self._loss(truth, logits, weights, taught)
@@ -147,7 +148,7 @@ class Finetuning:
 
         def on_replica(values: Any, others: Any, images: Any, truth: Any, weights: Any) -> Any:
             images, truth, weights = (replicas.share(one) for one in (images, truth, weights))
-            taught = None if self._teacher is None else self._teacher(images, training=False)
+            taught = None if self._teach is None else self._teach(images)
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 # Nothing is assigned here: replicas on one machine share the variables.
@@ -250,7 +251,7 @@ class Finetuning:
     def _steps(self, batches: Any, epoch: int) -> dict[str, float]:
         import tensorflow as tf
 
-        per_epoch = len(self._data.rows["train"]) // self._configuration.batch_size
+        per_epoch = self._data.count // self._configuration.batch_size
         warmup = max(round(self._configuration.warmup_epochs * per_epoch), 1)
         total = self._configuration.epochs * per_epoch
         sums = np.zeros(2)

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dermlens.errors import ModelError, UsageError
+from dermlens.files import read_table
 from dermlens.folders import require_replaceable
 from dermlens.model.bundle import KIND, Bundle, load_bundle, save_bundle
 from dermlens.model.calibration import Calibration, fit_calibration
@@ -13,7 +15,7 @@ from dermlens.model.classifier import Architecture
 from dermlens.model.out_of_distribution import OODDetector, fit_ood_detector, with_threshold
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.training_data import TrainingData, load_training_data, require_same_data
-from dermlens.model.training_overlap import with_hashes
+from dermlens.model.training_overlap import EXTRA
 from dermlens.model.weights import rounded, set_weights
 from dermlens.progress import progress
 
@@ -111,11 +113,18 @@ def pack(
         data=bundle.facts["data"],
         history=bundle.history,
         # Ids and hashes alone: the data set's metadata is not ours to hand out.
-        split=with_hashes(training_data.folder, training_data.table[["image_id", "split"]]),
+        split=_split(bundle_path, training_data),
         labels=bundle.labels,
         ood_detector=ood_detector,
         dtype=dtype,
     )
+
+
+def _split(bundle_path: Path, data: TrainingData) -> pd.DataFrame:
+    """Return the split to keep, with the extra images that the bundle was trained on."""
+    stored = read_table(bundle_path / "split.csv", ("image_id", "split"), dtype=str)
+    mine = data.stored_split()
+    return pd.concat([mine, stored[stored.split == EXTRA].reindex(columns=mine.columns)])
 
 
 def _average(bundle: Bundle, path: Path, data: TrainingData) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Training in two phases, resumable after every epoch, ending in a bundle."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,14 +16,13 @@ from dermlens.locks import folder_lock
 from dermlens.model.bundle import SHIPPED, Bundle, load_bundle, save_bundle
 from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import StoredRun, TrainingConfiguration
-from dermlens.model.distillation import load_teacher, teacher_facts
+from dermlens.model.distillation import Teach, load_teachers, teacher_facts
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
 from dermlens.model.history import History
 from dermlens.model.replicas import Replicas, lost_workers
 from dermlens.model.training_data import TrainingData, load_training_data
-from dermlens.model.training_overlap import with_hashes
 from dermlens.model.weights import (
     Coverage,
     full_coverage,
@@ -35,7 +35,12 @@ from dermlens.schema import checked_file
 
 
 def train(
-    data: Path, out: Path, configuration: TrainingConfiguration, *, resume: bool = False
+    data: Path,
+    out: Path,
+    configuration: TrainingConfiguration,
+    *,
+    extra: Sequence[Path] = (),
+    resume: bool = False,
 ) -> Bundle:
     """Train a classifier and write ``OUT/bundle``.
 
@@ -48,17 +53,20 @@ def train(
         out: Folder of the run: ``bundle/``, ``history.csv``, ``logs/`` (TensorBoard),
             ``checkpoint/``, ``configuration.json``.
         configuration: How to train.
+        extra: Prepared data sets that serve training alone. Of them is left out what belongs to
+            validation or test images of ``data``. Calibration and the out-of-distribution
+            detector are fitted without them.
         resume: Continue an interrupted run in ``out`` with the configuration stored there.
 
     Returns:
         The loaded bundle.
 
     Raises:
-        DataError: If the data set cannot be used, or the teacher was trained on another.
-        ModelError: If weights or the teacher do not fit, or ``out`` holds another run.
+        DataError: If the data set cannot be used, or a teacher was trained on another.
+        ModelError: If weights or a teacher do not fit, or ``out`` holds another run.
         UsageError: If another run writes into ``out``, or changes the data set.
     """
-    bundle = train_together(data, out, configuration, None, resume=resume)
+    bundle = train_together(data, out, configuration, None, extra=extra, resume=resume)
     assert bundle is not None
     return bundle
 
@@ -69,6 +77,7 @@ def train_together(
     configuration: TrainingConfiguration,
     replicas: Replicas | None,
     *,
+    extra: Sequence[Path] = (),
     resume: bool = False,
 ) -> Bundle | None:
     """Train as ``train`` does, as one of several workers or on several GPUs.
@@ -78,6 +87,7 @@ def train_together(
         out: Folder of the run; only the first worker reads and writes it.
         configuration: How to train; the batch is shared equally by all replicas.
         replicas: ``replicas.join_workers`` or ``replicas_here``; None for this process alone.
+        extra: As ``train`` takes it, the same on every worker.
         resume: Continue an interrupted run; all workers go on from the first one's last epoch.
 
     Returns:
@@ -89,21 +99,21 @@ def train_together(
     """
     first = replicas is None or replicas.first
     with folder_lock(out) if first else nullcontext(), folder_lock(data, shared=True):
+        training_data = load_training_data(data, extra)
         if replicas is None:
-            return _train(data, Path(out), configuration, resume, None)
+            return _train(training_data, Path(out), configuration, resume, None)
         replicas.check_batch(configuration.batch_size)
         with lost_workers():
-            return _train(data, Path(out), configuration, resume, replicas)
+            return _train(training_data, Path(out), configuration, resume, replicas)
 
 
 def _train(
-    data: Path,
+    training_data: TrainingData,
     out: Path,
     configuration: TrainingConfiguration,
     resume: bool,
     replicas: Replicas | None,
 ) -> Bundle | None:
-    training_data = load_training_data(data)
     # A recipe says how, the data set what is told apart.
     architecture = replace(configuration.architecture, classes=training_data.classes.codes)
     configuration = replace(configuration, architecture=architecture)
@@ -121,7 +131,7 @@ def _train(
             f"{coverage.sentence()} Training the last layer alone would leave them so. Use weights "
             "of the whole backbone, or --epochs of at least 1."
         )
-    teacher = load_teacher(configuration, training_data)
+    teach = load_teachers(configuration, training_data)
     training_data.images(configuration.architecture.input_size)
     # All that was given has proved usable; only now does the run get its folder.
     if first:
@@ -129,7 +139,7 @@ def _train(
     say(coverage.sentence())
     history = History(out, training_data, keep=resume and first)
     weights, best_epoch, features = _two_phases(
-        model, coverage, configuration, training_data, out, history, teacher, replicas
+        model, coverage, configuration, training_data, out, history, teach, replicas
     )
     bundle = None
     if first:
@@ -150,7 +160,7 @@ def _two_phases(
     data: TrainingData,
     out: Path,
     history: History,
-    teacher: Any | None,
+    teach: Teach | None,
     replicas: Replicas | None,
 ) -> tuple[list[np.ndarray], int | None, np.ndarray | None]:
     """Train; return weights, the epoch they are of, and features if the backbone has not changed.
@@ -166,7 +176,7 @@ def _two_phases(
         features = _head_phase(model, data, configuration, out, history)
     if not configuration.epochs:
         return model.get_weights(), None, features
-    finetuning = Finetuning(model, coverage, configuration, data, out, history, teacher, replicas)
+    finetuning = Finetuning(model, coverage, configuration, data, out, history, teach, replicas)
     finetuning.run()
     weights = finetuning.best_weights() if first else model.get_weights()
     # Features change with the backbone.
@@ -186,8 +196,8 @@ def _is_finished(
         return finished
     # Paths may differ from machine to machine.
     settings = {**asdict(configuration), "weights": Path(configuration.weights).name}
-    settings["teacher"] = Path(configuration.teacher).name
-    replicas.require_same(f"{settings} {data.fingerprint}", "other options or other data")
+    settings["teachers"] = [Path(path).name for path in configuration.teachers]
+    replicas.require_same(f"{settings} {data.identity}", "other options or other data")
     return bool(replicas.from_first([np.array([finished])])[0][0])
 
 
@@ -209,7 +219,7 @@ def _refuse_other_run(
             f"The run in {out} was started with another {', '.join(differing)}. Resume it with "
             "the same options, or use another --out."
         )
-    if stored.data_fingerprint != data.fingerprint:
+    if stored.data_fingerprint != data.identity:
         raise ModelError(
             f"The run in {out} was started on other data. Use the same data set, or another --out."
         )
@@ -219,7 +229,7 @@ def _claim(out: Path, configuration: TrainingConfiguration, data: TrainingData) 
     """Make the run's folder unless it is there."""
     path = out / "configuration.json"
     if not path.is_file():
-        mine = {"training": asdict(configuration), "data_fingerprint": data.fingerprint}
+        mine = {"training": asdict(configuration), "data_fingerprint": data.identity}
         write_json(path, mine)
 
 
@@ -300,13 +310,14 @@ def _finish(
         training={
             **asdict(configuration),
             "weights": Path(configuration.weights).name,
-            "teacher": teacher_facts(configuration),
+            "teachers": teacher_facts(configuration),
             "uncovered_layers": list(coverage.uncovered),
             "best_epoch": best_epoch,
+            "extra": [one.facts(data.classes) for one in data.extras],
         },
         data={"fingerprint": data.fingerprint, **data_facts(data.folder).without("fingerprint")},
         history=history.table(),
-        split=with_hashes(data.folder, data.table[["image_id", "lesion_id", "dx", "split"]]),
+        split=data.stored_split("lesion_id", "dx"),
         labels=data.classes,
         ood_detector=ood_detector,
     )

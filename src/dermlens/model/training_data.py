@@ -1,5 +1,6 @@
 """The training split and its companions, read once and handed around."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from dermlens.errors import DataError
 from dermlens.files import read_table
 from dermlens.labels import LabelSet
 from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.extra_images import ExtraImages, StackedImages, read_extras
+from dermlens.model.training_overlap import EXTRA, with_hashes
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class TrainingData:
         labels: int32 (N,), class positions in manifest order.
         rows: Manifest rows of each split.
         fingerprint: Of the data set's content.
+        extras: Images of other data sets that are trained on besides.
     """
 
     folder: Path
@@ -43,6 +47,7 @@ class TrainingData:
     labels: np.ndarray
     rows: dict[str, np.ndarray]
     fingerprint: str
+    extras: tuple[ExtraImages, ...] = ()
     _opened: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def images(self, size: tuple[int, int]) -> np.ndarray:
@@ -52,12 +57,38 @@ class TrainingData:
             self._opened[size] = cached_images(self.folder, self.table, size)
         return self._opened[size]
 
+    @property
+    def count(self) -> int:
+        """Number of images that are trained on."""
+        return len(self.rows["train"]) + sum(len(one.rows) for one in self.extras)
 
-def load_training_data(data: Path) -> TrainingData:
+    @property
+    def identity(self) -> str:
+        """What training depends on: the fingerprints of the data set and of extra ones."""
+        return "+".join([self.fingerprint, *(one.fingerprint for one in self.extras)])
+
+    def stored_split(self, *columns: str) -> pd.DataFrame:
+        """Return the split a bundle is to keep: image_id, ``columns``, split and hashes.
+
+        Images of extra data sets stand behind those of the data set itself.
+        """
+        names = ["image_id", *columns, "split"]
+        parts = [with_hashes(self.folder, self.table[names])]
+        for one in self.extras:
+            parts.append(with_hashes(one.folder, one.chosen.assign(split=EXTRA)[names]))
+        return pd.concat(parts, ignore_index=True)
+
+
+def load_training_data(data: Path, extra: Sequence[Path] = ()) -> TrainingData:
     """Read a split data set.
 
+    Args:
+        data: The prepared and split data set.
+        extra: Prepared data sets that serve training alone.
+
     Raises:
-        DataError: If it is not split, or a class is missing from train or validation.
+        DataError: If it is not split, a class is missing from train or validation, or an extra
+            data set gives no image.
     """
     table, classes = read_manifest(data), data_labels(data)
     for split in ("train", "validation"):
@@ -70,13 +101,16 @@ def load_training_data(data: Path) -> TrainingData:
             )
     split_column = table.split.to_numpy()
     rows = {split: np.flatnonzero(split_column == split) for split in SPLITS}
+    checks = read_checks(data)
+    hashes = dict(zip(checks.image_id, checks.perceptual_hash, strict=True)) if extra else {}
     return TrainingData(
         Path(data),
         table,
         classes,
         class_indices(table, classes),
         rows,
-        fingerprint(table, read_checks(data)),
+        fingerprint(table, checks),
+        read_extras(extra, table, hashes, classes),
     )
 
 
@@ -92,7 +126,7 @@ def require_same_data(bundle_path: Path, fingerprint: str | None, data: Training
         DataError: If it was not.
     """
     stored = read_table(bundle_path / "split.csv", ("image_id", "split"), dtype=str)
-    same_split = _splits(stored) == _splits(data.table)
+    same_split = _splits(stored[stored.split != EXTRA]) == _splits(data.table)
     if fingerprint != data.fingerprint or not same_split:
         raise DataError(
             f"{data.folder} is not the data set {bundle_path} was trained on (other images or "
@@ -107,9 +141,19 @@ def _splits(table: pd.DataFrame) -> dict[str, str]:
 def training_set(
     data: TrainingData, configuration: TrainingConfiguration, size: tuple[int, int]
 ) -> TrainingSet:
-    """Return the training split at a size, with its loss weights."""
-    rows = data.rows["train"]
-    labels = data.labels[rows]
+    """Return the training split and extra images at a size, with their loss weights."""
+    rows, labels, images = (
+        [data.rows["train"]],
+        [data.labels[data.rows["train"]]],
+        data.images(size),
+    )
+    parts = [images]
+    for one in data.extras:
+        rows.append(one.rows + sum(map(len, parts)))
+        labels.append(class_indices(one.chosen, data.classes))
+        parts.append(one.images(size))
     classes = len(configuration.architecture.classes)
-    weights = sample_weights(labels, configuration.imbalance, classes)
-    return TrainingSet(data.images(size), rows, labels, weights)
+    joined = np.concatenate(labels)
+    weights = sample_weights(joined, configuration.imbalance, classes)
+    pixels = StackedImages(parts) if data.extras else images
+    return TrainingSet(pixels, np.concatenate(rows), joined, weights)

@@ -109,7 +109,7 @@ def seen_images(classifier: Any) -> SeenImages | None:
     table = pd.read_csv(Path(path) / "split.csv", dtype=text, **AS_WRITTEN)
     if not {"image_id", "split"} <= set(table.columns):
         return None
-    table = table[table.split == "train"]
+    table = table[table.split.isin(TRAINED_ON)]
     lesions = table.lesion_id.dropna() if "lesion_id" in table else pd.Series(dtype=str)
     # A lesion that is called like its image has no name of its own; bare numbers occur anywhere.
     named = {one for one in lesions if not one.isdigit()} - set(table.image_id)
@@ -137,6 +137,11 @@ def _kept_apart(fingerprint: str | None) -> np.ndarray:
     return np.load(path, allow_pickle=False) if path.is_file() else np.zeros((0, 32), np.uint8)
 
 
+EXTRA = "extra"
+TRAINED_ON = ("train", EXTRA)
+"""EXTRA is the split, in a bundle, of images that were trained on besides those of its data set."""
+
+
 def with_hashes(data: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Return the split a bundle is to keep, with the hashes of its training images.
 
@@ -145,7 +150,7 @@ def with_hashes(data: Path, table: pd.DataFrame) -> pd.DataFrame:
         table: Columns image_id and split, and any others.
     """
     hashes = read_checks(data).set_index("image_id").perceptual_hash
-    found = table.image_id.map(hashes).where(table.split == "train")
+    found = table.image_id.map(hashes).where(table.split.isin(TRAINED_ON))
     return table.assign(perceptual_hash=found)
 
 
@@ -176,7 +181,7 @@ def overlap_of(
     if seen is None or table.empty:
         return TrainingOverlap(nothing, len(rows))
     by_id = table.image_id.isin(seen.images)
-    copied = _are_copies([hashes.get(name) for name in table.image_id], seen.hashes)
+    copied = _copies([hashes.get(name) for name in table.image_id], seen.hashes)
     known = table[by_id | copied]
     lesion = rows.lesion_id if "lesion_id" in rows else pd.Series(None, rows.index, dtype=object)
     lesions = set(known.lesion_id.dropna()) if "lesion_id" in known else set()
@@ -189,7 +194,12 @@ def overlap_of(
     return TrainingOverlap(found.reset_index(drop=True), len(rows))
 
 
-def _are_copies(hashes: list[str | None], seen: np.ndarray) -> np.ndarray:
+def are_copies(hashes: list[str | None], known: pd.Series) -> np.ndarray:
+    """Return bool (N,): whether an image is one of known hashes (M) by its own, perhaps turned."""
+    return _copies(hashes, _unpacked(known))
+
+
+def _copies(hashes: list[str | None], seen: np.ndarray) -> np.ndarray:
     """Return bool (N,): whether an image is a training image by its hash, perhaps turned."""
     found = np.zeros(len(hashes), bool)
     rows = [number for number, one in enumerate(hashes) if isinstance(one, str)]
