@@ -18,7 +18,7 @@ from dermlens.cli_changes import changes, criteria
 from dermlens.cli_data import data_app
 from dermlens.cli_evidence import cases
 from dermlens.cli_explain import benchmark, compare, explain, scorer
-from dermlens.cli_model import adopt, card, export, pack, stress
+from dermlens.cli_model import adopt, card, export, pack, recipe, stress
 from dermlens.cli_options import (
     AllowTrainingImages,
     BatchSize,
@@ -67,6 +67,7 @@ for command in (
     cases,
     benchmark,
     scorer,
+    recipe,
     adopt,
     pack,
     export,

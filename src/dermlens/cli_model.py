@@ -14,11 +14,42 @@ from dermlens.cli_options import (
     bundle_and_data,
     claim,
     load_named,
+    parse_pairs,
     parse_range,
     parse_size,
     say_written,
 )
 from dermlens.progress import say
+
+
+def recipe(
+    data: Annotated[Path, typer.Argument(help="Prepared and split data set.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs, and of the bundle.")],
+    name: Annotated[str, typer.Option(help="ham10000: that of the shipped model.")] = ("ham10000"),
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ImageNet weights, backbone=FILE.h5,…; the others are downloaded."),
+    ] = None,
+    extra: Annotated[
+        list[Path] | None,
+        typer.Option(help="Prepared data set that serves training alone; several times."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32 or mixed_bfloat16.")] = "float32",
+) -> None:
+    """Train in several stages, as the shipped model was: teachers, students, mean weights.
+
+    Can be interrupted at any time; the same command goes on.
+
+    Example: dermlens recipe DATA --out runs/mine --precision mixed_bfloat16
+    """
+    from dermlens.model.recipe import recipe_named, run_recipe
+
+    claim(out, reading=data)
+    files = {} if weights is None else parse_pairs(weights)
+    bundle = run_recipe(
+        data, out, recipe_named(name), weights=files, extra=extra or (), precision=precision
+    )
+    say(f"Bundle: {bundle.path}")
 
 
 def pack(
