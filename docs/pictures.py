@@ -37,6 +37,11 @@ IMAGES = Path(__file__).parent / "images"
 CODES = ("mel", "bcc", "vasc", "nv")
 SHOWN = "vasc"
 """The drawn diagnosis of the method pages: red lagoons decide it."""
+ENHANCED = (
+    *("grad_cam", "fused_cam", "gated_cam", "finer_cam"),
+    *("multi_occlusion", "region_gradients", "consensus"),
+)
+"""The enhanced maps, beside the plain one that most of them start from."""
 OTHERS = ("layer_cam", "hires_cam", "kernel_shap", "smooth_grad", "gradient_shap", "rise")
 LIMIT = 300_000
 """Bytes that a picture may take."""
@@ -73,12 +78,13 @@ def main() -> None:
         words = "magenta: for, cyan: against" if result.signed else "bright: for"
         last = (f"the map ({words})", shown)
         save(strip([first, way, last]), given.out / f"method_{name}.png")
-    panels = [first]
-    for name, explainer in create_several(OTHERS, classifier).items():
-        result = explainer.attribute(image[None], SHOWN)
-        drawn = overlay(image, result.maps[0], opacity=0.85, signed=result.signed)
-        panels.append((METHODS[name].title, drawn))
-    save(strip(panels, columns=4), given.out / "method_others.png")
+    for names, file in ((OTHERS, "method_others.png"), (ENHANCED, "method_enhanced.png")):
+        panels = [first]
+        for name, explainer in create_several(names, classifier).items():
+            result = explainer.attribute(image[None], SHOWN)
+            drawn = overlay(image, result.maps[0], opacity=0.85, signed=result.signed)
+            panels.append((METHODS[name].title, drawn))
+        save(strip(panels, columns=4), given.out / file)
     save(sheet(images, structures, codes, found), given.out / "six_methods.png")
     save(controls(classifier, image, first), given.out / "controls.png")
     save(changed(), given.out / "changes.png")

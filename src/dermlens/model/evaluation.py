@@ -160,7 +160,7 @@ def metrics_from_predictions(
 
 def compare_predictions(
     tables: Mapping[str, pd.DataFrame],
-    calibration: Calibration,
+    calibration: Calibration | Mapping[str, Calibration],
     *,
     reference: str,
     resamples: int = RESAMPLES,
@@ -171,7 +171,7 @@ def compare_predictions(
     Args:
         tables: Predictions by name, as ``predictions_table`` makes them, of the same images in the
             same order, ``dx`` known for every row.
-        calibration: Of the bundle.
+        calibration: Of the bundle, or of each table by its name.
         reference: The name of those that the others are compared with.
         resamples: Bootstrap resamples of lesions, the same ones for all tables.
         seed: Seed of the bootstrap.
@@ -187,11 +187,12 @@ def compare_predictions(
     lesions = first.lesion_id.to_numpy()
     drawn = metrics.lesion_resamples(lesions, resamples, seed)
     weights = np.concatenate([np.ones((1, len(first))), drawn])
-    usual = _compared(first, first, calibration, weights)
+    of = {n: calibration for n in tables} if isinstance(calibration, Calibration) else calibration
+    found = {name: _compared(one, first, of[name], weights) for name, one in tables.items()}
     rows = []
-    for name, table in tables.items():
-        for figure, values in _compared(table, first, calibration, weights).items():
-            less = values - usual[figure]
+    for name, figures in found.items():
+        for figure, values in figures.items():
+            less = values - found[reference][figure]
             low, high = metrics.interval(less[1:])
             rows.append((name, figure, float(values[0]), float(less[0]), low, high))
     return pd.DataFrame(rows, columns=["name", "figure", "value", "difference", "low", "high"])

@@ -1,0 +1,156 @@
+"""What makes a classifier better? Bundles and readings of one compared on validation images.
+
+    python benchmarks/levers.py DATA --out run/levers [--bundle NAME=PATH ...] [--sizes 224x304,...]
+
+DATA is the prepared and split data set that all bundles learned from. The first bundle, or the
+shipped one, is what the others are compared with: paired, intervals of 95 % over lesions. Of it are
+measured besides: four views, other input sizes without training, and what age, sex and place on the
+body add. Temperature and balanced rule are fitted on the same images for every row, which flatters
+all alike. Logits are kept in OUT, so that a run that was killed goes on. Writes levers.md and
+prints it.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from bench_tools import given_model
+
+from dermlens.cli_options import parse_size
+from dermlens.data.cache import cached_images
+from dermlens.files import write_text, written_beside
+from dermlens.model.balanced_rule import BalancedRule
+from dermlens.model.bundle import load_bundle
+from dermlens.model.bundle_choice import SHIPPED
+from dermlens.model.calibration import Calibration, fit_calibration
+from dermlens.model.evaluation import compare_predictions
+from dermlens.model.prediction import Predictor
+from dermlens.model.prediction_table import predictions_table
+from dermlens.model.training_data import TrainingData, load_training_data
+from dermlens.report.html import markdown_table
+
+FIGURES = {
+    "macro_auc": "macro AUC",
+    "most_probable_balanced_accuracy": "balanced accuracy, most probable class",
+    "balanced_accuracy": "balanced rule",
+    "full": "balanced rule at strength 1",
+    "nll": "log-likelihood, negative",
+}
+STRENGTHS = (0.2, 0.3, 0.5, 1.0)
+_AGES = (-1, 20, 30, 40, 50, 60, 70, 80, 200)
+_PSEUDO_IMAGES = 5.0
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return stored logits, made the first time."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(path) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, make())
+    return np.load(path)
+
+
+def logits_at(
+    bundle: Path, data: TrainingData, size: tuple[int, int] | None = None, views: int = 1
+) -> np.ndarray:
+    """Return logits of the validation images, at another input size if one is given."""
+    size = size or load_bundle(bundle).input_size
+    images = cached_images(data.folder, data.table, size)
+    predictor = Predictor(given_model(bundle, size))
+    return predictor.logits(images, data.rows["validation"], tta_views=views)
+
+
+def facts_likelihood(data: TrainingData) -> np.ndarray:
+    """Return log p(age, sex, place | class), float64 (N, C), of all images; what misses says 0.
+
+    Frequencies among training images, age in bands, the three taken as independent.
+    """
+    table, train, classes = data.table, data.rows["train"], len(data.classes.codes)
+    ages = pd.cut(pd.to_numeric(table.age, errors="coerce"), list(_AGES), labels=False)
+    total = np.zeros((len(table), classes))
+    for column in (ages, table.sex, table.localization):
+        known = column.notna().to_numpy()
+        codes, names = pd.factorize(column.astype(str))
+        share = np.bincount(codes[train][known[train]], minlength=len(names)) / known[train].sum()
+        for c in range(classes):
+            mine = train[(data.labels[train] == c) & known[train]]
+            counts = np.bincount(codes[mine], minlength=len(names)) + _PSEUDO_IMAGES * share
+            likelihood = np.log(np.maximum(counts, 1e-9) / counts.sum())
+            total[:, c] += np.where(known, likelihood[codes], 0.0)
+    return total
+
+
+def calibrated(logits: np.ndarray, data: TrainingData) -> Calibration:
+    rows = data.rows["validation"]
+    counts = np.bincount(data.labels[data.rows["train"]], minlength=len(data.classes.codes))
+    lesions = data.table.lesion_id.to_numpy()[rows]
+    return fit_calibration(logits, data.labels[rows], counts, lesions, classes=data.classes)
+
+
+def compared(variants: dict[str, np.ndarray], data: TrainingData, reference: str) -> pd.DataFrame:
+    """Return a row per variant: figures with their differences to the reference."""
+    rows = data.table.iloc[data.rows["validation"]]
+    calibrations = {name: calibrated(one, data) for name, one in variants.items()}
+    tables = {n: predictions_table(rows, one, calibrations[n]) for n, one in variants.items()}
+    found = compare_predictions(tables, calibrations, reference=reference)
+    for name, one in variants.items():
+        rule = calibrations[name].balanced_rule
+        full = BalancedRule(1.0, rule.log_prior)
+        chosen = full.decide(calibrations[name].scaled(one))
+        codes = np.array(data.classes.codes, dtype=object)
+        tables[name] = tables[name].assign(balanced_rule=codes[chosen])
+    at_one = compare_predictions(tables, calibrations, reference=reference)
+    at_one = at_one[at_one.figure == "balanced_accuracy"].assign(figure="full")
+    by = pd.concat([found, at_one]).set_index(["name", "figure"])
+    shown = []
+    for name in variants:
+        row = {"": name}
+        for figure, title in FIGURES.items():
+            one = by.loc[(name, figure)]
+            row[title] = f"{one.value:.3f}"
+            if name != reference:
+                row[title] += f" ({one.difference:+.3f}: {one.low:+.3f} to {one.high:+.3f})"
+        shown.append(row)
+    return pd.DataFrame(shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bundle", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--sizes", default="144x192,240x320")
+    given = parser.parse_args()
+    bundles = {"shipped": SHIPPED}
+    if given.bundle:
+        bundles = {n: Path(p) for n, _, p in (one.partition("=") for one in given.bundle)}
+    data, out = load_training_data(given.data), given.out
+    variants = {
+        name: kept(out / f"{name}.npy", lambda path=path: logits_at(path, data))
+        for name, path in bundles.items()
+    }
+    first, path = next(iter(bundles.items()))
+    base = variants[first]
+    if len(bundles) > 1:
+        variants["mean of the logits of all"] = np.mean(list(variants.values()), axis=0)
+    variants[f"{first}, 4 views"] = kept(
+        out / f"{first}_4.npy", lambda: logits_at(path, data, views=4)
+    )
+    for text in filter(None, given.sizes.split(",")):
+        variants[f"{first} at {text}"] = kept(
+            out / f"{first}_{text}.npy", lambda text=text: logits_at(path, data, parse_size(text))
+        )
+    facts = facts_likelihood(data)[data.rows["validation"]]
+    temperature = calibrated(base, data).temperature
+    for strength in STRENGTHS:
+        name = f"{first}, {strength:g} times what age, sex and place say"
+        variants[name] = base / temperature + strength * facts
+    text = markdown_table(compared(variants, data, first))
+    write_text(out / "levers.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
