@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dermlens.errors import ModelError
-from dermlens.model.bundle import SHIPPED, load_bundle
+from dermlens.model.bundle import NON_COMMERCIAL, SHIPPED, load_bundle
 from dermlens.model.bundle_description import checksum, write_description
 from dermlens.model.calibration import Calibration
 from serving_support import save_untrained, untrained_bundle
@@ -109,6 +109,9 @@ def test_a_saved_bundle_returns_what_is_stored(saved: Path) -> None:
     assert pd.read_csv(saved / "split.csv").image_id.tolist() == ["a"]
 
 
+OWN = "The weights were trained on images with terms of their own."
+
+
 @pytest.mark.parametrize(
     ("training", "data", "words"),
     [
@@ -116,6 +119,13 @@ def test_a_saved_bundle_returns_what_is_stored(saved: Path) -> None:
         ({"weights": "shipped"}, {"synthetic": True, "license": "MIT"}, "non-commercial"),
         ({}, {"license": "ISIC 2019 is licensed CC BY-NC 4.0"}, "ISIC 2019 is licensed CC BY-NC"),
         ({"weights": "none"}, {"synthetic": True, "license": "Drawn, MIT license"}, "MIT"),
+        ({"extra": [{"source": "ham10000"}]}, {"synthetic": True}, "non-commercial"),
+        ({"extra": [{"license": "Derm7pt may be used"}]}, {"synthetic": True}, "Derm7pt may be"),
+        ({"extra": [{"synthetic": True, "license": "drawn"}]}, {"synthetic": True}, "MIT"),
+        ({"teachers": [{"license": NON_COMMERCIAL}]}, {"synthetic": True}, "non-commercial"),
+        ({"weights_license": NON_COMMERCIAL}, {"synthetic": True}, "non-commercial"),
+        ({"weights_license": "MIT"}, {"synthetic": True}, "MIT"),
+        ({"weights_license": f"{OWN} PAD-UFES"}, {"license": "PAD-UFES"}, "own. PAD-UFES"),
         ({}, {}, "MIT"),
     ],
 )

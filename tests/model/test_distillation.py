@@ -104,7 +104,13 @@ def test_a_student_that_gets_only_the_teacher_follows_it(prepared, teacher, tmp_
     near, far = (np.abs(bundle.logits(images) - goal).mean() for bundle in (student, alone))
     assert near < 0.6 * far
     facts = json.loads((tmp_path / "student" / "bundle" / "bundle.json").read_text())["training"]
-    assert facts["teachers"] == [{"backbone": "tiny", "best_epoch": taught.best_epoch}]
+    assert facts["teachers"] == [
+        {
+            "backbone": "tiny",
+            "best_epoch": taught.best_epoch,
+            "license": taught.facts["license"],
+        }
+    ]
     assert facts["mixup"] == 0.2
 
 

@@ -228,13 +228,21 @@ def save_bundle(
 
 
 def _license(training: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Return the terms of weights: those of the images they, or what they began with, have seen."""
-    if data.get("source") == "ham10000" or training.get("weights") == "shipped":
+    """Return the terms of weights: those of the images that they have seen.
+
+    So have, before them, the weights they began with and the networks that taught them.
+    """
+    sources = [data, *(training.get("extra") or ())]
+    inherited = [one.get("license") for one in training.get("teachers") or ()]
+    inherited.append(training.get("weights_license"))
+    seen = any(one.get("source") == "ham10000" for one in sources)
+    if seen or training.get("weights") == "shipped" or NON_COMMERCIAL in inherited:
         return NON_COMMERCIAL
-    terms = str(data.get("license") or "")
-    if not terms or data.get("synthetic"):
-        return "MIT"
-    return f"The weights were trained on images with terms of their own. {terms}"
+    found = [str(one.get("license") or "") for one in sources if not one.get("synthetic")]
+    own = "The weights were trained on images with terms of their own."
+    found += [str(one or "").removeprefix(own).strip() for one in inherited if one != "MIT"]
+    terms = list(dict.fromkeys(filter(None, found)))
+    return f"{own} {' '.join(terms)}" if terms else "MIT"
 
 
 def load_bundle(path: Path, *, custom: Sequence[str] = ()) -> Bundle:

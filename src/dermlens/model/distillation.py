@@ -63,6 +63,13 @@ def _load(path: Path, configuration: TrainingConfiguration, data: TrainingData) 
 
 
 def teacher_facts(configuration: TrainingConfiguration) -> list[dict[str, Any]]:
-    """Say in a bundle what taught it: backbone and kept epoch of each teacher."""
+    """Say in a bundle what taught it: backbone, kept epoch and terms of each teacher."""
     bundles = [load_bundle(Path(path)) for path in configuration.teachers]
-    return [{"backbone": b.architecture.backbone, "best_epoch": b.best_epoch} for b in bundles]
+    return [
+        {
+            "backbone": one.architecture.backbone,
+            "best_epoch": one.best_epoch,
+            "license": one.facts.get("license"),
+        }
+        for one in bundles
+    ]

@@ -53,6 +53,8 @@ class ExtraImages:
         known = data_facts(self.folder)
         return {
             "name": known.name,
+            "source": known.source,
+            "synthetic": known.synthetic,
             "license": known.license,
             "fingerprint": self.fingerprint,
             "images": len(self.rows),

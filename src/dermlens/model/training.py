@@ -11,9 +11,11 @@ import numpy as np
 
 from dermlens.data.manifest import data_facts
 from dermlens.errors import ModelError
-from dermlens.files import write_csv, write_json
+from dermlens.files import read_json, write_csv, write_json
 from dermlens.locks import folder_lock
 from dermlens.model.bundle import SHIPPED, Bundle, load_bundle, save_bundle
+from dermlens.model.bundle_choice import is_bundle
+from dermlens.model.bundle_description import NAME
 from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import StoredRun, TrainingConfiguration
 from dermlens.model.distillation import Teach, load_teachers, teacher_facts
@@ -310,6 +312,7 @@ def _finish(
         training={
             **asdict(configuration),
             "weights": Path(configuration.weights).name,
+            "weights_license": _terms_of(Path(configuration.weights)),
             "teachers": teacher_facts(configuration),
             "uncovered_layers": list(coverage.uncovered),
             "best_epoch": best_epoch,
@@ -324,6 +327,13 @@ def _finish(
     write_csv(out / "split.csv", data.table.loc[:, ["image_id", "split"]])
     _remove_checkpoint(out / "checkpoint")
     return bundle
+
+
+def _terms_of(weights: Path) -> str | None:
+    """Return the terms of a file of weights that belongs to a bundle; else none are known."""
+    if not is_bundle(weights.parent) or weights.name != "weights.h5":
+        return None
+    return str(read_json(weights.parent / NAME).get("license") or "") or None
 
 
 def _remove_checkpoint(folder: Path) -> None:
