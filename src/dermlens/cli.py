@@ -134,6 +134,13 @@ def train(
     augmentation: Annotated[
         str | None, typer.Option(help="none, normal or strong variation of training images.")
     ] = None,
+    degradation: Annotated[
+        str | None,
+        typer.Option(
+            help="none or normal: light, color, blur, compression and hair that the network, not "
+            "its teachers, gets to see."
+        ),
+    ] = None,
     teachers: Annotated[
         list[str] | None,
         typer.Option(
@@ -177,6 +184,7 @@ def train(
     from dataclasses import replace
 
     from dermlens.data.augmentation import augmentation_named
+    from dermlens.data.degradation import degradation_named
     from dermlens.data.pipeline import ImbalanceHandling
     from dermlens.model.configuration import preset as preset_configuration
     from dermlens.model.replicas import cluster_of, join_workers, replicas_here
@@ -188,6 +196,7 @@ def train(
         **context.params,
         "augmentation": None if augmentation is None else augmentation_named(augmentation),
         "teachers": tuple(teachers) if teachers else None,
+        "degradation": None if degradation is None else degradation_named(degradation),
         "early_size": None if early_size is None else parse_size(early_size),
         "imbalance": None if imbalance is None else ImbalanceHandling(imbalance, imbalance_power),
     }

@@ -1,15 +1,18 @@
 """Learning from a teacher and from mixed images."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dermlens.data.augmentation import AUGMENTATIONS, augmentation_named, mix
 from dermlens.data.cache import cached_images
+from dermlens.data.degradation import Degradation
 from dermlens.data.manifest import read_manifest
 from dermlens.data.splits import split_data_set
 from dermlens.errors import DataError, ModelError, UsageError
+from dermlens.model import finetuning, training
 from dermlens.model.bundle import load_bundle
 from dermlens.model.classifier import Architecture
 from dermlens.model.distillation import load_teachers
@@ -127,6 +130,35 @@ def test_several_teachers_say_the_mean_of_their_logits(prepared, teacher, tmp_pa
     assert np.abs(first - second).max() > 0.05
     np.testing.assert_allclose(said(teacher, other / "bundle"), (first + second) / 2, atol=1e-5)
     assert load_teachers(configuration(), data) is None
+
+
+def test_the_student_sees_worse_images_than_its_teachers(prepared, teacher, tmp_path, monkeypatch):
+    """What is learned from is said of the images as they are."""
+    taught, learned = [], []
+    degrade = finetuning.degrade
+
+    def watched(images, seed, how):
+        learned.append(images)
+        return degrade(images, seed, how)
+
+    def teachers(configuration, data):
+        teach = load_teachers(configuration, data)
+
+        def seen(images):
+            taught.append(images)
+            return teach(images)
+
+        return seen
+
+    monkeypatch.setattr(finetuning, "degrade", watched)
+    monkeypatch.setattr(training, "load_teachers", teachers)
+    how = configuration(epochs=1, teachers=(str(teacher),), degradation=Degradation(exposure=3.0))
+    plain = train(prepared, tmp_path / "plain", replace(how, degradation=Degradation()))
+    worse = train(prepared, tmp_path / "worse", how)
+    # Traced once each: what is made worse is what the teachers have looked at.
+    assert [one is other for one, other in zip(taught, learned, strict=True)] == [True, True]
+    images = cached_images(prepared, read_manifest(prepared), (32, 40))[:8]
+    assert np.abs(plain.logits(images) - worse.logits(images)).max() > 0.05
 
 
 def _at_size(bundle, size):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dermlens.data.augmentation import Augmentation
+from dermlens.data.degradation import Degradation
 from dermlens.data.pipeline import ImbalanceHandling
 from dermlens.errors import UsageError
 from dermlens.model.classifier import Architecture
@@ -47,6 +48,7 @@ class TrainingConfiguration:
         imbalance: Handling of rare classes.
         augmentation: Strength of online augmentation.
         mixup: Parameter alpha of mixing pairs of images; 0 for none.
+        degradation: How images are made worse for the network, after its teachers have looked.
         teachers: Folders of bundles whose outputs are learned beside the labels (distillation); the
             mean of their logits counts.
         teacher_share: Share of the loss that the teachers set, 0..1.
@@ -76,6 +78,7 @@ class TrainingConfiguration:
     imbalance: ImbalanceHandling = field(default_factory=ImbalanceHandling)
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: NotNegative = 0.0
+    degradation: Degradation = field(default_factory=Degradation)
     teachers: tuple[str, ...] = ()
     teacher_share: Share = 0.7
     teacher_temperature: Positive = 2.0

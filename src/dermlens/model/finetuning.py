@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dermlens.data.augmentation import mix
+from dermlens.data.degradation import degrade
 from dermlens.data.pipeline import epoch_order, training_batches
 from dermlens.model.checkpoint import read_state, restore_state, save_state, stored_value
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
@@ -30,6 +31,7 @@ from dermlens.model.training_data import TrainingData, training_set
 from dermlens.model.weights import Coverage
 from dermlens.progress import progress, say
 
+_WORSE_KEY = 15_485_863
 FRESH_MOMENTUM = 0.9
 """Of moving statistics that start from nothing: Keras' 0.99 would still remember its
 initialization after the few hundred steps of a short training. The running average of weights
@@ -125,6 +127,7 @@ class Finetuning:
             images, truth, weights = self._mixed(images, truth, weights, number)
             # Outside the tape: nothing of the teachers is to be kept for gradients.
             taught = None if self._teach is None else self._teach(images)
+            images = self._worse(images, number)
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = self._loss(truth, logits, weights, taught)
@@ -146,13 +149,13 @@ class Finetuning:
         classes = len(self._configuration.architecture.classes)
         moved: list[int] = []
 
-        def on_replica(values: Any, others: Any, images: Any, truth: Any, weights: Any) -> Any:
-            images, truth, weights = (replicas.share(one) for one in (images, truth, weights))
+        def on_replica(values: Any, others: Any, *batch: Any) -> Any:
+            images, worse, truth, weights = (replicas.share(one) for one in batch)
             taught = None if self._teach is None else self._teach(images)
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 # Nothing is assigned here: replicas on one machine share the variables.
-                logits, rest = model.stateless_call(values, others, images, training=True)
+                logits, rest = model.stateless_call(values, others, worse, training=True)
                 loss = self._loss(truth, logits, weights, taught)
             none = tf.UnconnectedGradients.ZERO
             gradients = tape.gradient(loss, values, unconnected_gradients=none)
@@ -168,7 +171,8 @@ class Finetuning:
             truth = tf.one_hot(labels, classes)
             images, truth, weights = self._mixed(images, truth, weights, number)
             now = [[tf.convert_to_tensor(v.value) for v in group] for group in (learned, kept)]
-            flat, rest = replicas.run(on_replica, (*now, images, truth, weights))
+            batch = (images, self._worse(images, number), truth, weights)
+            flat, rest = replicas.run(on_replica, (*now, *batch))
             for place, value in zip(moved, rest, strict=True):
                 kept[place].assign(value)
             sizes = [int(np.prod(variable.shape)) for variable in optimizer.trained]
@@ -188,6 +192,15 @@ class Finetuning:
             return images, truth, weights
         seed = tf.stack([tf.constant(self._configuration.seed % 2**31, tf.int32), number])
         return mix(images, truth, weights, seed, alpha)
+
+    def _worse(self, images: Any, number: Any) -> Any:
+        """Return the images as the network gets to see them; teachers saw them as they are."""
+        import tensorflow as tf
+
+        # Another key than that of mixing, so that neither decides the other.
+        key = (self._configuration.seed + _WORSE_KEY) % 2**31
+        seed = tf.stack([tf.constant(key, tf.int32), number])
+        return degrade(images, seed, self._configuration.degradation)
 
     def _loss(self, truth: Any, logits: Any, weights: Any, taught: Any | None) -> Any:
         """Return the loss by the labels, or partly by the teacher's logits."""
