@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cli_support import dermlens, refused
-from dermlens.errors import UsageError
+from dermlens.errors import DataError, UsageError
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.calibration import Calibration, OperatingPoint
 from dermlens.model.classifier import Architecture
@@ -56,6 +56,17 @@ def test_figures_and_differences_by_hand() -> None:
     whole = metrics_from_predictions(worse, calibration, resamples=5)
     for name in ("balanced_accuracy", "macro_auc", "ece", "nll"):
         assert now.value[name] == pytest.approx(whole[name])
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    calibration = Calibration(classes=CLASSES)
+    table = answers([[2, 0], [1, 0], [0, 1], [0, 2]], calibration)
+    with pytest.raises(DataError, match="'wart' is none of mel, nv"):
+        compare_predictions({"a": table.assign(dx="wart")}, calibration, reference="a")
+    with pytest.raises(UsageError, match="at least 1 resample"):
+        compare_predictions({"a": table}, calibration, reference="a", resamples=0)
+    with pytest.raises(DataError, match="no prediction"):
+        compare_predictions({"a": table[:0]}, calibration, reference="a")
 
 
 @pytest.fixture(scope="module")

@@ -103,16 +103,7 @@ def metrics_from_predictions(
         DataError: If the table is empty or a diagnosis is unknown.
         UsageError: If ``resamples`` is below 1 or the seed is negative.
     """
-    if resamples < 1 or seed < 0:
-        raise UsageError(
-            f"The bootstrap takes at least 1 resample and no negative seed, not {resamples} "
-            f"resample(s) and the seed {seed}."
-        )
-    if table.empty:
-        raise DataError("There is no prediction to evaluate.")
-    unknown = sorted(set(table.dx.astype(str)) - set(calibration.classes))
-    if unknown:
-        raise DataError(f"The diagnosis {unknown[0]!r} is none of {', '.join(calibration.classes)}")
+    _check(table, calibration, resamples, seed)
     classes = calibration.classes
     data = _Answers.of(table, classes)
     drawn = metrics.lesion_resamples(table.lesion_id.to_numpy(), resamples, seed)
@@ -182,12 +173,16 @@ def compare_predictions(
         balanced rule), ``most_probable_balanced_accuracy``, ``macro_auc``, ``ece``, ``nll``,
         ``<flag>_sensitivity`` and ``<flag>_specificity``, ``coverage`` of the prediction sets,
         ``abstained``, ``same_answer`` (share with the reference's most probable class).
+
+    Raises:
+        DataError: If there is no prediction, or a diagnosis is unknown.
+        UsageError: If ``resamples`` is below 1 or the seed is negative.
     """
     first = tables[reference]
-    lesions = first.lesion_id.to_numpy()
-    drawn = metrics.lesion_resamples(lesions, resamples, seed)
-    weights = np.concatenate([np.ones((1, len(first))), drawn])
     of = {n: calibration for n in tables} if isinstance(calibration, Calibration) else calibration
+    _check(first, of[reference], resamples, seed)
+    drawn = metrics.lesion_resamples(first.lesion_id.to_numpy(), resamples, seed)
+    weights = np.concatenate([np.ones((1, len(first))), drawn])
     found = {name: _compared(one, first, of[name], weights) for name, one in tables.items()}
     rows = []
     for name, figures in found.items():
@@ -222,6 +217,21 @@ def _compared(
         shares["abstained"] = table.abstain.to_numpy(bool)
     shares["same_answer"] = (table.predicted == reference.predicted).to_numpy()
     return found | {name: weights @ share / total for name, share in shares.items()}
+
+
+def _check(table: pd.DataFrame, calibration: Calibration, resamples: int, seed: int) -> None:
+    if resamples < 1 or seed < 0:
+        raise UsageError(
+            f"The bootstrap takes at least 1 resample and no negative seed, not {resamples} "
+            f"resample(s) and the seed {seed}."
+        )
+    if table.empty:
+        raise DataError("There is no prediction to evaluate.")
+    unknown = sorted(set(table.dx.astype(str)) - set(calibration.classes))
+    if unknown:
+        raise DataError(
+            f"The diagnosis {unknown[0]!r} is none of {', '.join(calibration.classes)}."
+        )
 
 
 def _first(figures: dict[str, np.ndarray], names: Sequence[str], *at: int) -> dict[str, float]:

@@ -75,7 +75,7 @@ def stress_test(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: If the data set is not split, or no image is left.
+        DataError: If the data set is not split, no image is left, or a diagnosis is unknown.
         UsageError: If ``out`` holds results of another model, data set or split.
     """
     data, out = Path(data), Path(out)
@@ -83,6 +83,8 @@ def stress_test(
     table = table[~table.image_id.isin(set(leave_out))].reset_index(drop=True)
     if table.empty:
         raise DataError(f"No image of the split {split!r} is left to predict.")
+    if unknown := sorted(set(table.dx) - set(classifier.classes)):
+        raise DataError(f"The diagnosis {unknown[0]!r} is none of {', '.join(classifier.classes)}.")
     changes = [one for one in CHANGES if of_skin(classifier.labels) or not one.of_skin]
     plan = {"model": classifier.identity, "split": split, "images": list(table.image_id)}
     store = Store(out / "pieces", plan, "a stress test that differs")
