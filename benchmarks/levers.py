@@ -2,8 +2,8 @@
 
     python benchmarks/levers.py DATA --out run/levers [--bundle NAME=PATH ...] [--sizes 224x304,...]
 
-DATA is the prepared and split data set that all bundles learned from. The first bundle, or the
-shipped one, is what the others are compared with: paired, intervals of 95 % over lesions. Of it are
+DATA is the prepared and split data set that all bundles learned from. The shipped model is what
+the others are compared with: paired, intervals of 95 % over lesions. Of it are
 measured besides: four views, other input sizes without training, and what age, sex and place on the
 body add. Temperature and balanced rule are fitted on the same images for every row, which flatters
 all alike. Logits are kept in OUT, so that a run that was killed goes on. Writes levers.md and
@@ -123,9 +123,8 @@ def main() -> None:
     parser.add_argument("--bundle", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--sizes", default="144x192,240x320")
     given = parser.parse_args()
-    bundles = {"shipped": SHIPPED}
-    if given.bundle:
-        bundles = {n: Path(p) for n, _, p in (one.partition("=") for one in given.bundle)}
+    named = (one.partition("=") for one in given.bundle)
+    bundles = {"shipped": SHIPPED, **{name: Path(path) for name, _, path in named}}
     data, out = load_training_data(given.data), given.out
     variants = {
         name: kept(out / f"{name}.npy", lambda path=path: logits_at(path, data))

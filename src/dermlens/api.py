@@ -277,7 +277,7 @@ def stress(
         unchanged photographs and its 95 % interval ``low``, ``high``.
 
     Raises:
-        DataError: If the data set is not split.
+        DataError: If the data set is not split, or has a class that the model does not know.
         UsageError: If ``out`` holds results of another model, data set or split.
     """
     from dermlens.model.training_overlap import training_overlap

@@ -121,6 +121,9 @@ def run(prepared: Path, more: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_bundle_tells_what_it_was_trained_on_besides(
     run: Path, prepared: Path, more: Path, tmp_path: Path
 ) -> None:
+    steps = pd.read_csv(run / "history.csv").step
+    count = load_training_data(prepared, [more]).count
+    assert list(steps) == [count // 8, 2 * (count // 8)]
     facts = json.loads((run / "bundle" / "bundle.json").read_text())["training"]["extra"]
     assert [one["images"] for one in facts] == [13]
     assert sum(facts[0]["per_class"].values()) == 13

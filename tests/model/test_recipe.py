@@ -51,6 +51,9 @@ def test_stages_start_from_learn_from_and_are_averaged_with_earlier_ones(run: Pa
         str(run / "first" / "bundle"),
         str(run / "teacher" / "bundle"),
     ]
+    told = {name: load_bundle(run / name / "bundle").facts for name in ("first", "taught")}
+    assert told["first"]["training"]["weights_license"] is None
+    assert told["taught"]["training"]["weights_license"] == told["first"]["license"]
     first, taught, averaged, final = (
         load_bundle(run / path).model.get_weights()
         for path in ("first/bundle", "taught/bundle", "taught/averaged", "bundle")

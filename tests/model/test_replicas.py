@@ -35,7 +35,11 @@ tf.config.set_logical_device_configuration(
 register_tiny_backbone()
 from dermlens.model.replicas import Replicas
 from dermlens.model.training import train_together
-how = tiny_configuration(epochs=1, batch_size=8, mixup=0.4, label_smoothing=0.1)
+from dermlens.data.degradation import degradation_named
+worse = degradation_named("normal")
+how = tiny_configuration(
+    epochs=1, batch_size=8, mixup=0.4, label_smoothing=0.1, degradation=worse
+)
 weights = []
 for number, devices in enumerate((None, ["CPU:0", "CPU:1"])):
     replicas = devices and Replicas(tf.distribute.MirroredStrategy(devices))
@@ -99,7 +103,7 @@ def script(text: str, **values: object) -> list[str]:
 
 
 def test_replicas_of_one_process_train_as_one_network_does(prepared: Path, tmp_path: Path) -> None:
-    """Normalization that learns, dropout, mixing and clipping are of the whole batch."""
+    """Normalization, dropout, mixing, what makes images worse and clipping are of the batch."""
     line = script(TWO_HERE, data=str(prepared), out=str(tmp_path))
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -66,7 +66,7 @@ def degrade(images: Any, seed: Any, how: Degradation) -> Any:
         how: What to do and how strongly.
 
     Returns:
-        float32 tensor (B, H, W, 3), 0..255.
+        float32 tensor (B, H, W, 3), 0..255; ``images`` themselves where nothing is to be done.
     """
     import tensorflow as tf
 
@@ -135,20 +135,18 @@ def _compressed(images: Any, draws: Any, probability: float) -> Any:
 @cache
 def hairs() -> tuple[np.ndarray, np.ndarray]:
     """Return drawn hair: opacities, float32 (N, H, W), and colors, float32 (N, 3), 0..255."""
-    from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
-    from dermlens.data.synthetic_distractors import PAINTERS
+    from dermlens.data.synthetic_distractors import with_artifact
 
-    height, width = _HAIR_SIZE
-    view = View(_HAIR_SIZE, (width / 2, height / 2), height * 0.35, 0.0, False)
     opacities, colors = [], []
     for number in range(_HAIRS):
-        painted = []
-        for shade in (0.0, 1.0):
-            generator = np.random.default_rng([_HAIR_SEED, number])
-            canvas = Canvas(view, SmoothNoise(generator))
-            canvas.image[:] = shade
-            PAINTERS["hair"](canvas, generator)
-            painted.append(canvas.image.copy())
+        painted = [
+            with_artifact(
+                np.full((*_HAIR_SIZE, 3), shade),
+                "hair",
+                np.random.default_rng([_HAIR_SEED, number]),
+            )
+            for shade in (0.0, 1.0)
+        ]
         # What shows through of white but not of black is what is not covered.
         opacity = 1 - (painted[1] - painted[0]).mean(axis=-1)
         place = np.unravel_index(opacity.argmax(), opacity.shape)

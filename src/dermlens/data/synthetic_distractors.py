@@ -5,7 +5,7 @@ None of it depends on the diagnosis, so a model that looks at it learns nothing.
 
 import numpy as np
 
-from dermlens.data.synthetic_canvas import Canvas, smoothstep
+from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View, smoothstep
 from dermlens.data.synthetic_structures import Lesion, structure_hues
 
 _SKIN = np.array([[0.93, 0.76, 0.68], [0.86, 0.66, 0.55], [0.90, 0.68, 0.64], [0.70, 0.50, 0.39]])
@@ -124,3 +124,13 @@ def _ink(canvas: Canvas, random: np.random.Generator) -> None:
 
 PAINTERS = {"hair": _hair, "ruler": _ruler, "gel_bubble": _bubbles, "ink": _ink}
 """Each artifact by name: paints it onto a canvas, with a random generator."""
+
+
+def with_artifact(image: np.ndarray, name: str, random: np.random.Generator) -> np.ndarray:
+    """Return an image, float (H, W, 3), 0 to 1, with one of ``PAINTERS`` painted over it."""
+    height, width = image.shape[:2]
+    view = View((height, width), (width / 2, height / 2), height * 0.35, 0.0, False)
+    canvas = Canvas(view, SmoothNoise(random))
+    canvas.image[:] = image
+    PAINTERS[name](canvas, random)
+    return canvas.image

@@ -53,15 +53,9 @@ def paste(image: np.ndarray, name: str, seed: int = 0) -> Probe:
 
 def _drawn(image: np.ndarray, name: str, generator: np.random.Generator) -> np.ndarray:
     """Draw what the embedded data set draws."""
-    from dermlens.data.synthetic_canvas import Canvas, SmoothNoise, View
-    from dermlens.data.synthetic_distractors import PAINTERS
+    from dermlens.data.synthetic_distractors import with_artifact
 
-    height, width = image.shape[:2]
-    view = View((height, width), (width / 2, height / 2), height * 0.35, 0.0, False)
-    canvas = Canvas(view, SmoothNoise(generator))
-    canvas.image[:] = image / 255
-    PAINTERS[name](canvas, generator)
-    return np.clip(canvas.image, 0, 1) * 255
+    return np.clip(with_artifact(image / 255, name, generator), 0, 1) * 255
 
 
 def _dark_corners(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -40,13 +40,11 @@ class Stress:
 
     Attributes:
         table: As ``model.evaluation.compare_predictions`` returns it, ``name`` being the change.
-        facts: Of which model, which images and which changes.
-        predictions: Of every change by its name.
+        facts: Of which model, which images and which changes; the content of ``stress.json``.
     """
 
     table: pd.DataFrame
     facts: dict[str, Any]
-    predictions: dict[str, pd.DataFrame]
 
 
 def stress_test(
@@ -106,7 +104,7 @@ def stress_test(
     write_csv(out / "stress.csv", compared)
     write_json(out / "stress.json", facts)
     write_figure(out / "stress.png", stress_chart(facts))
-    return Stress(compared, facts, predictions)
+    return Stress(compared, facts)
 
 
 def _answers(
