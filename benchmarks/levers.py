@@ -3,11 +3,11 @@
     python benchmarks/levers.py DATA --out run/levers [--bundle NAME=PATH ...] [--sizes 224x304,...]
 
 DATA is the prepared and split data set that all bundles learned from. The shipped model is what
-the others are compared with: paired, intervals of 95 % over lesions. Of it are
-measured besides: four views, other input sizes without training, and what age, sex and place on the
-body add. Temperature and balanced rule are fitted on the same images for every row, which flatters
-all alike. Logits are kept in OUT, so that a run that was killed goes on. Writes levers.md and
-prints it.
+the others are compared with: paired, intervals of 95 % over lesions. Of it are measured besides:
+four views, the middle of the picture as a second view, other input sizes without training, and what
+age, sex and place on the body add. Temperature and balanced rule are fitted on the same images for
+every row, which flatters all alike. Logits are kept in OUT, so that a run that was killed goes on.
+Writes levers.md and prints it.
 """
 
 import argparse
@@ -60,6 +60,15 @@ def logits_at(
     images = cached_images(data.folder, data.table, size)
     predictor = Predictor(given_model(bundle, size))
     return predictor.logits(images, data.rows["validation"], tta_views=views)
+
+
+def logits_of_the_middle(bundle: Path, data: TrainingData) -> np.ndarray:
+    """Return logits of the middle four fifths of the validation images, enlarged to the input."""
+    height, width = load_bundle(bundle).input_size
+    top, left = height // 8, width // 8
+    large = cached_images(data.folder, data.table, (height + 2 * top, width + 2 * left))
+    middle = large[data.rows["validation"], top : top + height, left : left + width]
+    return Predictor(load_bundle(bundle).model).logits(middle)
 
 
 def facts_likelihood(data: TrainingData) -> np.ndarray:
@@ -137,6 +146,8 @@ def main() -> None:
     variants[f"{first}, 4 views"] = kept(
         out / f"{first}_4.npy", lambda: logits_at(path, data, views=4)
     )
+    middle = kept(out / f"{first}_middle.npy", lambda: logits_of_the_middle(path, data))
+    variants[f"{first}, mean with its middle enlarged"] = (base + middle) / 2
     for text in filter(None, given.sizes.split(",")):
         variants[f"{first} at {text}"] = kept(
             out / f"{first}_{text}.npy", lambda text=text: logits_at(path, data, parse_size(text))
