@@ -14,7 +14,6 @@ from dermlens.quality.metric_trial import (
     changed_maps,
     correlations,
     shared_votes,
-    trial_bench,
     truth_preferred,
     try_image,
     verdicts,
@@ -136,14 +135,18 @@ def test_metrics_of_one_mind_share_a_vote() -> None:
 def test_every_map_is_measured_as_it_is_and_changed() -> None:
     from pathlib import Path
 
-    from dermlens.quality.benchmark_plan import Item, Loaded
+    from dermlens.quality.benchmark_measure import Bench
+    from dermlens.quality.benchmark_plan import BenchmarkPlan, Item, Loaded
     from explain_networks import smooth_images, trained_like
 
     image = smooth_images(1, (24, 32))[0].astype(np.float32)
     mask = np.zeros((24, 32), bool)
     mask[6:18, 8:24] = True
     item = Item("I0", "L0", "mel", Path("I0.png"), None, None)
-    bench = trial_bench(trained_like(size=(24, 32)), ["grad_cam"], n=1, steps=3, squares=4, sets=4)
+    plan = BenchmarkPlan(
+        ("grad_cam",), n=1, robustness=0, randomization=0, steps=3, squares=4, sets=4
+    )
+    bench = Bench(trained_like(size=(24, 32)), plan)
     rows = try_image(bench, Loaded(item, image, mask, None))
     assert list(rows) == ["grad_cam"]
     assert set(rows["grad_cam"]) == {ORIGINAL, *HARMLESS, *DESTROYED, OTHER_CLASS}

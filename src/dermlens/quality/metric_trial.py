@@ -8,7 +8,6 @@ prefer the truth to maps that know nothing; and two metrics that order methods a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ import pandas as pd
 from dermlens.explainers.base import image_generator
 from dermlens.explainers.target import resolve_targets
 from dermlens.quality.benchmark_measure import Bench
-from dermlens.quality.benchmark_plan import BenchmarkPlan, Loaded
+from dermlens.quality.benchmark_plan import Loaded
 from dermlens.quality.controls import CONTROLS, UNTRAINED_PREFIX
 from dermlens.quality.metric import Metric
 from dermlens.quality.metrics import METRICS, STRUCTURE_PREFIX, metric
@@ -68,12 +67,6 @@ def _shuffled(map_: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     result = map_.copy()
     result[: rows * side, : columns * side] = mixed.swapaxes(1, 2).reshape(kept.shape)
     return result
-
-
-def trial_bench(classifier: Any, methods: Sequence[str], **settings: Any) -> Bench:
-    """Return what explains and measures in a trial; ``settings`` are those of a plan."""
-    plan = BenchmarkPlan(tuple(methods), robustness=0, randomization=0, **settings)
-    return Bench(classifier, plan)
 
 
 def try_image(bench: Bench, loaded: Loaded) -> dict[str, dict[str, dict[str, float]]]:
