@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 # One line that counts, in place of pip's pages.
 COUNTED := | awk '/^Collecting/ { printf "\r  %d packages found", ++n; fflush() } /^Installing/ { printf ", installing them\n"; fflush() }'
 OUT ?= demo
-# Test files run in parallel; each stays in one process.
+# Test files run in parallel, each in one process, in order: else those of few long tests would come last, alone.
 WORKERS ?= 3
 
 .PHONY: demo app test check docs wheel bench clean
@@ -19,7 +19,7 @@ app: .venv/.installed
 	$(BIN)/dermlens app
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: .venv/.installed-test
 	$(BIN)/ruff check .
