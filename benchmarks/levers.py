@@ -64,11 +64,12 @@ def logits_at(
 
 def logits_of_the_middle(bundle: Path, data: TrainingData) -> np.ndarray:
     """Return logits of the middle four fifths of the validation images, enlarged to the input."""
-    height, width = load_bundle(bundle).input_size
+    loaded = load_bundle(bundle)
+    height, width = loaded.input_size
     top, left = height // 8, width // 8
     large = cached_images(data.folder, data.table, (height + 2 * top, width + 2 * left))
     middle = large[data.rows["validation"], top : top + height, left : left + width]
-    return Predictor(load_bundle(bundle).model).logits(middle)
+    return Predictor(loaded.model).logits(middle)
 
 
 def facts_likelihood(data: TrainingData) -> np.ndarray:

@@ -22,7 +22,7 @@ def pytest_sessionstart() -> None:
     """Spare tiny networks most optimization of their graphs, which takes longer than they do.
 
     Only where files run side by side: a single one should start at once. Modules and graphs that
-    live to the end are looked through for garbage less often, a twentieth of the time else.
+    live to the end are looked through for garbage less often: it took a twentieth of the time.
     """
     gc.set_threshold(50_000, 20, 50)
     if "PYTEST_XDIST_WORKER" in os.environ:

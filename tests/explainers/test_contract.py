@@ -94,27 +94,20 @@ def test_method_keeps_the_contract(name: str, network: str, networks: dict[str, 
     explainer.attribute(images[1:], "nv", batch_size=4, seed=3)
     assert explainer.traces == 1, "one traced function serves any images and targets"
 
-    alone = build(name, model).attribute(images[3:], "mel", batch_size=4, seed=3)
-    assert np.abs(alone.maps[0] - result.maps[3]).max() <= TOLERANCE * largest(result.maps)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_batches_of_any_size_give_the_same_maps(name: str, networks: dict[str, Any]) -> None:
-    model, images = networks["not square"], smooth_images(4, (24, 40))
-    maps = [
-        build(name, model).attribute(images, "mel", batch_size=size, seed=3).maps for size in (4, 3)
-    ]
-    assert np.abs(maps[0] - maps[1]).max() <= TOLERANCE * largest(maps[0])
+    scale = largest(result.maps)
+    # In batches of three, the fourth image is alone.
+    again = build(name, model).attribute(images, "mel", batch_size=3, seed=3)
+    assert np.abs(again.maps - result.maps).max() <= TOLERANCE * scale
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_all_classes_at_once_equal_each_alone(name: str, networks: dict[str, Any]) -> None:
     model = networks["not square"]
     images = smooth_images(2, (24, 40), seed=1)
-    together = build(name, model).attribute(images, "all", batch_size=4, seed=5)
+    together = build(name, model).attribute(images, "all", seed=5)
     assert together.maps.shape == (2, 7, 24, 40) and together.values.shape == (2, 7)
     for target in (0, 6):
-        alone = build(name, model).attribute(images, target, batch_size=4, seed=5)
+        alone = build(name, model).attribute(images, target, seed=5)
         np.testing.assert_allclose(
             together.maps[:, target], alone.maps, atol=2e-5 * largest(alone.maps)
         )
@@ -124,11 +117,7 @@ def test_all_classes_at_once_equal_each_alone(name: str, networks: dict[str, Any
 @pytest.mark.parametrize("name", ALL)
 def test_deterministic_and_seeded(name: str, networks: dict[str, Any]) -> None:
     model, images = networks["flat"], smooth_images(2, (32, 32), seed=2)
-    explainers = [build(name, model) for _ in range(3)]
-    maps = [
-        explainer.attribute(images, 4, batch_size=4, seed=seed).maps
-        for explainer, seed in zip(explainers, (0, 0, 1), strict=True)
-    ]
+    maps = [build(name, model).attribute(images, 4, seed=seed).maps for seed in (0, 0, 1)]
     np.testing.assert_array_equal(maps[0], maps[1])
     random = name in ("smooth_grad", "gradient_shap", "rise", "lime")
     assert (not np.array_equal(maps[0], maps[2])) == random or name.endswith("_shap")
@@ -139,10 +128,10 @@ def test_targets_by_image_and_predicted(name: str, networks: dict[str, Any]) -> 
     model, images = networks["flat"], smooth_images(3, (32, 32), seed=4)
     predicted = np.asarray(model.model(images.astype(np.float32))).argmax(axis=1)
     explainer = build(name, model)
-    assert explainer.attribute(images, batch_size=4).targets.tolist() == predicted.tolist()
-    mixed = explainer.attribute(images, ["akiec", 5, "vasc"], batch_size=4)
+    assert explainer.attribute(images).targets.tolist() == predicted.tolist()
+    mixed = explainer.attribute(images, ["akiec", 5, "vasc"], batch_size=2)
     assert mixed.targets.tolist() == [0, 5, 6]
-    single = build(name, model).attribute(images[1:2], 5, batch_size=4)
+    single = build(name, model).attribute(images[1:2], 5, batch_size=2)
     np.testing.assert_allclose(mixed.maps[1], single.maps[0], atol=2e-5 * largest(single.maps))
 
 
@@ -151,7 +140,7 @@ def test_every_score_gives_its_own_map(name: str, networks: dict[str, Any]) -> N
     """An accepted output must not be ignored: logits and probabilities explain differently."""
     model, images = networks["flat"], smooth_images(1, (32, 32), seed=6)
     maps = {
-        str(output): build(name, model).attribute(images, 4, output=output, batch_size=4).maps[0]
+        str(output): build(name, model).attribute(images, 4, output=output).maps[0]
         for output in (Logit(), Probability(), Contrast(5))
     }
     shapes = [m.ravel() / max(np.abs(m).max(), 1e-12) for m in maps.values()]
@@ -175,9 +164,9 @@ def test_new_weights_change_the_map(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_progress_counts_every_image(name: str, networks: dict[str, Any]) -> None:
     told: list[int] = []
-    images = smooth_images(6, (32, 32))
-    build(name, networks["flat"]).attribute(images, 4, batch_size=4, progress=told.append)
-    assert sum(told) == 6 and len(told) > 1
+    images = smooth_images(5, (32, 32))
+    build(name, networks["flat"]).attribute(images, 4, batch_size=2, progress=told.append)
+    assert sum(told) == 5 and len(told) > 1
 
 
 @pytest.mark.parametrize("name", ALL)
