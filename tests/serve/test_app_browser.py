@@ -123,10 +123,11 @@ def wait_for_text(page: Any, element: str, wanted: str) -> None:
 
 
 def analyzed(page: Any, path: Path) -> None:
-    """Upload an image and wait for the verdict and the picture."""
+    """Upload an image and wait for the verdict, the picture, and the upload to fold away."""
     upload(page, path)
     page.wait_for_selector("#dl-answer .dl-verdict")
     page.wait_for_selector("#dl-viewer .dl-stage .dl-photo")
+    page.wait_for_selector("#dl-upload", state="hidden")
 
 
 def panel(page: Any) -> Any:
@@ -271,9 +272,8 @@ def test_bad_files_leave_a_sentence_and_no_old_answer(
 
 
 def unfold(page: Any) -> None:
-    if not page.locator("#dl-upload").is_visible():
-        page.locator("#dl-folded button").first.click()
-        page.wait_for_selector("#dl-upload", state="visible")
+    page.locator("#dl-folded button").first.click()
+    page.wait_for_selector("#dl-upload", state="visible")
 
 
 def test_the_first_click_on_an_example_is_answered(page: Any, complaints: list[str]) -> None:
@@ -500,7 +500,12 @@ def test_nothing_serious_stands_in_anybodys_way(
 
 
 def serious(page: Any) -> set[str]:
-    """What axe-core calls serious or critical."""
+    """What axe-core calls serious or critical, once nothing fades or slides any more."""
+    page.wait_for_function(
+        "!document.querySelector('.pending') && document.getAnimations().every("
+        "one => one.effect.getComputedTiming().iterations === Infinity"
+        " || one.playState !== 'running')"
+    )
     result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
     return {
         f"{one['id']}: {one['nodes'][0]['html'][:160]}"
