@@ -19,7 +19,7 @@ from dermlens.schema import STRICT
 
 TAUS = np.round(np.arange(0.0, 1.51, 0.05), 2)
 LARGEST_TAU = 1.0
-"""What theory gives for calibrated logits; more would fit the noise of rare classes."""
+"""What theory gives for calibrated logits: more would fit the noise of rare classes."""
 _RESAMPLES = 1000
 
 
@@ -100,12 +100,12 @@ def fit_balanced_rule(
     *,
     seed: int = 0,
 ) -> BalancedRule:
-    """Choose the smallest strength that is within one standard error of the best, at most 1.
+    """Choose 1, or the largest smaller strength that is within one standard error of the best.
 
-    Rare classes have few validation images, so the best strength on them alone is partly noise.
-    The standard error is that of the difference to the best strength over the same resamples of
-    lesions (the one-standard-error rule of Breiman et al., "Classification and regression trees",
-    1984, for paired figures).
+    Rare classes have few validation images, so the best strength on them alone is mostly noise:
+    they overrule theory, which says 1, only where they speak against it by more than one standard
+    error. That is of the difference to the best strength over the same resamples of lesions
+    (Breiman et al., "Classification and regression trees", 1984, for paired figures).
 
     Args:
         scaled: Calibrated logits (N, C); log_prior (C,).
@@ -117,5 +117,5 @@ def fit_balanced_rule(
     best = allowed[int(resampled[allowed].mean(axis=1).argmax())]
     behind = resampled[best] - resampled[allowed]
     close = behind.mean(axis=1) <= behind.std(axis=1)
-    tau = float(TAUS[allowed[int(np.flatnonzero(close)[0])]])
+    tau = float(TAUS[allowed[int(np.flatnonzero(close)[-1])]])
     return BalancedRule(tau, tuple(float(v) for v in log_prior), curve)
