@@ -21,7 +21,6 @@ from bench_tools import given_model
 from dermlens.cli_options import parse_size
 from dermlens.data.cache import cached_images
 from dermlens.files import write_text, written_beside
-from dermlens.model.balanced_rule import BalancedRule
 from dermlens.model.bundle import load_bundle
 from dermlens.model.bundle_choice import SHIPPED
 from dermlens.model.calibration import Calibration, fit_calibration
@@ -35,7 +34,6 @@ FIGURES = {
     "macro_auc": "macro AUC",
     "most_probable_balanced_accuracy": "balanced accuracy, most probable class",
     "balanced_accuracy": "balanced rule",
-    "full": "balanced rule at strength 1",
     "nll": "log-likelihood, negative",
 }
 STRENGTHS = (0.2, 0.3, 0.5, 1.0)
@@ -105,15 +103,7 @@ def compared(variants: dict[str, np.ndarray], data: TrainingData, reference: str
     calibrations = {name: calibrated(one, data) for name, one in variants.items()}
     tables = {n: predictions_table(rows, one, calibrations[n]) for n, one in variants.items()}
     found = compare_predictions(tables, calibrations, reference=reference)
-    for name, one in variants.items():
-        rule = calibrations[name].balanced_rule
-        full = BalancedRule(1.0, rule.log_prior)
-        chosen = full.decide(calibrations[name].scaled(one))
-        codes = np.array(data.classes.codes, dtype=object)
-        tables[name] = tables[name].assign(balanced_rule=codes[chosen])
-    at_one = compare_predictions(tables, calibrations, reference=reference)
-    at_one = at_one[at_one.figure == "balanced_accuracy"].assign(figure="full")
-    by = pd.concat([found, at_one]).set_index(["name", "figure"])
+    by = found.set_index(["name", "figure"])
     shown = []
     for name in variants:
         row = {"": name}
