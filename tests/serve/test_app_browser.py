@@ -147,8 +147,6 @@ def test_from_upload_to_report(
     analyzed(page, lesion)
     assert text(page, "#dl-answer").count("%") >= 9
     assert page.locator("#dl-answer li.dl-alert").count() == 2
-    # The uploader folds away.
-    page.wait_for_selector("#dl-upload", state="hidden")
     explain_everything(page)
     compare_and_save(page, tmp_path)
     batch(page, [lesion, bad_files["text"]], tmp_path)
@@ -438,7 +436,6 @@ def test_phone_dark_keyboard_and_words_for_pictures(
     page.wait_for_selector("#dl-upload input[type=file]", state="attached")
     page.mouse.wheel(0, 400)
     analyzed(page, lesion)
-    page.wait_for_selector("#dl-upload", state="hidden")
     page.wait_for_function("window.scrollY === 0")
     # The verdict and every bar stand in the first screen.
     bars = page.locator("#dl-answer .dl-bars").bounding_box()
