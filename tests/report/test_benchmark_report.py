@@ -18,6 +18,7 @@ from dermlens.report import benchmark_figures as figures
 from dermlens.report.benchmark_report import (
     benchmark_page,
     comparison_table,
+    describe,
     excluded_text,
     interval_text,
     ranking_table,
@@ -148,6 +149,7 @@ def test_page_is_self_contained_and_tells_what_was_measured(summary: dict[str, A
     for family in ("Faithfulness", "Localization", "Robustness", "Randomization", "Consistency"):
         assert f">{family}<" in text
     assert ">Complexity<" not in text, "nothing of that family was measured"
+    assert describe({**summary, "n_images": 1, "n_lesions": 1}).startswith("1 image of 1 lesion (")
 
 
 def test_tables_hold_the_numbers(summary: dict[str, Any]) -> None:

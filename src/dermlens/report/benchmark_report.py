@@ -187,7 +187,8 @@ def describe(summary: dict[str, Any]) -> str:
     source = "drawn images" if summary.get("synthetic_model") else "the bundle's data set"
     trained = f", model trained on {source}" if "synthetic_model" in summary else ""
     return (
-        f"{summary['n_images']:,} images of {summary['n_lesions']:,} lesions ({classes}), "
+        f"{counted(summary['n_images'], 'image')} of {counted(summary['n_lesions'], 'lesion')} "
+        f"({classes}), "
         f"{counted(len(summary['methods']), 'method')} and "
         f"{counted(len(summary['controls']), 'control')}{trained}."
         f"{model} {summary.get('note', '')}"

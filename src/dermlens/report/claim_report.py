@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from dermlens.report import charts
+from dermlens.report.facts import counted
 from dermlens.report.html import Page
 
 _QUESTIONS = {
@@ -44,7 +45,7 @@ def claim_page(result: Mapping[str, Any], table: pd.DataFrame, name: str) -> Pag
     open_ones = [one for one in result["findings"] if not one["passed"]]
     page = Page(
         f"Audit of {name}",
-        f"{found['n_images']:,} images of {found['n_lesions']:,} lesions. "
+        f"{counted(found['n_images'], 'image')} of {counted(found['n_lesions'], 'lesion')}. "
         + (
             "Nothing here speaks against the claim."
             if not open_ones

@@ -12,6 +12,7 @@ from dermlens.data.explore import ImageStatistics
 from dermlens.data.manifest import data_labels, read_manifest
 from dermlens.files import read_json, write_csv, written_beside
 from dermlens.labels import LabelSet
+from dermlens.report.facts import counted
 from dermlens.report.html import Page, png_bytes
 from dermlens.report.style import INK, MUTED, new_axes, style
 
@@ -68,9 +69,9 @@ class _Report:
 
 
 def _subtitle(table: pd.DataFrame, labels: LabelSet) -> str:
-    present = table.dx.nunique()
-    lesions = table.lesion_id.nunique()
-    return f"{len(table):,} images of {lesions:,} lesions, {present} of {len(labels)} classes."
+    images = counted(len(table), "image")
+    lesions = counted(table.lesion_id.nunique(), "lesion")
+    return f"{images} of {lesions}, {table.dx.nunique()} of {len(labels)} classes."
 
 
 def _about(report: _Report, facts: dict[str, object]) -> None:
