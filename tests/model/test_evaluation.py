@@ -130,7 +130,7 @@ def test_subgroups_are_what_a_filter_gives(written):
     part = table[(table.age >= 45) & (table.age < 60)]
     block = result["subgroups"]["age_band"]["45-59"]
     assert block["n_images"] == len(part)
-    assert block["accuracy"] == pytest.approx((part.predicted == part.dx).mean())
+    assert block["accuracy"] == pytest.approx((part.balanced_rule == part.dx).mean())
 
 
 def test_lesion_vote_uses_all_photographs():
