@@ -27,7 +27,7 @@ def test_a_hidden_prior_is_divided_out_but_not_more_than_theory_says() -> None:
 
 
 def test_few_images_do_not_overrule_theory_and_many_do() -> None:
-    """Logits without a prior want no rule, which a handful of images cannot tell."""
+    """Noise of a handful does not lower the strength; many logits without a prior do."""
     logits, labels, prior = skewed(6000)
     without = logits - prior
     assert fit_balanced_rule(without, labels, prior, np.arange(6000)).tau <= 0.3
