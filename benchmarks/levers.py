@@ -103,12 +103,12 @@ def compared(variants: dict[str, np.ndarray], data: TrainingData, reference: str
     calibrations = {name: calibrated(one, data) for name, one in variants.items()}
     tables = {n: predictions_table(rows, one, calibrations[n]) for n, one in variants.items()}
     found = compare_predictions(tables, calibrations, reference=reference)
-    by = found.set_index(["name", "figure"])
+    found = found.set_index(["name", "figure"])
     shown = []
     for name in variants:
         row = {"": name}
         for figure, title in FIGURES.items():
-            one = by.loc[(name, figure)]
+            one = found.loc[(name, figure)]
             row[title] = f"{one.value:.3f}"
             if name != reference:
                 row[title] += f" ({one.difference:+.3f}: {one.low:+.3f} to {one.high:+.3f})"
