@@ -36,9 +36,6 @@ FIGURES = {
     "balanced_accuracy": "balanced rule",
     "nll": "log-likelihood, negative",
 }
-STRENGTHS = (0.2, 0.3, 0.5, 1.0)
-_AGES = (-1, 20, 30, 40, 50, 60, 70, 80, 200)
-_PSEUDO_IMAGES = 5.0
 
 
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -68,26 +65,6 @@ def logits_of_the_middle(bundle: Path, data: TrainingData) -> np.ndarray:
     large = cached_images(data.folder, data.table, (height + 2 * top, width + 2 * left))
     middle = large[data.rows["validation"], top : top + height, left : left + width]
     return Predictor(loaded.model).logits(middle)
-
-
-def facts_likelihood(data: TrainingData) -> np.ndarray:
-    """Return log p(age, sex, place | class), float64 (N, C), of all images; what misses says 0.
-
-    Frequencies among training images, age in bands, the three taken as independent.
-    """
-    table, train, classes = data.table, data.rows["train"], len(data.classes.codes)
-    ages = pd.cut(pd.to_numeric(table.age, errors="coerce"), list(_AGES), labels=False)
-    total = np.zeros((len(table), classes))
-    for column in (ages, table.sex, table.localization):
-        known = column.notna().to_numpy()
-        codes, names = pd.factorize(column.astype(str))
-        share = np.bincount(codes[train][known[train]], minlength=len(names)) / known[train].sum()
-        for c in range(classes):
-            mine = train[(data.labels[train] == c) & known[train]]
-            counts = np.bincount(codes[mine], minlength=len(names)) + _PSEUDO_IMAGES * share
-            likelihood = np.log(np.maximum(counts, 1e-9) / counts.sum())
-            total[:, c] += np.where(known, likelihood[codes], 0.0)
-    return total
 
 
 def calibrated(logits: np.ndarray, data: TrainingData) -> Calibration:
@@ -143,11 +120,9 @@ def main() -> None:
         variants[f"{first} at {text}"] = kept(
             out / f"{first}_{text}.npy", lambda text=text: logits_at(path, data, parse_size(text))
         )
-    facts = facts_likelihood(data)[data.rows["validation"]]
-    temperature = calibrated(base, data).temperature
-    for strength in STRENGTHS:
-        name = f"{first}, {strength:g} times what age, sex and place say"
-        variants[name] = base / temperature + strength * facts
+    if (facts := load_bundle(path).patient_facts) is not None:
+        known = data.table.iloc[data.rows["validation"]]
+        variants[f"{first}, age, sex and place"] = facts.fused(base, known)
     text = markdown_table(compared(variants, data, first))
     write_text(out / "levers.md", text + "\n")
     print(text)

@@ -207,6 +207,7 @@ def evaluate(
     *,
     split: str = "test",
     allow_training_images: bool = False,
+    patient_facts: bool = False,
     tta_views: int = 1,
     resamples: int = 2000,
     batch_size: int = 32,
@@ -220,6 +221,8 @@ def evaluate(
         split: ``train``, ``validation``, ``test`` or ``all``.
         allow_training_images: Whether to score images that the model was trained on; else they are
             left out, and the metrics tell how many they are.
+        patient_facts: Whether age, sex and place on the body are to count, where the data set tells
+            them; the model must be a bundle that knows what they add.
         tta_views: Test-time tta_views: 1, 4 or 8.
         resamples: Bootstrap resamples over lesions.
         batch_size: Images per pass.
@@ -227,25 +230,31 @@ def evaluate(
 
     Raises:
         DataError: If the data set is not split, or has a class that the model does not know.
+        UsageError: If patient facts are to count and the model does not know what they add.
     """
     from dermlens.model.evaluation import metrics_from_predictions
+    from dermlens.model.patient_facts import facts_of
     from dermlens.model.training_overlap import training_overlap
-    from dermlens.serve.prediction import predict_split
+    from dermlens.serve.prediction import calibration_of, predict_split
 
     classifier = as_classifier(model)
+    facts = facts_of(classifier) if patient_facts else None
     overlap = training_overlap(classifier, Path(data), split)
     table = predict_split(
         classifier,
         Path(data),
         split,
         leave_out=overlap.to_leave_out(allow_training_images),
+        facts=facts,
         tta_views=tta_views,
         batch_size=batch_size,
     )
     metrics = metrics_from_predictions(
-        table, classifier.calibration, resamples=resamples, seed=seed
+        table, calibration_of(classifier, facts), resamples=resamples, seed=seed
     )
     about = {"model": classifier.identity, "training_overlap": overlap.counts()}
+    if facts is not None:
+        about["patient_facts"] = facts.told(table, classifier.calibration)
     return Evaluation({**metrics, **about}, table)
 
 

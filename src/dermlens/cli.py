@@ -19,29 +19,8 @@ from dermlens.cli_data import data_app
 from dermlens.cli_evidence import cases
 from dermlens.cli_explain import benchmark, compare, explain, scorer
 from dermlens.cli_model import adopt, card, export, pack, recipe, stress
-from dermlens.cli_options import (
-    AllowTrainingImages,
-    BatchSize,
-    BundleAndImages,
-    BundlePath,
-    Decision,
-    Seed,
-    claim,
-    held,
-    load_named,
-    parse_size,
-    say_written,
-)
-from dermlens.cli_scale import (
-    Address,
-    EngineChoice,
-    Part,
-    ShardSize,
-    Workers,
-    chosen_engine,
-    finish_shards,
-    folder_of_shards,
-)
+from dermlens.cli_options import BundlePath, Seed, claim, held, parse_size, say_written
+from dermlens.cli_predict import evaluate, patient_facts, predict
 from dermlens.errors import DermlensError
 from dermlens.progress import printable, say
 from dermlens.quiet import quiet_tensorflow
@@ -73,6 +52,9 @@ for command in (
     export,
     stress,
     card,
+    evaluate,
+    predict,
+    patient_facts,
     audit_claim,
     audit_split,
     changes,
@@ -217,126 +199,6 @@ def train(
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-@app.command()
-def evaluate(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[BUNDLE] [DATA]",
-            help="A bundle, if it is not to be the one that comes with dermlens, and a prepared "
-            "and split data set.",
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("evaluation"),
-    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
-    images: Annotated[Path | None, typer.Option(help="Instead of DATA: folder of images.")] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="With --images: ISIC one-hot columns, or image_id,dx.")
-    ] = None,
-    tta_views: Annotated[int, typer.Option(help="Test-time tta_views: 1, 4 or 8.")] = 1,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples over lesions.")] = 2000,
-    allow_training_images: AllowTrainingImages = False,
-    batch_size: BatchSize = 32,
-    seed: Seed = 0,
-) -> None:
-    """Measure a bundle: metrics.json, predictions.csv, submission.csv and figures.
-
-    Example: dermlens evaluate runs/first/bundle DATA --out evaluation
-    """
-    from dermlens.model.bundle import bundle_and_rest
-    from dermlens.model.training_overlap import training_overlap
-    from dermlens.report.evaluation_report import write_evaluation
-    from dermlens.serve.prediction import predict_external, predict_split
-
-    given = paths or []
-    # Of two paths the first can only be meant as a bundle, and is refused if it is none.
-    bundle, rest = (given[0], given[1:]) if len(given) == 2 else bundle_and_rest(given)
-    data = rest[0] if rest else None
-    both = data is not None and images is not None
-    if len(rest) > 1 or both or (data is None and (images is None or labels is None)):
-        raise typer.BadParameter("Give either DATA, or both --images and --labels.")
-    claim(out, reading=data)
-    loaded, about = load_named(bundle), {}
-    if data is not None:
-        overlap = training_overlap(loaded, data, split)
-        leave_out = overlap.to_leave_out(allow_training_images)
-        about = {"training_overlap": overlap.counts()}
-        overlap.write(out)
-        table = predict_split(
-            loaded, data, split, leave_out=leave_out, tta_views=tta_views, batch_size=batch_size
-        )
-    else:
-        assert images is not None and labels is not None
-        table = predict_external(
-            loaded,
-            images,
-            labels,
-            allow_training_images=allow_training_images,
-            tta_views=tta_views,
-            batch_size=batch_size,
-        )
-    written = write_evaluation(
-        table,
-        loaded.calibration,
-        out,
-        resamples=resamples,
-        seed=seed,
-        model=loaded.identity,
-        about=about,
-    )
-    say_written(written.values())
-
-
-@app.command()
-def predict(
-    paths: BundleAndImages,
-    out: Annotated[
-        Path, typer.Option(help="CSV file to write; with --engine, a folder of shards.")
-    ] = Path("predictions.csv"),
-    tta_views: Annotated[int, typer.Option(help="Test-time tta_views: 1, 4 or 8.")] = 1,
-    level: Annotated[
-        float | None,
-        typer.Option(help="Share of images whose prediction set is to hold the diagnosis, 0..1."),
-    ] = None,
-    decision: Annotated[
-        Decision,
-        typer.Option(help="What is said first: the most probable diagnosis, or the balanced rule."),
-    ] = Decision.MOST_PROBABLE,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Say what the model would have said where it abstains.")
-    ] = False,
-    batch_size: BatchSize = 32,
-    engine: EngineChoice = None,
-    address: Address = None,
-    workers: Workers = None,
-    shard_size: ShardSize = None,
-    shard: Part = None,
-) -> None:
-    """Predict images or folders: most probable diagnosis, what cannot be excluded, flags.
-
-    Example: dermlens predict photo.jpg folder/ --out predictions.csv
-    """
-    from dermlens.files import write_csv
-    from dermlens.model.bundle import bundle_and_rest
-    from dermlens.serve.prediction import describe_predictions, find_images, predict_files
-
-    bundle, images = bundle_and_rest(paths)
-    settings = {"tta_views": tta_views, "batch_size": batch_size, "level": level}
-    if (where := chosen_engine(engine, address, workers, shard_size, shard)) is not None:
-        folder = folder_of_shards(out)
-        finish_shards("predict", bundle, images, folder, where, shard_size, shard, settings)
-        return
-    files = find_images(images)
-    loaded = load_named(bundle)
-    table = predict_files(loaded, files, tta_views=tta_views, batch_size=batch_size, level=level)
-    balanced = decision is Decision.BALANCED
-    for line in describe_predictions(table, loaded, balanced=balanced, anyway=anyway):
-        say(line)
-    say(f"Wrote {write_csv(out, table)}")
-    if (table.error != "").any():
-        raise typer.Exit(1)
 
 
 @app.command("app")

@@ -9,6 +9,8 @@
     BUNDLE/model.keras    instead of weights.h5, the file of an adopted model
     BUNDLE/outlier.npz    directions and means of the out-of-distribution detector
     BUNDLE/cases.npz      where it was made, the index of training images (model/case_index.py)
+    BUNDLE/patient_facts.json  where it was made, what age, sex and place on the body add
+                          (model/patient_facts.py)
     BUNDLE/history.csv    the training record
     BUNDLE/split.csv      image_id, split, perceptual_hash of training images (before packing also
                           lesion_id, dx)
@@ -21,7 +23,7 @@ adopted file in its safe mode: nothing is unpickled and no stored code is run.
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -46,6 +48,9 @@ from dermlens.model.out_of_distribution import OODDetector, read_detector
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.weights import load_all_by_name, save_by_name, set_weights
 
+if TYPE_CHECKING:
+    from dermlens.model.patient_facts import PatientFacts
+
 __all__ = [
     "FORMAT",
     "SHIPPED",
@@ -58,7 +63,7 @@ __all__ = [
 ]
 _FILES = ("bundle.json", "weights.h5", "model.keras", "outlier.npz", "history.csv", "split.csv")
 _COPY = ("model.tflite", "copy.json", "agreement.json", "agreement.part.json")
-_LATER = ("cases.npz", *(f"int8/{name}" for name in _COPY))
+_LATER = ("cases.npz", "patient_facts.json", *(f"int8/{name}" for name in _COPY))
 KIND = Kind("a bundle", NAME, lambda _: _FILES, later=_LATER)
 NON_COMMERCIAL = (
     "The weights were trained on HAM10000 (CC BY-NC 4.0) and are for non-commercial use only."
@@ -131,6 +136,15 @@ class Bundle(ImageClassifier):
             "backbone": self.architecture.backbone,
             "fingerprint": checksum(self.facts),
         }
+
+    @cached_property
+    def patient_facts(self) -> "PatientFacts | None":
+        """What age, sex and place on the body add to answers; None where it was not fitted."""
+        from dermlens.model.case_index import weights_of
+        from dermlens.model.patient_facts import read_patient_facts
+
+        temperature = self.calibration.temperature
+        return read_patient_facts(self.path, weights_of(self.facts), self.classes, temperature)
 
     @cached_property
     def history(self) -> pd.DataFrame:

@@ -281,6 +281,7 @@ def fit_calibration(
     sensitivity: dict[str, float] | None = None,
     classes: LabelSet = HAM10000,
     link: Link = "softmax",
+    temperature: float | None = None,
 ) -> Calibration:
     """Fit temperature, prediction sets, operating points and balanced rule on validation logits.
 
@@ -293,6 +294,7 @@ def fit_calibration(
         sensitivity: Wanted sensitivity of each flag, such as ``malignant`` and ``melanoma``.
         classes: In the order of the logits; an operating point is chosen for each of its flags.
         link: What turns logits into probabilities.
+        temperature: Where it is fixed; default fitted.
 
     Raises:
         ModelError: If there is no validation image, or a logit is not finite.
@@ -303,7 +305,7 @@ def fit_calibration(
             "training diverged."
         )
     wanted = sensitivity or {}
-    temperature = fit_temperature(logits, labels, link)
+    temperature = fit_temperature(logits, labels, link) if temperature is None else temperature
     counts = np.maximum(np.asarray(training_counts, np.float64), 1.0)
     log_prior = np.log(counts / counts.sum())
     scaled = np.asarray(logits, np.float64) / temperature

@@ -76,14 +76,19 @@ def model_card(
         shortcuts: What the shortcut probe found, Markdown.
 
     Raises:
-        DataError: If the evaluation is missing, or was made with another balanced rule; or the
-            stress test was made with another model.
+        DataError: If the evaluation is missing, was made with another balanced rule or with facts
+            about patients; or the stress test was made with another model.
     """
     metrics = read_json(Path(evaluation) / "metrics.json")
     if metrics.get("balanced_rule") != bundle.calibration.rule:
         raise DataError(
             f"The evaluation in {evaluation} was made with another bundle (balanced rule "
             f"{metrics.get('balanced_rule')!r}). Run 'dermlens evaluate' again."
+        )
+    if "patient_facts" in metrics:
+        raise DataError(
+            f"The evaluation in {evaluation} let facts about patients count, and the card tells of "
+            "photographs alone. Run 'dermlens evaluate' without --patient-facts."
         )
     facts, history = bundle.facts, bundle.history
     counted = facts["data"].get("split", {}).get("images", {})
@@ -108,6 +113,7 @@ def model_card(
         license=facts.get("license", "MIT"),
         version=facts["dermlens_version"],
         outlier=facts.get("outlier"),
+        patient_facts=bundle.patient_facts,
         metrics={"abstention": None, **metrics},
         names={label.code: label.name for label in bundle.labels.labels},
         failures=_failures(read_predictions(Path(evaluation) / "predictions.csv"), metrics),

@@ -15,8 +15,10 @@ from dermlens.data.label_table import read_labels
 from dermlens.data.manifest import read_manifest, select_split
 from dermlens.data.sources import other_types, photographs_in
 from dermlens.errors import DataError, UsageError
+from dermlens.model.calibration import Calibration
 from dermlens.model.conformal import check_level
 from dermlens.model.image_classifier import ImageClassifier
+from dermlens.model.patient_facts import FACTS, PatientFacts
 from dermlens.model.prediction import Predictor, check_views
 from dermlens.model.prediction_table import predictions_table
 from dermlens.model.training_overlap import knows_looks, overlap_of
@@ -35,12 +37,14 @@ def predict_split(
     split: str,
     *,
     leave_out: Collection[str] = (),
+    facts: PatientFacts | None = None,
     tta_views: int = 1,
     batch_size: int = 32,
 ) -> pd.DataFrame:
     """Predict one split of a prepared data set; see ``predictions_table`` for the columns.
 
-    Images of ``leave_out``, as ``training_overlap`` finds them, are not predicted.
+    Images of ``leave_out``, as ``training_overlap`` finds them, are not predicted. With ``facts``,
+    what the data set tells of the patients counts too.
     """
     table = read_manifest(data)
     chosen = select_split(table, split)
@@ -51,7 +55,7 @@ def predict_split(
         found = bundle.logits_and_ood_scores(
             images, rows, tta_views=tta_views, batch_size=batch_size, advance=advance
         )
-    return labeled_predictions(bundle, table.iloc[rows], *found)
+    return labeled_predictions(bundle, table.iloc[rows], *found, facts=facts)
 
 
 def labeled_predictions(
@@ -60,12 +64,25 @@ def labeled_predictions(
     logits: np.ndarray,
     scores: np.ndarray | None,
     level: float | None = None,
+    facts: PatientFacts | None = None,
 ) -> pd.DataFrame:
-    """Put what a model says of images (N, C), and its distances (N,), beside what is known."""
+    """Put what a model says of images (N, C), and its distances (N,), beside what is known.
+
+    With ``facts``, what is known of the patients counts too; logits are then those of the sum.
+    """
     threshold = np.inf if bundle.ood_detector is None else bundle.ood_detector.threshold
-    malignant, calibration = bundle.labels.malignant, bundle.calibration
+    malignant, calibration = bundle.labels.malignant, calibration_of(bundle, facts)
+    if facts is not None:
+        if strange := facts.strange(rows):
+            say(f"Not in the training images, so of no effect: {', '.join(strange)}.")
+        logits = facts.fused(logits, rows)
     table = predictions_table(rows, logits, calibration, scores, threshold, level, malignant)
     return table.assign(calibrated=bundle.calibrated, model=bundle.label)
+
+
+def calibration_of(bundle: ImageClassifier, facts: PatientFacts | None) -> Calibration:
+    """Return what answers are read by: fitted to the photograph alone, or with facts."""
+    return bundle.calibration if facts is None else facts.calibration
 
 
 def predict_external(
@@ -73,6 +90,7 @@ def predict_external(
     images: Path,
     labels: Path,
     *,
+    facts: PatientFacts | None = None,
     allow_training_images: bool = False,
     tta_views: int = 1,
     batch_size: int = 32,
@@ -96,7 +114,7 @@ def predict_external(
     here = here[~here.image_id.isin(leave_out)].reset_index(drop=True)
     chosen = [files[i] for i in here.image_id]
     logits, scores, _, _ = _predicted(bundle, chosen, tta_views, batch_size, damaged=False)
-    return labeled_predictions(bundle, here, logits, scores)
+    return labeled_predictions(bundle, here, logits, scores, facts=facts)
 
 
 def _files_by_id(paths: Sequence[Path], wanted: set[str]) -> dict[str, Path]:
@@ -233,10 +251,13 @@ def predict_files(
     batch_size: int = 32,
     level: float | None = None,
     advance: Advance | None = None,
+    facts: PatientFacts | None = None,
+    patients: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Predict files; a damaged file gets a row that says so, and the rest goes on.
 
-    ``advance`` hears how many files are done, in place of the progress that is shown.
+    ``advance`` hears how many files are done, in place of the progress that is shown. With
+    ``facts``, those of ``patients`` (a row per file, columns age, sex, localization) count too.
 
     Returns:
         One row per file: path, image_id, predictions, ``model``, ``flag_<point>`` for each
@@ -253,10 +274,13 @@ def predict_files(
     )
     names = pd.DataFrame({"path": [printable(str(path)) for path in files]})
     rows = pd.DataFrame({"image_id": [printable(path.stem) for path in files]})
-    table = labeled_predictions(bundle, rows, logits, scores, level)
-    table = table.drop(columns=["lesion_id", "dx", "dx_type", "age", "sex", "localization"])
+    if facts is not None and patients is not None:
+        rows[list(FACTS)] = patients.reindex(columns=FACTS).to_numpy(object)
+    table = labeled_predictions(bundle, rows, logits, scores, level, facts)
+    unknown = ["lesion_id", "dx", "dx_type", *(FACTS if facts is None else ())]
+    table = table.drop(columns=unknown)
     probabilities = table[[f"probability_{c}" for c in bundle.classes]].to_numpy()
-    for name, flagged in bundle.calibration.flags(probabilities).items():
+    for name, flagged in calibration_of(bundle, facts).flags(probabilities).items():
         table[f"flag_{name}"] = flagged
     reasons, remarks = ([one[side] for one in told] for side in (0, 1))
     if bundle.ood_detector is not None:
