@@ -154,7 +154,7 @@ def predict(
     patient: Annotated[
         str | None,
         typer.Option(
-            help="What is known of the patient, and is to count: age=55,sex=female,"
+            help="What is known of the patient, and is to count: age=55,sex=female and "
             "localization=back, or some of these."
         ),
     ] = None,
@@ -190,6 +190,8 @@ def predict(
     told = _patients_of(files, patient, patients)
     loaded = load_named(bundle)
     facts = None if told is None else facts_of(loaded)
+    if facts is not None:
+        say("What is known of the patient counts.")
     table = predict_files(loaded, files, **settings, facts=facts, patients=told)
     balanced = decision is Decision.BALANCED
     for line in describe_predictions(table, loaded, balanced=balanced, anyway=anyway):

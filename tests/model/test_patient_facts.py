@@ -277,6 +277,7 @@ def test_predictions_with_what_is_known_of_the_patient(
         out = tmp_path / "predictions.csv"
         outcome = dermlens("predict", bundle.path, *photographs, "--out", out, *options)
         assert outcome.code == 0, outcome
+        assert ("of the patient counts" in outcome.out) == bool(options)
         return pd.read_csv(out)
 
     names = [f"probability_{code}" for code in bundle.classes]
