@@ -4,10 +4,11 @@
 
 DATA is the prepared and split data set that all bundles learned from. The shipped model is what
 the others are compared with: paired, intervals of 95 % over lesions. Of it are measured besides:
-four views, the middle of the picture as a second view, other input sizes without training, and what
-age, sex and place on the body add. Temperature and balanced rule are fitted on the same images for
-every row, which flatters all alike. Logits are kept in OUT, so that a run that was killed goes on.
-Writes levers.md and prints it.
+four views, the middle of the picture as a second view, colors evened out (shades of gray: Finlayson
+& Trezzi, CIC 2004) and other input sizes, both without training, and what age, sex and place on the
+body add. Temperature and balanced rule are fitted on the same images for every row, which flatters
+all alike. Logits are kept in OUT, so that a run that was killed goes on. Writes levers.md and
+prints it.
 """
 
 import argparse
@@ -36,6 +37,8 @@ FIGURES = {
     "balanced_accuracy": "balanced rule",
     "nll": "log-likelihood, negative",
 }
+NORM = 6
+"""Of the mean that tells how strong a color is: between the mean (1) and the largest value."""
 
 
 def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -65,6 +68,27 @@ def logits_of_the_middle(bundle: Path, data: TrainingData) -> np.ndarray:
     large = cached_images(data.folder, data.table, (height + 2 * top, width + 2 * left))
     middle = large[data.rows["validation"], top : top + height, left : left + width]
     return Predictor(loaded.model).logits(middle)
+
+
+def strengths(images: np.ndarray) -> np.ndarray:
+    """Return how strong each color of images (N, H, W, 3) is, float64 (N, 3): shades of gray."""
+    values = np.maximum(images.reshape(len(images), -1, 3).astype(np.float64), 1.0)
+    return np.asarray((values**NORM).mean(axis=1) ** (1 / NORM))
+
+
+def logits_in_one_light(bundle: Path, data: TrainingData) -> np.ndarray:
+    """Return logits of the validation images, all given the colors of the mean training image.
+
+    Their lightness stays.
+    """
+    loaded = load_bundle(bundle)
+    images = data.images(loaded.input_size)
+    typical = np.exp(np.log(strengths(images[data.rows["train"][::4]])).mean(axis=0))
+    wanted = images[data.rows["validation"]]
+    gains = typical / strengths(wanted)
+    gains /= gains.mean(axis=1, keepdims=True)
+    even = np.clip(wanted * gains[:, None, None], 0, 255).astype(np.float32)
+    return Predictor(loaded.model).logits(even)
 
 
 def calibrated(logits: np.ndarray, data: TrainingData) -> Calibration:
@@ -116,6 +140,9 @@ def main() -> None:
     )
     middle = kept(out / f"{first}_middle.npy", lambda: logits_of_the_middle(path, data))
     variants[f"{first}, mean with its middle enlarged"] = (base + middle) / 2
+    variants[f"{first}, colors evened out"] = kept(
+        out / f"{first}_light.npy", lambda: logits_in_one_light(path, data)
+    )
     for text in filter(None, given.sizes.split(",")):
         variants[f"{first} at {text}"] = kept(
             out / f"{first}_{text}.npy", lambda text=text: logits_at(path, data, parse_size(text))

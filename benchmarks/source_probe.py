@@ -1,17 +1,21 @@
 """Does a classifier tell images of two sources apart, and does its answer follow? In one table.
 
-    python benchmarks/source_probe.py DATA EXTRA [--bundle BUNDLE] [--images 1500]
+    python benchmarks/source_probe.py DATA EXTRA [--bundle BUNDLE] [--split train] [--images 1500]
 
-EXTRA is a data set that the bundle was trained on besides DATA, of smaller photographs. As many
-training images of both are drawn, class by class alike. A linear probe learns to tell the sources
-by the network's pooled features, and is asked about lesions that it has not seen: 0.5 is chance.
-The same with the photographs of DATA reduced to the size of those of EXTRA and enlarged again: what
-is left then is not sharpness. Last, what that reduction does to the answers for validation images:
-if sharpness had become a cue, they would move.
+EXTRA is a data set of smaller photographs that the bundle was trained on besides DATA. As many
+training images of both are drawn, class by class alike. (For a bundle that was not, --split
+validation: else what is found could be that it knows its training images.) A linear probe learns to
+tell the sources by the network's pooled features, and is asked about lesions that it has not seen:
+0.5 is chance. The same with the photographs of DATA reduced to the size of those of EXTRA and
+enlarged again, and then saved as JPEG with the tables of EXTRA besides: what is left is neither
+sharpness nor compression. Last, what that reduction does to the answers
+for validation images: if sharpness had become a cue, they would move.
 """
 
 import argparse
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +57,21 @@ def alike(table: pd.DataFrame, counts: pd.Series, seed: int) -> pd.DataFrame:
     return pd.concat(parts)
 
 
+def saved_like(path: Path) -> Change:
+    """Return the change that gives photographs the size and the JPEG tables of another one."""
+    from PIL import Image
+
+    with Image.open(path) as model:
+        size, tables = model.size, model.quantization
+
+    def save(photograph: Any, scale: float) -> Any:
+        stream = io.BytesIO()
+        photograph.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", qtables=tables)
+        return Image.open(stream).convert("RGB")
+
+    return Change("saved_like", "saved like another one", True, save)
+
+
 def told_apart(first: np.ndarray, second: np.ndarray, lesions: np.ndarray, seed: int) -> float:
     """Return the AUC with which a linear probe tells features apart, lesions kept together."""
     from sklearn.linear_model import LogisticRegression
@@ -76,6 +95,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("extra", type=Path)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--split", choices=("train", "validation"), default="train")
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -83,14 +103,21 @@ def main() -> None:
     data = load_training_data(given.data, [given.extra])
     (more,) = data.extras
     share = min(1.0, given.images / len(more.rows))
-    counts = (more.chosen.dx.value_counts() * share).astype(int)
-    ours = alike(data.table.iloc[data.rows["train"]], counts, given.seed)
+    mine = data.table.iloc[data.rows[given.split]]
+    both = pd.concat([more.chosen.dx.value_counts() * share, mine.dx.value_counts()], axis=1)
+    counts = both.min(axis=1).astype(int)
+    ours = alike(mine, counts, given.seed)
     theirs = alike(more.chosen, counts, given.seed)
     lesions = np.concatenate([ours.lesion_id, theirs.lesion_id])
     files = [data.folder / path for path in ours.path]
     _, of_theirs = looked_at(bundle, [more.folder / path for path in theirs.path], None)
+    alike_saved = saved_like(more.folder / more.chosen.path.iloc[0])
     rows = []
-    for words, change in (("as they are", None), ("reduced like the extra ones", REDUCED)):
+    for words, change in (
+        ("as they are", None),
+        ("reduced like the extra ones", REDUCED),
+        ("reduced and compressed like them", alike_saved),
+    ):
         _, of_ours = looked_at(bundle, files, change)
         area = told_apart(of_ours, of_theirs, lesions, given.seed)
         rows.append(
