@@ -12,6 +12,7 @@ from dermlens.errors import DataError
 from dermlens.model.bundle import Bundle, load_bundle
 from dermlens.model.classifier import Architecture
 from dermlens.model.configuration import TrainingConfiguration
+from dermlens.model.patient_facts import fit_patient_facts, write_patient_facts
 from dermlens.model.training import train
 from dermlens.report.cards import data_card, model_card
 from dermlens.report.evaluation_report import write_evaluation
@@ -77,6 +78,19 @@ def test_parts_that_were_not_measured_say_so(evaluated) -> None:
     for card in (plain, full):
         assert "not a medical\ndevice" in card
         assert "{{" not in card and "nan" not in card.lower().split()
+
+
+def test_facts_about_patients_are_told_where_the_model_knows_what_they_add(evaluated) -> None:
+    bundle, evaluation, data = evaluated
+    assert "### Facts about the patient" not in model_card(bundle, evaluation)
+    facts, _ = fit_patient_facts(bundle, data)
+    path = write_patient_facts(bundle.path, facts)
+    try:
+        card = model_card(load_bundle(bundle.path), evaluation)
+    finally:
+        path.unlink()
+    assert "### Facts about the patient\n\nAll figures of this card" in card
+    assert f"among training lesions with a strength of {facts.strength:.2f};" in card
 
 
 def test_an_evaluation_of_another_bundle_is_refused(evaluated, tmp_path: Path) -> None:
