@@ -55,7 +55,7 @@ def test_tables_of_a_data_set_agree_with_each_other(tmp_path: Path) -> None:
 
 
 def test_file_names_in_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dermlens.cli.load_named", lambda _: untrained_bundle())
+    monkeypatch.setattr("dermlens.cli_predict.load_named", lambda _: untrained_bundle())
     monkeypatch.chdir(tmp_path)
     picture(1).save(tmp_path / "=HYPERLINK(1).png")
     (tmp_path / "b").mkdir()
