@@ -254,7 +254,7 @@ def evaluate(
     )
     about = {"model": classifier.identity, "training_overlap": overlap.counts()}
     if facts is not None:
-        about["patient_facts"] = facts.told(table, classifier.calibration)
+        about["patient_facts"] = facts.summary(table, classifier.calibration)
     return Evaluation({**metrics, **about}, table)
 
 

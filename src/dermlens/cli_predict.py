@@ -119,7 +119,7 @@ def evaluate(
             batch_size=batch_size,
         )
     if facts is not None:
-        about["patient_facts"] = facts.told(table, loaded.calibration)
+        about["patient_facts"] = facts.summary(table, loaded.calibration)
         change = pd.DataFrame(about["patient_facts"]["change"])
         say(f"With facts, and against the photograph alone: {_change_text(change)}.")
     written = write_evaluation(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,18 @@ def test_it_is_fitted_to_lesions_of_training_and_images_of_validation(
         validation.lesion_id.to_numpy(), seed=1, temperature=bundle.calibration.temperature,
     )  # fmt: skip
     assert fitted.calibration == again
+
+
+def test_an_image_whose_lesion_is_not_known_is_a_lesion_of_its_own(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = load_training_data(data)
+    nameless = replace(known, table=known.table.assign(lesion_id=None))
+    monkeypatch.setattr(facts_module, "load_training_data", lambda _: nameless)
+    monkeypatch.setattr(facts_module, "require_same_data", lambda *_: None)
+    found, _ = fit_patient_facts(bundle, data)
+    train = known.rows["train"]
+    assert found.likelihood == fit_likelihood(known.table.iloc[train], known.labels[train], 7)
 
 
 def test_what_is_stored_is_what_was_fitted(fitted: PatientFacts, bundle: Bundle) -> None:

@@ -7,7 +7,8 @@ Bayes' rule with a strength::
 
 p(fact | class) are frequencies among training lesions. The strength would be 1 if facts said
 nothing that the photograph or other facts say already; it is fitted on validation images, as the
-temperature is. What is not known adds nothing. Flags, prediction sets and the balanced rule are
+temperature is (naive Bayes: Hastie, Tibshirani & Friedman, "The elements of statistical learning",
+2009, 6.6.3). What is not known adds nothing. Flags, prediction sets and the balanced rule are
 fitted again. No pixel takes part in the sum, so maps of a class stay what they are.
 
 These are the frequencies of the clinics that the images come from: a clinic with other patients
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 FILE = "patient_facts.json"
 FACTS = ("age", "sex", "localization")
 """Columns of a manifest: years, and words."""
-Pattern = dict[str, dict[str, tuple[float, ...]]]
+Likelihood = dict[str, dict[str, tuple[float, ...]]]
 """log p(value | class) in class order, by fact and value."""
 _NOTHING = ("", "unknown", "missing", "nan", "none", "n/a")
 _PSEUDO_LESIONS = 5.0
@@ -65,7 +66,7 @@ class PatientFacts:
     """
 
     strength: float
-    likelihood: Pattern = field(repr=False)
+    likelihood: Likelihood = field(repr=False)
     calibration: Calibration = field(repr=False)
     weights: str = ""
 
@@ -85,7 +86,7 @@ class PatientFacts:
         added = self.evidence(rows) * self.calibration.temperature
         return np.asarray(logits, np.float64) + added
 
-    def told(self, table: pd.DataFrame, calibration: Calibration) -> dict[str, Any]:
+    def summary(self, table: pd.DataFrame, calibration: Calibration) -> dict[str, Any]:
         """Return what an evaluation tells of them, JSON types.
 
         Args:
@@ -147,7 +148,7 @@ def facts_of(classifier: Any) -> PatientFacts:
     return found
 
 
-def fit_likelihood(rows: pd.DataFrame, labels: np.ndarray, classes: int) -> Pattern:
+def fit_likelihood(rows: pd.DataFrame, labels: np.ndarray, classes: int) -> Likelihood:
     """Return log p(value | class) of each fact, of one row per lesion.
 
     Args:
@@ -155,7 +156,7 @@ def fit_likelihood(rows: pd.DataFrame, labels: np.ndarray, classes: int) -> Patt
         labels: Class positions, int (N,).
         classes: How many there are.
     """
-    found: Pattern = {}
+    found: Likelihood = {}
     for name, values in known_facts(rows).items():
         known = values.notna().to_numpy()
         positions, names = pd.factorize(values[known], sort=True)
@@ -251,7 +252,8 @@ def _fitted(bundle: "Bundle", known: TrainingData, logits: np.ndarray) -> Patien
     from dermlens.model.case_index import weights_of
 
     train, rows, classes = known.rows["train"], known.rows["validation"], known.classes
-    first = train[~known.table.lesion_id.iloc[train].duplicated().to_numpy()]
+    lesions = known.table.lesion_id.fillna(known.table.image_id)
+    first = train[~lesions.iloc[train].duplicated().to_numpy()]
     likelihood = fit_likelihood(known.table.iloc[first], known.labels[first], len(classes))
     table, labels, calibration = known.table.iloc[rows], known.labels[rows], bundle.calibration
     whole = PatientFacts(1.0, likelihood, calibration, weights_of(bundle.facts))
@@ -261,7 +263,7 @@ def _fitted(bundle: "Bundle", known: TrainingData, logits: np.ndarray) -> Patien
         (scaled + strength * evidence) * calibration.temperature,
         labels,
         np.bincount(known.labels[train], minlength=len(classes)),
-        table.lesion_id.to_numpy(),
+        lesions.to_numpy()[rows],
         seed=int(bundle.facts["training"].get("seed", 0)),
         sensitivity={n: p.target_sensitivity for n, p in calibration.operating_points.items()},
         classes=classes,
@@ -276,7 +278,7 @@ class _Stored(Section):
     format: Literal[1]
     weights: str
     strength: Annotated[float, Field(ge=0)]
-    likelihood: Pattern
+    likelihood: Likelihood
     calibration: StoredCalibration
     checksum: str
 
