@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dermlens.quality.benchmark_plan import BenchmarkPlan, Piece, load, select_i
 from dermlens.quality.benchmark_tables import Store
 from dermlens.quality.complexity import gini
 from dermlens.quality.controls import ModelFreeMap
+from dermlens.quality.randomization import randomization_curves, stage_steps
 from dermlens.quality.readings import positive_part
 from dermlens.report.benchmark_report import benchmark_page
 from explain_networks import pooled_network, trained_like
@@ -202,6 +204,31 @@ def test_pieces_in_reverse_order_end_with_the_identical_tables(
     run_benchmark(bundle, data, tmp_path, PLAN, **more(bundle), make=reverse)
     for name in TABLES:
         assert (tmp_path / f"{name}.csv").read_bytes() == (finished / f"{name}.csv").read_bytes()
+
+
+def test_randomization_by_batches_is_that_of_all_images_at_once(data: Path, tmp_path: Path) -> None:
+    plan = BenchmarkPlan(
+        methods=("grad_cam", "lime"), n=5, batch_size=2, n_samples=20, steps=2, squares=3, sets=3,
+        robustness=0, randomization=3, controls=False,
+    )  # fmt: skip
+    bundle = planted_bundle()
+    run_benchmark(bundle, data, tmp_path, plan)
+    steps = ("first-00", "cascading-01", "independent-01")
+    made = {path.stem for path in (tmp_path / "pieces" / "randomization").iterdir()}
+    assert made == {f"{step}-{start:04d}" for step in steps for start in (0, 2)}
+    table = pd.read_csv(tmp_path / "randomization.csv")
+    bench = Bench(bundle, plan)
+    items = select_items(pd.read_csv(data / "manifest.csv"), data, HAM10000.codes, 3, 0)
+    images = np.stack([load(item, SIZE).image for item in items])
+    targets = np.concatenate([bench.case(load(item, SIZE))[0].targets for item in items])
+    for name in plan.methods:
+        explain = partial(bench.finite, name, images, targets, fixed=True)
+        for order in plan.orders:
+            curves = randomization_curves(bundle.model, explain, stage_steps(bundle.model, order))
+            rows = table[(table.method == name) & (table.order == order)]
+            assert rows.image_id.tolist() == [item.image_id for item in items] * 2
+            for measure, values in curves.items():
+                assert np.allclose(rows[measure], values.ravel(), atol=1e-6), (name, order)
 
 
 def test_a_bank_with_fewer_masks_than_asked_for_serves_every_order() -> None:

@@ -14,7 +14,7 @@ An extension (``benchmark_plan.Extension``) adds tables of its own.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from dermlens.quality.benchmark_plan import (
     select_items,
 )
 from dermlens.quality.benchmark_summary import summarize
-from dermlens.quality.benchmark_tables import Store, Tables, assemble
+from dermlens.quality.benchmark_tables import Store, Tables, assemble, randomization_name
 from dermlens.quality.controls import UNTRAINED_PREFIX
 from dermlens.quality.randomization import stage_steps
 from dermlens.quality.removal import ROAD_LEVELS
@@ -221,25 +221,33 @@ def _pieces(bench: Bench, items: Sequence[Item]) -> list[Piece]:
 
 
 def _randomization_pieces(bench: Bench, items: Sequence[Item], effort: int) -> list[Piece]:
-    """Return a piece for each step of each order; all images of a step share its weights."""
+    """Return a piece for each batch of images and step of each order.
 
-    @cache
-    def loaded() -> tuple[np.ndarray, np.ndarray]:
-        opened = [load(item, bench.classifier.input_size) for item in items]
+    All steps of a batch come before the next batch, which has to be explained by the intact
+    network only once then. Both orders begin with the same step, which is made once.
+    """
+
+    @lru_cache(maxsize=1)
+    def loaded(start: int) -> tuple[np.ndarray, np.ndarray]:
+        batch = items[start : start + bench.plan.batch_size]
+        opened = [load(item, bench.classifier.input_size) for item in batch]
         targets = np.concatenate([bench.case(one)[0].targets for one in opened])
         return np.stack([one.image for one in opened]), targets
 
-    def randomize(order: str, number: int, step: tuple[str, list[Any]], tick: Tick) -> Any:
-        rows = bench.measure_randomization(*loaded(), step)
-        return {"order": order, "step": number, "stage": step[0], "rows": rows}
+    def randomize(start: int, step: tuple[str, list[Any]], tick: Tick) -> Any:
+        rows = bench.measure_randomization(*loaded(start), step)
+        return {"stage": step[0], "rows": rows}
 
-    jobs = [
-        (order, number, step)
-        for order in (bench.plan.orders if items else ())
-        for number, step in enumerate(stage_steps(bench.classifier.model, order))
-    ]
-    whole, kind = effort * len(items), "randomization"
-    return [Piece(kind, f"{job[0]}-{job[1]:02d}", whole, partial(randomize, *job)) for job in jobs]
+    size, model = bench.plan.batch_size, bench.classifier.model
+    pieces: dict[str, Piece] = {}
+    for start in range(0, len(items), size):
+        passes = effort * len(items[start : start + size])
+        for order in bench.plan.orders:
+            for number, step in enumerate(stage_steps(model, order)):
+                name = randomization_name(order, number, start)
+                made = partial(randomize, start, step)
+                pieces.setdefault(name, Piece("randomization", name, passes, made))
+    return list(pieces.values())
 
 
 def missing_pieces(pieces: Sequence[Piece], store: Store) -> list[Piece]:

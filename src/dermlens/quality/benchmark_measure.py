@@ -58,7 +58,7 @@ class Bench:
         # About ten masks per superpixel, so that fewer masks mean larger pieces, not noise.
         pieces = max(2, min(DEFAULT_SUPERPIXELS, plan.n_samples // 10))
         sizes: dict[str, Any] = {"superpixels": pieces, "n_samples": plan.n_samples}
-        sizes["keep"] = max(32, plan.randomization)
+        sizes["keep"] = max(32, plan.batch_size)
         self.sharing = sharing_methods(plan.methods)
         self.bank = shared_bank(self.classifier, plan.methods, scorers, **sizes)
         self.explainers: dict[str, Explainer] = create_several(
@@ -86,7 +86,7 @@ class Bench:
         self.evaluations = Evaluations(self.classifier, **effort)
         self.readings = {name: reading_of(name).name for name in self.explainers}
         self.cheap = [name for name in plan.methods if method(name).family != "perturbation"]
-        self._intact: dict[str, np.ndarray] = {}
+        self._intact_of, self._intact = np.zeros(0), dict[str, np.ndarray]()
 
     @property
     def names(self) -> list[str]:
@@ -213,8 +213,11 @@ class Bench:
     ) -> dict[str, dict[str, list[float]]]:
         """Return how much each method's maps resemble those of the intact network after a step.
 
-        Those on an untrained copy are left out: they cannot follow the weights.
+        Those on an untrained copy are left out: they cannot follow the weights. Maps by the intact
+        network are kept until other images come.
         """
+        if not np.array_equal(images, self._intact_of):
+            self._intact_of, self._intact = images, {}
         rows = {}
         for name in self.names:
             if name.startswith(UNTRAINED_PREFIX):

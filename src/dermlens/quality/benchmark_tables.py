@@ -166,18 +166,39 @@ def _expensive(
     return values
 
 
+def randomization_name(order: str, number: int, start: int) -> str:
+    """Return the name of the piece of a step, and of the batch that begins with image ``start``.
+
+    The first step of every order destroys the last layer alone, so it has one name.
+    """
+    return f"{order if number else 'first'}-{number:02d}-{start:04d}"
+
+
 def _randomization(
     store: Store, plan: BenchmarkPlan, items: Sequence[Item], names: Sequence[str]
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for order in plan.orders if plan.randomization else ():
+    measured = items[: plan.randomization]
+    for order in plan.orders if measured else ():
         number = 0
-        while store.has("randomization", f"{order}-{number:02d}"):
-            piece = store.read("randomization", f"{order}-{number:02d}")
-            about = {"order": order, "step": number, "stage": piece["stage"]}
-            for name in (one for one in names if one in piece["rows"]):
-                for place, item in enumerate(items[: plan.randomization]):
-                    found = {k: v[place] for k, v in piece["rows"][name].items()}
-                    rows.append({**about, "image_id": item.image_id, "method": name, **found})
+        while store.has("randomization", randomization_name(order, number, 0)):
+            rows += _step(store, measured, plan.batch_size, (order, number), names)
             number += 1
     return pd.DataFrame(rows)
+
+
+def _step(
+    store: Store, items: Sequence[Item], size: int, which: tuple[str, int], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the rows of one step of an order, method by method."""
+    starts = range(0, len(items), size)
+    pieces = [store.read("randomization", randomization_name(*which, at)) for at in starts]
+    about = {"order": which[0], "step": which[1], "stage": pieces[0]["stage"]}
+    rows = []
+    for name in (one for one in names if one in pieces[0]["rows"]):
+        found = [piece["rows"][name] for piece in pieces]
+        joined = {measure: [v for one in found for v in one[measure]] for measure in found[0]}
+        for place, item in enumerate(items):
+            values = {measure: of[place] for measure, of in joined.items()}
+            rows.append({**about, "image_id": item.image_id, "method": name, **values})
+    return rows
