@@ -23,6 +23,7 @@ from dermlens.model.bundle import Bundle
 from dermlens.model.calibration import Calibration
 from dermlens.model.classifier import Architecture
 from dermlens.model.image_classifier import ImageClassifier
+from dermlens.quality.agreement import structural_similarity
 from dermlens.quality.benchmark import make_pieces, run_benchmark
 from dermlens.quality.benchmark_measure import Bench
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Piece, load, select_items
@@ -455,3 +456,33 @@ def test_maps_of_pixels_are_read_and_also_measured_as_they_are(data: Path) -> No
     np.testing.assert_array_equal(
         bench.explain("integrated_gradients", opened.image[None], case.targets), positive_part(map_)
     )
+
+
+def test_robustness_of_both_readings_asks_for_each_map_once(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.read_csv(data / "manifest.csv")
+    opened = load(select_items(table, data, HAM10000.codes, 1, seed=0)[0], SIZE)
+    methods = ("integrated_gradients", "grad_cam")
+    bench = Bench(planted_bundle(), BenchmarkPlan(methods=methods, controls=False))
+    explainer, asked = bench.explainers["integrated_gradients"], []
+    attribute = explainer.attribute
+
+    def counting(images: np.ndarray, targets: np.ndarray, **how: Any) -> Any:
+        asked.append((images.copy(), targets.copy()))
+        return attribute(images, targets, **how)
+
+    monkeypatch.setattr(explainer, "attribute", counting)
+    rows = bench.measure_robustness(opened)
+    assert list(rows) == ["integrated_gradients", "integrated_gradients: as it is", "grad_cam"]
+    # The image, weak noise, the three symmetries of a rectangle, and another class.
+    assert [len(images) for images, _ in asked] == [1, 4, 3, 1]
+    (image, target), (_, other) = asked[0], asked[-1]
+    assert (target != other).all()
+    here, there = (attribute(image, one, batch_size=16, seed=0).maps for one in (target, other))
+    for name, read in (
+        ("integrated_gradients", positive_part),
+        ("integrated_gradients: as it is", np.asarray),
+    ):
+        expected = structural_similarity(read(here), read(there))[0]
+        assert rows[name]["random_logit"] == pytest.approx(expected, abs=1e-6), name

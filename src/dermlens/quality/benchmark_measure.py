@@ -24,10 +24,10 @@ from dermlens.model.image_classifier import as_classifier
 from dermlens.quality.benchmark_plan import BenchmarkPlan, Extension, Loaded, Tick
 from dermlens.quality.controls import UNTRAINED_PREFIX, control_names, create_controls
 from dermlens.quality.evaluations import Evaluations
-from dermlens.quality.metric import Case, own_range
+from dermlens.quality.metric import Case, Explain, own_range
 from dermlens.quality.metrics import LOCALIZATION, METRICS, STRUCTURE_PREFIX
 from dermlens.quality.randomization import other_targets, randomization_curves
-from dermlens.quality.readings import AS_IT_IS, as_it_is, reading_of
+from dermlens.quality.readings import AS_IT_IS, READINGS, Reading, as_it_is, reading_of
 
 _OF_EVERY_IMAGE = [one for one in METRICS.values() if "explainer" not in one.needs]
 _OF_SOME = [one for one in METRICS.values() if one.needs == {"model", "explainer"}]
@@ -197,16 +197,37 @@ class Bench:
         }
 
     def measure_robustness(self, loaded: Loaded) -> dict[str, dict[str, float]]:
-        """Return what takes maps of changed images or for other classes, by method."""
+        """Return what takes maps of changed images or for other classes, by method.
+
+        Maps that are read in another way are measured as they are besides, at no more passes.
+        """
         of_image, _ = self.case(loaded)
         drawn = zlib.crc32(f"{self.plan.seed} {loaded.item.image_id}".encode())
         of_image.others = other_targets(of_image.targets, len(self.classifier.classes), [drawn])
         rows = {}
         for name in self.names:
-            case = of_image.with_map(self.finite(name, loaded.image[None], of_image.targets)[0])
-            case.remake = partial(self.finite, name)
-            rows[name] = {one.name: float(one.measure(case)[0]) for one in _OF_SOME}
+            unread = self._remembered(self.explainers[name])
+            readings = {name: reading_of(name)}
+            if name in self.appendix:
+                readings[as_it_is(name)] = READINGS[AS_IT_IS]
+            for shown, reading in readings.items():
+                remake = partial(_finite, reading, unread)
+                case = of_image.with_map(remake(loaded.image[None], of_image.targets)[0])
+                case.remake = remake
+                rows[shown] = {one.name: float(one.measure(case)[0]) for one in _OF_SOME}
         return rows
+
+    def _remembered(self, explainer: Explainer) -> Explain:
+        """Return what makes an explainer's maps as they are, the same ones only once."""
+        known: dict[bytes, np.ndarray] = {}
+
+        def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+            key = images.tobytes() + targets.tobytes()
+            if key not in known:
+                known[key] = self._attribution(explainer, images, targets).maps
+            return known[key]
+
+        return explain
 
     def measure_randomization(
         self, images: np.ndarray, targets: np.ndarray, step: tuple[str, Sequence[Any]]
@@ -229,3 +250,10 @@ class Bench:
             curves = randomization_curves(model, explain, [step], before, self.plan.seed)
             rows[name] = {measure: values[0].tolist() for measure, values in curves.items()}
         return rows
+
+
+def _finite(
+    reading: Reading, explain: Explain, images: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Return maps as they are read, 0 where a value is not finite."""
+    return np.nan_to_num(reading.read(explain(images, targets)), posinf=0.0, neginf=0.0)
