@@ -1,14 +1,15 @@
 """What makes a classifier better? Bundles and readings of one compared on validation images.
 
-    python benchmarks/levers.py DATA --out run/levers [--bundle NAME=PATH ...] [--sizes 224x304,...]
+    python benchmarks/levers.py DATA --out run/levers [--reference BUNDLE] [--bundle NAME=PATH ...]
+        [--sizes 224x304,...] [--worse]
 
-DATA is the prepared and split data set that all bundles learned from. The shipped model is what
-the others are compared with: paired, intervals of 95 % over lesions. Of it are measured besides:
-four views, the middle of the picture as a second view, colors evened out (shades of gray: Finlayson
-& Trezzi, CIC 2004) and other input sizes, both without training, and what age, sex and place on the
-body add. Temperature and balanced rule are fitted on the same images for every row, which flatters
-all alike. Logits are kept in OUT, so that a run that was killed goes on. Writes levers.md and
-prints it.
+DATA is the prepared and split data set that all bundles learned from. The reference, the shipped
+model unless another is named, is what the others are compared with: paired, intervals of 95 % over
+lesions. Of it are measured besides: four views, the middle of the picture as a second view, colors
+evened out (shades of gray: Finlayson & Trezzi, CIC 2004) and other input sizes, both without
+training, and what age, sex and place on the body add. Temperature and balanced rule are fitted on
+the same images for every row, which flatters all alike. Logits are kept in OUT, so that a run that
+was killed goes on. Writes levers.md and prints it.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from bench_tools import given_model
 
 from dermlens.cli_options import parse_size
 from dermlens.data.cache import cached_images
+from dermlens.data.images import opened_rgb, read_bytes
 from dermlens.files import write_text, written_beside
+from dermlens.lesion.worse_photographs import CHANGES, Change, changed
 from dermlens.model.bundle import load_bundle
 from dermlens.model.bundle_choice import SHIPPED
 from dermlens.model.calibration import Calibration, fit_calibration
@@ -91,6 +94,16 @@ def logits_in_one_light(bundle: Path, data: TrainingData) -> np.ndarray:
     return Predictor(loaded.model).logits(even)
 
 
+def logits_when_worse(bundle: Path, data: TrainingData, change: Change) -> np.ndarray:
+    """Return logits of the validation photographs after a change."""
+    loaded, photographs = load_bundle(bundle), data.table.path.iloc[data.rows["validation"]]
+    images = []
+    for path in photographs:
+        with opened_rgb(read_bytes(data.folder / path), path) as photograph:
+            images.append(changed(photograph, change, loaded.input_size))
+    return Predictor(loaded.model).logits(np.stack(images).astype(np.float32))
+
+
 def calibrated(logits: np.ndarray, data: TrainingData) -> Calibration:
     rows = data.rows["validation"]
     counts = np.bincount(data.labels[data.rows["train"]], minlength=len(data.classes.codes))
@@ -117,15 +130,71 @@ def compared(variants: dict[str, np.ndarray], data: TrainingData, reference: str
     return pd.DataFrame(shown)
 
 
+def when_worse(
+    clean: dict[str, np.ndarray], worse: dict[str, dict[str, np.ndarray]], data: TrainingData
+) -> pd.DataFrame:
+    """Return a row per variant: means over changes, and the change that costs each reading most.
+
+    Args:
+        clean: Logits of the photographs as they are, by variant; calibrations are fitted to them.
+        worse: Logits by title of the change and by variant.
+    """
+    rows = data.table.iloc[data.rows["validation"]]
+    calibrations = {name: calibrated(one, data) for name, one in clean.items()}
+    found = []
+    for title, logits in {"": clean, **worse}.items():
+        tables = {n: predictions_table(rows, one, calibrations[n]) for n, one in logits.items()}
+        table = compare_predictions(tables, calibrations, reference=next(iter(clean)), resamples=1)
+        found.append(table.assign(change=title))
+    values = pd.concat(found).set_index(["name", "figure", "change"]).value
+    shown = []
+    for name in clean:
+        row = {"": name}
+        for figure, title in FIGURES.items():
+            one = values[name, figure]
+            row[f"{title}, mean of {len(worse)}"] = f"{one[list(worse)].mean():.3f}"
+            if "accuracy" in figure:
+                lost = one[list(worse)] - one[""]
+                row[f"{title}, most lost"] = f"{lost.min():+.3f} ({lost.idxmin()})"
+        shown.append(row)
+    return pd.DataFrame(shown)
+
+
+def other_readings(
+    first: str, path: Path, data: TrainingData, base: np.ndarray, out: Path, sizes: list[str]
+) -> dict[str, np.ndarray]:
+    """Return logits of one bundle, those at first sight being ``base``, read in other ways."""
+    found = {}
+    found[f"{first}, 4 views"] = kept(
+        out / f"{first}_4.npy", lambda: logits_at(path, data, views=4)
+    )
+    middle = kept(out / f"{first}_middle.npy", lambda: logits_of_the_middle(path, data))
+    found[f"{first}, mean with its middle enlarged"] = (base + middle) / 2
+    found[f"{first}, colors evened out"] = kept(
+        out / f"{first}_light.npy", lambda: logits_in_one_light(path, data)
+    )
+    for text in sizes:
+        found[f"{first} at {text}"] = kept(
+            out / f"{first}_{text}.npy", lambda text=text: logits_at(path, data, parse_size(text))
+        )
+    if (facts := load_bundle(path).patient_facts) is not None:
+        known = data.table.iloc[data.rows["validation"]]
+        found[f"{first}, age, sex and place"] = facts.fused(base, known)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--reference", type=Path, default=SHIPPED)
     parser.add_argument("--bundle", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--sizes", default="144x192,240x320")
+    parser.add_argument("--worse", action="store_true", help="worse photographs too")
     given = parser.parse_args()
     named = (one.partition("=") for one in given.bundle)
-    bundles = {"shipped": SHIPPED, **{name: Path(path) for name, _, path in named}}
+    reference = "shipped" if given.reference == SHIPPED else given.reference.name
+    bundles = {reference: given.reference, **{name: Path(path) for name, _, path in named}}
     data, out = load_training_data(given.data), given.out
     variants = {
         name: kept(out / f"{name}.npy", lambda path=path: logits_at(path, data))
@@ -133,24 +202,25 @@ def main() -> None:
     }
     first, path = next(iter(bundles.items()))
     base = variants[first]
+    worse = {
+        change.title: {
+            name: kept(
+                out / f"{name}_{change.name}.npy",
+                lambda path=path, change=change: logits_when_worse(path, data, change),
+            )
+            for name, path in bundles.items()
+        }
+        for change in CHANGES
+        if given.worse and change.mild
+    }
     if len(bundles) > 1:
-        variants["mean of the logits of all"] = np.mean(list(variants.values()), axis=0)
-    variants[f"{first}, 4 views"] = kept(
-        out / f"{first}_4.npy", lambda: logits_at(path, data, views=4)
-    )
-    middle = kept(out / f"{first}_middle.npy", lambda: logits_of_the_middle(path, data))
-    variants[f"{first}, mean with its middle enlarged"] = (base + middle) / 2
-    variants[f"{first}, colors evened out"] = kept(
-        out / f"{first}_light.npy", lambda: logits_in_one_light(path, data)
-    )
-    for text in filter(None, given.sizes.split(",")):
-        variants[f"{first} at {text}"] = kept(
-            out / f"{first}_{text}.npy", lambda text=text: logits_at(path, data, parse_size(text))
-        )
-    if (facts := load_bundle(path).patient_facts) is not None:
-        known = data.table.iloc[data.rows["validation"]]
-        variants[f"{first}, age, sex and place"] = facts.fused(base, known)
+        for logits in (variants, *worse.values()):
+            logits["mean of the logits of all"] = np.mean(list(logits.values()), axis=0)
+    clean, sizes = dict(variants), list(filter(None, given.sizes.split(",")))
+    variants |= other_readings(first, path, data, base, out, sizes)
     text = markdown_table(compared(variants, data, first))
+    if worse:
+        text += "\n\n" + markdown_table(when_worse(clean, worse, data))
     write_text(out / "levers.md", text + "\n")
     print(text)
 
