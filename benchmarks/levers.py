@@ -146,15 +146,15 @@ def when_worse(
         tables = {n: predictions_table(rows, one, calibrations[n]) for n, one in logits.items()}
         table = compare_predictions(tables, calibrations, reference=next(iter(clean)), resamples=1)
         found.append(table.assign(change=title))
-    values = pd.concat(found).set_index(["name", "figure", "change"]).value
+    values = pd.concat(found).set_index(["name", "figure", "change"]).value.sort_index()
     shown = []
     for name in clean:
         row = {"": name}
         for figure, title in FIGURES.items():
             one = values[name, figure]
-            row[f"{title}, mean of {len(worse)}"] = f"{one[list(worse)].mean():.3f}"
+            row[f"{title}, mean of {len(worse)}"] = f"{one.loc[list(worse)].mean():.3f}"
             if "accuracy" in figure:
-                lost = one[list(worse)] - one[""]
+                lost = one.loc[list(worse)] - one[""]
                 row[f"{title}, most lost"] = f"{lost.min():+.3f} ({lost.idxmin()})"
         shown.append(row)
     return pd.DataFrame(shown)

@@ -445,7 +445,7 @@ def test_a_history_that_is_no_table_gives_a_sentence(bundle: Path) -> None:
 # What stands beside it -----------------------------------------------------------------------
 
 COPY = {"weights_sha256": "0", "model_sha256": "1"}
-STATE = {"next_epoch": 1, "best": 0.5, "best_epoch": 0, "history": [{"phase": "head"}]}
+STATE = {"next_epoch": 1, "lowest_loss": 0.5, "best_epoch": 0, "history": [{"phase": "head"}]}
 LABELS = {"name": "x", "labels": [{"code": "a", "name": "A"}, {"code": "b", "name": "B"}]}
 
 
@@ -571,7 +571,7 @@ def test_an_agreement_that_says_what_it_may_not_is_refused(
     ("change", "words"),
     [
         (put(-1, "next_epoch"), "next_epoch must be at least 0"),
-        (put("best", "best"), "best must be a valid number"),
+        (put("low", "lowest_loss"), "lowest_loss must be a valid number"),
         (drop("history"), "history is missing"),
         (put([[]], "history"), "history[0] must be an object"),
     ],

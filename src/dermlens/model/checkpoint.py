@@ -17,7 +17,7 @@ class StoredState(Section):
     """Where a run stands after an epoch."""
 
     next_epoch: Count
-    best: Annotated[float, Field(ge=-1, le=1)]
+    lowest_loss: Annotated[float, Field(ge=0)]
     best_epoch: Annotated[int, Field(ge=-1)]
     history: tuple[dict[str, int | float | str | None], ...]
 

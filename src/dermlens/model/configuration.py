@@ -53,7 +53,7 @@ class TrainingConfiguration:
             mean of their logits counts.
         teacher_share: Share of the loss that the teachers set, 0..1.
         teacher_temperature: Softens both networks' outputs in that share.
-        patience: Epochs without a better validation balanced accuracy before stopping; 0: never.
+        patience: Epochs without a lower validation loss before stopping; 0: never.
         early_size: Smaller (height, width) for the first ``early_epochs`` epochs, or None.
         early_epochs: Epochs at ``early_size``.
     """

@@ -11,6 +11,7 @@ import numpy as np
 from dermlens.data.augmentation import mix
 from dermlens.data.degradation import degrade
 from dermlens.data.pipeline import epoch_order, training_batches
+from dermlens.errors import ModelError
 from dermlens.model.checkpoint import read_state, restore_state, save_state, stored_value
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
 from dermlens.model.configuration import TrainingConfiguration
@@ -108,7 +109,7 @@ class Finetuning:
         self._average = RunningAverage(
             [*self._optimizer.trained, *statistics], configuration.average_decay
         )
-        self._best, self._best_epoch = -1.0, -1
+        self._lowest_loss, self._best_epoch = float(np.finfo(np.float32).max), -1
         if replicas is not None:
             replicas.prepare(model)
         self._step = self._make_step() if replicas is None else self._make_shared_step(replicas)
@@ -213,12 +214,16 @@ class Finetuning:
         return (1.0 - share) * by_labels + share * by_teacher
 
     def run(self) -> None:
-        """Train the remaining epochs, storing the state after each."""
+        """Train the remaining epochs, storing the state after each.
+
+        Raises:
+            ModelError: If the loss is no longer a number.
+        """
         patience = self._configuration.patience
         for epoch in range(self._start(), self._configuration.epochs):
             waited = epoch - 1 - self._best_epoch
             if patience > 0 and self._best_epoch >= 0 and waited >= patience:
-                say(f"Stopping early: no better validation result for {waited} epochs.")
+                say(f"Stopping early: no lower validation loss for {waited} epochs.")
                 break
             self._epoch(epoch)
 
@@ -240,26 +245,26 @@ class Finetuning:
             epoch=epoch,
         )
         figures = self._steps(batches, epoch)
-        score = self._validate(epoch, size, figures, started) if self._first else 0.0
+        loss = self._validate(epoch, size, figures, started) if self._first else 0.0
         if self._replicas is not None:
             self._replicas.require_same_weights(weights_checksum(self._model), epoch + 1)
-            score = float(self._replicas.from_first([np.array(score)])[0])
-        # Small images are a warm-up: their scores do not compete for the best epoch.
+            loss = float(self._replicas.from_first([np.array(loss)])[0])
+        # Small images are a warm-up: their losses do not compete for the best epoch.
         if size == configuration.architecture.input_size:
-            self._keep_best(score, epoch)
+            self._keep_best(loss, epoch)
         if self._first:
             self._store(epoch)
 
     def _validate(
         self, epoch: int, size: tuple[int, int], figures: dict[str, float], started: float
     ) -> float:
-        """Record an epoch, and return its balanced accuracy on validation."""
+        """Record an epoch, and return its loss on validation."""
         with self._averaged():
             images, rows = self._data.images(size), self._data.rows["validation"]
             logits = self._predictor.logits(images, rows)
         figures["seconds"] = time.monotonic() - started
         row = self._history.add("finetuning", epoch, figures, logits)
-        return float(row["validation_balanced_accuracy"])
+        return float(row["validation_loss"])
 
     def _steps(self, batches: Any, epoch: int) -> dict[str, float]:
         import tensorflow as tf
@@ -276,6 +281,11 @@ class Finetuning:
                 outcome = self._step(images, labels, weights, tf.constant(number, tf.int32))
                 sums += [float(value) for value in outcome]
                 advance(1, f"loss {sums[0] / (index + 1):.3f}")
+        if not np.isfinite(sums[0]):
+            raise ModelError(
+                f"Training went astray: the loss of epoch {epoch + 1} is not a number. Use lower "
+                "learning rates (--pretrained-rate, --fresh-rate) and another --out."
+            )
         return {
             "step": float((epoch + 1) * per_epoch),
             "learning_rate": self._optimizer.rate,
@@ -293,10 +303,11 @@ class Finetuning:
         finally:
             swap()
 
-    def _keep_best(self, score: float, epoch: int) -> None:
-        if score <= self._best:
+    def _keep_best(self, loss: float, epoch: int) -> None:
+        # Balanced accuracy would be decided by the few images of the rarest classes.
+        if not loss < self._lowest_loss:  # Neither one that is no number.
             return
-        self._best, self._best_epoch = score, epoch
+        self._lowest_loss, self._best_epoch = loss, epoch
         if self._first:
             with self._averaged():
                 save_state(self._best_path, {"weights": self._model.get_weights()}, {})
@@ -312,7 +323,7 @@ class Finetuning:
     def _store(self, epoch: int) -> None:
         facts = {
             "next_epoch": epoch + 1,
-            "best": self._best,
+            "lowest_loss": self._lowest_loss,
             "best_epoch": self._best_epoch,
             "history": [
                 {k: (None if v != v else v) for k, v in row.items()} for row in self._history.rows
@@ -325,8 +336,8 @@ class Finetuning:
         epoch = self._restore() if self._first else 0
         if self._replicas is None:
             return epoch
-        found = self._replicas.from_first([np.array([epoch, self._best, self._best_epoch], "f8")])
-        self._best, self._best_epoch = float(found[0][1]), int(found[0][2])
+        found = self._replicas.from_first([np.array([epoch, self._lowest_loss, self._best_epoch])])
+        self._lowest_loss, self._best_epoch = float(found[0][1]), int(found[0][2])
         for variables in self._groups().values():
             arrays = self._replicas.from_first([stored_value(one) for one in variables])
             for variable, value in zip(variables, arrays, strict=True):
@@ -337,7 +348,7 @@ class Finetuning:
         if not self._state_path.is_file():
             return 0
         state = restore_state(self._state_path, self._groups())
-        self._best, self._best_epoch = state.best, state.best_epoch
+        self._lowest_loss, self._best_epoch = state.lowest_loss, state.best_epoch
         self._history.rows = [
             {k: (float("nan") if v is None else v) for k, v in row.items()} for row in state.history
         ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from dermlens.data.pipeline import epoch_order, sample_weights
 from dermlens.files import written_beside
+from dermlens.model.calibration import negative_log_likelihood
 from dermlens.model.configuration import TrainingConfiguration
 from dermlens.model.optimization import (
     TwoRateOptimizer,
@@ -73,7 +74,7 @@ def train_head(
     batch = min(configuration.batch_size, len(train))
     steps = len(train) // batch
     step, optimizer = _step(layer, configuration)
-    best, kept = -1.0, layer.get_weights()
+    lowest, kept = np.inf, layer.get_weights()
     for epoch in range(configuration.head_epochs):
         order = epoch_order(labels[train], how, classes, seed + 7919, epoch)
         sums = np.zeros(2)
@@ -86,9 +87,9 @@ def train_head(
             sums += [float(v) for v in step(x, y, weights[chosen], np.array([seed, done], "i4"))]
         kernel, bias = layer.get_weights()
         logits, truth = features[held] @ kernel + bias, labels[held]
-        score = np.mean([np.mean(logits[truth == c].argmax(1) == c) for c in np.unique(truth)])
-        if score > best:
-            best, kept = float(score), layer.get_weights()
+        loss = negative_log_likelihood(logits, truth)
+        if loss < lowest:
+            lowest, kept = loss, layer.get_weights()
         report(epoch, {"train_loss": sums[0] / steps, "train_accuracy": sums[1] / steps}, logits)
     layer.set_weights(kept)
 

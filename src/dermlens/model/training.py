@@ -65,7 +65,8 @@ def train(
 
     Raises:
         DataError: If the data set cannot be used, or a teacher was trained on another.
-        ModelError: If weights or a teacher do not fit, or ``out`` holds another run.
+        ModelError: If weights or a teacher do not fit, ``out`` holds another run, or the loss is
+            no longer a number.
         UsageError: If another run writes into ``out``, or changes the data set.
     """
     bundle = train_together(data, out, configuration, None, extra=extra, resume=resume)
