@@ -9,7 +9,9 @@ from dermlens.errors import ModelError, UsageError
 from dermlens.labels import HAM10000, named_classes
 from dermlens.model import training
 from dermlens.model.bundle import SHIPPED
+from dermlens.model.calibration import negative_log_likelihood
 from dermlens.model.classifier import Architecture, build_classifier, head_layers
+from dermlens.model.head import train_head
 from dermlens.model.out_of_distribution import fit_ood_detector
 from dermlens.model.prediction import Predictor, split_features, with_features
 from dermlens.model.training import train
@@ -109,3 +111,25 @@ def test_shipped_weights_fit_the_network_they_are_offered_for() -> None:
             SHIPPED / "weights.h5",
             backbone_only=True,
         )
+
+
+def test_the_epoch_of_the_lowest_validation_loss_is_kept() -> None:
+    """Not the one that is right most often by class, nor the last."""
+    register_tiny_backbone()
+    setup = configuration(weights="shipped", epochs=0, head_epochs=12, head_rate=0.3)
+    model = build_classifier(setup.architecture, seed=2)
+    layer, generator = model.get_layer("logits"), np.random.default_rng(1)
+    labels = np.tile(np.arange(7), 16)
+    features = generator.normal(size=(len(labels), layer.kernel.shape[0])).astype(np.float32)
+    features[np.arange(len(labels)), labels] += 1.0
+    rows = {"train": np.arange(56), "validation": np.arange(56, 112)}
+    seen: list[np.ndarray] = []
+    train_head(model, features, labels, rows, setup, lambda *told: seen.append(told[2]))
+    truth = labels[rows["validation"]]
+    losses = [negative_log_likelihood(one, truth) for one in seen]
+    right = [np.mean(one.argmax(axis=1) == truth) for one in seen]
+    assert np.argmin(losses) not in (np.argmax(right), len(seen) - 1)
+    kernel, bias = layer.get_weights()
+    np.testing.assert_array_equal(
+        features[rows["validation"]] @ kernel + bias, seen[np.argmin(losses)]
+    )
