@@ -119,8 +119,8 @@ def train(
     degradation: Annotated[
         str | None,
         typer.Option(
-            help="none or normal: light, color, blur, compression and hair that the network, not "
-            "its teachers, gets to see."
+            help="none, normal or strong: light, color, blur, compression and hair that the "
+            "network, not its teachers, gets to see."
         ),
     ] = None,
     teachers: Annotated[

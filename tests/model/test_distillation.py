@@ -90,7 +90,7 @@ def teacher(prepared, tmp_path_factory):
 
     register_tiny_backbone()
     out = tmp_path_factory.mktemp("teacher") / "run"
-    # Another input size: the teacher looks at images of the student's.
+    # Another input size than the student's.
     how = configuration(architecture=Architecture("tiny", (40, 48)), epochs=6)
     train(prepared, out, how)
     return out / "bundle"
@@ -98,12 +98,14 @@ def teacher(prepared, tmp_path_factory):
 
 def test_a_student_that_gets_only_the_teacher_follows_it(prepared, teacher, tmp_path):
     """Without a share for the labels, its outputs approach the teacher's all the same."""
-    images = cached_images(prepared, read_manifest(prepared), (32, 40))[:40]
+    images, larger = (
+        cached_images(prepared, read_manifest(prepared), size)[:40] for size in ((32, 40), (40, 48))
+    )
     taught = load_bundle(teacher)
     how = {"teachers": (str(teacher),), "teacher_share": 1.0, "mixup": 0.2, "seed": 3}
     student = train(prepared, tmp_path / "student", configuration(epochs=8, **how))
     alone = train(prepared, tmp_path / "alone", configuration(epochs=1, seed=3))
-    goal = _at_size(taught, (32, 40)).predict(images.astype(np.float32), verbose=0)
+    goal = taught.logits(larger)
     near, far = (np.abs(bundle.logits(images) - goal).mean() for bundle in (student, alone))
     assert near < 0.6 * far
     facts = json.loads((tmp_path / "student" / "bundle" / "bundle.json").read_text())["training"]
@@ -121,12 +123,14 @@ def test_several_teachers_say_the_mean_of_their_logits(prepared, teacher, tmp_pa
     other = tmp_path / "other"
     train(prepared, other, configuration(epochs=2, seed=9))
     data = load_training_data(prepared)
-    images = data.images((32, 40))[:6].astype(np.float32)
+    images, larger = (data.images(size)[:6].astype(np.float32) for size in ((32, 40), (40, 48)))
 
     def said(*paths):
-        return load_teachers(configuration(teachers=tuple(map(str, paths))), data)(images).numpy()
+        teach = load_teachers(configuration(teachers=tuple(map(str, paths))), data)
+        return teach(images, [larger] * len(teach.sizes)).numpy()
 
     first, second = said(teacher), said(other / "bundle")
+    np.testing.assert_allclose(first, load_bundle(teacher).logits(larger[:6]), atol=1e-4)
     assert np.abs(first - second).max() > 0.05
     np.testing.assert_allclose(said(teacher, other / "bundle"), (first + second) / 2, atol=1e-5)
     assert load_teachers(configuration(), data) is None
@@ -144,11 +148,14 @@ def test_the_student_sees_worse_images_than_its_teachers(prepared, teacher, tmp_
     def teachers(configuration, data):
         teach = load_teachers(configuration, data)
 
-        def seen(images):
-            taught.append(images)
-            return teach(images)
+        class Watched:
+            sizes = teach.sizes
 
-        return seen
+            def __call__(self, images, others):
+                taught.append(images)
+                return teach(images, others)
+
+        return Watched()
 
     monkeypatch.setattr(finetuning, "degrade", watched)
     monkeypatch.setattr(training, "load_teachers", teachers)
@@ -161,12 +168,42 @@ def test_the_student_sees_worse_images_than_its_teachers(prepared, teacher, tmp_
     assert np.abs(plain.logits(images) - worse.logits(images)).max() > 0.05
 
 
-def _at_size(bundle, size):
-    from dermlens.model.classifier import build_classifier
+@pytest.mark.filterwarnings("ignore:Even though")
+def test_a_teacher_sees_the_same_pictures_in_its_own_size(prepared, teacher, tmp_path, monkeypatch):
+    """Turned, colored, erased and mixed alike, early small images of the student included."""
+    import tensorflow as tf
 
-    model = build_classifier(Architecture("tiny", size))
-    model.set_weights(bundle.model.get_weights())
-    return model
+    seen = []
+
+    class Watched:
+        sizes = ((96, 120),)
+
+        def __call__(self, images, others):
+            seen.append((images.numpy(), others[0].numpy()))
+            return load_teachers(how, load_training_data(prepared))(images, others)
+
+    how = configuration(
+        architecture=Architecture("tiny", (80, 100)),
+        epochs=2,
+        early_size=(64, 80),
+        early_epochs=1,
+        teachers=(str(teacher),),
+        mixup=0.5,
+        augmentation=augmentation_named("strong"),
+    )
+    monkeypatch.setattr(training, "load_teachers", lambda *_: Watched())
+    tf.config.run_functions_eagerly(True)
+    try:
+        train(prepared, tmp_path / "run", how)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert {images.shape[1:3] for images, _ in seen} == {(64, 80), (80, 100)}
+    for images, larger in (seen[0], seen[-1]):
+        assert larger.shape == (len(images), 96, 120, 3)
+        small = [tf.image.resize(one, (16, 20), antialias=True).numpy() for one in (images, larger)]
+        apart = np.abs(small[0] - small[1]).mean((1, 2, 3))
+        strangers = np.abs(small[0] - np.roll(small[1], 1, axis=0)).mean((1, 2, 3))
+        assert apart.max() < 1 and strangers.min() > 4, (apart, strangers)
 
 
 def test_a_teacher_that_saw_other_data_or_classes_is_refused(prepared, teacher, tmp_path):

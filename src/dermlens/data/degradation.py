@@ -43,11 +43,12 @@ NO_DEGRADATION = Degradation()
 DEGRADATIONS: dict[str, Degradation] = {
     "none": NO_DEGRADATION,
     "normal": Degradation(exposure=0.25, temperature=0.15, blur=0.3, compression=0.3, hair=0.3),
+    "strong": Degradation(exposure=0.3, temperature=0.2, blur=0.4, compression=0.4, hair=0.4),
 }
 
 
 def degradation_named(name: str) -> Degradation:
-    """Return a degradation by its name: none or normal.
+    """Return a degradation by its name: none, normal or strong.
 
     Raises:
         UsageError: If there is none of that name.

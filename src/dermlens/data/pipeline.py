@@ -1,5 +1,6 @@
 """Feeding a model: batches in a reproducible order, augmented while the model computes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,7 @@ def training_batches(
     seed: int = 0,
     epoch: int = 0,
     workers: int = 2,
+    others: Sequence[Any] = (),
 ) -> Any:
     """Return one epoch as a ``tf.data.Dataset``.
 
@@ -123,9 +125,11 @@ def training_batches(
         seed: Seed of the augmentation.
         epoch: Epoch, so that each epoch varies images differently.
         workers: Batches prepared in parallel.
+        others: The images of ``training`` in further sizes, as ``TrainingSet.images`` holds them.
 
     Returns:
-        Dataset of (images float32 (B, H, W, 3) 0..255, labels int32 (B,), weights float32 (B,)).
+        Dataset of (images float32 (B, H, W, 3) 0..255, labels int32 (B,), weights float32 (B,)),
+        and after these the images in each of the other sizes, varied alike.
     """
     import tensorflow as tf
 
@@ -136,20 +140,18 @@ def training_batches(
             "Use a smaller --batch-size."
         )
     batches = order[: steps * batch_size].reshape(steps, batch_size)
-    height, width = training.images.shape[1:3]
-
-    def gather(positions: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(training.images[training.rows[positions]])
 
     def load(positions: Any, step: Any) -> Any:
-        images = tf.numpy_function(gather, [positions], tf.uint8, stateful=False)
-        images = tf.ensure_shape(images, (batch_size, height, width, 3))
         # One number per epoch and step: no two batches of a run share their draws.
         key = tf.stack([tf.cast(seed, tf.int32), tf.cast(epoch * 1_000_003, tf.int32) + step])
-        varied = augment(images, key, augmentation)
+        # With the same draws each size shows the same part of a picture in the same colors.
+        varied, *beside = (
+            augment(_gathered(source, training.rows, positions), key, augmentation)
+            for source in (training.images, *others)
+        )
         labels = tf.gather(tf.constant(training.labels, tf.int32), positions)
         weights = tf.gather(tf.constant(training.weights, tf.float32), positions)
-        return varied, labels, weights
+        return varied, labels, weights, *beside
 
     dataset = tf.data.Dataset.from_tensor_slices((batches, np.arange(steps, dtype=np.int32)))
     loaded = dataset.map(load, num_parallel_calls=workers, deterministic=True).prefetch(4)
@@ -157,3 +159,14 @@ def training_batches(
     options = tf.data.Options()
     options.autotune.enabled = False
     return loaded.with_options(options)
+
+
+def _gathered(images: Any, rows: np.ndarray, positions: Any) -> Any:
+    """Return the images at positions in rows as a uint8 tensor (B, H, W, 3)."""
+    import tensorflow as tf
+
+    def gather(wanted: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(images[rows[wanted]])
+
+    found = tf.numpy_function(gather, [positions], tf.uint8, stateful=False)
+    return tf.ensure_shape(found, (*positions.shape, *images.shape[1:3], 3))

@@ -15,7 +15,7 @@ from dermlens.errors import ModelError
 from dermlens.model.checkpoint import read_state, restore_state, save_state, stored_value
 from dermlens.model.classifier import backbone_layers, head_layers, stage_start
 from dermlens.model.configuration import TrainingConfiguration
-from dermlens.model.distillation import Teach
+from dermlens.model.distillation import Teachers
 from dermlens.model.history import History
 from dermlens.model.lite import weights_checksum
 from dermlens.model.optimization import (
@@ -82,7 +82,7 @@ class Finetuning:
         data: TrainingData,
         out: Path,
         history: History,
-        teach: Teach | None = None,
+        teach: Teachers | None = None,
         replicas: Replicas | None = None,
     ) -> None:
         self._model, self._teach, self._replicas = model, teach, replicas
@@ -123,11 +123,12 @@ class Finetuning:
         classes = len(self._configuration.architecture.classes)
 
         @tf.function(autograph=False, reduce_retracing=True)
-        def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
+        def step(images: Any, labels: Any, weights: Any, number: Any, *others: Any) -> Any:
             truth = tf.one_hot(labels, classes)
+            others = self._mixed_too(others, number)
             images, truth, weights = self._mixed(images, truth, weights, number)
             # Outside the tape: nothing of the teachers is to be kept for gradients.
-            taught = None if self._teach is None else self._teach(images)
+            taught = None if self._teach is None else self._teach(images, others)
             images = self._worse(images, number)
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
@@ -150,13 +151,13 @@ class Finetuning:
         classes = len(self._configuration.architecture.classes)
         moved: list[int] = []
 
-        def on_replica(values: Any, others: Any, *batch: Any) -> Any:
-            images, worse, truth, weights = (replicas.share(one) for one in batch)
-            taught = None if self._teach is None else self._teach(images)
+        def on_replica(values: Any, fixed: Any, *batch: Any) -> Any:
+            images, worse, truth, weights, *others = (replicas.share(one) for one in batch)
+            taught = None if self._teach is None else self._teach(images, others)
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 # Nothing is assigned here: replicas on one machine share the variables.
-                logits, rest = model.stateless_call(values, others, worse, training=True)
+                logits, rest = model.stateless_call(values, fixed, worse, training=True)
                 loss = self._loss(truth, logits, weights, taught)
             none = tf.UnconnectedGradients.ZERO
             gradients = tape.gradient(loss, values, unconnected_gradients=none)
@@ -164,15 +165,16 @@ class Finetuning:
             figures = [tf.reshape(loss, [1]), tf.reshape(tf.reduce_mean(right), [1])]
             flat = [tf.reshape(gradients[place], [-1]) for place in order]
             # Statistics of normalization and the state of dropout, not the frozen layers.
-            moved[:] = [k for k, value in enumerate(rest) if value is not others[k]]
+            moved[:] = [k for k, value in enumerate(rest) if value is not fixed[k]]
             return replicas.mean(tf.concat([*flat, *figures], 0)), [rest[k] for k in moved]
 
         @tf.function(reduce_retracing=True)
-        def step(images: Any, labels: Any, weights: Any, number: Any) -> Any:
+        def step(images: Any, labels: Any, weights: Any, number: Any, *others: Any) -> Any:
             truth = tf.one_hot(labels, classes)
+            others = self._mixed_too(others, number)
             images, truth, weights = self._mixed(images, truth, weights, number)
             now = [[tf.convert_to_tensor(v.value) for v in group] for group in (learned, kept)]
-            batch = (images, self._worse(images, number), truth, weights)
+            batch = (images, self._worse(images, number), truth, weights, *others)
             flat, rest = replicas.run(on_replica, (*now, *batch))
             for place, value in zip(moved, rest, strict=True):
                 kept[place].assign(value)
@@ -193,6 +195,13 @@ class Finetuning:
             return images, truth, weights
         seed = tf.stack([tf.constant(self._configuration.seed % 2**31, tf.int32), number])
         return mix(images, truth, weights, seed, alpha)
+
+    def _mixed_too(self, others: tuple[Any, ...], number: Any) -> tuple[Any, ...]:
+        """Return images in other sizes, mixed as those of the student are."""
+        import tensorflow as tf
+
+        unused = tf.ones(self._configuration.batch_size)
+        return tuple(self._mixed(one, unused, unused, number)[0] for one in others)
 
     def _worse(self, images: Any, number: Any) -> Any:
         """Return the images as the network gets to see them; teachers saw them as they are."""
@@ -243,6 +252,7 @@ class Finetuning:
             augmentation=configuration.augmentation,
             seed=configuration.seed,
             epoch=epoch,
+            others=self._other_images(),
         )
         figures = self._steps(batches, epoch)
         loss = self._validate(epoch, size, figures, started) if self._first else 0.0
@@ -254,6 +264,10 @@ class Finetuning:
             self._keep_best(loss, epoch)
         if self._first:
             self._store(epoch)
+
+    def _other_images(self) -> list[Any]:
+        sizes = () if self._teach is None else self._teach.sizes
+        return [training_set(self._data, self._configuration, size).images for size in sizes]
 
     def _validate(
         self, epoch: int, size: tuple[int, int], figures: dict[str, float], started: float
@@ -275,10 +289,11 @@ class Finetuning:
         sums = np.zeros(2)
         title = f"Epoch {epoch + 1}/{self._configuration.epochs}"
         with progress(title, per_epoch) as advance:
-            for index, (images, labels, weights) in enumerate(batches):
+            for index, (images, labels, weights, *others) in enumerate(batches):
                 number = epoch * per_epoch + index
                 self._optimizer.scale_rates(learning_rate_factor(number, warmup, total))
-                outcome = self._step(images, labels, weights, tf.constant(number, tf.int32))
+                place = tf.constant(number, tf.int32)
+                outcome = self._step(images, labels, weights, place, *others)
                 sums += [float(value) for value in outcome]
                 advance(1, f"loss {sums[0] / (index + 1):.3f}")
         if not np.isfinite(sums[0]):

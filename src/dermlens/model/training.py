@@ -18,7 +18,7 @@ from dermlens.model.bundle_choice import is_bundle
 from dermlens.model.bundle_description import NAME
 from dermlens.model.classifier import build_classifier, stage_start
 from dermlens.model.configuration import StoredRun, TrainingConfiguration
-from dermlens.model.distillation import Teach, load_teachers, teacher_facts
+from dermlens.model.distillation import Teachers, load_teachers, teacher_facts
 from dermlens.model.finetuning import Finetuning
 from dermlens.model.finishing import fit_on_data
 from dermlens.model.head import cached_features, train_head
@@ -135,7 +135,8 @@ def _train(
             "of the whole backbone, or --epochs of at least 1."
         )
     teach = load_teachers(configuration, training_data)
-    training_data.images(configuration.architecture.input_size)
+    for size in (configuration.architecture.input_size, *(teach.sizes if teach else ())):
+        training_data.images(size)
     # All that was given has proved usable; only now does the run get its folder.
     if first:
         _claim(out, configuration, training_data)
@@ -163,7 +164,7 @@ def _two_phases(
     data: TrainingData,
     out: Path,
     history: History,
-    teach: Teach | None,
+    teach: Teachers | None,
     replicas: Replicas | None,
 ) -> tuple[list[np.ndarray], int | None, np.ndarray | None]:
     """Train; return weights, the epoch they are of, and features if the backbone has not changed.
