@@ -139,7 +139,7 @@ def _train(
         training_data.images(size)
     # All that was given has proved usable; only now does the run get its folder.
     if first:
-        _claim(out, configuration, training_data)
+        claim_folder(out, configuration, training_data)
     say(coverage.sentence())
     history = History(out, training_data, keep=resume and first)
     weights, best_epoch, features = _two_phases(
@@ -147,7 +147,7 @@ def _train(
     )
     bundle = None
     if first:
-        bundle = _finish(
+        bundle = finish(
             out, weights, best_epoch, features, coverage, configuration, training_data, history
         )
         say(f"Trained in {duration(time.monotonic() - started)}. Bundle: {out / 'bundle'}")
@@ -229,7 +229,7 @@ def _refuse_other_run(
         )
 
 
-def _claim(out: Path, configuration: TrainingConfiguration, data: TrainingData) -> None:
+def claim_folder(out: Path, configuration: TrainingConfiguration, data: TrainingData) -> None:
     """Make the run's folder unless it is there."""
     path = out / "configuration.json"
     if not path.is_file():
@@ -284,7 +284,7 @@ def _head_phase(
     return features
 
 
-def _finish(
+def finish(
     out: Path,
     weights: list[np.ndarray],
     best_epoch: int | None,
