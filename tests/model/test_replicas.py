@@ -36,9 +36,13 @@ register_tiny_backbone()
 from dermlens.model.replicas import Replicas
 from dermlens.model.training import train_together
 from dermlens.data.degradation import degradation_named
+from dermlens.model.classifier import Architecture
 worse = degradation_named("normal")
+larger = tiny_configuration(epochs=1, architecture=Architecture("tiny", (40, 48)))
+teacher = train_together(Path({data!r}), Path({out!r}) / "teacher", larger, None).path
 how = tiny_configuration(
-    epochs=1, batch_size=8, mixup=0.4, label_smoothing=0.1, degradation=worse
+    epochs=1, batch_size=8, mixup=0.4, label_smoothing=0.1, degradation=worse,
+    teachers=(str(teacher),), teacher_share=0.5,
 )
 weights = []
 for number, devices in enumerate((None, ["CPU:0", "CPU:1"])):
@@ -103,7 +107,10 @@ def script(text: str, **values: object) -> list[str]:
 
 
 def test_replicas_of_one_process_train_as_one_network_does(prepared: Path, tmp_path: Path) -> None:
-    """Normalization, dropout, mixing, what makes images worse and clipping are of the batch."""
+    """Normalization, dropout, mixing, what makes images worse and clipping are of the batch.
+
+    A teacher of another size looks at each replica's share.
+    """
     line = script(TWO_HERE, data=str(prepared), out=str(tmp_path))
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
