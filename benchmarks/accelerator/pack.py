@@ -4,23 +4,30 @@
         --out FOLDER
 
 Writes the pictures of the training and validation split (all 4:3, as HAM10000's are) as AVIF, their
-labels and loss weights, drawn hair, and the weights to start from: about 160 MB. No test image is
-among them. ``train.py`` needs this folder, PyTorch, Pillow and NumPy, and nothing of dermlens.
+labels and loss weights, drawn hair, settings, and the weights to start from: about 160 MB. No test
+image is among them. ``train.py`` needs this folder, PyTorch, Pillow and NumPy, and nothing of
+dermlens.
 """
 
 import argparse
 import io
-import os
+import json
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dermlens.data.degradation import hairs
+from dermlens.data.augmentation import STRONG_AUGMENTATION
+from dermlens.data.degradation import degradation_named, hairs
 from dermlens.errors import DataError
+from dermlens.model.bundle import load_bundle
+from dermlens.model.classifier import Architecture, build_classifier
 from dermlens.model.configuration import HAM10000
 from dermlens.model.training_data import TrainingData, load_training_data, training_set
+from dermlens.model.weights import load_by_name
 from dermlens.progress import say
 
 QUALITY = 72
@@ -37,18 +44,17 @@ def encoded(path: Path) -> bytes:
     return content.getvalue()
 
 
-def stored_weights(path: Path) -> dict[str, np.ndarray]:
-    """Return the weights of a by-name file as they are stored, by ``layer__weight``."""
-    import h5py
+def by_name(model: Any) -> dict[str, np.ndarray]:
+    """Return the weights of a model by ``layer__weight``, kernels in float16."""
+    return {
+        f"{layer.name}__{weight.name}": rounded
+        for layer in model.layers
+        for weight, rounded in zip(layer.weights, map(_stored, layer.get_weights()), strict=True)
+    }
 
-    found = {}
-    with h5py.File(path) as file:
-        root = file.get("model_weights", file)
-        for layer in root.attrs["layer_names"]:
-            for name in root[layer].attrs["weight_names"]:
-                key = os.fsdecode(name).split(":")[0].replace("/", "__")
-                found[key] = np.asarray(root[layer][name])
-    return found
+
+def _stored(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float16) if value.ndim > 1 else value
 
 
 def pack(data: TrainingData, out: Path) -> None:
@@ -69,6 +75,17 @@ def pack(data: TrainingData, out: Path) -> None:
     )
 
 
+def settings() -> dict[str, Any]:
+    """Return what the stages share with ``dermlens train``."""
+    shared = ("weight_decay", "clip_norm", "teacher_temperature")
+    return {
+        "augmentation": asdict(STRONG_AUGMENTATION),
+        "degradation": asdict(degradation_named("strong")),
+        "dropout": HAM10000.architecture.dropout,
+        **{name: getattr(HAM10000, name) for name in shared},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,8 +100,11 @@ def main() -> None:
     pack(load_training_data(options.data, options.extra), options.out)
     opacities, colors = hairs()
     np.savez_compressed(options.out / "hairs.npz", opacities=opacities, colors=colors)
-    np.savez(options.out / "densenet.npz", **stored_weights(options.densenet))
-    np.savez(options.out / "start.npz", **stored_weights(options.start / "weights.h5"))
+    densenet = build_classifier(Architecture("densenet169"), seed=31)
+    load_by_name(densenet, options.densenet)
+    np.savez(options.out / "densenet.npz", **by_name(densenet))
+    np.savez(options.out / "start.npz", **by_name(load_bundle(options.start).model))
+    (options.out / "settings.json").write_text(json.dumps(settings()))
     say(f"Packed: {options.out}")
 
 

@@ -29,19 +29,6 @@ from torch import Tensor
 
 BEGAN = time.monotonic()
 SMALL, LARGE = (192, 256), (240, 320)
-VARIED = {
-    "zoom": 0.35,
-    "stretch": 0.15,
-    "shift": 0.1,
-    "brightness": 0.12,
-    "contrast": 0.3,
-    "saturation": 0.35,
-    "hue": 14.0,
-    "erasing": 0.4,
-    "erased_area": 0.25,
-}
-"""``dermlens train --augmentation strong``, and below ``--degradation strong``."""
-WORSE = {"exposure": 0.3, "temperature": 0.2, "blur": 0.4, "compression": 0.4, "hair": 0.4}
 
 
 @dataclass(frozen=True)
@@ -59,11 +46,7 @@ class Stage:
     fresh_rate: float = 3e-4
     batch_size: int = 128
     mixup: float = 0.2
-    teacher_temperature: float = 2.0
-    weight_decay: float = 0.02
-    clip_norm: float = 1.0
     average_decay: float = 0.992
-    dropout: float = 0.3
 
 
 STAGES = (
@@ -78,9 +61,10 @@ def say(*words: object) -> None:
 
 
 class Data:
-    """Labels and pictures of both sizes, on the accelerator."""
+    """Settings, and labels and pictures of both sizes on the accelerator."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        self.settings = json.loads((folder / "settings.json").read_text())
         with np.load(folder / "index.npz") as index:
             lengths, self.truth = index["lengths"], index["validation_labels"]
             self.labels = torch.tensor(index["labels"], dtype=torch.long, device=device)
@@ -158,7 +142,7 @@ class Training:
             {
                 "params": values,
                 "peak": self.stage.fresh_rate if fresh else self.stage.pretrained_rate,
-                "weight_decay": 0.0 if plain else self.stage.weight_decay,
+                "weight_decay": 0.0 if plain else self.data.settings["weight_decay"],
             }
             for (fresh, plain), values in groups.items()
         ]
@@ -175,12 +159,12 @@ class Training:
         seen = {}
         for size in {self.network.size, *(teacher.size for teacher in self.teachers)}:
             pixels = data.training[size][rows].permute(0, 3, 1, 2).float()
-            seen[size] = mixed(augment(pixels, draws, VARIED), share)
+            seen[size] = mixed(augment(pixels, draws, data.settings["augmentation"]), share)
         classes = self.network.values["logits__bias"].shape[0]
         truth = mixed(functional.one_hot(data.labels[rows], classes).float(), share)
         said = [teacher(seen[teacher.size]) for teacher in self.teachers]
         taught = torch.stack(said).mean(0) if said else None
-        how = WORSE if stage.worse else None
+        how = data.settings["degradation"] if stage.worse else None
         images = degrade(seen[self.network.size], worse, how, data.hairs)
         return images, truth, mixed(data.weights[rows], share), taught
 
@@ -188,7 +172,7 @@ class Training:
         by_labels = (-(truth * functional.log_softmax(logits, 1)).sum(1) * weights).mean()
         if taught is None:
             return by_labels
-        soft, share = self.stage.teacher_temperature, self.stage.teacher_share
+        soft, share = self.data.settings["teacher_temperature"], self.stage.teacher_share
         log_q = functional.log_softmax(taught / soft, 1)
         divergence = (log_q.exp() * (log_q - functional.log_softmax(logits / soft, 1))).sum(1)
         return (1 - share) * by_labels + share * (divergence * weights).mean() * soft**2
@@ -200,14 +184,16 @@ class Training:
             images, truth, weights, taught = self._batch(rows)
             width = self.network.values["logits__kernel"].shape[0]
             kept = torch.rand((len(rows), width), generator=self._draws, device=self.device)
-            keep = (kept >= stage.dropout).float() / (1 - stage.dropout)
+            dropout = self.data.settings["dropout"]
+            keep = (kept >= dropout).float() / (1 - dropout)
         loss = self._loss(self.network(images, keep), truth, weights, taught)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if learn:
             for group in self._optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            torch.nn.utils.clip_grad_norm_(self._learned, stage.clip_norm, foreach=True)
+            clip = self.data.settings["clip_norm"]
+            torch.nn.utils.clip_grad_norm_(self._learned, clip, foreach=True)
             self._optimizer.step()
             share = 1 - min(stage.average_decay, (1 + number) / (10 + number))
             torch._foreach_lerp_(self.average, [v.detach() for v in self._learned], share)
@@ -313,10 +299,6 @@ def main() -> None:
     torch.backends.cudnn.benchmark_limit = 4
     data = Data(options.folder, device)
     weights = {name: read_weights(options.folder / f"{name}.npz") for name in ("densenet", "start")}
-    width, classes = 1664, len(weights["start"]["logits__bias"])
-    limit = np.sqrt(6 / (width + classes))
-    drawn = np.random.default_rng(STAGES[0].seed).uniform(-limit, limit, (width, classes))
-    weights["densenet"] |= {"logits__kernel": drawn, "logits__bias": np.zeros(classes)}
     networks = {"start": Network("resnet50", SMALL, weights["start"], device)}
     networks["start"].fold()
     for stage in STAGES:

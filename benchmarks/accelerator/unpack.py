@@ -1,7 +1,7 @@
 """Make a run of dermlens out of what an accelerator trained: a bundle, calibrated on validation.
 
-    python benchmarks/accelerator/unpack.py DATA --extra EXTRA --trained OUT --stage student \
-        --out RUN
+    python benchmarks/accelerator/unpack.py DATA --extra EXTRA --trained OUT --start BUNDLE \
+        --stage student --out RUN
 """
 
 import argparse
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--extra", type=Path, action="append", default=[])
     parser.add_argument("--trained", type=Path, required=True)
+    parser.add_argument("--start", type=Path, required=True, help="bundle it started from")
     parser.add_argument("--stage", default="student")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -40,12 +41,12 @@ def main() -> None:
             names = [f"{layer.name}__{weight.name}" for weight in layer.weights]
             if names and names[0] in stored:
                 layer.set_weights([stored[name] for name in names])
-    shared = ("epochs", "seed", "batch_size", "mixup", "teacher_share", "teacher_temperature")
-    shared += ("pretrained_rate", "fresh_rate", "weight_decay", "clip_norm", "average_decay")
+    shared = ("epochs", "seed", "batch_size", "mixup", "teacher_share")
+    shared += ("pretrained_rate", "fresh_rate", "average_decay")
     how = replace(
         HAM10000,
         architecture=architecture,
-        weights="start.npz",
+        weights=str(options.start / "weights.h5"),
         precision="mixed_bfloat16",
         head_epochs=0,
         train_from="conv3",

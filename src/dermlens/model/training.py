@@ -230,7 +230,7 @@ def _refuse_other_run(
 
 
 def claim_folder(out: Path, configuration: TrainingConfiguration, data: TrainingData) -> None:
-    """Make the run's folder unless it is there."""
+    """Make the run's folder, with its configuration, unless it is there."""
     path = out / "configuration.json"
     if not path.is_file():
         mine = {"training": asdict(configuration), "data_fingerprint": data.identity}
@@ -294,7 +294,18 @@ def finish(
     data: TrainingData,
     history: History,
 ) -> Bundle:
-    """Build the float32 model, calibrate it on validation and save the bundle."""
+    """Build the float32 model, calibrate it on validation and save the bundle in ``out/bundle``.
+
+    Args:
+        out: Folder of the run, as ``claim_folder`` makes it.
+        weights: Of the network, in Keras' order.
+        best_epoch: Which epoch they are of, from 1; None if only the last layer was trained.
+        features: Of all images, float32 (N, channels), if the backbone has not changed.
+        coverage: What was pretrained at the start.
+        configuration: How it was trained.
+        data: On what.
+        history: Its epochs.
+    """
     architecture = configuration.architecture
     model = build_classifier(architecture, seed=configuration.seed)
     set_weights(model, weights)
