@@ -10,9 +10,10 @@ is what the last layer adds up to the logit, cell by cell, its positive part (th
 map of Zhou et al. 2016, which is Grad-CAM for such a network). With a share of 0 the run is that of
 ``dermlens train``, batch for batch. Writes RUN/bundle; a killed run goes on with the same command.
 
-Then tells how much of the evidence for the most probable class lies inside on validation images:
-for the network it started from, the trained one and other bundles, with differences to the first
-(intervals of 95 % over lesions).
+Then tells how much of the evidence for the most probable class lies inside on validation images,
+and whether answers rest less on the surroundings (which become plain skin) or on the lesion (which
+is filled in): for the network it started from, the trained one and other bundles, with differences
+to the first (intervals of 95 % over lesions).
 """
 
 import argparse
@@ -27,6 +28,7 @@ from dermlens.api import explain
 from dermlens.data.augmentation import STRONG_AUGMENTATION
 from dermlens.data.degradation import degradation_named
 from dermlens.data.images import load_mask
+from dermlens.lesion.shortcuts import ABLATIONS, ablate
 from dermlens.model import training
 from dermlens.model.bundle import load_bundle
 from dermlens.model.configuration import HAM10000, TrainingConfiguration
@@ -38,7 +40,14 @@ from dermlens.report.html import markdown_table
 
 SIZE = (96, 128)
 """Of the outlines, which are compared with maps of 6 times 8 cells."""
-LOCATED = ("relevance mass", "pixel AUC", "pointing game")
+LOCATED = (
+    "relevance mass",
+    "pixel AUC",
+    "pointing game",
+    *(f"{what}, {name.replace('_', ' ')}" for name in ABLATIONS for what in ("same", "moved")),
+)
+"""Of Grad-CAM on the lesion; with lesion or surroundings gone, how many answers stay the same and
+what part of the probability moves to other diagnoses."""
 TOUCHED = 0.25
 """Of a cell: from here on evidence in it counts as inside, for a cell sees far beyond itself."""
 
@@ -148,22 +157,48 @@ def configuration(
     )
 
 
-def located(bundle: Path, data: TrainingData) -> np.ndarray:
-    """Return where Grad-CAM lies on validation images, float64 (N, 3), as LOCATED tells."""
+def located(bundle: Path, data: TrainingData, pictures: dict[str, np.ndarray]) -> np.ndarray:
+    """Return where Grad-CAM lies and what answers rest on, float64 (N, 7), as LOCATED tells.
+
+    Args:
+        bundle: The network.
+        data: What it was trained on.
+        pictures: Validation images as they are (""), and after each of ``ABLATIONS``.
+    """
     loaded = load_bundle(bundle)
-    rows = data.rows["validation"]
-    images = data.images(loaded.input_size)[rows]
-    maps = explain(loaded, images)["grad_cam"].maps
-    paths = data.table.mask_path.iloc[rows]
-    masks = np.stack([load_mask(data.folder / path, loaded.input_size) for path in paths])
-    found = (relevance_mass(maps, masks), pixel_auc(maps, masks), pointing_game(maps, masks))
+    maps = explain(loaded, pictures[""])["grad_cam"].maps
+    masks = outlines(data)
+    found = [relevance_mass(maps, masks), pixel_auc(maps, masks), pointing_game(maps, masks)]
+    said = {name: loaded.probabilities(loaded.logits(images)) for name, images in pictures.items()}
+    answers = said[""].argmax(axis=1)
+    for name in ABLATIONS:
+        found.append((said[name].argmax(axis=1) == answers).astype(float))
+        found.append(np.abs(said[name] - said[""]).sum(axis=1) / 2)
     return np.stack(found, axis=1)
 
 
+def outlines(data: TrainingData) -> np.ndarray:
+    """Return outlines of validation images, bool (N, H, W)."""
+    paths = data.table.mask_path.iloc[data.rows["validation"]]
+    size = HAM10000.architecture.input_size
+    return np.stack([load_mask(data.folder / path, size) for path in paths])
+
+
+def ablated(data: TrainingData) -> dict[str, np.ndarray]:
+    """Return validation images as they are and after each of ``ABLATIONS``, float32."""
+    images = data.images(HAM10000.architecture.input_size)[data.rows["validation"]]
+    pictures = {"": images.astype(np.float32)}
+    for name in ABLATIONS:
+        both = zip(images, outlines(data), strict=True)
+        pictures[name] = np.stack([ablate(image, mask, name).image for image, mask in both])
+    return pictures
+
+
 def locations(bundles: dict[str, Path], data: TrainingData) -> str:
-    """Return a Markdown table of where Grad-CAM lies, differences to the first bundle."""
+    """Return a Markdown table of where evidence lies, differences to the first bundle."""
     lesions = data.table.lesion_id.iloc[data.rows["validation"]].to_numpy()
-    found = {name: located(path, data) for name, path in bundles.items()}
+    pictures = ablated(data)
+    found = {name: located(path, data, pictures) for name, path in bundles.items()}
     first = next(iter(found.values()))
     rows = []
     for name, values in found.items():
