@@ -2,6 +2,7 @@
 
     python benchmarks/outline_supervision.py DATA --extra EXTRA --start BUNDLE --out RUN
         [--share 0.3] [--rate 1.5e-4] [--epochs 8] [--early-epochs 4] [--bundle NAME=PATH ...]
+        [--reference NAME]
 
 Trains the network of BUNDLE again, taught by itself, with worse photographs and more images, as
 ``dermlens train`` does with the options that docs/results.md tells; but to the loss is added, times
@@ -12,8 +13,8 @@ map of Zhou et al. 2016, which is Grad-CAM for such a network). With a share of 
 
 Then tells how much of the evidence for the most probable class lies inside on validation images,
 and whether answers rest less on the surroundings (which become plain skin) or on the lesion (which
-is filled in): for the network it started from, the trained one and other bundles, with differences
-to the first (intervals of 95 % over lesions).
+is filled in): for the network it started from ("start"), the trained one and other bundles, with
+differences to one of them (intervals of 95 % over lesions).
 """
 
 import argparse
@@ -194,17 +195,16 @@ def ablated(data: TrainingData) -> dict[str, np.ndarray]:
     return pictures
 
 
-def locations(bundles: dict[str, Path], data: TrainingData) -> str:
-    """Return a Markdown table of where evidence lies, differences to the first bundle."""
+def locations(bundles: dict[str, Path], data: TrainingData, reference: str) -> str:
+    """Return a Markdown table of where evidence lies, differences to the bundle of that name."""
     lesions = data.table.lesion_id.iloc[data.rows["validation"]].to_numpy()
     pictures = ablated(data)
     found = {name: located(path, data, pictures) for name, path in bundles.items()}
-    first = next(iter(found.values()))
     rows = []
     for name, values in found.items():
         cells = [f"{mean:.3f}" for mean in np.nanmean(values, axis=0)]
-        if values is not first:
-            between = cluster_intervals(values - first, lesions)
+        if name != reference:
+            between = cluster_intervals(values - found[reference], lesions)
             cells = [
                 f"{cell} ({one.low:+.3f} to {one.high:+.3f})"
                 for cell, one in zip(cells, between, strict=True)
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--early-epochs", type=int, default=4, help="of small images")
     parser.add_argument("--bundle", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--reference", default="start", metavar="NAME")
     options = parser.parse_args()
     InsideTheOutline.share = options.share
     training.Finetuning = InsideTheOutline  # type: ignore[misc]
@@ -234,7 +235,7 @@ def main() -> None:
     training.train(options.data, options.out, how, extra=options.extra, resume=resume)
     bundles = {"start": options.start, "trained": options.out / "bundle"}
     bundles |= {name: Path(path) for name, path in (one.split("=", 1) for one in options.bundle)}
-    print(locations(bundles, load_training_data(options.data)))
+    print(locations(bundles, load_training_data(options.data), options.reference))
 
 
 if __name__ == "__main__":
