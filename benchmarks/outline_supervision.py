@@ -8,8 +8,8 @@ Trains the network of BUNDLE again, taught by itself, with worse photographs and
 ``dermlens train`` does with the options that docs/results.md tells; but to the loss is added, times
 SHARE, the part of the evidence for the diagnosis that lies outside the lesion's outline. Evidence
 is what the last layer adds up to the logit, cell by cell, its positive part (the class activation
-map of Zhou et al. 2016, which is Grad-CAM for such a network). With a share of 0 the run is that of
-``dermlens train``, batch for batch. Writes RUN/bundle; a killed run goes on with the same command.
+map of Zhou et al. 2016, which is Grad-CAM for such a network). With a share of 0 the loss is that
+of ``dermlens train``. Writes RUN/bundle; a killed run goes on with the same command.
 
 Then tells how much of the evidence for the most probable class lies inside on validation images,
 and whether answers rest less on the surroundings (which become plain skin) or on the lesion (which
@@ -158,17 +158,16 @@ def configuration(
     )
 
 
-def located(bundle: Path, data: TrainingData, pictures: dict[str, np.ndarray]) -> np.ndarray:
+def located(bundle: Path, pictures: dict[str, np.ndarray], masks: np.ndarray) -> np.ndarray:
     """Return where Grad-CAM lies and what answers rest on, float64 (N, 7), as LOCATED tells.
 
     Args:
         bundle: The network.
-        data: What it was trained on.
-        pictures: Validation images as they are (""), and after each of ``ABLATIONS``.
+        pictures: Images as they are (""), and after each of ``ABLATIONS``.
+        masks: Their outlines, bool (N, H, W).
     """
     loaded = load_bundle(bundle)
     maps = explain(loaded, pictures[""])["grad_cam"].maps
-    masks = outlines(data)
     found = [relevance_mass(maps, masks), pixel_auc(maps, masks), pointing_game(maps, masks)]
     said = {name: loaded.probabilities(loaded.logits(images)) for name, images in pictures.items()}
     answers = said[""].argmax(axis=1)
@@ -185,21 +184,22 @@ def outlines(data: TrainingData) -> np.ndarray:
     return np.stack([load_mask(data.folder / path, size) for path in paths])
 
 
-def ablated(data: TrainingData) -> dict[str, np.ndarray]:
+def ablated(data: TrainingData, masks: np.ndarray) -> dict[str, np.ndarray]:
     """Return validation images as they are and after each of ``ABLATIONS``, float32."""
     images = data.images(HAM10000.architecture.input_size)[data.rows["validation"]]
     pictures = {"": images.astype(np.float32)}
     for name in ABLATIONS:
-        both = zip(images, outlines(data), strict=True)
-        pictures[name] = np.stack([ablate(image, mask, name).image for image, mask in both])
+        pairs = zip(images, masks, strict=True)
+        pictures[name] = np.stack([ablate(image, mask, name).image for image, mask in pairs])
     return pictures
 
 
 def locations(bundles: dict[str, Path], data: TrainingData, reference: str) -> str:
     """Return a Markdown table of where evidence lies, differences to the bundle of that name."""
     lesions = data.table.lesion_id.iloc[data.rows["validation"]].to_numpy()
-    pictures = ablated(data)
-    found = {name: located(path, data, pictures) for name, path in bundles.items()}
+    masks = outlines(data)
+    pictures = ablated(data, masks)
+    found = {name: located(path, pictures, masks) for name, path in bundles.items()}
     rows = []
     for name, values in found.items():
         cells = [f"{mean:.3f}" for mean in np.nanmean(values, axis=0)]
